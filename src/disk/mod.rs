@@ -1,0 +1,3 @@
+//! The file-system seam: a contract, the operating system's files, and a simulated disk for tests.
+
+pub mod contract;

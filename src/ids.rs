@@ -1,0 +1,244 @@
+//! The crate's names for places and tenures: sequence numbers, epochs, identities, keys.
+//!
+//! These are plain values. Whoever holds one may copy and compare it; nothing here does I/O.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind};
+
+/// The longest namespace name, in bytes.
+pub const NAMESPACE_BYTES_MAX: usize = 255;
+/// The longest stored key, namespace and separator included, in bytes.
+pub const KEY_BYTES_MAX: usize = 32 * 1024;
+/// The largest encoded value, in bytes.
+pub const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How much of a key an error or a log line may show, in bytes.
+const KEY_SHOWN_BYTES_MAX: usize = 48;
+const SEPARATOR: u8 = 0;
+
+/// A record's place in a layer's one order, and the version of the value that it wrote.
+///
+/// Zero stands for "before the first write". A number is never used twice.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+pub struct Seq(pub u64);
+
+impl Seq {
+    /// The place before the first write.
+    pub const ZERO: Seq = Seq(0);
+
+    /// The next place. Eight bytes of sequence numbers do not run out: a billion a second last 584 years.
+    #[must_use]
+    pub fn next(self) -> Seq {
+        Seq(self.0.saturating_add(1))
+    }
+
+    /// The place `count` further on.
+    #[must_use]
+    pub fn plus(self, count: u64) -> Seq {
+        Seq(self.0.saturating_add(count))
+    }
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// One tenure of a store's owner. A store refuses what an older epoch sends.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+pub struct Epoch(pub u64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A journal's identity, drawn at random when it is created.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct JournalId(pub [u8; 16]);
+
+impl fmt::Display for JournalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for JournalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A namespace's name: segments of `a-z A-Z 0-9 _ . -`, joined by `/`, none of them `.` or `..`.
+///
+/// A value of this type cannot hold a bad name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamespaceName(Box<str>);
+
+impl NamespaceName {
+    /// Checks `name` and wraps it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidName`] if it is empty, longer than [`NAMESPACE_BYTES_MAX`], or has a segment that
+    /// is empty, `.`, `..`, or holds another character.
+    pub fn parse(name: &str) -> Result<NamespaceName, Error> {
+        let refuse = |why: &str| {
+            let shown = escape_prefix(name.as_bytes());
+            Err(Error::new(ErrorKind::InvalidName, format!("namespace name \"{shown}\": {why}")))
+        };
+        if name.len() > NAMESPACE_BYTES_MAX {
+            return refuse("longer than 255 bytes");
+        }
+        for segment in name.split('/') {
+            if segment.is_empty() {
+                return refuse("a segment is empty");
+            }
+            if segment == "." || segment == ".." {
+                return refuse("a segment is a relative path");
+            }
+            let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+            if !segment.chars().all(allowed) {
+                return refuse("only a-z A-Z 0-9 _ . - and the separator / are allowed");
+            }
+        }
+        Ok(NamespaceName(name.into()))
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for NamespaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A stored key: the namespace's name, a zero byte, and the encoded key, in one cheaply cloned buffer.
+///
+/// Keys of one namespace lie next to each other in byte order, so a store can scan a namespace by prefix.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(Bytes);
+
+impl Key {
+    /// Joins a namespace and an encoded key.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] if the whole is longer than [`KEY_BYTES_MAX`].
+    pub fn new(namespace: &NamespaceName, key: &[u8]) -> Result<Key, Error> {
+        let mut joined = Vec::with_capacity(namespace.as_str().len() + 1 + key.len());
+        Key::write_prefix(namespace, &mut joined);
+        joined.extend_from_slice(key);
+        Key::from_bytes(Bytes::from(joined))
+    }
+
+    /// Appends what every key of `namespace` starts with.
+    pub fn write_prefix(namespace: &NamespaceName, out: &mut Vec<u8>) {
+        out.extend_from_slice(namespace.as_str().as_bytes());
+        out.push(SEPARATOR);
+    }
+
+    /// Wraps bytes that were a key before, checking their form.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] or [`ErrorKind::InvalidName`] if they cannot be a key.
+    pub fn from_bytes(bytes: Bytes) -> Result<Key, Error> {
+        if bytes.len() > KEY_BYTES_MAX {
+            let context = format!("a key of {} bytes; the limit is {KEY_BYTES_MAX}", bytes.len());
+            return Err(Error::new(ErrorKind::TooLarge, context));
+        }
+        if !bytes.contains(&SEPARATOR) {
+            let shown = escape_prefix(&bytes);
+            return Err(Error::new(ErrorKind::InvalidName, format!("key \"{shown}\" names no namespace")));
+        }
+        Ok(Key(bytes))
+    }
+
+    /// The whole key, as a store keeps it.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The namespace's name. Empty only if the bytes were not UTF-8, which no name is.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        let end = self.0.iter().position(|&byte| byte == SEPARATOR).unwrap_or(0);
+        self.0.get(..end).and_then(|name| std::str::from_utf8(name).ok()).unwrap_or("")
+    }
+
+    /// The encoded key within its namespace.
+    #[must_use]
+    pub fn key(&self) -> &[u8] {
+        let start = self.0.iter().position(|&byte| byte == SEPARATOR).map_or(0, |at| at + 1);
+        self.0.get(start..).unwrap_or(&[])
+    }
+
+    /// The same key in a buffer of its own, so that it does not keep a larger one alive.
+    #[must_use]
+    pub fn detached(&self) -> Key {
+        Key(Bytes::copy_from_slice(&self.0))
+    }
+}
+
+impl fmt::Display for Key {
+    /// A bounded, escaped prefix: a key may be personal data, and it may be 32 KiB.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace(), escape_prefix(self.key()))
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
+
+/// At most [`KEY_SHOWN_BYTES_MAX`] bytes of `bytes`, printable, and marked where it was cut.
+fn escape_prefix(bytes: &[u8]) -> String {
+    let shown = bytes.get(..KEY_SHOWN_BYTES_MAX).unwrap_or(bytes);
+    let mut text = shown.escape_ascii().to_string();
+    if shown.len() < bytes.len() {
+        text.push_str("...");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_leave_its_directory() {
+        for bad in ["", "/", "a/", "/a", "a//b", ".", "..", "a/../b", "a b", "a\0b", "ä", "a\\b"] {
+            let error = NamespaceName::parse(bad).expect_err(bad);
+            assert_eq!(error.kind(), ErrorKind::InvalidName, "{bad}");
+        }
+        assert!(NamespaceName::parse(&"n".repeat(256)).is_err());
+        assert_eq!(NamespaceName::parse("products/eu-1.b_2").unwrap().as_str(), "products/eu-1.b_2");
+    }
+
+    #[test]
+    fn a_key_shows_only_a_bounded_escaped_prefix() {
+        let name = NamespaceName::parse("users").unwrap();
+        let key = Key::new(&name, &[b'x', b'\n', 0].repeat(100)).unwrap();
+        let shown = key.to_string();
+        assert!(shown.starts_with("users/x\\n\\x00x"), "{shown}");
+        assert!(shown.ends_with("...") && shown.len() < 250 && !shown.contains('\n'), "{shown}");
+        assert_eq!(key.namespace(), "users");
+        assert_eq!(key.key().len(), 300);
+        assert!(Key::new(&name, &vec![0; KEY_BYTES_MAX]).is_err());
+    }
+}

@@ -1,0 +1,3 @@
+//! Systems of record: the contract, and the stores that the crate brings along.
+
+pub mod contract;
