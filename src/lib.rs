@@ -5,4 +5,5 @@
 pub mod disk;
 pub mod error;
 pub mod ids;
+pub mod journal;
 pub mod store;

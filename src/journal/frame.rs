@@ -1,0 +1,356 @@
+//! The frame: one atomic batch of records with its checksums, on disk and in memory.
+//!
+//! A body and its checksum are made by whoever writes, outside any lock; the header is made by the one
+//! appender, who alone knows the frame's place. Bytes from a disk are never trusted: a length is used only after
+//! the header's checksum, the cap and the bytes that remain have been checked. Does no I/O.
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Seq;
+
+/// The largest body of a frame, in bytes.
+pub const FRAME_BODY_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+pub(crate) const FRAME_HEADER_BYTES: u64 = 56;
+/// Frames start at multiples of this, so a search for headers need not try every byte.
+pub(crate) const FRAME_ALIGN_BYTES: u64 = 8;
+/// Where the nonce lies within a header.
+pub(crate) const FRAME_NONCE_AT: u64 = 32;
+
+const RECORD_LENGTH_BYTES: usize = 4;
+
+/// Where a frame lies. Valid until the segment is trimmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Location {
+    /// The segment's number.
+    pub segment: u64,
+    /// The frame's first byte within the segment's file.
+    pub offset: u64,
+}
+
+/// A frame's header, without meaning given to it yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FrameHeader {
+    pub(crate) body_len: u32,
+    pub(crate) body_crc: u32,
+    pub(crate) count: u32,
+    pub(crate) first: Seq,
+    pub(crate) prev: Seq,
+    pub(crate) nonce: u64,
+    pub(crate) synced_offset: u64,
+}
+
+impl FrameHeader {
+    /// Appends the encoded header and returns its checksum.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) -> u32 {
+        let mut fields = [0_u8; FRAME_HEADER_BYTES as usize - 4];
+        let mut rest = fields.as_mut_slice();
+        put(&mut rest, &self.body_len.to_le_bytes());
+        put(&mut rest, &self.body_crc.to_le_bytes());
+        put(&mut rest, &self.count.to_le_bytes());
+        put(&mut rest, &self.first.0.to_le_bytes());
+        put(&mut rest, &self.prev.0.to_le_bytes());
+        put(&mut rest, &self.nonce.to_le_bytes());
+        put(&mut rest, &self.synced_offset.to_le_bytes());
+        let crc = crc32c::crc32c(&fields);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out.extend_from_slice(&fields);
+        crc
+    }
+
+    /// The header and its checksum, or nothing if `bytes` do not start with a sound one.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<(FrameHeader, u32)> {
+        let (crc, fields) = bytes.get(..FRAME_HEADER_BYTES as usize)?.split_first_chunk::<4>()?;
+        let crc = u32::from_le_bytes(*crc);
+        if crc32c::crc32c(fields) != crc {
+            return None;
+        }
+        let mut rest = fields;
+        let header = FrameHeader {
+            body_len: take_u32(&mut rest)?,
+            body_crc: take_u32(&mut rest)?,
+            count: take_u32(&mut rest)?,
+            first: Seq(take_u64(&mut rest)?),
+            prev: Seq(take_u64(&mut rest)?),
+            nonce: take_u64(&mut rest)?,
+            synced_offset: take_u64(&mut rest)?,
+        };
+        // A later format would say so in the segment's header; here the reserved field is zero or wrong.
+        (take_u64(&mut rest)? == 0).then_some((header, crc))
+    }
+
+    /// The last sequence number, or the one before a promise frame, which has none of its own.
+    pub(crate) fn last(&self) -> Seq {
+        Seq(self.first.0.saturating_add(u64::from(self.count)).saturating_sub(1))
+    }
+
+    /// Header, body and padding.
+    pub(crate) fn bytes_on_disk(&self) -> u64 {
+        FRAME_HEADER_BYTES + u64::from(self.body_len).next_multiple_of(FRAME_ALIGN_BYTES)
+    }
+
+    /// Whether a frame with a sound checksum can follow a frame that ended with `prev`; if not, why.
+    pub(crate) fn follows(&self, prev: Seq) -> Result<(), String> {
+        if self.prev != prev {
+            return Err(format!("follows record {}, but the frame before it ends with {prev}", self.prev));
+        }
+        if self.first <= self.prev {
+            return Err(format!("starts with record {}, which is not after {prev}", self.first));
+        }
+        if u64::from(self.body_len) > FRAME_BODY_BYTES_MAX {
+            return Err(format!("claims a body of {} bytes", self.body_len));
+        }
+        if self.count == 0 && (self.body_len != 0 || self.first != prev.next()) {
+            return Err("claims to hold no records, but has a body or a place".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// An encoded batch of records with its checksum, ready to be given a place. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct FrameBody {
+    /// With the padding that follows it on disk, so that it can be written as it is.
+    padded: Bytes,
+    len: u32,
+    crc: u32,
+    count: u32,
+}
+
+impl FrameBody {
+    /// The records in order, as slices of one shared buffer.
+    pub fn records(&self) -> impl Iterator<Item = Bytes> + use<> {
+        Records(self.padded.slice(..self.len as usize))
+    }
+
+    /// How many records, and so how many sequence numbers.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// What the frame takes on disk, header and padding included, in bytes.
+    #[must_use]
+    pub fn len_on_disk(&self) -> u64 {
+        FRAME_HEADER_BYTES + self.padded.len() as u64
+    }
+
+    pub(crate) fn padded(&self) -> &[u8] {
+        &self.padded
+    }
+
+    pub(crate) fn header(&self, first: Seq, prev: Seq, nonce: u64, synced_offset: u64) -> FrameHeader {
+        FrameHeader {
+            body_len: self.len,
+            body_crc: self.crc,
+            count: self.count,
+            first,
+            prev,
+            nonce,
+            synced_offset,
+        }
+    }
+}
+
+/// Encodes records into one [`FrameBody`].
+#[derive(Debug, Default)]
+pub struct FrameBuilder {
+    bytes: Vec<u8>,
+    count: u32,
+}
+
+impl FrameBuilder {
+    /// An empty builder.
+    #[must_use]
+    pub fn new() -> FrameBuilder {
+        FrameBuilder::default()
+    }
+
+    /// An empty builder with room for `bytes` bytes of records, four bytes for each record included.
+    #[must_use]
+    pub fn with_capacity(bytes: usize) -> FrameBuilder {
+        FrameBuilder { bytes: Vec::with_capacity(bytes + FRAME_ALIGN_BYTES as usize), count: 0 }
+    }
+
+    /// Adds one record, given in parts that are joined.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] if the body would exceed [`FRAME_BODY_BYTES_MAX`]; the builder is unchanged.
+    pub fn push(&mut self, parts: &[&[u8]]) -> Result<()> {
+        let record = parts.iter().fold(0_u64, |sum, part| sum.saturating_add(part.len() as u64));
+        let whole = record.saturating_add((self.bytes.len() + RECORD_LENGTH_BYTES) as u64);
+        if whole > FRAME_BODY_BYTES_MAX {
+            let context = format!("a batch of {whole} bytes; the limit is {FRAME_BODY_BYTES_MAX}");
+            return Err(Error::new(ErrorKind::TooLarge, context));
+        }
+        let length = u32::try_from(record).expect("it is below the cap of 256 MiB");
+        self.bytes.extend_from_slice(&length.to_le_bytes());
+        for part in parts {
+            self.bytes.extend_from_slice(part);
+        }
+        // Every record takes four bytes at least, so the cap of a body also bounds their number.
+        self.count += 1;
+        Ok(())
+    }
+
+    /// The finished body. Its checksum is computed here, on the caller's thread.
+    #[must_use]
+    pub fn finish(mut self) -> FrameBody {
+        let len = u32::try_from(self.bytes.len()).expect("push keeps it below the cap of 256 MiB");
+        let crc = crc32c::crc32c(&self.bytes);
+        self.bytes.resize(self.bytes.len().next_multiple_of(FRAME_ALIGN_BYTES as usize), 0);
+        FrameBody { padded: Bytes::from(self.bytes), len, crc, count: self.count }
+    }
+}
+
+/// A frame that was read back, its checksums verified.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Its first record's sequence number.
+    pub first: Seq,
+    /// How many records it holds.
+    pub count: u32,
+    /// The last journaled sequence number before it. In a reader's first frame: if it lies beyond what the
+    /// reader was to start after, the records between were trimmed before they could be read.
+    pub prev: Seq,
+    /// Where it lies.
+    pub location: Location,
+    body: Bytes,
+}
+
+impl Frame {
+    /// Its last record's sequence number.
+    #[must_use]
+    pub fn last(&self) -> Seq {
+        Seq(self.first.0.saturating_add(u64::from(self.count)).saturating_sub(1))
+    }
+
+    /// The records in order, as slices of one shared buffer: keeping one keeps the buffer.
+    pub fn records(&self) -> impl Iterator<Item = Bytes> + use<> {
+        Records(self.body.clone())
+    }
+
+    /// A frame from a header that was checked and the body it names; if the body is not what the header says, why.
+    pub(crate) fn verified(
+        header: &FrameHeader,
+        location: Location,
+        body: Bytes,
+    ) -> Result<Frame, &'static str> {
+        if crc32c::crc32c(&body) != header.body_crc {
+            return Err("has a body that fails its checksum");
+        }
+        let mut rest: &[u8] = &body;
+        for _ in 0..header.count {
+            let record = take_u32(&mut rest).and_then(|length| rest.get(length as usize..));
+            rest = record.ok_or("has a body with fewer records than its header says")?;
+        }
+        if !rest.is_empty() {
+            return Err("has a body with more bytes than its records");
+        }
+        Ok(Frame { first: header.first, count: header.count, prev: header.prev, location, body })
+    }
+}
+
+/// Walks a body whose lengths are known to be right: it was built here or came through [`Frame::verified`].
+struct Records(Bytes);
+
+impl Iterator for Records {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let mut rest: &[u8] = &self.0;
+        let length = take_u32(&mut rest)? as usize;
+        if rest.len() < length {
+            return None;
+        }
+        let record = self.0.slice(RECORD_LENGTH_BYTES..RECORD_LENGTH_BYTES + length);
+        self.0 = self.0.slice(RECORD_LENGTH_BYTES + length..);
+        Some(record)
+    }
+}
+
+/// Copies `field` to the front of `out` and moves past it.
+pub(crate) fn put(out: &mut &mut [u8], field: &[u8]) {
+    let (place, rest) = std::mem::take(out)
+        .split_at_mut_checked(field.len())
+        .expect("the layout's fields fit its fixed size");
+    place.copy_from_slice(field);
+    *out = rest;
+}
+
+pub(crate) fn take_u32(from: &mut &[u8]) -> Option<u32> {
+    let (field, rest) = from.split_first_chunk()?;
+    *from = rest;
+    Some(u32::from_le_bytes(*field))
+}
+
+pub(crate) fn take_u64(from: &mut &[u8]) -> Option<u64> {
+    let (field, rest) = from.split_first_chunk()?;
+    *from = rest;
+    Some(u64::from_le_bytes(*field))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_has_the_documented_bytes() {
+        let header = FrameHeader {
+            body_len: 1,
+            body_crc: 2,
+            count: 3,
+            first: Seq(4),
+            prev: Seq(5),
+            nonce: 6,
+            synced_offset: 7,
+        };
+        let mut out = Vec::new();
+        let crc = header.encode(&mut out);
+        assert_eq!(out.len() as u64, FRAME_HEADER_BYTES);
+        assert_eq!(out[..4], crc.to_le_bytes());
+        for (at, value) in
+            [(4, 1_u8), (8, 2), (12, 3), (16, 4), (24, 5), (FRAME_NONCE_AT as usize, 6), (40, 7)]
+        {
+            assert_eq!(out[at], value);
+        }
+        assert_eq!(FrameHeader::decode(&out), Some((header, crc)));
+        for at in 0..out.len() {
+            out[at] ^= 1;
+            assert_eq!(FrameHeader::decode(&out), None, "a flip at {at}");
+            out[at] ^= 1;
+        }
+    }
+
+    #[test]
+    fn a_body_gives_back_its_records_and_lies_are_told() {
+        let mut builder = FrameBuilder::new();
+        builder.push(&[b"ab", b"", b"c"]).unwrap();
+        builder.push(&[]).unwrap();
+        let body = builder.finish();
+        assert_eq!(body.count(), 2);
+        assert_eq!(body.len_on_disk(), FRAME_HEADER_BYTES + 16);
+        assert_eq!(body.records().collect::<Vec<_>>(), [Bytes::from("abc"), Bytes::new()]);
+
+        let location = Location { segment: 1, offset: 0 };
+        let header = body.header(Seq(1), Seq(0), 0, 0);
+        let bytes = body.padded.slice(..body.len as usize);
+        assert!(Frame::verified(&header, location, bytes.clone()).is_ok());
+        for count in [0, 1, 3, u32::MAX] {
+            let lie = FrameHeader { count, ..header };
+            assert!(Frame::verified(&lie, location, bytes.clone()).is_err(), "{count} records");
+        }
+        let empty = FrameBuilder::with_capacity(9).finish();
+        assert_eq!((empty.count(), empty.records().count()), (0, 0));
+    }
+
+    #[test]
+    fn a_body_over_the_cap_is_refused_and_leaves_the_builder_as_it_was() {
+        let mut builder = FrameBuilder::new();
+        let part = vec![0; 1024 * 1024];
+        let error = builder.push(&vec![part.as_slice(); 256]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        assert_eq!(builder.finish().count(), 0);
+    }
+}

@@ -1,0 +1,284 @@
+//! The pool of spares: files made ready ahead of their use as segments.
+//!
+//! Guarantees that a file in the pool is whole (zero-filled if so configured) and durable under its own name,
+//! and that a file which gives up its segment's name has done so durably before its content changes. The thread
+//! that prepares the next spare never holds the lock while it writes, and ends when the pool is stopped.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::disk::contract::{Disk, DiskFile};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::JournalId;
+use crate::journal::options::JournalOptions;
+use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, Segment, SegmentHeader, cannot, segment_name};
+
+const ZERO_CHUNK_BYTES: u64 = 1024 * 1024;
+
+pub(crate) struct Pool {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    options: JournalOptions,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    ready: Vec<Spare>,
+    next_number: u64,
+    /// Somebody took a spare since the last attempt to make one.
+    wanted: bool,
+    making: bool,
+    stopping: bool,
+}
+
+struct Spare {
+    path: PathBuf,
+    bytes: u64,
+}
+
+/// A file that belongs to whoever took it, to be written and renamed.
+struct Taken {
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+}
+
+impl Pool {
+    /// A pool that starts with the files `spares` of `dir`, named by number. Files that these options cannot use
+    /// are removed.
+    pub(crate) fn adopt(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        options: JournalOptions,
+        spares: &[u64],
+    ) -> Result<Pool> {
+        let mut ready = Vec::new();
+        for &number in spares {
+            let path = dir.join(spare_name(number));
+            let bytes = disk.open(&path).and_then(|file| file.len()).map_err(|e| cannot("open", &path, e))?;
+            let whole =
+                bytes == options.segment_bytes || (!options.zero_fill && bytes < options.segment_bytes);
+            if options.recycle && whole && ready.len() < options.spares_max {
+                ready.push(Spare { path, bytes });
+            } else {
+                disk.remove(&path).map_err(|error| cannot("remove", &path, error))?;
+            }
+        }
+        let next_number = spares.iter().max().map_or(1, |number| number.saturating_add(1));
+        let state = State { ready, next_number, wanted: true, making: false, stopping: false };
+        Ok(Pool { disk, dir, options, state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    /// Starts the thread that keeps one spare ready; none if there is nothing for it to do.
+    pub(crate) fn start(self: &Arc<Self>) -> Result<Option<JoinHandle<()>>> {
+        if !self.options.zero_fill || self.options.spares_max == 0 {
+            return Ok(None);
+        }
+        let pool = Arc::clone(self);
+        let thread = std::thread::Builder::new().name("forebay-spare".to_owned());
+        let started = thread.spawn(move || pool.keep_one_ready());
+        started.map(Some).map_err(|error| Error::io("cannot start the thread that prepares segments", error))
+    }
+
+    /// Asks the thread to end; it does so within one chunk's write.
+    pub(crate) fn stop(&self) {
+        self.state().stopping = true;
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn bytes_on_disk(&self) -> u64 {
+        self.state().ready.iter().map(|spare| spare.bytes).sum()
+    }
+
+    /// A file for a segment of `capacity` bytes: a spare if there is one, else made now.
+    ///
+    /// # Errors
+    /// `DiskFull` or `Io`; then no file is left behind, or the sentence says so.
+    fn take(&self, capacity: u64) -> Result<Taken> {
+        if capacity != self.options.segment_bytes {
+            // A segment of its own size is written once and never again: zeros in it would only cost.
+            return self.make(0, &|| false);
+        }
+        let mut state = self.state();
+        while state.ready.is_empty() && state.making {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let spare = state.ready.pop();
+        drop(state);
+        let taken = match spare {
+            Some(Spare { path, .. }) => {
+                let file = self.disk.open(&path).map_err(|error| cannot("open", &path, error))?;
+                Taken { path, file }
+            }
+            None => self.make(if self.options.zero_fill { capacity } else { 0 }, &|| false)?,
+        };
+        self.state().wanted = true;
+        self.changed.notify_all();
+        Ok(taken)
+    }
+
+    /// Makes an empty segment, durable with its header under its name (over an empty one of that name).
+    ///
+    /// # Errors
+    /// `DiskFull`: nothing has changed. Of any other kind: the segment may or may not be there.
+    pub(crate) fn make_segment(
+        &self,
+        journal: JournalId,
+        number: u64,
+        capacity: u64,
+        predecessor: Seal,
+    ) -> Result<(Segment, Arc<dyn DiskFile>)> {
+        let mut nonce = [0; 8];
+        getrandom::fill(&mut nonce)
+            .map_err(|error| Error::new(ErrorKind::Io, format!("cannot draw a segment's nonce: {error}")))?;
+        let Taken { path: taken, file } = self.take(capacity)?;
+        let path = self.dir.join(segment_name(number));
+        let named = || -> std::io::Result<SegmentHeader> {
+            let prepared = file.len()?.max(SEGMENT_HEADER_BYTES);
+            let nonce = u64::from_le_bytes(nonce);
+            let header = SegmentHeader { journal, number, nonce, capacity, prepared, predecessor };
+            file.write_all_at(&header.encode(), 0)?;
+            file.sync_data()?;
+            self.disk.rename(&taken, &path)?;
+            Ok(header)
+        };
+        let header =
+            named().map_err(|error| self.discard(&taken, cannot("make a segment of", &taken, error)))?;
+        // Not DiskFull, whatever it was: a failed sync leaves the outcome unknown.
+        self.disk.sync_dir(&self.dir).map_err(|error| {
+            Error::with_source(ErrorKind::Io, format!("cannot sync {}", self.dir.display()), error)
+        })?;
+        let segment = Segment::new(header, path, SEGMENT_HEADER_BYTES, predecessor.last);
+        let file: Arc<dyn DiskFile> = Arc::from(file);
+        segment.share(&file);
+        Ok((segment, file))
+    }
+
+    /// Takes over a segment that nobody needs any more; it is durably gone when this returns. It becomes a spare if
+    /// nobody else holds it and there is use for it.
+    ///
+    /// # Errors
+    /// The segment back with the error if its file could not be renamed or removed, and nothing has changed; the
+    /// error alone if the change may not be durable.
+    pub(crate) fn retire(&self, segment: Arc<Segment>) -> Result<(), (Option<Arc<Segment>>, Error)> {
+        let standard = segment.header.capacity == self.options.segment_bytes;
+        let room = self.state().ready.len() < self.options.spares_max;
+        let reusable = self.options.recycle && standard && room && Arc::strong_count(&segment) == 1;
+        let spare = reusable.then(|| {
+            let bytes = segment.bytes_on_disk();
+            Spare { path: self.dir.join(spare_name(self.number())), bytes }
+        });
+        let moved = match &spare {
+            Some(spare) => self.disk.rename(&segment.path, &spare.path),
+            None => self.disk.remove(&segment.path),
+        };
+        if let Err(error) = moved {
+            let error = cannot("retire", &segment.path, error);
+            return Err((Some(segment), error));
+        }
+        self.disk.sync_dir(&self.dir).map_err(|error| (None, cannot("sync", &self.dir, error)))?;
+        self.state().ready.extend(spare);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Removes a file that could not become a segment, and returns why it could not.
+    fn discard(&self, path: &Path, why: Error) -> Error {
+        match self.disk.remove(path) {
+            Ok(()) => why,
+            Err(error) => {
+                let kind = why.kind();
+                why.wrap(kind, format!("{} could not be removed ({error}) after this", path.display()))
+            }
+        }
+    }
+
+    fn keep_one_ready(&self) {
+        loop {
+            let mut state = self.state();
+            let needed = |state: &State| state.wanted && state.ready.is_empty();
+            while !state.stopping && !needed(&state) {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if state.stopping {
+                return;
+            }
+            state.wanted = false;
+            state.making = true;
+            drop(state);
+            let making = Making(self);
+            // An error is not lost: whoever takes next makes the file itself and is told what happens.
+            if let Ok(spare) = self.make_spare() {
+                self.state().ready.push(spare);
+            }
+            drop(making);
+        }
+    }
+
+    fn make_spare(&self) -> Result<Spare> {
+        let bytes = self.options.segment_bytes;
+        let Taken { path: made, file } = self.make(bytes, &|| self.state().stopping)?;
+        let path = made.with_extension("seg");
+        let named = file
+            .sync_data()
+            .and_then(|()| self.disk.rename(&made, &path))
+            .map_err(|error| cannot("prepare", &made, error));
+        named.map_err(|error| self.discard(&made, error))?;
+        self.disk.sync_dir(&self.dir).map_err(|error| cannot("sync", &self.dir, error))?;
+        Ok(Spare { path, bytes })
+    }
+
+    /// Creates a file of `bytes` zeros, not synced yet.
+    fn make(&self, bytes: u64, cancelled: &dyn Fn() -> bool) -> Result<Taken> {
+        let path = self.dir.join(spare_name(self.number())).with_extension("tmp");
+        let file = self.disk.create_new(&path).map_err(|error| cannot("create", &path, error))?;
+        let zeros = vec![0; bytes.min(ZERO_CHUNK_BYTES) as usize];
+        let mut at = 0;
+        while at < bytes {
+            let chunk = zeros.get(..(bytes - at) as usize).unwrap_or(&zeros);
+            let written = if cancelled() {
+                Err(Error::new(ErrorKind::Closed, "the journal is being closed"))
+            } else {
+                file.write_all_at(chunk, at).map_err(|error| cannot("fill", &path, error))
+            };
+            if let Err(error) = written {
+                drop(file);
+                return Err(self.discard(&path, error));
+            }
+            at += chunk.len() as u64;
+        }
+        Ok(Taken { path, file })
+    }
+
+    fn number(&self) -> u64 {
+        let mut state = self.state();
+        let number = state.next_number;
+        state.next_number = number.saturating_add(1);
+        number
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells those who wait for a spare that none is being made any more, after a panic too.
+struct Making<'a>(&'a Pool);
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.0.state().making = false;
+        self.0.changed.notify_all();
+    }
+}
+
+/// The name of a finished spare; one in the making has the extension `tmp`.
+fn spare_name(number: u64) -> String {
+    format!("spare-{number}.seg")
+}
+
+/// The number in a spare's name with this extension, or nothing if it is not one.
+pub(crate) fn parse_spare_name(name: &str, extension: &str) -> Option<u64> {
+    name.strip_prefix("spare-")?.strip_suffix(extension)?.strip_suffix('.')?.parse().ok()
+}

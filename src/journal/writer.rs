@@ -1,0 +1,329 @@
+//! The writer: the one appender of a log.
+//!
+//! Guarantees that a segment is synced before its successor exists, that the header and the name of a segment are
+//! durable before its first frame is written, that what a failed append refused does not come back, and that a
+//! failed sync is the end of writing. It never waits for anybody but the disk, and takes no sequence numbers:
+//! those come with the frames.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::disk::contract::DiskFile;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Seq;
+use crate::journal::frame::{FRAME_HEADER_BYTES, FrameBody, FrameBuilder, FrameHeader, Location};
+use crate::journal::log::Log;
+use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, Segment, cannot};
+
+/// Larger bodies are written from where they are instead of being copied into the group's buffer.
+const COPIED_BODY_BYTES_MAX: usize = 256 * 1024;
+/// What the group's buffer may keep of its size between two groups.
+const BUFFER_KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The one appender of a log. Owned by the committer.
+pub struct Writer {
+    log: Arc<Log>,
+    /// The last segment as far as it is written.
+    tail: Seal,
+    /// What the header of the last segment says of the one before it.
+    before_tail: Seal,
+    /// None only until the first append after an open: a recovered segment is never appended to.
+    active: Option<Active>,
+    buffer: Vec<u8>,
+    closed: bool,
+}
+
+struct Active {
+    segment: Arc<Segment>,
+    file: Arc<dyn DiskFile>,
+    synced: u64,
+    /// The synced offset that some frame on disk promises.
+    promised: u64,
+    /// A write failed for want of room: the segment ends where it is.
+    full: bool,
+}
+
+/// A frame to append: its place and its content.
+#[derive(Clone, Debug)]
+pub struct GroupFrame {
+    /// The sequence number of its first record; larger than every earlier one.
+    pub first: Seq,
+    /// Its records, at least one.
+    pub body: FrameBody,
+}
+
+/// What to sync so that everything appended before it was taken is durable.
+pub struct SyncPoint {
+    log: Arc<Log>,
+    file: Option<Arc<dyn DiskFile>>,
+    nonce: u64,
+    end: u64,
+}
+
+impl SyncPoint {
+    /// Syncs, without holding the writer. Blocking.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Poisoned`]; the writer refuses everything from then on.
+    pub fn sync(&self) -> Result<()> {
+        match &self.file {
+            Some(file) => self.log.sync_file(&**file),
+            None => self.log.check_usable(),
+        }
+    }
+}
+
+impl Writer {
+    /// A writer behind a recovered segment, whose content is durable up to `tail.end`.
+    pub(crate) fn recovered(log: Arc<Log>, tail: Seal, before_tail: Seal) -> Writer {
+        Writer { log, tail, before_tail, active: None, buffer: Vec::new(), closed: false }
+    }
+
+    /// A writer into a segment that was just made.
+    pub(crate) fn created(log: Arc<Log>, segment: Arc<Segment>, file: Arc<dyn DiskFile>) -> Writer {
+        let mut writer = Writer::recovered(log, Seal::default(), segment.header.predecessor);
+        writer.activate(segment, file);
+        writer
+    }
+
+    /// Appends frames, with one write for each segment touched (and two for a body over 256 KiB, which is not
+    /// copied). Returns where each frame that was written lies, in order, and the error that stopped it, if one
+    /// did. Frames without a location were not written and will not come back. Blocking.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DiskFull`]: later appends may succeed. Anything else is for good: [`ErrorKind::Poisoned`] with
+    /// an unknown outcome of what was in flight, [`ErrorKind::Closed`] after [`Writer::close`],
+    /// [`ErrorKind::Unsupported`] for frames that are out of order or empty (nothing is written then).
+    pub fn append(&mut self, group: &[GroupFrame]) -> (Vec<Location>, Option<Error>) {
+        let mut locations = Vec::with_capacity(group.len());
+        let error = self.append_all(group, &mut locations).err();
+        self.buffer.clear();
+        self.buffer.shrink_to(BUFFER_KEPT_BYTES_MAX);
+        (locations, error)
+    }
+
+    /// Makes everything appended durable, and moves the synced offset. Blocking.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Poisoned`] with an unknown outcome; the writer refuses everything from then on.
+    pub fn sync(&mut self) -> Result<()> {
+        let end = self.tail.end;
+        match &mut self.active {
+            Some(active) if active.synced < end => {
+                self.log.sync_file(&*active.file)?;
+                active.synced = end;
+                Ok(())
+            }
+            _ => self.log.check_usable(),
+        }
+    }
+
+    /// What to sync for everything appended so far, without holding the writer meanwhile.
+    #[must_use]
+    pub fn sync_point(&self) -> SyncPoint {
+        let active = self.active.as_ref().filter(|active| active.synced < self.tail.end);
+        SyncPoint {
+            log: Arc::clone(&self.log),
+            file: active.map(|active| Arc::clone(&active.file)),
+            nonce: active.map_or(0, |active| active.segment.header.nonce),
+            end: self.tail.end,
+        }
+    }
+
+    /// Moves the synced offset after [`SyncPoint::sync`] succeeded.
+    #[allow(clippy::needless_pass_by_value, reason = "a point is used up by being told")]
+    pub fn synced(&mut self, point: SyncPoint) {
+        if let Some(active) = &mut self.active
+            && active.segment.header.nonce == point.nonce
+        {
+            active.synced = active.synced.max(point.end);
+        }
+    }
+
+    /// Lets readers see everything up to and including `last`.
+    pub fn publish(&self, last: Seq) {
+        self.log.publish(last);
+    }
+
+    /// The last sequence number that was written.
+    #[must_use]
+    pub fn last(&self) -> Seq {
+        self.tail.last
+    }
+
+    /// Syncs, and leaves a frame without records that puts the last synced offset on record, so that later damage
+    /// below it is told from a torn write. Twice is fine. Blocking.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Poisoned`] as for [`Writer::sync`], or an error of writing that last frame; everything appended
+    /// is durable in that case.
+    pub fn close(&mut self) -> Result<()> {
+        if self.closed {
+            return Ok(());
+        }
+        self.sync()?;
+        self.closed = true;
+        let Some(active) = &self.active else {
+            return Ok(());
+        };
+        // A full segment gets no promise: there is no room, and what is on disk is complete without one.
+        if active.full || active.promised == active.synced {
+            return Ok(());
+        }
+        let promise = GroupFrame { first: self.tail.last.next(), body: FrameBuilder::new().finish() };
+        let mut staged = Staged { tail: self.tail, locations: Vec::new() };
+        self.stage(&promise, &mut staged)?;
+        self.flush(&mut staged, &mut Vec::new())?;
+        self.sync()
+    }
+
+    fn append_all(&mut self, group: &[GroupFrame], written: &mut Vec<Location>) -> Result<()> {
+        if self.closed {
+            return Err(Error::new(ErrorKind::Closed, "the journal is closed"));
+        }
+        self.log.check_usable()?;
+        check_order(self.tail.last, group)?;
+        let mut staged = Staged { tail: self.tail, locations: Vec::with_capacity(group.len()) };
+        for frame in group {
+            let need = frame.body.len_on_disk();
+            if !self.fits(staged.tail.end, need) {
+                self.flush(&mut staged, written)?;
+                self.rotate(need)?;
+                staged.tail = self.tail;
+            }
+            if frame.body.padded().len() > COPIED_BODY_BYTES_MAX {
+                // The header comes last: without it the body is nothing.
+                self.flush(&mut staged, written)?;
+                self.write(frame.body.padded(), staged.tail.end + FRAME_HEADER_BYTES)?;
+                self.stage(frame, &mut staged)?;
+                self.flush(&mut staged, written)?;
+            } else {
+                self.stage(frame, &mut staged)?;
+                self.buffer.extend_from_slice(frame.body.padded());
+            }
+        }
+        self.flush(&mut staged, written)
+    }
+
+    /// Puts a frame's header into the buffer.
+    fn stage(&mut self, frame: &GroupFrame, staged: &mut Staged) -> Result<()> {
+        let Some(active) = &mut self.active else {
+            return Err(no_segment());
+        };
+        let tail = &mut staged.tail;
+        let header = frame.body.header(frame.first, tail.last, active.segment.header.nonce, active.synced);
+        staged.locations.push(Location { segment: tail.number, offset: tail.end });
+        let crc = header.encode(&mut self.buffer);
+        active.promised = active.synced;
+        tail.chain = crc32c::crc32c_append(tail.chain, &crc.to_le_bytes());
+        tail.last = header.last();
+        tail.end += header.bytes_on_disk();
+        Ok(())
+    }
+
+    /// Writes what is staged; only then does it count.
+    fn flush(&mut self, staged: &mut Staged, written: &mut Vec<Location>) -> Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let buffer = std::mem::take(&mut self.buffer);
+        let result = self.write(&buffer, self.tail.end);
+        self.buffer = buffer;
+        self.buffer.clear();
+        result?;
+        self.tail = staged.tail;
+        written.append(&mut staged.locations);
+        if let Some(active) = &self.active {
+            active.segment.advance(self.tail.end, self.tail.last);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8], at: u64) -> Result<()> {
+        let Some(active) = &mut self.active else {
+            return Err(no_segment());
+        };
+        let Err(error) = active.file.write_all_at(bytes, at) else {
+            return Ok(());
+        };
+        let error = cannot("write", &active.segment.path, error);
+        if error.kind() != ErrorKind::DiskFull {
+            return Err(self.log.poison(error));
+        }
+        active.full = true;
+        let taken_back = take_back(&*active.file, self.tail.end, active.segment.header.nonce);
+        taken_back
+            .map_err(|error| self.log.poison(cannot("take back a write to", &active.segment.path, error)))?;
+        Err(error)
+    }
+
+    fn fits(&self, end: u64, need: u64) -> bool {
+        // There is always room for the promise of a clean close.
+        let behind = end.saturating_add(need).saturating_add(FRAME_HEADER_BYTES);
+        self.active.as_ref().is_some_and(|active| !active.full && behind <= active.segment.header.capacity)
+    }
+
+    /// Moves to a new segment with room for a frame of `need` bytes.
+    fn rotate(&mut self, need: u64) -> Result<()> {
+        self.sync()?;
+        let wanted = SEGMENT_HEADER_BYTES.saturating_add(need).saturating_add(FRAME_HEADER_BYTES);
+        let capacity = wanted.max(self.log.options.segment_bytes);
+        let (number, predecessor) = if self.tail.end == SEGMENT_HEADER_BYTES {
+            // It holds nothing, so the new one takes its place in one rename.
+            (self.tail.number, self.before_tail)
+        } else {
+            (self.tail.number.saturating_add(1), self.tail)
+        };
+        let made = self.log.pool.make_segment(self.log.id(), number, capacity, predecessor);
+        let (segment, file) = made.map_err(|error| match error.kind() {
+            ErrorKind::DiskFull => error,
+            _ => self.log.poison(error),
+        })?;
+        let segment = Arc::new(segment);
+        self.log.insert(Arc::clone(&segment));
+        self.activate(segment, file);
+        Ok(())
+    }
+
+    fn activate(&mut self, segment: Arc<Segment>, file: Arc<dyn DiskFile>) {
+        let header = &segment.header;
+        let (end, last) = (SEGMENT_HEADER_BYTES, header.predecessor.last);
+        self.tail = Seal { number: header.number, last, end, chain: 0 };
+        self.before_tail = header.predecessor;
+        self.active = Some(Active { segment, file, synced: end, promised: end, full: false });
+    }
+}
+
+struct Staged {
+    tail: Seal,
+    locations: Vec<Location>,
+}
+
+fn check_order(mut last: Seq, group: &[GroupFrame]) -> Result<()> {
+    for frame in group {
+        if frame.first <= last || frame.body.count() == 0 {
+            let context =
+                format!("a frame of {} records at {}, after {last}", frame.body.count(), frame.first);
+            return Err(Error::new(ErrorKind::Unsupported, context));
+        }
+        last = Seq(frame.first.0.saturating_add(u64::from(frame.body.count()) - 1));
+    }
+    Ok(())
+}
+
+fn no_segment() -> Error {
+    Error::new(ErrorKind::Closed, "the journal has no active segment")
+}
+
+/// Undoes a write that stopped midway: its first frame may be whole, and was refused all the same.
+fn take_back(file: &dyn DiskFile, at: u64, nonce: u64) -> io::Result<()> {
+    let mut head = [0; FRAME_HEADER_BYTES as usize];
+    let read = file.read_at(&mut head, at)?;
+    match head.get(..read).and_then(FrameHeader::decode) {
+        Some((header, _)) if header.nonce == nonce => {
+            file.write_all_at(&[0; FRAME_HEADER_BYTES as usize], at)?;
+            file.sync_data()
+        }
+        _ => Ok(()),
+    }
+}
