@@ -85,6 +85,11 @@ impl FrameHeader {
         Seq(self.first.0.saturating_add(u64::from(self.count)).saturating_sub(1))
     }
 
+    /// Header and body: the frame is whole when these are.
+    pub(crate) fn content_bytes(&self) -> u64 {
+        FRAME_HEADER_BYTES + u64::from(self.body_len)
+    }
+
     /// Header, body and padding.
     pub(crate) fn bytes_on_disk(&self) -> u64 {
         FRAME_HEADER_BYTES + u64::from(self.body_len).next_multiple_of(FRAME_ALIGN_BYTES)

@@ -191,7 +191,9 @@ impl Log {
         let _one_at_a_time = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check_usable()?;
         let synced = file.sync_data();
-        synced.map_err(|error| self.poison(Error::io("cannot sync the journal's active segment", error)))
+        synced.map_err(|error| {
+            self.poison(Error::io(format!("cannot sync the active segment in {}", self.dir.display()), error))
+        })
     }
 
     fn take_oldest(&self, up_to: Seq) -> Option<Arc<Segment>> {

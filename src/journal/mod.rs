@@ -72,4 +72,8 @@ mod pool;
 pub mod reader;
 pub mod recovery;
 mod segment;
+#[cfg(test)]
+mod testdisk;
+#[cfg(test)]
+mod tests;
 pub mod writer;

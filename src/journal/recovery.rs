@@ -273,7 +273,7 @@ impl Scan {
         if let Err(why) = header.follows(self.found.last) {
             return Ok(Some(Stop::Broken(format!("a frame that {why}"))));
         }
-        if header.bytes_on_disk() > limit.saturating_sub(self.found.end) {
+        if header.content_bytes() > limit.saturating_sub(self.found.end) {
             return unsound("a frame that runs beyond the end");
         }
         let body_at = self.found.end + FRAME_HEADER_BYTES;

@@ -5,7 +5,6 @@
 //! failed sync is the end of writing. It never waits for anybody but the disk, and takes no sequence numbers:
 //! those come with the frames.
 
-use std::io;
 use std::sync::Arc;
 
 use crate::disk::contract::DiskFile;
@@ -194,7 +193,7 @@ impl Writer {
             if frame.body.padded().len() > COPIED_BODY_BYTES_MAX {
                 // The header comes last: without it the body is nothing.
                 self.flush(&mut staged, written)?;
-                self.write(frame.body.padded(), staged.tail.end + FRAME_HEADER_BYTES)?;
+                self.write_body(frame.body.padded(), staged.tail.end + FRAME_HEADER_BYTES)?;
                 self.stage(frame, &mut staged)?;
                 self.flush(&mut staged, written)?;
             } else {
@@ -213,9 +212,8 @@ impl Writer {
         let tail = &mut staged.tail;
         let header = frame.body.header(frame.first, tail.last, active.segment.header.nonce, active.synced);
         staged.locations.push(Location { segment: tail.number, offset: tail.end });
-        let crc = header.encode(&mut self.buffer);
+        header.encode(&mut self.buffer);
         active.promised = active.synced;
-        tail.chain = crc32c::crc32c_append(tail.chain, &crc.to_le_bytes());
         tail.last = header.last();
         tail.end += header.bytes_on_disk();
         Ok(())
@@ -226,35 +224,65 @@ impl Writer {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let buffer = std::mem::take(&mut self.buffer);
-        let result = self.write(&buffer, self.tail.end);
-        self.buffer = buffer;
+        let result = self.write(&self.buffer, self.tail.end);
+        let whole = match &result {
+            Ok(()) => self.buffer.len(),
+            Err(error) if error.kind() == ErrorKind::DiskFull => self.written_of_buffer()?,
+            Err(_) => 0,
+        };
+        self.count_frames(whole, staged, written);
         self.buffer.clear();
-        result?;
-        self.tail = staged.tail;
-        written.append(&mut staged.locations);
-        if let Some(active) = &self.active {
+        if let Some(active) = &mut self.active {
+            active.full |= result.is_err();
             active.segment.advance(self.tail.end, self.tail.last);
         }
-        Ok(())
+        result
     }
 
-    fn write(&mut self, bytes: &[u8], at: u64) -> Result<()> {
-        let Some(active) = &mut self.active else {
-            return Err(no_segment());
-        };
-        let Err(error) = active.file.write_all_at(bytes, at) else {
-            return Ok(());
-        };
-        let error = cannot("write", &active.segment.path, error);
-        if error.kind() != ErrorKind::DiskFull {
-            return Err(self.log.poison(error));
+    fn write_body(&mut self, body: &[u8], at: u64) -> Result<()> {
+        let result = self.write(body, at);
+        if let Some(active) = &mut self.active {
+            active.full |= result.is_err();
         }
-        active.full = true;
-        let taken_back = take_back(&*active.file, self.tail.end, active.segment.header.nonce);
-        taken_back
-            .map_err(|error| self.log.poison(cannot("take back a write to", &active.segment.path, error)))?;
-        Err(error)
+        result
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
+        let active = self.active.as_ref().ok_or_else(no_segment)?;
+        active.file.write_all_at(bytes, at).map_err(|error| {
+            let error = cannot("write", &active.segment.path, error);
+            if error.kind() == ErrorKind::DiskFull { error } else { self.log.poison(error) }
+        })
+    }
+
+    /// How much of the buffer is in the file after a write that stopped for want of room.
+    fn written_of_buffer(&self) -> Result<usize> {
+        let active = self.active.as_ref().ok_or_else(no_segment)?;
+        let mut found = vec![0; self.buffer.len()];
+        let read = active.file.read_at(&mut found, self.tail.end);
+        let read = read.map_err(|error| self.log.poison(cannot("read", &active.segment.path, error)))?;
+        let same = found.iter().take(read).zip(&self.buffer).take_while(|(found, meant)| found == meant);
+        Ok(same.count())
+    }
+
+    /// Moves the tail over the frames that lie wholly in the first `whole` bytes of the buffer: those a recovery
+    /// would find, so those must count.
+    fn count_frames(&mut self, whole: usize, staged: &mut Staged, written: &mut Vec<Location>) {
+        let mut at = 0;
+        for location in staged.locations.drain(..) {
+            let Some((header, crc)) = self.buffer.get(at..whole).and_then(FrameHeader::decode) else {
+                break;
+            };
+            // A body that was not copied was written before its header.
+            if (at as u64 + header.content_bytes()).min(self.buffer.len() as u64) > whole as u64 {
+                break;
+            }
+            at += header.bytes_on_disk() as usize;
+            self.tail.end += header.bytes_on_disk();
+            self.tail.last = header.last();
+            self.tail.chain = crc32c::crc32c_append(self.tail.chain, &crc.to_le_bytes());
+            written.push(location);
+        }
     }
 
     fn fits(&self, end: u64, need: u64) -> bool {
@@ -294,7 +322,9 @@ impl Writer {
     }
 }
 
+/// What lies in the buffer and does not count yet.
 struct Staged {
+    /// As it will be; its chain is not kept up.
     tail: Seal,
     locations: Vec<Location>,
 }
@@ -313,17 +343,4 @@ fn check_order(mut last: Seq, group: &[GroupFrame]) -> Result<()> {
 
 fn no_segment() -> Error {
     Error::new(ErrorKind::Closed, "the journal has no active segment")
-}
-
-/// Undoes a write that stopped midway: its first frame may be whole, and was refused all the same.
-fn take_back(file: &dyn DiskFile, at: u64, nonce: u64) -> io::Result<()> {
-    let mut head = [0; FRAME_HEADER_BYTES as usize];
-    let read = file.read_at(&mut head, at)?;
-    match head.get(..read).and_then(FrameHeader::decode) {
-        Some((header, _)) if header.nonce == nonce => {
-            file.write_all_at(&[0; FRAME_HEADER_BYTES as usize], at)?;
-            file.sync_data()
-        }
-        _ => Ok(()),
-    }
 }
