@@ -59,7 +59,7 @@ impl Pool {
             let bytes = disk.open(&path).and_then(|file| file.len()).map_err(|e| cannot("open", &path, e))?;
             let whole =
                 bytes == options.segment_bytes || (!options.zero_fill && bytes < options.segment_bytes);
-            if options.recycle && whole && ready.len() < options.spares_max {
+            if whole && ready.len() < options.spares_max {
                 ready.push(Spare { path, bytes });
             } else {
                 disk.remove(&path).map_err(|error| cannot("remove", &path, error))?;
