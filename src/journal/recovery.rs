@@ -26,6 +26,7 @@ const LOCK_NAME: &str = "lock";
 const WINDOW_BYTES: u64 = 1024 * 1024;
 
 /// A journal that was opened.
+#[derive(Debug)]
 pub struct Opened {
     /// What readers and whoever trims share.
     pub log: Arc<Log>,

@@ -322,6 +322,12 @@ impl Writer {
     }
 }
 
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("log", &self.log).field("tail", &self.tail).finish_non_exhaustive()
+    }
+}
+
 /// What lies in the buffer and does not count yet.
 struct Staged {
     /// As it will be; its chain is not kept up.
