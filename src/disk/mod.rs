@@ -1,3 +1,6 @@
 //! The file-system seam: a contract, the operating system's files, and a simulated disk for tests.
 
 pub mod contract;
+pub mod os;
+#[cfg(feature = "testkit")]
+pub mod simulated;
