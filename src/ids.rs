@@ -155,10 +155,7 @@ impl Key {
     /// # Errors
     /// [`ErrorKind::TooLarge`] or [`ErrorKind::InvalidName`] if they cannot be a key.
     pub fn from_bytes(bytes: Bytes) -> Result<Key, Error> {
-        if bytes.len() > KEY_BYTES_MAX {
-            let context = format!("a key of {} bytes; the limit is {KEY_BYTES_MAX}", bytes.len());
-            return Err(Error::new(ErrorKind::TooLarge, context));
-        }
+        check_key_length(bytes.len())?;
         if !bytes.contains(&SEPARATOR) {
             let shown = escape_prefix(&bytes);
             return Err(Error::new(ErrorKind::InvalidName, format!("key \"{shown}\" names no namespace")));
@@ -204,6 +201,14 @@ impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{self}\"")
     }
+}
+
+/// Whether a stored key of so many bytes is allowed.
+pub(crate) fn check_key_length(length: usize) -> Result<(), Error> {
+    if length <= KEY_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::TooLarge, format!("a key of {length} bytes; the limit is {KEY_BYTES_MAX}")))
 }
 
 /// At most [`KEY_SHOWN_BYTES_MAX`] bytes of `bytes`, printable, and marked where it was cut.

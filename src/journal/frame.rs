@@ -86,7 +86,7 @@ impl FrameHeader {
     }
 
     /// Header and body: the frame is whole when these are.
-    pub(crate) fn content_bytes(&self) -> u64 {
+    pub fn content_bytes(&self) -> u64 {
         FRAME_HEADER_BYTES + u64::from(self.body_len)
     }
 
@@ -139,6 +139,11 @@ impl FrameBody {
     #[must_use]
     pub fn len_on_disk(&self) -> u64 {
         FRAME_HEADER_BYTES + self.padded.len() as u64
+    }
+
+    /// The encoded records, without what surrounds them on disk.
+    pub fn content(&self) -> Bytes {
+        self.padded.slice(..self.len as usize)
     }
 
     pub(crate) fn padded(&self) -> &[u8] {
@@ -236,6 +241,17 @@ impl Frame {
         Records(self.body.clone())
     }
 
+    /// What the frame takes on disk, header and padding included, in bytes.
+    #[must_use]
+    pub fn len_on_disk(&self) -> u64 {
+        FRAME_HEADER_BYTES + (self.body.len() as u64).next_multiple_of(FRAME_ALIGN_BYTES)
+    }
+
+    /// The encoded records.
+    pub fn content(&self) -> Bytes {
+        self.body.clone()
+    }
+
     /// A frame from a header that was checked and the body it names; if the body is not what the header says, why.
     pub(crate) fn verified(
         header: &FrameHeader,
@@ -255,6 +271,11 @@ impl Frame {
         }
         Ok(Frame { first: header.first, count: header.count, prev: header.prev, location, body })
     }
+}
+
+/// The records of a frame's content.
+pub fn records_of(content: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
+    Records(content.clone())
 }
 
 /// Walks a body whose lengths are known to be right: it was built here or came through [`Frame::verified`].

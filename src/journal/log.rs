@@ -37,7 +37,7 @@ pub struct Log {
     syncing: Mutex<()>,
     trimming: Mutex<()>,
     spare_thread: Mutex<Option<JoinHandle<()>>>,
-    _lock: Box<dyn DiskLock>,
+    lock: Mutex<Option<Box<dyn DiskLock>>>,
 }
 
 impl Log {
@@ -65,7 +65,7 @@ impl Log {
             syncing: Mutex::new(()),
             trimming: Mutex::new(()),
             spare_thread: Mutex::new(spare_thread),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         })
     }
 
@@ -128,12 +128,14 @@ impl Log {
         frame.map(Some).map_err(|why| damaged_frame(&segment, at.offset, why, Some(&header)))
     }
 
-    /// Ends the thread that prepares spares and waits for it. Also done on drop; twice is fine.
+    /// Ends the thread that prepares spares, waits for it, and lets the directory go. The writer must be closed.
+    /// Also done on drop; twice is fine.
     pub fn shutdown(&self) {
         self.pool.stop();
         let thread = self.spare_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         // A panic of that thread has been reported by the panic hook, and nothing waits for a spare any more.
         drop(thread.map(JoinHandle::join));
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// The last sequence number that readers may see.

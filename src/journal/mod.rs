@@ -65,13 +65,16 @@
 //! opened and drained. A last segment without frames is replaced by its successor, which takes its number and
 //! its predecessor, in one atomic rename.
 
+pub mod committer;
 pub mod frame;
 pub mod log;
 pub mod options;
 mod pool;
+pub mod queue;
 pub mod reader;
 pub mod recovery;
 mod segment;
+pub mod sink;
 #[cfg(test)]
 mod testdisk;
 #[cfg(test)]

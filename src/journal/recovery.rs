@@ -228,8 +228,8 @@ impl Scan {
         }
         if self.found != *seal {
             let why = format!(
-                "its frames end at byte {} with record {} and chain {:#010x}, but its successor says byte {}, record {} \
-                 and chain {:#010x}",
+                "its frames end at byte {} with record {} and chain {:#010x}, but its successor says byte {}, \
+                 record {} and chain {:#010x}",
                 self.found.end, self.found.last, self.found.chain, seal.end, seal.last, seal.chain
             );
             return Err(damage(&self.path, SEGMENT_HEADER_BYTES, &why, "none of its records can be trusted"));

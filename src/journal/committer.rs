@@ -1,0 +1,511 @@
+//! The committer: gives every write its place in the one order, and tells when it is committed.
+//!
+//! Guarantees: sequence numbers follow the order of submission; a group is told to the [`Sink`] only when it is as
+//! durable as configured, in order and never concurrently; every submitted ticket ends in exactly one of
+//! [`Sink::committed`] and [`Sink::refused`], whatever fails or panics; after a failed sync, an unknown write error
+//! or a panic nothing is written any more (poisoned). It knows nothing of what records mean, and never retries.
+//!
+//! # Who writes
+//! There is one right to write, the baton (`Order`), and one line in which submissions wait. Whoever takes the
+//! baton writes all that waits, and may give it back only when nothing waits or somebody else asks for it, who
+//! then has the same duty. Both are looked at under one lock, so no submission can be left behind.
+//!
+//! - Under [`Durability::Sync`] one thread has the baton whenever there is work: it writes a whole group, syncs
+//!   once, tells the sink. While it syncs, the next group forms.
+//! - Under [`Durability::Buffered`], and without a journal, the submitting caller takes the baton if it is free, and
+//!   else leaves its submission to the one who has it. A thread syncs at the interval, and not while it holds
+//!   the baton: writers go on meanwhile.
+//!
+//! The line itself has no bound: whoever submits has a gate in front of it, or waits for its ticket.
+
+use std::any::Any;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Seq;
+use crate::journal::frame::Location;
+use crate::journal::log::Log;
+use crate::journal::options::Durability;
+use crate::journal::sink::{Committed, Sink, Submission};
+use crate::journal::writer::{GroupFrame, Writer};
+
+/// After so many groups written for others, a caller hands the baton to the next one that comes.
+const ROUNDS_FOR_OTHERS_MAX: u32 = 16;
+/// How many places a vector keeps after a large group.
+const GROUP_KEPT: usize = 1024;
+
+/// Commits submissions in one order. Dropping it closes it; an error of that is lost then, so rather call
+/// [`Committer::close`].
+pub struct Committer<S: Sink> {
+    shared: Arc<Shared<S>>,
+    closing: Mutex<Closing>,
+}
+
+struct Closing {
+    thread: Option<JoinHandle<()>>,
+    closed: Option<Result<()>>,
+}
+
+/// Who writes, and when it is synced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Sync,
+    Buffered(Duration),
+    Unjournaled,
+}
+
+struct Shared<S: Sink> {
+    mode: Mode,
+    sink: Arc<S>,
+    line: Mutex<Line<S::Ticket>>,
+    /// The baton is back, and somebody asked for it.
+    baton: Condvar,
+    /// There is something to do for the thread.
+    work: Condvar,
+    /// Why nothing is written any more.
+    poison: OnceLock<Error>,
+    /// One sync at a time, so that synced offsets and failures are told in order.
+    syncing: Mutex<()>,
+}
+
+struct Line<T> {
+    waiting: Vec<Submission<T>>,
+    /// The baton, while nobody has it.
+    order: Option<Box<Order<T>>>,
+    /// How many wait for the baton.
+    asking: usize,
+    /// How many groups the one who has the baton has written.
+    rounds: u32,
+    /// Whether the thread sleeps.
+    idle: bool,
+    closed: bool,
+}
+
+/// The baton: all that only one may touch at a time. Its vectors are reused between groups.
+struct Order<T> {
+    journal: Option<(Arc<Log>, Writer)>,
+    /// The last sequence number given.
+    last: Seq,
+    /// Whether something was written that no sync point covers.
+    unsynced: bool,
+    group: Vec<Submission<T>>,
+    frames: Vec<GroupFrame>,
+    committed: Vec<Committed<T>>,
+}
+
+impl<S: Sink> Committer<S> {
+    /// Starts committing after `last`, to a journal or, with `None`, to the order alone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] for a bad interval, [`ErrorKind::Io`] if no thread can be started.
+    pub fn start(
+        journal: Option<(Arc<Log>, Writer)>,
+        durability: Durability,
+        last: Seq,
+        sink: Arc<S>,
+    ) -> Result<Committer<S>> {
+        durability.validate()?;
+        let mode = match (&journal, durability) {
+            (None, _) => Mode::Unjournaled,
+            (Some(_), Durability::Sync) => Mode::Sync,
+            (Some(_), Durability::Buffered { sync_interval }) => Mode::Buffered(sync_interval),
+        };
+        let order = Order {
+            journal,
+            last,
+            unsynced: false,
+            group: Vec::new(),
+            frames: Vec::new(),
+            committed: Vec::new(),
+        };
+        let line = Line {
+            waiting: Vec::new(),
+            order: Some(Box::new(order)),
+            asking: 0,
+            rounds: 0,
+            idle: false,
+            closed: false,
+        };
+        let shared = Arc::new(Shared {
+            mode,
+            sink,
+            line: Mutex::new(line),
+            baton: Condvar::new(),
+            work: Condvar::new(),
+            poison: OnceLock::new(),
+            syncing: Mutex::new(()),
+        });
+        let thread = match mode {
+            Mode::Sync => Some(spawn(&shared, "forebay-commit", Shared::commit_groups)?),
+            Mode::Buffered(interval) => {
+                Some(spawn(&shared, "forebay-sync", move |shared| shared.sync_at(interval))?)
+            }
+            Mode::Unjournaled => None,
+        };
+        Ok(Committer { shared, closing: Mutex::new(Closing { thread, closed: None }) })
+    }
+
+    /// Takes a batch into the order. The outcome, errors included, goes to the sink: before this returns or later,
+    /// on this thread or another. Never waits for a sync; under [`Durability::Buffered`] it may write, for others too.
+    pub fn submit(&self, submission: Submission<S::Ticket>) {
+        let shared = &*self.shared;
+        if let Err(error) = shared.check(&submission) {
+            return shared.refuse(submission.ticket, &error);
+        }
+        let mut line = lock(&shared.line);
+        if line.closed {
+            drop(line);
+            return shared.refuse(submission.ticket, &Error::new(ErrorKind::Closed, "the journal is closed"));
+        }
+        line.waiting.push(submission);
+        if shared.mode == Mode::Sync {
+            if line.idle {
+                shared.work.notify_one();
+            }
+            return;
+        }
+        // Those who ask for the baton write what waits when they get it.
+        if line.asking > 0 {
+            return;
+        }
+        if line.order.is_some() || line.rounds >= ROUNDS_FOR_OTHERS_MAX {
+            let (line, order) = shared.take(line);
+            shared.give_back(line, order);
+        }
+    }
+
+    /// Makes everything durable that was committed before the call. Blocking. Under [`Durability::Sync`] and without a
+    /// journal there is nothing to do.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Poisoned`] if it could not be made durable, or if the committer was poisoned before.
+    pub fn sync(&self) -> Result<()> {
+        match self.shared.mode {
+            Mode::Buffered(_) => self.shared.sync(),
+            Mode::Sync | Mode::Unjournaled => self.shared.check_usable(),
+        }
+    }
+
+    /// Commits what was submitted, refuses what comes later, syncs, ends the journal cleanly, joins the thread and lets
+    /// go of the journal. Blocking. Called again it says the same.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Poisoned`] if not everything is durable, or the error of writing the journal's last frame;
+    /// everything committed is durable in that case.
+    pub fn close(&self) -> Result<()> {
+        let mut closing = lock(&self.closing);
+        if let Some(closed) = &closing.closed {
+            return closed.clone();
+        }
+        lock(&self.shared.line).closed = true;
+        self.shared.work.notify_all();
+        if let Some(Err(panic)) = closing.thread.take().map(JoinHandle::join) {
+            self.shared.poison(&panicked("the committer's thread", &*panic));
+        }
+        let closed = self.shared.finish();
+        closing.closed = Some(closed.clone());
+        closed
+    }
+}
+
+impl<S: Sink> Drop for Committer<S> {
+    fn drop(&mut self) {
+        // Every ticket has its answer, and the poisoning was told to the sink: the result says nothing new.
+        drop(self.close());
+    }
+}
+
+impl<S: Sink> Shared<S> {
+    /// The thread under `Sync`. Ends when it is closed and nothing waits.
+    fn commit_groups(&self) {
+        loop {
+            let mut line = lock(&self.line);
+            while line.waiting.is_empty() {
+                if line.closed {
+                    return;
+                }
+                line.idle = true;
+                line = self.work.wait(line).unwrap_or_else(PoisonError::into_inner);
+                line.idle = false;
+            }
+            let (line, order) = self.take(line);
+            self.give_back(line, order);
+        }
+    }
+
+    /// The thread under `Buffered`. Ends when it is closed or poisoned.
+    fn sync_at(&self, interval: Duration) {
+        loop {
+            let next = Instant::now() + interval;
+            let mut line = lock(&self.line);
+            loop {
+                if line.closed {
+                    return;
+                }
+                let left = next.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                line = self.work.wait_timeout(line, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            drop(line);
+            if self.sync().is_err() {
+                return;
+            }
+        }
+    }
+
+    fn sync(&self) -> Result<()> {
+        let _one_at_a_time = lock(&self.syncing);
+        let (line, mut order) = self.take(lock(&self.line));
+        let unsynced = mem::take(&mut order.unsynced);
+        let point = order.journal.as_ref().filter(|_| unsynced).map(|(_, writer)| writer.sync_point());
+        self.give_back(line, order);
+        self.check_usable()?;
+        let Some(point) = point else { return Ok(()) };
+        // Whoever has the baton may write meanwhile.
+        if let Err(error) = guarded("syncing the journal", || point.sync()) {
+            return Err(self.poison(&error));
+        }
+        let (line, mut order) = self.take(lock(&self.line));
+        if let Some((_, writer)) = &mut order.journal {
+            writer.synced(point);
+        }
+        self.give_back(line, order);
+        Ok(())
+    }
+
+    /// What is left to do once the thread has ended and nothing more is let in.
+    fn finish(&self) -> Result<()> {
+        let _one_at_a_time = lock(&self.syncing);
+        let (mut line, mut order) = self.take(lock(&self.line));
+        while !line.waiting.is_empty() {
+            line = self.round(line, &mut order);
+        }
+        let journal = order.journal.take();
+        order.unsynced = false;
+        self.give_back(line, order);
+        let usable = self.check_usable();
+        let Some((log, mut writer)) = journal else { return usable };
+        // A poisoned journal gets no last frame: that would vouch for what is not known.
+        let closed = usable.and_then(|()| guarded("closing the journal", || writer.close()));
+        drop(writer);
+        log.shutdown();
+        match closed {
+            Err(error) if error.kind() == ErrorKind::Poisoned => Err(self.poison(&error)),
+            other => other,
+        }
+    }
+
+    /// Waits for the baton. Whoever takes it gives it back with [`Shared::give_back`].
+    fn take<'a>(&'a self, mut line: Guard<'a, S>) -> (Guard<'a, S>, Box<Order<S::Ticket>>) {
+        line.asking += 1;
+        loop {
+            if let Some(order) = line.order.take() {
+                line.asking -= 1;
+                return (line, order);
+            }
+            line = self.baton.wait(line).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Writes what waits, then lets the baton go.
+    fn give_back<'a>(&'a self, mut line: Guard<'a, S>, mut order: Box<Order<S::Ticket>>) {
+        line.rounds = 0;
+        while !line.waiting.is_empty() && (line.rounds == 0 || line.asking == 0) {
+            line = self.round(line, &mut order);
+        }
+        line.rounds = 0;
+        line.order = Some(order);
+        if line.asking > 0 {
+            self.baton.notify_one();
+        }
+    }
+
+    /// Commits all that waits, as one group.
+    fn round<'a>(&'a self, mut line: Guard<'a, S>, order: &mut Order<S::Ticket>) -> Guard<'a, S> {
+        mem::swap(&mut line.waiting, &mut order.group);
+        line.rounds = line.rounds.saturating_add(1);
+        drop(line);
+        self.commit(order);
+        order.group.shrink_to(GROUP_KEPT);
+        order.frames.shrink_to(GROUP_KEPT);
+        order.committed.shrink_to(GROUP_KEPT);
+        lock(&self.line)
+    }
+
+    /// Answers every ticket of the group. Never unwinds.
+    fn commit(&self, order: &mut Order<S::Ticket>) {
+        if let Err(error) = self.check_usable() {
+            return order.group.drain(..).for_each(|submission| self.refuse(submission.ticket, &error));
+        }
+        let sync = self.mode == Mode::Sync;
+        let written = guarded("writing to the journal", || order.write(sync));
+        order.frames.clear();
+        let (locations, full) = match written {
+            Ok(written) => written,
+            Err(cause) => {
+                let later = self.poison(&cause);
+                let in_flight = outcome_unknown(&cause);
+                return order.group.drain(..).for_each(|submission| {
+                    // What was not to be written has surely not happened.
+                    self.refuse(submission.ticket, if submission.journaled { &in_flight } else { &later });
+                });
+            }
+        };
+        let mut locations = locations.into_iter();
+        let mut published = None;
+        for submission in order.group.drain(..) {
+            let location = if submission.journaled { locations.next() } else { None };
+            if let (true, None, Some(full)) = (submission.journaled, location, &full) {
+                self.refuse(submission.ticket, full);
+                continue;
+            }
+            // As in `Order::write`: all that is refused comes behind all that was written.
+            let first = order.last.next();
+            order.last = order.last.plus(u64::from(submission.body.count()));
+            published = location.map(|_| order.last).or(published);
+            order.committed.push(Committed {
+                first,
+                body: submission.body,
+                location,
+                ticket: submission.ticket,
+            });
+        }
+        if let (Some((_, writer)), Some(last)) = (&order.journal, published) {
+            writer.publish(last);
+        }
+        if !order.committed.is_empty() {
+            self.tell(&mut order.committed);
+        }
+    }
+
+    fn tell(&self, committed: &mut Vec<Committed<S::Ticket>>) {
+        let told = guarded("telling what was committed", || {
+            self.sink.committed(committed);
+            if committed.is_empty() {
+                return Ok(());
+            }
+            Err(Error::new(ErrorKind::Poisoned, "the sink left tickets of a committed group unanswered"))
+        });
+        if let Err(cause) = told {
+            self.poison(&cause);
+            let error = outcome_unknown(&cause);
+            committed.drain(..).for_each(|left| self.refuse(left.ticket, &error));
+        }
+    }
+
+    fn refuse(&self, ticket: S::Ticket, error: &Error) {
+        let told = guarded("telling what was refused", || {
+            self.sink.refused(ticket, error);
+            Ok(())
+        });
+        if let Err(cause) = told {
+            self.poison(&cause);
+        }
+    }
+
+    /// Writes nothing any more, for this reason or an earlier one; returns what later callers are told.
+    fn poison(&self, cause: &Error) -> Error {
+        let context = "refused and not written, because the journal failed earlier";
+        let error = cause.clone().wrap(ErrorKind::Poisoned, context);
+        if self.poison.set(error.clone()).is_ok() {
+            // A panic has been reported by the panic hook, and there is nothing left to refuse for it.
+            drop(guarded("telling that the journal failed", || {
+                self.sink.poisoned(&cause.clone().wrap(ErrorKind::Poisoned, "the journal failed"));
+                Ok(())
+            }));
+        }
+        self.poison.get().cloned().unwrap_or(error)
+    }
+
+    fn check_usable(&self) -> Result<()> {
+        self.poison.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    fn check(&self, submission: &Submission<S::Ticket>) -> Result<()> {
+        if submission.body.count() == 0 {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "a batch without records has no place in the order",
+            ));
+        }
+        if submission.journaled && self.mode == Mode::Unjournaled {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "a write is to be journaled, but there is no journal",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl<T> Order<T> {
+    /// Writes the group's frames, and syncs them if asked to. Returns where they lie, and why some at the end were
+    /// not written if the disk was full.
+    fn write(&mut self, sync: bool) -> Result<(Vec<Location>, Option<Error>)> {
+        let Some((_, writer)) = &mut self.journal else { return Ok((Vec::new(), None)) };
+        let mut last = self.last;
+        for submission in &self.group {
+            if submission.journaled {
+                self.frames.push(GroupFrame { first: last.next(), body: submission.body.clone() });
+            }
+            last = last.plus(u64::from(submission.body.count()));
+        }
+        if self.frames.is_empty() {
+            return Ok((Vec::new(), None));
+        }
+        let (locations, error) = writer.append(&self.frames);
+        match &error {
+            Some(error) if error.kind() != ErrorKind::DiskFull => return Err(error.clone()),
+            None if locations.len() != self.frames.len() => {
+                return Err(Error::new(ErrorKind::Poisoned, "the journal's writer lost count of its frames"));
+            }
+            _ => {}
+        }
+        if !locations.is_empty() {
+            if sync {
+                writer.sync()?;
+            } else {
+                self.unsynced = true;
+            }
+        }
+        Ok((locations, error))
+    }
+}
+
+type Guard<'a, S> = MutexGuard<'a, Line<<S as Sink>::Ticket>>;
+
+fn spawn<S: Sink>(
+    shared: &Arc<Shared<S>>,
+    name: &str,
+    run: impl FnOnce(&Shared<S>) + Send + 'static,
+) -> Result<JoinHandle<()>> {
+    let shared = Arc::clone(shared);
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(move || run(&shared));
+    thread.map_err(|error| Error::io(format!("cannot start the thread {name}"), error))
+}
+
+/// No panic happens under these locks that leaves anything half done: sinks and writers run outside them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Turns a panic into an error. What it may have left half done is not used again: the error poisons.
+fn guarded<T>(doing: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(panicked(doing, &*panic)))
+}
+
+fn panicked(doing: &str, panic: &(dyn Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+    Error::new(ErrorKind::Poisoned, format!("{doing} panicked: {text}"))
+}
+
+fn outcome_unknown(cause: &Error) -> Error {
+    cause.clone().wrap(ErrorKind::Poisoned, "outcome unknown, because the journal failed meanwhile")
+}
