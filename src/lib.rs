@@ -6,4 +6,7 @@ pub mod disk;
 pub mod error;
 pub mod ids;
 pub mod journal;
+pub mod memory;
+pub mod metrics;
+pub mod options;
 pub mod store;

@@ -1,0 +1,5 @@
+//! What is in memory and may be served. No I/O happens here.
+
+pub mod fence;
+pub mod resident;
+pub mod servable;
