@@ -10,3 +10,5 @@ pub mod memory;
 pub mod metrics;
 pub mod options;
 pub mod store;
+#[cfg(feature = "testkit")]
+pub mod testkit;
