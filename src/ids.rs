@@ -145,7 +145,7 @@ impl Key {
     }
 
     /// Appends what every key of `namespace` starts with.
-    pub fn write_prefix(namespace: &NamespaceName, out: &mut Vec<u8>) {
+    pub(crate) fn write_prefix(namespace: &NamespaceName, out: &mut Vec<u8>) {
         out.extend_from_slice(namespace.as_str().as_bytes());
         out.push(SEPARATOR);
     }
@@ -185,7 +185,7 @@ impl Key {
 
     /// The same key in a buffer of its own, so that it does not keep a larger one alive.
     #[must_use]
-    pub fn detached(&self) -> Key {
+    pub(crate) fn detached(&self) -> Key {
         Key(Bytes::copy_from_slice(&self.0))
     }
 }

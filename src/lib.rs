@@ -2,13 +2,35 @@
 //!
 //! This file is a table of contents; what a module promises stands at its own head.
 
+pub mod builder;
+pub mod cache;
 pub mod disk;
+pub mod engine;
 pub mod error;
 pub mod ids;
 pub mod journal;
+pub mod manual;
 pub mod memory;
 pub mod metrics;
 pub mod options;
 pub mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+
+pub use crate::builder::{BlockingForebay, Builder, DeadLetterList, Forebay};
+pub use crate::cache::batch::Batch;
+pub use crate::cache::blocking::BlockingCache;
+#[cfg(feature = "postcard")]
+pub use crate::cache::codec::Postcard;
+pub use crate::cache::codec::{Bincode, Codec};
+pub use crate::cache::typed::{Cache, CacheBuilder, Receipt};
+pub use crate::engine::dead_letters::DeadLetter;
+pub use crate::engine::health::{Closed, Health, HealthState};
+pub use crate::error::{Error, ErrorKind, Result};
+pub use crate::ids::{Epoch, JournalId, Key, NamespaceName, Seq};
+pub use crate::journal::options::{Durability, JournalOptions};
+pub use crate::metrics::Stats;
+pub use crate::options::{Backpressure, OnRejected, WritePolicy};
+pub use crate::store::contract::Store;
+pub use crate::store::memory::MemoryStore;
+pub use crate::store::sled::SledStore;

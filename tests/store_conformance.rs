@@ -3,8 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use forebay::testkit::conformance::{Subject, run};
-use forebay::error::ErrorKind;
-use forebay::store::{MemoryStore, SledStore};
+use forebay::{ErrorKind, MemoryStore, SledStore};
 use tempfile::TempDir;
 
 struct InMemory;

@@ -86,7 +86,7 @@ impl FrameHeader {
     }
 
     /// Header and body: the frame is whole when these are.
-    pub fn content_bytes(&self) -> u64 {
+    pub(crate) fn content_bytes(&self) -> u64 {
         FRAME_HEADER_BYTES + u64::from(self.body_len)
     }
 
@@ -142,7 +142,7 @@ impl FrameBody {
     }
 
     /// The encoded records, without what surrounds them on disk.
-    pub fn content(&self) -> Bytes {
+    pub(crate) fn content(&self) -> Bytes {
         self.padded.slice(..self.len as usize)
     }
 
@@ -248,7 +248,7 @@ impl Frame {
     }
 
     /// The encoded records.
-    pub fn content(&self) -> Bytes {
+    pub(crate) fn content(&self) -> Bytes {
         self.body.clone()
     }
 
@@ -274,7 +274,7 @@ impl Frame {
 }
 
 /// The records of a frame's content.
-pub fn records_of(content: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
+pub(crate) fn records_of(content: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
     Records(content.clone())
 }
 

@@ -1,0 +1,341 @@
+//! From options to an open layer, and the handle that users hold.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cache::batch::Batch;
+use crate::cache::blocking::block_on;
+use crate::cache::typed::{CacheBuilder, Receipt};
+use crate::cache::view::{CacheKey, CacheValue};
+use crate::disk::contract::Disk;
+use crate::disk::os::OsDisk;
+use crate::engine::dead_letters::DeadLetter;
+use crate::engine::health::{Closed, Health};
+use crate::engine::layer::Layer;
+use crate::engine::recovery;
+use crate::error::Result;
+use crate::ids::{Key, Seq};
+use crate::journal::options::{Durability, JournalOptions};
+use crate::metrics::Stats;
+use crate::options::{Backpressure, LayerOptions, OnRejected};
+use crate::store::contract::Store;
+
+/// An open layer: one journal, one store, one order. Cheap to clone.
+///
+/// The layer stops when the last handle, of it and of its caches, is dropped; that waits for its threads, but
+/// not for the store, and loses nothing: what is pending is drained after the next open. [`Forebay::close`]
+/// drains first.
+#[derive(Clone)]
+pub struct Forebay {
+    layer: Arc<Layer>,
+}
+
+impl fmt::Debug for Forebay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let health = self.layer.health();
+        f.debug_struct("Forebay")
+            .field("state", &health.state)
+            .field("watermark", &health.watermark)
+            .field("committed", &health.committed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Forebay {
+    /// Starts to describe a layer in front of `store`.
+    pub fn builder(store: impl Store) -> Builder {
+        Builder { store: Arc::new(store), options: LayerOptions::default(), disk: Arc::new(OsDisk) }
+    }
+
+    /// Starts to describe a cache of the namespace `name`.
+    pub fn cache<K: CacheKey, V: CacheValue>(&self, name: &str) -> CacheBuilder<K, V> {
+        CacheBuilder::new(Arc::clone(&self.layer), name)
+    }
+
+    /// Starts an atomic batch over caches of this layer.
+    pub fn batch(&self) -> Batch {
+        Batch::new(Arc::clone(&self.layer))
+    }
+
+    /// Waits until the store holds everything up to `seq`.
+    ///
+    /// # Errors
+    /// Why it will not get there: the flusher is halted, or the layer fenced, failed or closed.
+    pub async fn wait_applied(&self, seq: Seq) -> Result<()> {
+        self.layer.wait_applied(seq).await
+    }
+
+    /// Waits until the store holds what was acknowledged before the call; what comes later is not waited for.
+    /// Returns the sequence number up to which that was.
+    ///
+    /// # Errors
+    /// As [`Forebay::wait_applied`]. A store that fails transiently is waited for.
+    pub async fn flush(&self) -> Result<Seq> {
+        self.layer.flush().await
+    }
+
+    /// Takes no more writes, drains for as long as [`Builder::close_deadline`] allows, and stops.
+    ///
+    /// # Errors
+    /// If the journal could not be brought to a clean end; what was acknowledged is safe all the same.
+    pub async fn close(&self) -> Result<Closed> {
+        self.close_within(self.layer.options().close_deadline).await
+    }
+
+    /// As [`Forebay::close`], with a deadline of its own; zero does not drain at all.
+    ///
+    /// Dropping the future leaves the layer closing: it takes no more writes.
+    ///
+    /// # Errors
+    /// As [`Forebay::close`].
+    pub async fn close_within(&self, deadline: Duration) -> Result<Closed> {
+        self.layer.close(deadline).await
+    }
+
+    /// The last sequence number that the store holds.
+    #[must_use]
+    pub fn watermark(&self) -> Seq {
+        self.layer.watermark()
+    }
+
+    /// The last committed sequence number.
+    #[must_use]
+    pub fn last_committed(&self) -> Seq {
+        self.layer.last_committed()
+    }
+
+    /// How many records are committed and not yet in the store.
+    #[must_use]
+    pub fn pending(&self) -> u64 {
+        self.layer.health().queued_records
+    }
+
+    /// How the layer is, and why.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.layer.health()
+    }
+
+    /// What has been counted since the layer opened.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.layer.stats()
+    }
+
+    /// Lets a halted flusher try again; otherwise does nothing.
+    pub fn resume(&self) {
+        self.layer.resume();
+    }
+
+    /// The dead-letter list.
+    #[must_use]
+    pub fn dead_letters(&self) -> DeadLetterList {
+        DeadLetterList { layer: Arc::clone(&self.layer) }
+    }
+
+    /// The same calls without a runtime.
+    #[must_use]
+    pub fn blocking(&self) -> BlockingForebay {
+        BlockingForebay { bay: self.clone() }
+    }
+}
+
+/// The records that the store rejected, and later ones of their keys ([`OnRejected::Park`]).
+#[derive(Clone)]
+pub struct DeadLetterList {
+    layer: Arc<Layer>,
+}
+
+impl DeadLetterList {
+    /// The records, oldest first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) without a journal.
+    pub fn list(&self) -> Result<Vec<DeadLetter>> {
+        self.layer.dead_letters()
+    }
+
+    /// Sends the records of these keys, and of keys that share a batch with them, to the store again, in their
+    /// order and in one apply; afterwards the keys are as any other. Keys without dead letters are ignored.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Rejected`](crate::ErrorKind::Rejected) if the store still refuses; they stay in the list.
+    pub async fn replay(&self, keys: &[Key]) -> Result<()> {
+        self.layer.settle_dead_letters(keys, false).await
+    }
+
+    /// Gives up the records of these keys, and of keys that share a batch with them. The store's values count
+    /// again. This is the one way to lose an acknowledged write, and it is the caller's.
+    ///
+    /// # Errors
+    /// As [`Forebay::wait_applied`].
+    pub async fn discard(&self, keys: &[Key]) -> Result<()> {
+        self.layer.settle_dead_letters(keys, true).await
+    }
+}
+
+/// A [`Forebay`] for callers without a runtime. What does not wait is the same on both.
+#[derive(Clone, Debug)]
+pub struct BlockingForebay {
+    bay: Forebay,
+}
+
+impl BlockingForebay {
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        block_on(Some(&self.bay.layer.runtime), future)
+    }
+
+    /// See [`Forebay::wait_applied`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait_applied(&self, seq: Seq) -> Result<()> {
+        self.run(self.bay.wait_applied(seq))
+    }
+
+    /// See [`Forebay::flush`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn flush(&self) -> Result<Seq> {
+        self.run(self.bay.flush())
+    }
+
+    /// See [`Forebay::close`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn close(&self) -> Result<Closed> {
+        self.run(self.bay.close())
+    }
+
+    /// See [`Forebay::close_within`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn close_within(&self, deadline: Duration) -> Result<Closed> {
+        self.run(self.bay.close_within(deadline))
+    }
+
+    /// Commits a batch; see [`Batch::commit`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn commit(&self, batch: Batch) -> Result<Receipt> {
+        self.run(batch.commit())
+    }
+
+    /// See [`DeadLetterList::replay`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn replay_dead_letters(&self, keys: &[Key]) -> Result<()> {
+        self.run(self.bay.dead_letters().replay(keys))
+    }
+
+    /// See [`DeadLetterList::discard`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn discard_dead_letters(&self, keys: &[Key]) -> Result<()> {
+        self.run(self.bay.dead_letters().discard(keys))
+    }
+
+    /// The layer itself.
+    #[must_use]
+    pub fn forebay(&self) -> &Forebay {
+        &self.bay
+    }
+}
+
+/// The options of a layer that is about to be opened. Each is checked by [`Builder::open`].
+#[must_use = "nothing is opened until `open` is called"]
+pub struct Builder {
+    store: Arc<dyn Store>,
+    options: LayerOptions,
+    disk: Arc<dyn Disk>,
+}
+
+macro_rules! setters {
+    ($($(#[$doc:meta])* $name:ident: $field:ident: $kind:ty,)*) => {
+        impl Builder {
+            $($(#[$doc])* pub fn $name(mut self, value: $kind) -> Self {
+                self.options.$field = value;
+                self
+            })*
+        }
+    };
+}
+
+setters! {
+    /// When a journaled write counts as committed. Default: [`Durability::Sync`].
+    durability: durability: Durability,
+    /// Segment sizes and the like.
+    journal_options: journal: JournalOptions,
+    /// How many bytes of the journal may wait for the store, what is in flight included. Default: 4 GiB.
+    queue_bytes_max: queue_bytes_max: u64,
+    /// How many records may wait for the store, what is in flight included. Default: 4,000,000.
+    queue_records_max: queue_records_max: u64,
+    /// How many bytes of pending records stay in memory; beyond that, values are read back from the journal.
+    /// Default: 256 MiB.
+    pending_memory_bytes_max: pending_memory_bytes_max: u64,
+    /// What a write does when the queue is full. Default: wait.
+    backpressure: backpressure: Backpressure,
+    /// How many records one apply takes at the most. Default: 1024.
+    batch_records_max: batch_records_max: usize,
+    /// How many bytes one apply takes at the most. Default: 8 MiB.
+    batch_bytes_max: batch_bytes_max: u64,
+    /// How long the flusher waits for a batch to fill while nobody waits for it. Default: not at all; while one
+    /// batch is being applied the next one fills anyway.
+    batch_linger: batch_linger: Duration,
+    /// What a record does that the store rejects. Default: halt.
+    on_rejected: on_rejected: OnRejected,
+    /// How many records the dead-letter list may hold before the flusher halts after all. Default: 100,000.
+    dead_letter_records_max: dead_letter_records_max: u64,
+    /// How long a write-through waits for the store before its outcome counts as unknown. Default: 30 s.
+    through_timeout: through_timeout: Duration,
+    /// How long [`Forebay::close`] drains. Default: 30 s.
+    close_deadline: close_deadline: Duration,
+    /// Accept that the journal that the store was fed from is gone, with whatever was queued in it. Default: no.
+    replace_journal: replace_journal: bool,
+}
+
+impl Builder {
+    /// Where the journal lies. Without one every write goes through.
+    pub fn journal(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.options.journal_dir = Some(dir.into());
+        self
+    }
+
+    /// How long to wait before the first retry of a failed apply, and at the most. Default: 10 ms and 10 s.
+    pub fn retry_backoff(mut self, first: Duration, cap: Duration) -> Self {
+        (self.options.retry_first, self.options.retry_cap) = (first, cap);
+        self
+    }
+
+    /// The file system that the journal lies on. Default: the operating system's.
+    pub fn disk(mut self, disk: Arc<dyn Disk>) -> Self {
+        self.disk = disk;
+        self
+    }
+
+    /// Opens the layer: claims the store, replays the journal, and starts to drain.
+    ///
+    /// # Errors
+    /// A bad option; a journal that is locked, damaged, of an unknown format or not this store's; the store's.
+    /// Dropping the future may leave the store claimed, which only fences its older owner.
+    pub async fn open(self) -> Result<Forebay> {
+        let layer = recovery::open(self.store, self.options, self.disk).await?;
+        Ok(Forebay { layer })
+    }
+
+    /// As [`Builder::open`], without a runtime. For a store that needs one, use [`Builder::open`] inside it.
+    ///
+    /// # Errors
+    /// As [`Builder::open`].
+    pub fn open_blocking(self) -> Result<Forebay> {
+        block_on(None, self.open())
+    }
+}

@@ -1,0 +1,117 @@
+//! Atomic writes over several keys and caches of one layer: one frame, one apply.
+
+use std::sync::Arc;
+
+use crate::cache::typed::{Cache, Receipt};
+use crate::cache::view::{CacheKey, CacheValue};
+use crate::engine::commit::{Effect, Effects};
+use crate::engine::layer::Layer;
+use crate::error::{ErrorKind, Result};
+use crate::journal::frame::FrameBuilder;
+use crate::options::WritePolicy;
+
+/// Writes that take effect together. Nothing happens before [`Batch::commit`].
+///
+/// Of several writes of one key the last one counts. The batch is written through if any of its caches is, so
+/// that each cache's promise holds, unless [`Batch::write_policy`] says otherwise.
+#[must_use = "a batch does nothing until it is committed"]
+pub struct Batch {
+    layer: Arc<Layer>,
+    frame: FrameBuilder,
+    effects: Vec<Box<dyn Effect>>,
+    /// What to do with memory if the outcome stays unknown.
+    on_doubt: Vec<Box<dyn FnOnce() + Send>>,
+    policy: Option<WritePolicy>,
+    through: bool,
+}
+
+impl Batch {
+    pub(crate) fn new(layer: Arc<Layer>) -> Batch {
+        Batch {
+            layer,
+            frame: FrameBuilder::new(),
+            effects: Vec::new(),
+            on_doubt: Vec::new(),
+            policy: None,
+            through: false,
+        }
+    }
+
+    /// Adds a write of a value.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`], [`ErrorKind::Encode`]; [`ErrorKind::InvalidOption`] if the cache belongs to
+    /// another layer. The batch is as it was then.
+    pub fn put<K: CacheKey, V: CacheValue>(
+        &mut self,
+        cache: &Cache<K, V>,
+        key: &K,
+        value: V,
+    ) -> Result<&mut Self> {
+        cache.add_to(self, key, Some(value))?;
+        Ok(self)
+    }
+
+    /// Adds a removal.
+    ///
+    /// # Errors
+    /// As [`Batch::put`].
+    pub fn remove<K: CacheKey, V: CacheValue>(&mut self, cache: &Cache<K, V>, key: &K) -> Result<&mut Self> {
+        cache.add_to(self, key, None)?;
+        Ok(self)
+    }
+
+    /// Sets when the batch is acknowledged, whatever its caches' policies are.
+    pub fn write_policy(&mut self, policy: WritePolicy) -> &mut Self {
+        self.policy = Some(policy);
+        self
+    }
+
+    /// How many writes it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.effects.len()
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.effects.is_empty()
+    }
+
+    /// Writes all of it, or nothing. An empty batch changes nothing and returns the last committed number.
+    ///
+    /// # Errors and cancellation
+    /// As [`Cache::put`].
+    pub async fn commit(self) -> Result<Receipt> {
+        if self.is_empty() {
+            return Ok(Receipt::new(self.layer.last_committed()));
+        }
+        let default = if self.through { WritePolicy::Through } else { WritePolicy::Behind };
+        let policy = self.policy.unwrap_or(default);
+        let written = self.layer.write(self.frame.finish(), policy, Effects::Many(self.effects)).await;
+        if written.as_ref().is_err_and(|error| error.kind() == ErrorKind::InDoubt) {
+            self.on_doubt.into_iter().for_each(|invalidate| invalidate());
+        }
+        written.map(Receipt::new)
+    }
+
+    pub(crate) fn layer(&self) -> &Arc<Layer> {
+        &self.layer
+    }
+
+    pub(crate) fn frame(&mut self) -> &mut FrameBuilder {
+        &mut self.frame
+    }
+
+    pub(crate) fn added(
+        &mut self,
+        effect: Box<dyn Effect>,
+        policy: WritePolicy,
+        on_doubt: Box<dyn FnOnce() + Send>,
+    ) {
+        self.effects.push(effect);
+        self.on_doubt.push(on_doubt);
+        self.through |= policy == WritePolicy::Through;
+    }
+}

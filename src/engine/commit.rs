@@ -1,0 +1,62 @@
+//! What hangs on a write until it is committed or applied, and what happens then.
+
+use tokio::sync::oneshot;
+
+use crate::error::{Error, Result};
+use crate::ids::Seq;
+
+/// What a write changes in the memory of the cache that it came from.
+///
+/// Run under the pending view's lock, in the one order, on the committer's or the flusher's thread. It must be
+/// short and must not panic.
+pub trait Effect: Send {
+    /// The write has this sequence number and may be seen from now on.
+    fn publish(self: Box<Self>, seq: Seq);
+}
+
+/// The effects of a frame, one per record and in the records' order.
+pub enum Effects {
+    /// There are none.
+    None,
+    /// A single write's.
+    One(Box<dyn Effect>),
+    /// An atomic batch's.
+    Many(Vec<Box<dyn Effect>>),
+}
+
+/// When the writer is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// When the frame is committed.
+    Committed,
+    /// When the frame is applied.
+    Applied,
+}
+
+/// Somebody who waits for a frame, and what the frame changes in memory.
+pub struct Ticket {
+    pub(crate) until: Until,
+    pub(crate) effects: Effects,
+    pub(crate) answer: oneshot::Sender<Result<Seq>>,
+    /// What the frame took of the gate; given back when the frame ends.
+    pub(crate) records: u32,
+    pub(crate) bytes: u32,
+}
+
+impl Ticket {
+    /// Makes the frame that starts at `first` visible in memory.
+    pub(crate) fn publish(&mut self, first: Seq) {
+        match std::mem::replace(&mut self.effects, Effects::None) {
+            Effects::None => {}
+            Effects::One(effect) => effect.publish(first),
+            Effects::Many(effects) => {
+                effects.into_iter().zip(0_u64..).for_each(|(effect, at)| effect.publish(first.plus(at)));
+            }
+        }
+    }
+
+    /// Answers the writer. That nobody waits any more is no error: the write happened all the same.
+    pub(crate) fn answer(self, outcome: Result<Seq, Error>) {
+        drop(self.answer.send(outcome));
+    }
+}

@@ -1,0 +1,216 @@
+//! What the callers, the committer and the flusher share: the pending view, the gate, and how the layer is.
+
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{Notify, watch};
+
+use crate::engine::commit::{Ticket, Until};
+use crate::engine::gate::Gate;
+use crate::engine::health::{Health, HealthState};
+use crate::engine::pending::{PendingView, QueuedFrame};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{Epoch, Seq};
+use crate::journal::sink::{Committed, Sink};
+use crate::metrics::Metrics;
+use crate::options::LayerOptions;
+
+/// How far the layer has come and how it is; watched by all who wait.
+#[derive(Clone, Debug)]
+pub(crate) struct Status {
+    pub(crate) watermark: Seq,
+    pub(crate) state: HealthState,
+    pub(crate) error: Option<Error>,
+    pub(crate) attempts: u64,
+}
+
+/// The shared state of a layer.
+pub(crate) struct Core {
+    pub(crate) options: LayerOptions,
+    pub(crate) epoch: Epoch,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) pending: PendingView,
+    pub(crate) gate: Gate,
+    pub(crate) status: watch::Sender<Status>,
+    /// Wakes the flusher: there is work, or somebody is in a hurry.
+    pub(crate) work: Notify,
+    /// The newest sequence number whose apply somebody waits for; until then the flusher does not linger.
+    hurry_to: AtomicU64,
+    /// Wakes the flusher after a halt.
+    pub(crate) resumed: Notify,
+    /// Wakes readers of keys whose write-through has ended.
+    pub(crate) settled: Notify,
+    closing: AtomicBool,
+    /// A failure beside the data, such as a segment that could not be recycled.
+    warning: Mutex<Option<Error>>,
+}
+
+impl Core {
+    pub(crate) fn new(options: LayerOptions, epoch: Epoch, watermark: Seq, pending: PendingView) -> Core {
+        let backlog = pending.lock().backlog();
+        let gate =
+            Gate::new(options.queue_records_max, options.queue_bytes_max, backlog.records, backlog.bytes);
+        let status = Status { watermark, state: HealthState::Healthy, error: None, attempts: 0 };
+        Core {
+            options,
+            epoch,
+            metrics: Arc::default(),
+            pending,
+            gate,
+            status: watch::Sender::new(status),
+            work: Notify::new(),
+            hurry_to: AtomicU64::new(0),
+            resumed: Notify::new(),
+            settled: Notify::new(),
+            closing: AtomicBool::new(false),
+            warning: Mutex::new(None),
+        }
+    }
+
+    /// Whether a write may be handed over; `through` ones also need a flusher that moves.
+    pub(crate) fn check_writable(&self, through: bool) -> Result<()> {
+        if self.closing.load(Ordering::SeqCst) {
+            return Err(closed());
+        }
+        let status = self.status.borrow();
+        match (status.state, &status.error) {
+            (HealthState::Fenced | HealthState::Failed, Some(error)) => Err(error.clone()),
+            (HealthState::Halted, Some(error)) if through => Err(error.clone()),
+            (HealthState::Closed, _) => Err(closed()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn start_closing(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether somebody waits for what comes after `applied`.
+    pub(crate) fn is_hurried(&self, applied: Seq) -> bool {
+        self.hurry_to.load(Ordering::SeqCst) > applied.0
+    }
+
+    /// Ends all writing. The first failure stays the reason; whoever waits learns it.
+    pub(crate) fn fail(&self, state: HealthState, error: Error) {
+        let first = self.status.send_if_modified(|status| {
+            let running =
+                !matches!(status.state, HealthState::Fenced | HealthState::Failed | HealthState::Closed);
+            if running {
+                status.state = state;
+                status.error = Some(error.clone());
+            }
+            running
+        });
+        self.gate.shut();
+        let reason = if first { Some(error) } else { self.status.borrow().error.clone() };
+        self.abandon_tickets(&reason.unwrap_or_else(closed));
+        self.settled.notify_waiters();
+    }
+
+    /// Answers everybody who waits for an apply that this layer will not see.
+    pub(crate) fn abandon_tickets(&self, reason: &Error) {
+        let tickets = self.pending.lock().take_tickets();
+        for ticket in tickets {
+            let context =
+                "the layer stopped before the store confirmed the write; it may or may not be there";
+            ticket.answer(Err(reason.clone().wrap(ErrorKind::InDoubt, context)));
+        }
+    }
+
+    /// Waits until the store holds everything up to `seq`, or will not get there.
+    pub(crate) async fn wait_applied(&self, seq: Seq) -> Result<()> {
+        let mut watched = self.status.subscribe();
+        self.hurry_to.fetch_max(seq.0, Ordering::SeqCst);
+        self.work.notify_one();
+        let reached = watched
+            .wait_for(|status| {
+                status.watermark >= seq
+                    || !matches!(status.state, HealthState::Healthy | HealthState::Retrying)
+            })
+            .await
+            .map_err(|_| closed())?;
+        if reached.watermark >= seq {
+            return Ok(());
+        }
+        Err(reached.error.clone().unwrap_or_else(closed))
+    }
+
+    pub(crate) fn warn(&self, error: Option<Error>) {
+        *self.warning.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    pub(crate) fn health(&self, dead_letters: u64, journal_bytes: u64) -> Health {
+        let (backlog, committed) = {
+            let pending = self.pending.lock();
+            (pending.backlog(), pending.last_committed())
+        };
+        let status = self.status.borrow().clone();
+        let warning = self.warning.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Health {
+            state: status.state,
+            error: status.error.or(warning),
+            attempts: status.attempts,
+            epoch: self.epoch,
+            watermark: status.watermark,
+            committed,
+            queued_records: backlog.records,
+            queued_bytes: backlog.bytes,
+            dead_letters,
+            journal_bytes,
+        }
+    }
+
+    fn commit_one(&self, committed: Committed<Ticket>) {
+        let Committed { first, body, location, mut ticket } = committed;
+        let count = u64::from(body.count());
+        let frame = QueuedFrame::committed(first, &body, location);
+        let (until, last) = (ticket.until, frame.last());
+        let mut pending = self.pending.lock();
+        let memory_max = self.options.pending_memory_bytes_max;
+        let outcome = match until {
+            Until::Committed => {
+                let outcome = pending.commit(frame, None, memory_max);
+                ticket.publish(first);
+                drop(pending);
+                ticket.answer(outcome.as_ref().map(|_| last).map_err(Clone::clone));
+                outcome
+            }
+            Until::Applied => {
+                self.hurry_to.fetch_max(first.0, Ordering::SeqCst);
+                pending.commit(frame, Some(ticket), memory_max)
+            }
+        };
+        match outcome {
+            Ok(spilled) => {
+                self.metrics.records_committed.add(count);
+                self.metrics.records_spilled.add(if spilled { count } else { 0 });
+            }
+            // The record was encoded by this process a moment ago: memory is not what it was.
+            Err(error) => self.fail(HealthState::Failed, error),
+        }
+    }
+}
+
+impl Sink for Core {
+    type Ticket = Ticket;
+
+    fn committed(&self, group: &mut Vec<Committed<Ticket>>) {
+        group.drain(..).for_each(|committed| self.commit_one(committed));
+        self.work.notify_one();
+    }
+
+    fn refused(&self, ticket: Ticket, error: &Error) {
+        self.gate.leave(u64::from(ticket.records), u64::from(ticket.bytes));
+        ticket.answer(Err(error.clone()));
+    }
+
+    fn poisoned(&self, error: &Error) {
+        self.fail(HealthState::Failed, error.clone());
+    }
+}
+
+/// What a closed layer answers.
+pub(crate) fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the layer is closed")
+}

@@ -1,0 +1,415 @@
+//! What drains: takes committed frames in order and applies them to the store, batch after batch.
+//!
+//! Nothing is ever queued again. A batch that fails stays in hand and is sent again until the store takes it,
+//! rejects a record of it, or shows that it never will; the watermark moves only when the store says so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::commit::{Ticket, Until};
+use crate::engine::core::Core;
+use crate::engine::dead_letters::DeadLetters;
+use crate::engine::health::HealthState;
+use crate::engine::layer::Views;
+use crate::engine::pending::QueuedFrame;
+use crate::engine::plan::{Ops, frame_of};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Seq;
+use crate::journal::committer::Committer;
+use crate::journal::frame::Frame;
+use crate::journal::log::Log;
+use crate::journal::reader::Reader;
+use crate::options::LayerOptions;
+use crate::store::contract::{Batch, Op, Progress, Store, StoreError};
+
+/// The flusher of a layer.
+pub(crate) struct Flusher {
+    pub(crate) core: Arc<Core>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) committer: Arc<Committer<Core>>,
+    pub(crate) log: Option<Arc<Log>>,
+    pub(crate) letters: Option<Arc<DeadLetters>>,
+    pub(crate) views: Arc<Views>,
+    pub(crate) progress: Progress,
+    pub(crate) source: Source,
+}
+
+/// The journal as a second source beside memory, and the frame read from it last.
+#[derive(Default)]
+pub(crate) struct Source {
+    reader: Option<Reader>,
+    ahead: Option<Frame>,
+}
+
+/// A batch under construction.
+#[derive(Default)]
+struct Hand {
+    frames: Vec<QueuedFrame>,
+    records: usize,
+    bytes: u64,
+    full: bool,
+}
+
+impl Hand {
+    /// Takes the frame if it fits, and says whether it did. A single frame always fits: it is never split. An
+    /// order to the dead-letter list is a batch of its own.
+    fn admit(&mut self, frame: QueuedFrame, options: &LayerOptions) -> Result<bool> {
+        let control = is_control(&frame)?;
+        let records = self.records + frame.count as usize;
+        let bytes = self.bytes + frame.bytes;
+        let over = records > options.batch_records_max || bytes > options.batch_bytes_max;
+        if !self.frames.is_empty() && (control || over) {
+            self.full = true;
+            return Ok(false);
+        }
+        self.full = control || records >= options.batch_records_max || bytes >= options.batch_bytes_max;
+        (self.records, self.bytes) = (records, bytes);
+        self.frames.push(frame);
+        Ok(true)
+    }
+}
+
+/// Why a batch was not applied.
+pub(crate) enum Refusal {
+    /// The store will not take this record.
+    Record(Seq, Error),
+    /// The layer is at its end; it has been told.
+    Over,
+}
+
+impl Flusher {
+    /// Drains until the layer fails. Stopping it means dropping this future, which loses nothing: what is in
+    /// hand is still in the journal, and the store either holds it or not.
+    pub(crate) async fn run(mut self) {
+        loop {
+            match self.next_batch().await {
+                Ok(frames) => {
+                    if self.deliver(frames).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => return self.core.fail(HealthState::Failed, error),
+            }
+        }
+    }
+
+    /// Waits for work, and for the batch to fill if the options say so and nobody is in a hurry.
+    async fn next_batch(&mut self) -> Result<Vec<QueuedFrame>> {
+        let core = Arc::clone(&self.core);
+        let mut hand = Hand::default();
+        loop {
+            let work = core.work.notified();
+            self.fill(&mut hand)?;
+            if !hand.frames.is_empty() {
+                break;
+            }
+            work.await;
+        }
+        if core.options.batch_linger.is_zero() {
+            return Ok(hand.frames);
+        }
+        let deadline = tokio::time::sleep(core.options.batch_linger);
+        tokio::pin!(deadline);
+        while !hand.full && !core.is_hurried(self.progress.applied) {
+            let work = core.work.notified();
+            tokio::select! {
+                () = work => self.fill(&mut hand)?,
+                () = &mut deadline => break,
+            }
+        }
+        Ok(hand.frames)
+    }
+
+    /// Takes what is there until the batch is full.
+    fn fill(&mut self, hand: &mut Hand) -> Result<()> {
+        while !hand.full {
+            self.read_ahead()?;
+            let limit = self.source.ahead.as_ref().map(|frame| frame.first);
+            let next = match self.core.pending.lock().front_before(limit) {
+                Some(frame) => frame.clone(),
+                None => match &self.source.ahead {
+                    Some(frame) => QueuedFrame::read(frame),
+                    None => return Ok(()),
+                },
+            };
+            if !hand.admit(next, &self.core.options)? {
+                return Ok(());
+            }
+            self.advance();
+        }
+        Ok(())
+    }
+
+    /// Takes the frame that [`Flusher::fill`] has looked at off its source.
+    fn advance(&mut self) {
+        let limit = self.source.ahead.as_ref().map(|frame| frame.first);
+        let mut pending = self.core.pending.lock();
+        if pending.pop_before(limit).is_some() {
+            return;
+        }
+        if let Some(frame) = self.source.ahead.take()
+            && pending.read_back(frame.last())
+        {
+            self.source.reader = None;
+        }
+    }
+
+    /// Reads the next spilled frame, if frames were left to the journal.
+    fn read_ahead(&mut self) -> Result<()> {
+        if self.source.ahead.is_some() {
+            return Ok(());
+        }
+        let Some((after, until)) = self.core.pending.lock().spilled() else { return Ok(()) };
+        let Some(log) = &self.log else { return Ok(()) };
+        let reader = self.source.reader.get_or_insert_with(|| log.read_after(after));
+        let frame = reader.next_frame()?.ok_or_else(|| {
+            let context = format!("the journal ends before record {until}, which it has committed");
+            Error::new(ErrorKind::Damaged, context)
+        })?;
+        self.source.ahead = Some(frame);
+        Ok(())
+    }
+
+    /// Brings a batch to its end: applied, parked, or refused to those who wait. `Err` ends the flusher.
+    async fn deliver(&mut self, mut frames: Vec<QueuedFrame>) -> Result<(), ()> {
+        // The store must never be ahead of the durable journal: a journal that ends before the store's
+        // watermark is how a lost journal is told.
+        let synced = self.committer.sync();
+        let mut parked = Vec::new();
+        let outcome = match synced {
+            Err(error) => Err(error),
+            Ok(()) if matches!(frames.last().map(is_control), Some(Ok(true))) => {
+                return self.control(frames).await;
+            }
+            Ok(()) => self.set_parked_apart(&mut frames, &mut parked),
+        };
+        if let Err(error) = outcome {
+            self.core.fail(HealthState::Failed, error);
+            return Err(());
+        }
+        loop {
+            let progress = self.progress_after(frames.iter().chain(&parked));
+            let mut ops = Ops::default();
+            let planned = frames.iter().try_for_each(|frame| ops.push_frame(frame));
+            if let Err(error) = planned {
+                self.core.fail(HealthState::Failed, error);
+                return Err(());
+            }
+            match self.apply(ops.finish(), progress).await {
+                Ok(()) => return self.retire(&frames, &parked, progress),
+                Err(Refusal::Over) => return Err(()),
+                Err(Refusal::Record(seq, error)) => {
+                    self.reject(&mut frames, &mut parked, seq, error).await?;
+                }
+            }
+        }
+    }
+
+    /// Applies until the store answers for good.
+    pub(crate) async fn apply(&mut self, ops: Vec<Op>, progress: Progress) -> Result<(), Refusal> {
+        let count = ops.len() as u64;
+        let batch = Batch { epoch: self.core.epoch, ops, progress };
+        let mut attempts = 0_u64;
+        loop {
+            match self.store.apply(&batch).await {
+                Ok(()) => {
+                    self.core.metrics.ops_applied.add(count);
+                    self.core.metrics.batches_applied.add(1);
+                    self.progress = progress;
+                    return Ok(());
+                }
+                Err(StoreError::Rejected { seq, error }) => return Err(Refusal::Record(seq, error)),
+                Err(error @ StoreError::Transient(_)) => {
+                    attempts += 1;
+                    self.core.metrics.apply_retries.add(1);
+                    self.note_retry(attempts, error.into_error());
+                    let wait = backoff(attempts, self.core.options.retry_first, self.core.options.retry_cap);
+                    tokio::time::sleep(wait).await;
+                }
+                Err(error @ StoreError::Fenced { .. }) => {
+                    self.core.fail(HealthState::Fenced, error.into_error());
+                    return Err(Refusal::Over);
+                }
+                Err(error @ StoreError::Fatal(_)) => {
+                    self.core.fail(HealthState::Failed, error.into_error());
+                    return Err(Refusal::Over);
+                }
+            }
+        }
+    }
+
+    /// Deals with a record that the store will not take.
+    async fn reject(
+        &mut self,
+        frames: &mut Vec<QueuedFrame>,
+        parked: &mut Vec<QueuedFrame>,
+        seq: Seq,
+        error: Error,
+    ) -> Result<(), ()> {
+        self.core.metrics.records_rejected.add(1);
+        let Some(at) = frame_of(frames, seq) else {
+            let context = format!("the store rejected record {seq}, which it was not sent");
+            self.core.fail(HealthState::Failed, error.wrap(ErrorKind::StoreFailed, context));
+            return Err(());
+        };
+        let error = StoreError::Rejected { seq, error }.into_error();
+        let done = match frames.get(at) {
+            Some(frame) if frame.location.is_none() => {
+                let frame = frames.remove(at);
+                self.refuse(&frame, error)
+            }
+            Some(frame) if self.can_park() => {
+                self.park(frame, &error.to_string()).and_then(|()| self.set_parked_apart(frames, parked))
+            }
+            _ => {
+                self.halt(frames, error).await;
+                Ok(())
+            }
+        };
+        done.map_err(|error| self.core.fail(HealthState::Failed, error))
+    }
+
+    /// Stands until the owner says to go on. Who waits for the store is told, and nothing journaled is lost.
+    async fn halt(&self, frames: &mut Vec<QueuedFrame>, error: Error) {
+        let resumed = self.core.resumed.notified();
+        let halted = error.wrap(ErrorKind::Halted, "the flusher stands");
+        self.core.status.send_modify(|status| {
+            if matches!(status.state, HealthState::Healthy | HealthState::Retrying) {
+                status.state = HealthState::Halted;
+                status.error = Some(halted.clone());
+            }
+        });
+        let (kept, mut refused): (Vec<_>, Vec<_>) =
+            frames.drain(..).partition(|frame| frame.location.is_some());
+        *frames = kept;
+        refused.extend(self.core.pending.lock().take_unjournaled());
+        for frame in &refused {
+            if let Err(error) = self.refuse(frame, halted.clone()) {
+                return self.core.fail(HealthState::Failed, error);
+            }
+        }
+        resumed.await;
+        self.core.status.send_modify(|status| {
+            if status.state == HealthState::Halted {
+                status.state = HealthState::Healthy;
+                status.error = None;
+            }
+        });
+    }
+
+    /// Ends a frame that was to be written through and will not be.
+    pub(crate) fn refuse(&self, frame: &QueuedFrame, error: Error) -> Result<()> {
+        let ticket = {
+            let mut pending = self.core.pending.lock();
+            pending.retire(frame)?;
+            pending.take_ticket(frame.first)
+        };
+        self.core.gate.leave(u64::from(frame.count), frame.bytes);
+        self.core.settled.notify_waiters();
+        if let Some(ticket) = ticket {
+            ticket.answer(Err(error));
+        }
+        Ok(())
+    }
+
+    /// The store holds these frames: makes write-throughs visible, answers, makes room, trims the journal.
+    pub(crate) fn retire(
+        &self,
+        frames: &[QueuedFrame],
+        parked: &[QueuedFrame],
+        progress: Progress,
+    ) -> Result<(), ()> {
+        let mut tickets: Vec<(Seq, Ticket)> = Vec::new();
+        let (mut records, mut bytes) = (0, 0);
+        for frame in frames {
+            let mut pending = self.core.pending.lock();
+            if let Err(error) = pending.retire(frame) {
+                drop(pending);
+                self.core.fail(HealthState::Failed, error);
+                return Err(());
+            }
+            if let Some(mut ticket) = pending.take_ticket(frame.first) {
+                debug_assert_eq!(ticket.until, Until::Applied);
+                ticket.publish(frame.first);
+                tickets.push((frame.last(), ticket));
+            }
+            records += u64::from(frame.count);
+            bytes += frame.bytes;
+        }
+        self.core.metrics.records_applied.add(records);
+        for frame in parked {
+            records += u64::from(frame.count);
+            bytes += frame.bytes;
+        }
+        self.core.status.send_modify(|status| {
+            status.watermark = progress.applied;
+            status.attempts = 0;
+            if status.state == HealthState::Retrying {
+                status.state = HealthState::Healthy;
+                status.error = None;
+            }
+        });
+        self.core.gate.leave(records, bytes);
+        if !tickets.is_empty() {
+            self.core.settled.notify_waiters();
+        }
+        tickets.into_iter().for_each(|(last, ticket)| ticket.answer(Ok(last)));
+        if let Some(log) = &self.log {
+            // Segments that stay behind cost room, not data; the next batch tries again.
+            self.core.warn(log.trim(progress.journaled).err());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn progress_after<'a>(&self, frames: impl Iterator<Item = &'a QueuedFrame>) -> Progress {
+        frames.fold(self.progress, |progress, frame| Progress {
+            applied: progress.applied.max(frame.last()),
+            journaled: match frame.location {
+                Some(_) => progress.journaled.max(frame.last()),
+                None => progress.journaled,
+            },
+        })
+    }
+
+    fn note_retry(&self, attempts: u64, error: Error) {
+        self.core.status.send_modify(|status| {
+            status.attempts = attempts;
+            if matches!(status.state, HealthState::Healthy | HealthState::Retrying) {
+                status.state = HealthState::Retrying;
+                status.error = Some(error);
+            }
+        });
+    }
+}
+
+fn is_control(frame: &QueuedFrame) -> Result<bool> {
+    match frame.records().next() {
+        Some(numbered) => Ok(numbered?.1.is_control()),
+        None => Ok(false),
+    }
+}
+
+/// Full jitter: anything between nothing and the cap of this attempt (Brooker, "Exponential Backoff And
+/// Jitter", 2015). The first wait is not drawn below a tenth, so that an instant retry storm cannot happen.
+fn backoff(attempt: u64, first: Duration, cap: Duration) -> Duration {
+    let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(20);
+    let ceiling = first.saturating_mul(1 << doublings).min(cap);
+    // Without randomness there is no jitter, only a longer wait.
+    let drawn = getrandom::u32().unwrap_or(u32::MAX);
+    ceiling.mul_f64(0.1 + 0.9 * f64::from(drawn) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_up_to_the_cap_and_never_beyond() {
+        let (first, cap) = (Duration::from_millis(10), Duration::from_secs(1));
+        for attempt in 1..200 {
+            let ceiling = first.saturating_mul(1 << (attempt - 1).min(20) as u32).min(cap);
+            let wait = backoff(attempt, first, cap);
+            assert!(wait <= ceiling && wait >= ceiling / 10, "attempt {attempt}: {wait:?}");
+        }
+    }
+}

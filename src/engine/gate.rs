@@ -1,0 +1,121 @@
+//! The bound on what waits for the store, in records and in bytes, what is in flight included.
+//!
+//! A write enters before it is handed to the committer and leaves when the store holds it, so this is also
+//! the bound on the committer's channel. Waiting is first come, first served.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::Semaphore;
+
+/// How much there may be.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    records: Budget,
+    bytes: Budget,
+}
+
+/// Why a write was not let in.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NotEntered {
+    /// There is no room now.
+    Full,
+    /// The layer takes no more writes.
+    Shut,
+}
+
+#[derive(Debug)]
+struct Budget {
+    permits: Semaphore,
+    /// What a recovered backlog holds beyond the bound; paid back before anybody else is let in.
+    debt: AtomicU64,
+}
+
+impl Budget {
+    fn new(max: u64, taken: u64) -> Budget {
+        let free = usize::try_from(max.saturating_sub(taken)).unwrap_or(Semaphore::MAX_PERMITS);
+        let permits = Semaphore::new(free.min(Semaphore::MAX_PERMITS));
+        Budget { permits, debt: AtomicU64::new(taken.saturating_sub(max)) }
+    }
+
+    fn give_back(&self, count: u64) {
+        let mut paid = 0;
+        let update = |debt: u64| {
+            paid = debt.min(count);
+            (paid > 0).then(|| debt - paid)
+        };
+        // An error only says that there was no debt to pay.
+        if self.debt.fetch_update(Ordering::SeqCst, Ordering::SeqCst, update).is_err() {
+            paid = 0;
+        }
+        self.permits.add_permits(usize::try_from(count - paid).unwrap_or(0));
+    }
+}
+
+impl Gate {
+    pub(crate) fn new(records_max: u64, bytes_max: u64, records: u64, bytes: u64) -> Gate {
+        Gate { records: Budget::new(records_max, records), bytes: Budget::new(bytes_max, bytes) }
+    }
+
+    /// Enters if there is room now.
+    pub(crate) fn try_enter(&self, records: u32, bytes: u32) -> Result<(), NotEntered> {
+        use tokio::sync::TryAcquireError;
+        let refused = |error| match error {
+            TryAcquireError::NoPermits => NotEntered::Full,
+            TryAcquireError::Closed => NotEntered::Shut,
+        };
+        let one = self.records.permits.try_acquire_many(records).map_err(refused)?;
+        let other = self.bytes.permits.try_acquire_many(bytes).map_err(refused)?;
+        one.forget();
+        other.forget();
+        Ok(())
+    }
+
+    /// Enters as soon as there is room. Dropping the future takes nothing.
+    pub(crate) async fn enter(&self, records: u32, bytes: u32) -> Result<(), NotEntered> {
+        let shut = |_| NotEntered::Shut;
+        let one = self.records.permits.acquire_many(records).await.map_err(shut)?;
+        let other = self.bytes.permits.acquire_many(bytes).await.map_err(shut)?;
+        one.forget();
+        other.forget();
+        Ok(())
+    }
+
+    /// Makes room again.
+    pub(crate) fn leave(&self, records: u64, bytes: u64) {
+        self.records.give_back(records);
+        self.bytes.give_back(bytes);
+    }
+
+    /// Lets nobody in any more, and tells those who wait.
+    pub(crate) fn shut(&self) {
+        self.records.permits.close();
+        self.bytes.permits.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_gate_refuses_until_somebody_leaves() {
+        let gate = Gate::new(2, 100, 0, 0);
+        assert_eq!(gate.try_enter(1, 60), Ok(()));
+        assert_eq!(gate.try_enter(1, 60), Err(NotEntered::Full));
+        assert_eq!(gate.try_enter(1, 40), Ok(()), "a refused entry must not have taken a record");
+        gate.leave(2, 100);
+        assert_eq!(gate.try_enter(2, 100), Ok(()));
+        gate.shut();
+        assert_eq!(gate.try_enter(1, 1), Err(NotEntered::Shut));
+    }
+
+    #[test]
+    fn a_backlog_beyond_the_bound_is_paid_back_first() {
+        let gate = Gate::new(2, 100, 5, 100);
+        gate.leave(3, 50);
+        assert_eq!(gate.try_enter(1, 1), Err(NotEntered::Full));
+        gate.leave(2, 50);
+        assert_eq!(gate.try_enter(2, 100), Ok(()));
+        assert_eq!(gate.try_enter(1, 0), Err(NotEntered::Full));
+    }
+}

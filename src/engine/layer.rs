@@ -1,0 +1,390 @@
+//! A layer: one journal, one store, one order. Speaks keys and bytes; the typed caches stand on it.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::{oneshot, watch};
+
+use crate::engine::commit::{Effects, Ticket, Until};
+use crate::engine::core::{Core, closed};
+use crate::engine::dead_letters::{DeadLetter, DeadLetters};
+use crate::engine::gate::NotEntered;
+use crate::engine::health::{Closed, Health, HealthState};
+use crate::engine::record::{Operation, push};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{Key, NamespaceName, Seq};
+use crate::journal::committer::Committer;
+use crate::journal::frame::{FrameBody, FrameBuilder};
+use crate::journal::log::Log;
+use crate::journal::sink::Submission;
+use crate::metrics::{Metrics, Stats};
+use crate::options::{Backpressure, LayerOptions, WritePolicy};
+use crate::store::contract::Store;
+
+/// The memory of a typed cache, as far as the engine needs to know it.
+pub trait View: Any + Send + Sync {
+    /// Makes everything in it unservable.
+    fn invalidate_all(&self);
+    /// For going back to the type.
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+}
+
+/// The open caches of a layer, by namespace.
+#[derive(Default)]
+pub struct Views(Mutex<HashMap<NamespaceName, Arc<dyn View>>>);
+
+impl Views {
+    /// The view of a namespace, made by `make` if it is not open yet.
+    ///
+    /// # Errors
+    /// What `make` says.
+    pub fn open(
+        &self,
+        namespace: &NamespaceName,
+        make: impl FnOnce() -> Result<Arc<dyn View>>,
+    ) -> Result<Arc<dyn View>> {
+        let mut views = self.lock();
+        if let Some(view) = views.get(namespace) {
+            return Ok(Arc::clone(view));
+        }
+        let view = make()?;
+        views.insert(namespace.clone(), Arc::clone(&view));
+        Ok(view)
+    }
+
+    /// Makes everything in a namespace's memory unservable.
+    pub fn invalidate(&self, namespace: &str) {
+        let views = self.lock();
+        views
+            .iter()
+            .filter(|(name, _)| name.as_str() == namespace)
+            .for_each(|(_, view)| view.invalidate_all());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<NamespaceName, Arc<dyn View>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The flusher's thread and how to stop it.
+pub(crate) struct FlusherThread {
+    pub(crate) stop: watch::Sender<bool>,
+    pub(crate) thread: JoinHandle<Runtime>,
+}
+
+/// An open layer.
+pub struct Layer {
+    pub(crate) core: Arc<Core>,
+    /// Let go when the layer stops, so that the store can be opened again though handles are left.
+    pub(crate) store: RwLock<Option<Arc<dyn Store>>>,
+    pub(crate) committer: Arc<Committer<Core>>,
+    pub(crate) log: Option<Arc<Log>>,
+    pub(crate) letters: Option<Arc<DeadLetters>>,
+    pub(crate) views: Arc<Views>,
+    /// The runtime of the flusher's thread: it drives the timers, so that callers need no runtime.
+    pub(crate) runtime: Handle,
+    pub(crate) flusher: Mutex<Option<FlusherThread>>,
+}
+
+impl Layer {
+    /// The open caches.
+    pub fn views(&self) -> &Views {
+        &self.views
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.core.metrics
+    }
+
+    /// The options that the layer was opened with.
+    pub fn options(&self) -> &LayerOptions {
+        &self.core.options
+    }
+
+    /// Whether there is a journal, which write-behind needs.
+    pub fn has_journal(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Writes a frame: acknowledged when it is committed, or when the store holds it.
+    ///
+    /// Dropping the future before the frame was handed over does nothing; afterwards the frame happens wholly,
+    /// though nobody waits any more.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`]; with [`ErrorKind::InDoubt`] the frame may still take effect.
+    pub async fn write(&self, body: FrameBody, policy: WritePolicy, effects: Effects) -> Result<Seq> {
+        match policy {
+            WritePolicy::Behind => {
+                if !self.has_journal() {
+                    let context = "write-behind needs a journal, and this layer was opened without one";
+                    return Err(Error::new(ErrorKind::Unsupported, context));
+                }
+                let answer = self.submit(body, Until::Committed, true, effects).await?;
+                answer.await.map_err(|_| closed())?
+            }
+            WritePolicy::Through => {
+                let answer = self.submit(body, Until::Applied, false, effects).await?;
+                match self.within(self.core.options.through_timeout, answer).await {
+                    Some(answer) => answer.map_err(|_| closed())?,
+                    None => {
+                        let context = format!(
+                            "the store has not confirmed the write within {:?}; it may still take effect",
+                            self.core.options.through_timeout
+                        );
+                        Err(Error::new(ErrorKind::InDoubt, context))
+                    }
+                }
+            }
+        }
+    }
+
+    async fn submit(
+        &self,
+        body: FrameBody,
+        until: Until,
+        journaled: bool,
+        effects: Effects,
+    ) -> Result<oneshot::Receiver<Result<Seq>>> {
+        self.core.check_writable(!journaled)?;
+        let records = body.count();
+        let bytes = u32::try_from(body.len_on_disk())
+            .map_err(|_| Error::new(ErrorKind::TooLarge, "a frame of 4 GiB or more"))?;
+        if u64::from(records) > self.core.options.queue_records_max
+            || u64::from(bytes) > self.core.options.queue_bytes_max
+        {
+            let context =
+                format!("a write of {records} records and {bytes} bytes is larger than the whole queue");
+            return Err(Error::new(ErrorKind::TooLarge, context));
+        }
+        self.enter(records, bytes, !journaled).await?;
+        let (sender, answer) = oneshot::channel();
+        let ticket = Ticket { until, effects, answer: sender, records, bytes };
+        self.committer.submit(Submission { body, journaled, ticket });
+        Ok(answer)
+    }
+
+    async fn enter(&self, records: u32, bytes: u32, through: bool) -> Result<()> {
+        let full = || {
+            self.core.metrics.writes_refused_full.add(1);
+            let backlog = self.core.pending.lock().backlog();
+            let context = format!(
+                "the queue is full: {} records and {} bytes wait for the store",
+                backlog.records, backlog.bytes
+            );
+            Err(Error::new(ErrorKind::QueueFull, context))
+        };
+        let entered = match self.core.gate.try_enter(records, bytes) {
+            Err(NotEntered::Full) => match self.core.options.backpressure {
+                Backpressure::Refuse => return full(),
+                Backpressure::Wait => self.enter_or_halt(records, bytes).await?,
+                Backpressure::WaitFor(wait) => {
+                    match self.within(wait, self.enter_or_halt(records, bytes)).await {
+                        Some(entered) => entered?,
+                        None => return full(),
+                    }
+                }
+            },
+            entered => entered,
+        };
+        match entered {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                self.core.check_writable(through)?;
+                Err(closed())
+            }
+        }
+    }
+
+    /// Waits for room; a flusher that stands makes none, so its error ends the wait.
+    async fn enter_or_halt(&self, records: u32, bytes: u32) -> Result<Result<(), NotEntered>> {
+        let mut status = self.core.status.subscribe();
+        let halted = status.wait_for(|status| status.state == HealthState::Halted);
+        tokio::select! {
+            biased;
+            entered = self.core.gate.enter(records, bytes) => Ok(entered),
+            halted = halted => Err(halted.ok().and_then(|status| status.error.clone()).unwrap_or_else(closed)),
+        }
+    }
+
+    /// Waits for `future` so long; the timer is the layer's own.
+    async fn within<T>(&self, wait: Duration, future: impl Future<Output = T>) -> Option<T> {
+        let timer = {
+            let _entered = self.runtime.enter();
+            tokio::time::sleep(wait)
+        };
+        tokio::pin!(timer);
+        tokio::pin!(future);
+        tokio::select! {
+            biased;
+            output = &mut future => Some(output),
+            () = &mut timer => None,
+        }
+    }
+
+    /// Waits until the store holds everything up to `seq`.
+    ///
+    /// # Errors
+    /// Why it will not get there: halted, fenced, failed, closed.
+    pub async fn wait_applied(&self, seq: Seq) -> Result<()> {
+        self.core.wait_applied(seq).await
+    }
+
+    /// Waits until the store holds what was committed before the call. Returns how far that was.
+    ///
+    /// # Errors
+    /// As [`Layer::wait_applied`].
+    pub async fn flush(&self) -> Result<Seq> {
+        let target = self.last_committed();
+        self.core.wait_applied(target).await?;
+        Ok(target)
+    }
+
+    /// The last committed sequence number.
+    pub fn last_committed(&self) -> Seq {
+        self.core.pending.lock().last_committed()
+    }
+
+    /// The last sequence number that the store holds.
+    pub fn watermark(&self) -> Seq {
+        self.core.status.borrow().watermark
+    }
+
+    /// Lets a halted flusher go on.
+    pub fn resume(&self) {
+        self.core.resumed.notify_waiters();
+    }
+
+    /// How the layer is.
+    pub fn health(&self) -> Health {
+        let letters = self.letters.as_ref().map_or(0, |letters| letters.record_count());
+        self.core.health(letters, self.log.as_ref().map_or(0, |log| log.bytes_on_disk()))
+    }
+
+    /// What has been counted.
+    pub fn stats(&self) -> Stats {
+        self.core.metrics.snapshot()
+    }
+
+    /// The dead-letter list, oldest first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] without a journal.
+    pub fn dead_letters(&self) -> Result<Vec<DeadLetter>> {
+        Ok(self.letters()?.list())
+    }
+
+    /// Replays (or discards) the dead letters of these keys, and of all keys that share a batch with them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Rejected`] if the store still will not take them; they stay in the list then.
+    pub async fn settle_dead_letters(&self, keys: &[Key], discard: bool) -> Result<()> {
+        self.letters()?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let operation = if discard { Operation::Discard } else { Operation::Replay };
+        let mut frame = FrameBuilder::new();
+        for key in keys {
+            push(&mut frame, operation, true, key.as_bytes(), &[])?;
+        }
+        let answer = self.submit(frame.finish(), Until::Applied, true, Effects::None).await?;
+        answer.await.map_err(|_| closed())?.map(drop)
+    }
+
+    fn letters(&self) -> Result<&Arc<DeadLetters>> {
+        self.letters.as_ref().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unsupported,
+                "there are no dead letters without a journal to keep them beside",
+            )
+        })
+    }
+
+    /// Takes no more writes, drains until `deadline`, stops, and says what is left.
+    ///
+    /// Dropping the future leaves the layer closing: it takes no more writes, and stops when it is dropped.
+    ///
+    /// # Errors
+    /// A failure to bring the journal to a clean end. Nothing acknowledged is lost by it.
+    pub async fn close(self: &Arc<Self>, deadline: Duration) -> Result<Closed> {
+        self.core.start_closing();
+        // The committer ends first: whatever was handed over is committed then, and counts as to be drained.
+        let ended = self.on_thread(|layer| layer.committer.close()).await?;
+        let drained = if self.flusher.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            Ok(())
+        } else {
+            match self.within(deadline, self.flush()).await {
+                Some(drained) => drained.map(drop),
+                None => Err(self.not_drained(deadline)),
+            }
+        };
+        self.on_thread(Layer::stop).await?;
+        let queued = self.core.pending.lock().backlog().records;
+        match (queued, ended, drained) {
+            (0, ended, _) => ended.map(|()| Closed { queued, reason: None }),
+            (_, Err(error), _) | (_, Ok(()), Err(error)) => Ok(Closed { queued, reason: Some(error) }),
+            (_, Ok(()), Ok(())) => Ok(Closed { queued, reason: Some(closed()) }),
+        }
+    }
+
+    fn not_drained(&self, deadline: Duration) -> Error {
+        let context = format!("the store did not take everything within {deadline:?}");
+        match self.core.status.borrow().error.clone() {
+            Some(error) => error.wrap(ErrorKind::Transient, context),
+            None => Error::new(ErrorKind::Transient, context),
+        }
+    }
+
+    /// Runs what waits for threads on a thread of its own, so that no runtime's thread waits.
+    async fn on_thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Layer) -> T + Send + 'static,
+    ) -> Result<T> {
+        let layer = Arc::clone(self);
+        let (sender, done) = oneshot::channel();
+        let spawned = std::thread::Builder::new().name("forebay-close".into()).spawn(move || {
+            // Nobody waiting any more is no error: the work is done all the same.
+            drop(sender.send(work(&layer)));
+        });
+        spawned.map_err(|error| Error::io("starting the thread that closes the layer", error))?;
+        done.await.map_err(|_| closed())
+    }
+
+    /// Stops flusher and committer and waits for their threads. Idempotent.
+    pub(crate) fn stop(&self) {
+        self.core.start_closing();
+        let flusher = self.flusher.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(FlusherThread { stop, thread }) = flusher else { return };
+        stop.send_replace(true);
+        let runtime = thread.join();
+        // Its outcome was told by the close that asked for it, or is found by the next opening.
+        drop(self.committer.close());
+        let panicked = Error::new(ErrorKind::StoreFailed, "the flusher's thread panicked");
+        self.core.fail(HealthState::Closed, if runtime.is_err() { panicked } else { closed() });
+        drop(self.store.write().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(log) = &self.log {
+            log.shutdown();
+        }
+        if let Some(letters) = &self.letters {
+            letters.shutdown();
+        }
+        // Last, because timers of those who have just been answered belong to it.
+        if let Ok(runtime) = runtime {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Layer {
+    /// Loses nothing: what is pending is drained after the next open. Waits for the threads, so that the
+    /// journal and the store can be opened again at once; a failed last sync is found by that opening.
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,16 @@
+//! The engine joins journal, memory and store. It knows keys and bytes, never types.
+
+pub mod commit;
+pub(crate) mod core;
+pub mod dead_letters;
+pub(crate) mod flusher;
+pub(crate) mod gate;
+pub mod health;
+pub mod layer;
+pub mod loader;
+pub(crate) mod parking;
+pub(crate) mod pending;
+pub(crate) mod plan;
+pub(crate) mod reads;
+pub(crate) mod record;
+pub(crate) mod recovery;

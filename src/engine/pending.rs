@@ -1,0 +1,348 @@
+//! The memory view of what the store lacks: which value each pending key has, and the queue for the flusher.
+//!
+//! One lock guards it all. A commit reveals a frame here and updates the caches' memory under that lock, so a
+//! reader who misses memory sees either everything of the frame or nothing, and never an older value after a
+//! newer one.
+//!
+//! Frames beyond the memory budget are left to the journal ("spilled"): the index then holds places instead of
+//! values, and the flusher reads the frames back in order. Once spilling has begun it goes on until the
+//! flusher has caught up, so that the order in which to merge the two sources stays simple.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use quick_cache::DefaultHashBuilder;
+
+use crate::engine::commit::Ticket;
+use crate::engine::record::Record;
+use crate::error::Result;
+use crate::ids::{Key, Seq};
+use crate::journal::frame::{Frame, FrameBody, Location, records_of};
+
+/// Where a pending value is.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    /// Here.
+    Memory(Bytes),
+    /// Nowhere: the record removes its key.
+    Removed,
+    /// In the journal, as the n-th record of a frame.
+    Journal { frame: Location, record: u32 },
+    /// In the dead-letter list, as the n-th record of a letter.
+    DeadLetter { letter: Seq, record: u32 },
+}
+
+/// What the pending view knows of a key.
+#[derive(Clone, Debug)]
+pub(crate) enum Found {
+    /// Nothing; the store is the truth.
+    Absent,
+    /// Nothing yet, but a write-through of the key is under way, and the store may show it before it is durable.
+    Unsettled,
+    /// The newest committed value.
+    Pending { version: Seq, place: Place },
+}
+
+/// A committed frame that waits for the flusher.
+#[derive(Clone, Debug)]
+pub(crate) struct QueuedFrame {
+    pub(crate) first: Seq,
+    /// How many records it has.
+    pub(crate) count: u32,
+    /// What it counts for in the queue, in bytes.
+    pub(crate) bytes: u64,
+    /// Where it is in the journal; `None` if it was written through.
+    pub(crate) location: Option<Location>,
+    content: Bytes,
+    /// Whether its bytes count against the memory budget (not if it was read back from the journal).
+    counted: bool,
+}
+
+impl QueuedFrame {
+    /// A frame that was just committed.
+    pub(crate) fn committed(first: Seq, body: &FrameBody, location: Option<Location>) -> QueuedFrame {
+        let (count, bytes) = (body.count(), body.len_on_disk());
+        QueuedFrame { first, count, bytes, location, content: body.content(), counted: false }
+    }
+
+    /// A frame that was read back from the journal.
+    pub(crate) fn read(frame: &Frame) -> QueuedFrame {
+        let (count, bytes, location) = (frame.count, frame.len_on_disk(), Some(frame.location));
+        QueuedFrame { first: frame.first, count, bytes, location, content: frame.content(), counted: false }
+    }
+
+    pub(crate) fn last(&self) -> Seq {
+        self.first.plus(u64::from(self.count).saturating_sub(1))
+    }
+
+    /// Its encoded records.
+    pub(crate) fn encoded(&self) -> impl Iterator<Item = Bytes> + use<> {
+        records_of(&self.content)
+    }
+
+    /// Its records with their sequence numbers.
+    pub(crate) fn records(&self) -> impl Iterator<Item = Result<(Seq, Record)>> + '_ {
+        let numbered = self.encoded().zip(0_u64..);
+        numbered.map(|(bytes, at)| Ok((self.first.plus(at), Record::parse(&bytes)?)))
+    }
+}
+
+#[derive(Debug)]
+struct Slot {
+    version: Seq,
+    place: Place,
+}
+
+/// The queue's size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Backlog {
+    pub(crate) records: u64,
+    pub(crate) bytes: u64,
+}
+
+/// The state behind the lock.
+#[derive(Default)]
+pub(crate) struct Pending {
+    index: HashMap<Key, Slot, DefaultHashBuilder>,
+    unsettled: HashMap<Key, u32, DefaultHashBuilder>,
+    queue: VecDeque<QueuedFrame>,
+    /// Journaled frames after the first and up to the second number are only in the journal.
+    spilled: Option<(Seq, Seq)>,
+    tickets: BTreeMap<Seq, Ticket>,
+    memory_bytes: u64,
+    backlog: Backlog,
+    last_committed: Seq,
+}
+
+/// The view behind its lock.
+#[derive(Default)]
+pub(crate) struct PendingView(Mutex<Pending>);
+
+impl PendingView {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Pending> {
+        // Code of the user's types that runs under this lock is caught before it gets here, so a poisoned lock
+        // means a defect of this module; going on with the same state is what the flusher would do anyway.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pending {
+    /// Sets where a recovered layer starts: everything committed before it, nothing of it in memory.
+    pub(crate) fn start_at(&mut self, last_committed: Seq) {
+        self.last_committed = last_committed;
+    }
+
+    /// Takes a recovered frame: its values stay in the journal.
+    pub(crate) fn recover(&mut self, frame: &QueuedFrame, after: Seq) -> Result<()> {
+        self.spill(frame.last(), after);
+        self.count(frame);
+        self.index_records(frame, false)
+    }
+
+    /// Takes a committed frame and its ticket. Returns whether its values were left to the journal.
+    pub(crate) fn commit(
+        &mut self,
+        mut frame: QueuedFrame,
+        ticket: Option<Ticket>,
+        memory_bytes_max: u64,
+    ) -> Result<bool> {
+        let size = frame.bytes;
+        let over = self.spilled.is_some() || self.memory_bytes.saturating_add(size) > memory_bytes_max;
+        let spill = over && frame.location.is_some();
+        self.count(&frame);
+        if let Some(ticket) = ticket {
+            self.tickets.insert(frame.first, ticket);
+        }
+        if frame.location.is_some() {
+            self.index_records(&frame, !spill)?;
+        } else {
+            self.unsettle(&frame)?;
+        }
+        let after = self.last_committed;
+        self.last_committed = frame.last();
+        if spill {
+            self.spill(frame.last(), after);
+        } else {
+            frame.counted = true;
+            self.memory_bytes += size;
+            self.queue.push_back(frame);
+        }
+        Ok(spill)
+    }
+
+    /// What is known of `key`.
+    pub(crate) fn find(&self, key: &Key) -> Found {
+        match self.index.get(key) {
+            Some(slot) => Found::Pending { version: slot.version, place: slot.place.clone() },
+            None if self.unsettled.contains_key(key) => Found::Unsettled,
+            None => Found::Absent,
+        }
+    }
+
+    /// Whether a write-through of `key` is under way.
+    pub(crate) fn is_unsettled(&self, key: &Key) -> bool {
+        self.unsettled.contains_key(key)
+    }
+
+    /// Which frames are only in the journal: after the first and up to the second number.
+    pub(crate) fn spilled(&self) -> Option<(Seq, Seq)> {
+        self.spilled
+    }
+
+    /// Says that the flusher has read the journal up to `last`; ends the spilling if that is all of it.
+    pub(crate) fn read_back(&mut self, last: Seq) -> bool {
+        let caught_up = self.spilled.is_some_and(|(_, until)| until <= last);
+        if caught_up {
+            self.spilled = None;
+        }
+        caught_up
+    }
+
+    /// A look at the next frame in memory, if it comes before `limit`.
+    pub(crate) fn front_before(&self, limit: Option<Seq>) -> Option<&QueuedFrame> {
+        self.queue.front().filter(|frame| limit.is_none_or(|limit| frame.first < limit))
+    }
+
+    /// The next frame in memory, if it comes before `limit`.
+    pub(crate) fn pop_before(&mut self, limit: Option<Seq>) -> Option<QueuedFrame> {
+        self.front_before(limit)?;
+        self.queue.pop_front()
+    }
+
+    /// The ticket of the frame that starts at `first`, if somebody waits for its apply.
+    pub(crate) fn take_ticket(&mut self, first: Seq) -> Option<Ticket> {
+        self.tickets.remove(&first)
+    }
+
+    /// All tickets, when nothing will be applied any more. What was unsettled stays so.
+    pub(crate) fn take_tickets(&mut self) -> Vec<Ticket> {
+        std::mem::take(&mut self.tickets).into_values().collect()
+    }
+
+    /// Removes every frame that was written through and that the flusher has not taken.
+    pub(crate) fn take_unjournaled(&mut self) -> Vec<QueuedFrame> {
+        let (kept, taken): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.queue).into_iter().partition(|frame| frame.location.is_some());
+        self.queue = kept;
+        taken.into()
+    }
+
+    /// Forgets a frame that the store holds, or that ended otherwise.
+    ///
+    /// A key is forgotten only if the frame's record is its newest: a newer pending one must not go with it.
+    pub(crate) fn retire(&mut self, frame: &QueuedFrame) -> Result<()> {
+        for numbered in frame.records() {
+            let (seq, record) = numbered?;
+            if frame.location.is_none() {
+                self.settle(&record.key);
+            } else if self.index.get(&record.key).is_some_and(|slot| slot.version == seq) {
+                self.index.remove(&record.key);
+            }
+        }
+        self.uncount(frame);
+        Ok(())
+    }
+
+    /// Moves a frame's keys to the dead-letter list: they stay readable from there.
+    pub(crate) fn park(&mut self, frame: &QueuedFrame) -> Result<()> {
+        for (numbered, at) in frame.records().zip(0_u32..) {
+            let (seq, record) = numbered?;
+            self.bury(
+                &record.key,
+                seq,
+                record.stored().is_some(),
+                Place::DeadLetter { letter: frame.first, record: at },
+            );
+        }
+        self.uncount(frame);
+        Ok(())
+    }
+
+    /// Takes a dead letter found at recovery.
+    pub(crate) fn bury(&mut self, key: &Key, seq: Seq, has_value: bool, place: Place) {
+        let place = if has_value { place } else { Place::Removed };
+        match self.index.get_mut(key) {
+            Some(slot) if slot.version > seq => {}
+            Some(slot) => *slot = Slot { version: seq, place },
+            None => drop(self.index.insert(key.detached(), Slot { version: seq, place })),
+        }
+    }
+
+    /// Forgets a key whose dead letters were replayed or discarded, unless it has a newer record.
+    pub(crate) fn unbury(&mut self, key: &Key, newest: Seq) {
+        if self.index.get(key).is_some_and(|slot| slot.version <= newest) {
+            self.index.remove(key);
+        }
+    }
+
+    /// The queue's size, what the flusher has in hand included.
+    pub(crate) fn backlog(&self) -> Backlog {
+        self.backlog
+    }
+
+    /// The last committed sequence number.
+    pub(crate) fn last_committed(&self) -> Seq {
+        self.last_committed
+    }
+
+    fn spill(&mut self, last: Seq, after: Seq) {
+        self.spilled = Some(match self.spilled {
+            Some((from, _)) => (from, last),
+            None => (after, last),
+        });
+    }
+
+    fn index_records(&mut self, frame: &QueuedFrame, in_memory: bool) -> Result<()> {
+        for (numbered, at) in frame.records().zip(0_u32..) {
+            let (version, record) = numbered?;
+            if record.is_control() {
+                continue;
+            }
+            let place = match (record.stored(), frame.location) {
+                (None, _) => Place::Removed,
+                (Some(value), _) if in_memory => Place::Memory(value),
+                (Some(value), None) => Place::Memory(value),
+                (Some(_), Some(location)) => Place::Journal { frame: location, record: at },
+            };
+            match self.index.get_mut(&record.key) {
+                Some(slot) => *slot = Slot { version, place },
+                // A key that is a slice of its frame would keep the whole frame in memory for as long as newer
+                // frames write the key.
+                None => drop(self.index.insert(record.key.detached(), Slot { version, place })),
+            }
+        }
+        Ok(())
+    }
+
+    fn unsettle(&mut self, frame: &QueuedFrame) -> Result<()> {
+        for numbered in frame.records() {
+            let (_, record) = numbered?;
+            *self.unsettled.entry(record.key).or_insert(0) += 1;
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, key: &Key) {
+        if let Some(count) = self.unsettled.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                self.unsettled.remove(key);
+            }
+        }
+    }
+
+    fn count(&mut self, frame: &QueuedFrame) {
+        self.backlog.records += u64::from(frame.count);
+        self.backlog.bytes += frame.bytes;
+    }
+
+    fn uncount(&mut self, frame: &QueuedFrame) {
+        let bytes = frame.bytes;
+        self.backlog.records = self.backlog.records.saturating_sub(u64::from(frame.count));
+        self.backlog.bytes = self.backlog.bytes.saturating_sub(bytes);
+        if frame.counted {
+            self.memory_bytes = self.memory_bytes.saturating_sub(bytes);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Reads beyond memory: pending records, wherever their values are, and then the store.
+//!
+//! Nothing is returned that a crash can take back: what is pending is committed, and what the store shows of a key
+//! whose write-through is under way is not believed before the store has confirmed it.
+
+use std::sync::{Arc, PoisonError};
+
+use crate::engine::core::closed;
+use crate::engine::dead_letters::DeadLetters;
+use crate::engine::health::HealthState;
+use crate::engine::layer::Layer;
+use crate::engine::pending::{Found, Place};
+use crate::engine::record::Record;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{Key, Seq};
+use crate::journal::frame::Location;
+use crate::journal::log::Log;
+use crate::store::contract::{Store, StoreError, Versioned};
+
+impl Layer {
+    /// The value of `key` that is not in memory: pending, or the store's. `None` if there is none.
+    ///
+    /// # Errors
+    /// The store's, or the journal's if it no longer holds what it has committed.
+    pub async fn load(&self, key: &Key) -> Result<Option<Versioned>> {
+        let store = self.store()?;
+        loop {
+            let settled = self.core.settled.notified();
+            tokio::pin!(settled);
+            settled.as_mut().enable();
+            let found = self.core.pending.lock().find(key);
+            match found {
+                Found::Pending { version, place } => match self.fetch(place).await? {
+                    Fetched::Value(value) => {
+                        self.core.metrics.pending_hits.add(1);
+                        return Ok(Some(Versioned { value, version }));
+                    }
+                    Fetched::Removed => {
+                        self.core.metrics.pending_hits.add(1);
+                        return Ok(None);
+                    }
+                    // Applied and recycled meanwhile.
+                    Fetched::Gone => continue,
+                },
+                Found::Unsettled => {
+                    self.check_settling()?;
+                    settled.await;
+                    continue;
+                }
+                Found::Absent => {}
+            }
+            self.core.metrics.store_loads.add(1);
+            let loaded = store.load(key).await.map_err(StoreError::into_error)?;
+            // A write-through that began meanwhile may have shown what a power cut can still take back.
+            if !self.core.pending.lock().is_unsettled(key) {
+                return Ok(loaded);
+            }
+        }
+    }
+
+    /// The value of `key` if it is pending and at hand without any I/O.
+    pub fn peek(&self, key: &Key) -> Option<Option<Versioned>> {
+        match self.core.pending.lock().find(key) {
+            Found::Pending { version, place: Place::Memory(value) } => {
+                Some(Some(Versioned { value, version }))
+            }
+            Found::Pending { place: Place::Removed, .. } => Some(None),
+            _ => None,
+        }
+    }
+
+    /// Loads several keys, in their order; what is not pending in one call to the store.
+    ///
+    /// # Errors
+    /// As [`Layer::load`]; one failure fails all.
+    pub async fn load_many(&self, keys: &[Key]) -> Result<Vec<Option<Versioned>>> {
+        let mut found: Vec<Option<Option<Versioned>>> = Vec::with_capacity(keys.len());
+        let mut absent = Vec::new();
+        for key in keys {
+            let pending = self.core.pending.lock().find(key);
+            match pending {
+                Found::Absent => {
+                    absent.push(key.clone());
+                    found.push(None);
+                }
+                _ => found.push(Some(self.load(key).await?)),
+            }
+        }
+        self.core.metrics.store_loads.add(absent.len() as u64);
+        let loaded = if absent.is_empty() {
+            Vec::new()
+        } else {
+            self.store()?.load_many(&absent).await.map_err(StoreError::into_error)?
+        };
+        if loaded.len() != absent.len() {
+            let context = format!("the store answered {} keys out of {}", loaded.len(), absent.len());
+            return Err(Error::new(ErrorKind::StoreFailed, context));
+        }
+        let mut loaded = loaded.into_iter();
+        let mut all = Vec::with_capacity(keys.len());
+        for (key, found) in keys.iter().zip(found) {
+            let value = match found {
+                Some(value) => value,
+                None => {
+                    let value = loaded.next().flatten();
+                    let unsettled = self.core.pending.lock().is_unsettled(key);
+                    if unsettled { self.load(key).await? } else { value }
+                }
+            };
+            all.push(value);
+        }
+        Ok(all)
+    }
+
+    fn store(&self) -> Result<Arc<dyn Store>> {
+        self.store.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)
+    }
+
+    fn check_settling(&self) -> Result<()> {
+        let status = self.core.status.borrow();
+        let ended = matches!(status.state, HealthState::Failed | HealthState::Fenced | HealthState::Closed);
+        if !ended {
+            return Ok(());
+        }
+        let reason = status.error.clone().unwrap_or_else(closed);
+        let context = "whether a write-through of this key took effect is unknown";
+        Err(reason.wrap(ErrorKind::InDoubt, context))
+    }
+
+    async fn fetch(&self, place: Place) -> Result<Fetched> {
+        match place {
+            Place::Memory(value) => Ok(Fetched::Value(value)),
+            Place::Removed => Ok(Fetched::Removed),
+            Place::Journal { frame, record } => {
+                let Some(log) = self.log.clone() else { return Ok(Fetched::Gone) };
+                self.core.metrics.journal_reads.add(1);
+                self.aside(move || read_from_journal(&log, frame, record)).await
+            }
+            Place::DeadLetter { letter, record } => {
+                let Some(letters) = self.letters.clone() else { return Ok(Fetched::Gone) };
+                self.aside(move || read_from_letters(&letters, letter, record)).await
+            }
+        }
+    }
+
+    /// Runs blocking file access on the layer's own runtime, not on the caller's.
+    async fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        self.runtime.spawn_blocking(work).await.map_err(|_| closed())?
+    }
+}
+
+enum Fetched {
+    Value(bytes::Bytes),
+    Removed,
+    Gone,
+}
+
+fn read_from_journal(log: &Log, at: Location, record: u32) -> Result<Fetched> {
+    let Some(frame) = log.read_frame(at)? else { return Ok(Fetched::Gone) };
+    match frame.records().nth(record as usize) {
+        Some(bytes) => fetched(&Record::parse(&bytes)?),
+        None => Err(Error::new(ErrorKind::Damaged, format!("a journal frame lacks its record {record}"))),
+    }
+}
+
+fn read_from_letters(letters: &DeadLetters, letter: Seq, record: u32) -> Result<Fetched> {
+    let Some(records) = letters.read(letter)? else { return Ok(Fetched::Gone) };
+    match records.get(record as usize) {
+        Some(record) => fetched(record),
+        None => {
+            Err(Error::new(ErrorKind::Damaged, format!("dead letter {letter} lacks its record {record}")))
+        }
+    }
+}
+
+fn fetched(record: &Record) -> Result<Fetched> {
+    Ok(record.stored().map_or(Fetched::Removed, Fetched::Value))
+}

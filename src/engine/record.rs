@@ -1,0 +1,123 @@
+//! One update as bytes inside a journal frame: what it does, to which key, with which value.
+//!
+//! Layout, little-endian: operation `u8`, flags `u8`, key length `u16`, key, value (the rest).
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Key;
+use crate::journal::frame::FrameBuilder;
+
+const HEADER_BYTES: usize = 4;
+/// Set where the cache wants every update of a key to reach the store, not only the last one of a batch.
+const FLAG_KEEP_EVERY: u8 = 1;
+
+/// What a record does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    /// Writes the value.
+    Put,
+    /// Removes the key.
+    Remove,
+    /// Sends the key's dead letters to the store again.
+    Replay,
+    /// Gives up the key's dead letters.
+    Discard,
+}
+
+/// A decoded record; key and value are slices of the frame.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) operation: Operation,
+    pub(crate) coalesce: bool,
+    pub(crate) key: Key,
+    pub(crate) value: Bytes,
+}
+
+impl Record {
+    /// What the store is to hold for the key; only for puts and removes.
+    pub(crate) fn stored(&self) -> Option<Bytes> {
+        (self.operation == Operation::Put).then(|| self.value.clone())
+    }
+
+    /// Whether this is an order to the dead-letter list rather than an update.
+    pub(crate) fn is_control(&self) -> bool {
+        matches!(self.operation, Operation::Replay | Operation::Discard)
+    }
+
+    /// Decodes what [`push`] wrote.
+    pub(crate) fn parse(bytes: &Bytes) -> Result<Record> {
+        let damaged = |what: &str| {
+            let context = format!("a journal record of {} bytes {what}", bytes.len());
+            Error::new(ErrorKind::Damaged, context)
+        };
+        let Some(&[operation, flags, low, high]) = bytes.get(..HEADER_BYTES) else {
+            return Err(damaged("is shorter than its header"));
+        };
+        let operation = match operation {
+            1 => Operation::Put,
+            2 => Operation::Remove,
+            3 => Operation::Replay,
+            4 => Operation::Discard,
+            _ => return Err(damaged("has an unknown operation")),
+        };
+        if flags & !FLAG_KEEP_EVERY != 0 {
+            return Err(damaged("has unknown flags"));
+        }
+        let key_end = HEADER_BYTES + usize::from(u16::from_le_bytes([low, high]));
+        if key_end > bytes.len() {
+            return Err(damaged("is shorter than its key"));
+        }
+        let key = Key::from_bytes(bytes.slice(HEADER_BYTES..key_end))?;
+        Ok(Record { operation, coalesce: flags & FLAG_KEEP_EVERY == 0, key, value: bytes.slice(key_end..) })
+    }
+}
+
+/// Appends a record to a frame under construction.
+pub(crate) fn push(
+    frame: &mut FrameBuilder,
+    operation: Operation,
+    coalesce: bool,
+    key: &[u8],
+    value: &[u8],
+) -> Result<()> {
+    let code = match operation {
+        Operation::Put => 1,
+        Operation::Remove => 2,
+        Operation::Replay => 3,
+        Operation::Discard => 4,
+    };
+    let length = u16::try_from(key.len())
+        .map_err(|_| Error::new(ErrorKind::TooLarge, format!("a key of {} bytes", key.len())))?;
+    let [low, high] = length.to_le_bytes();
+    let flags = if coalesce { 0 } else { FLAG_KEEP_EVERY };
+    frame.push(&[&[code, flags, low, high], key, value])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::NamespaceName;
+
+    #[test]
+    fn a_record_survives_its_encoding() {
+        let key = Key::new(&NamespaceName::parse("n").unwrap(), b"k").unwrap();
+        let mut frame = FrameBuilder::new();
+        push(&mut frame, Operation::Put, false, key.as_bytes(), b"value").unwrap();
+        push(&mut frame, Operation::Remove, true, key.as_bytes(), b"").unwrap();
+        let body = frame.finish();
+        let records: Vec<Record> = body.records().map(|bytes| Record::parse(&bytes).unwrap()).collect();
+        assert_eq!((records[0].key.clone(), records[0].stored()), (key, Some(Bytes::from("value"))));
+        assert!(!records[0].coalesce && records[1].coalesce);
+        assert_eq!((records[1].operation, records[1].stored()), (Operation::Remove, None));
+    }
+
+    #[test]
+    fn bytes_that_are_no_record_are_damage_not_a_panic() {
+        for bad in
+            [&b""[..], b"\x01", b"\x01\0\xff\xff", b"\x09\0\x02\0n\0", b"\x01\x80\x02\0n\0", b"\x01\0\x01\0n"]
+        {
+            assert!(Record::parse(&Bytes::copy_from_slice(bad)).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! From validated options to a running layer: claims the store, replays the journal, starts the threads.
+//!
+//! Nothing is written before it is certain that this journal and this store belong together. An existing
+//! journal is always replayed, whatever the caches' policies are.
+
+use std::sync::{Arc, Mutex, RwLock};
+
+use tokio::sync::watch;
+
+use crate::disk::contract::Disk;
+use crate::engine::core::Core;
+use crate::engine::dead_letters::DeadLetters;
+use crate::engine::flusher::{Flusher, Source};
+use crate::engine::layer::{FlusherThread, Layer, Views};
+use crate::engine::pending::{PendingView, QueuedFrame};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{JournalId, Seq};
+use crate::journal::committer::Committer;
+use crate::journal::log::Log;
+use crate::journal::recovery::Opened;
+use crate::options::LayerOptions;
+use crate::store::contract::{Progress, Store, StoreError, Tenure};
+
+/// Opens a layer.
+///
+/// # Errors
+/// A bad option; a journal that is locked, damaged, of an unknown format, or not this store's; the store's.
+pub(crate) async fn open(
+    store: Arc<dyn Store>,
+    options: LayerOptions,
+    disk: Arc<dyn Disk>,
+) -> Result<Arc<Layer>> {
+    options.validate()?;
+    let tenure = store.tenure().await.map_err(StoreError::into_error)?;
+    let journal = match &options.journal_dir {
+        Some(dir) => {
+            let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal.clone());
+            Some(blocking(move || Log::open(disk, &dir, &journal)).await?)
+        }
+        None => None,
+    };
+    check_identity(&tenure, journal.as_ref(), options.replace_journal)?;
+    let id = journal.as_ref().map(|journal| journal.id);
+    let tenure = store.claim(id).await.map_err(StoreError::into_error)?;
+    blocking(move || start(store, options, disk, tenure, journal)).await
+}
+
+/// Whether this journal is the one that the store was fed from, and whole.
+fn check_identity(tenure: &Tenure, journal: Option<&Opened>, replace: bool) -> Result<()> {
+    let refuse = |context: String| Err(Error::new(ErrorKind::WrongJournal, context));
+    let Some(journal) = journal else {
+        return match tenure.journal {
+            Some(id) if !replace => refuse(format!(
+                "the store was fed from journal {id}, which may hold writes that the store lacks, and the layer \
+                 was opened without a journal; open it with that journal once more, or accept its loss with \
+                 replace_journal(true)"
+            )),
+            _ => Ok(()),
+        };
+    };
+    let watermark = tenure.progress.journaled;
+    if let Some(id) = tenure.journal.filter(|id| *id != journal.id) {
+        if !replace {
+            return refuse(mismatch(journal.id, id, watermark));
+        }
+        if journal.last > Seq::ZERO {
+            return refuse(format!(
+                "journal {} holds records of another store; only an empty one can replace journal {id}",
+                journal.id
+            ));
+        }
+    } else if watermark > journal.last && !replace {
+        return refuse(format!(
+            "the store holds journaled records up to {watermark}, but journal {} ends at {}: its end was lost, \
+             with whatever else was queued there",
+            journal.id, journal.last
+        ));
+    }
+    if journal.first_prev > watermark && journal.last > Seq::ZERO {
+        return refuse(format!(
+            "the store holds journaled records up to {watermark}, but journal {} begins after {}: the records in \
+             between are in neither; the store was lost or swapped",
+            journal.id, journal.first_prev
+        ));
+    }
+    Ok(())
+}
+
+fn mismatch(found: JournalId, expected: JournalId, watermark: Seq) -> String {
+    format!(
+        "the store was fed from journal {expected} up to record {watermark}, and this is journal {found}: the \
+         journal was lost or swapped, and may have held writes that the store lacks"
+    )
+}
+
+fn start(
+    store: Arc<dyn Store>,
+    options: LayerOptions,
+    disk: Arc<dyn Disk>,
+    tenure: Tenure,
+    journal: Option<Opened>,
+) -> Result<Arc<Layer>> {
+    let watermark = tenure.progress.applied;
+    let pending = PendingView::default();
+    let letters = match &options.journal_dir {
+        Some(dir) => {
+            let records_max = options.dead_letter_records_max;
+            let letters = DeadLetters::open(disk, dir, watermark, records_max)?;
+            letters.bury_all(&mut pending.lock());
+            Some(Arc::new(letters))
+        }
+        None => None,
+    };
+    let mut last = watermark;
+    if let Some(journal) = &journal {
+        last = last.max(journal.last);
+        replay(&journal.log, &pending, tenure.progress)?;
+    }
+    pending.lock().start_at(last);
+    let durability = options.durability;
+    let core = Arc::new(Core::new(options, tenure.epoch, watermark, pending));
+    let log = journal.as_ref().map(|journal| Arc::clone(&journal.log));
+    let journal = journal.map(|journal| (journal.log, journal.writer));
+    let committer = Arc::new(Committer::start(journal, durability, last, Arc::clone(&core))?);
+    let views = Arc::new(Views::default());
+    let flusher = Flusher {
+        core: Arc::clone(&core),
+        store: Arc::clone(&store),
+        committer: Arc::clone(&committer),
+        log: log.clone(),
+        letters: letters.clone(),
+        views: Arc::clone(&views),
+        progress: tenure.progress,
+        source: Source::default(),
+    };
+    let (runtime, thread) = run_flusher(flusher)?;
+    let (flusher, store) = (Mutex::new(Some(thread)), RwLock::new(Some(store)));
+    Ok(Arc::new(Layer { core, store, committer, log, letters, views, runtime, flusher }))
+}
+
+/// Takes what the store lacks from the journal: keys and places into memory, values stay on the disk.
+fn replay(log: &Arc<Log>, pending: &PendingView, progress: Progress) -> Result<()> {
+    let mut reader = log.read_after(progress.applied);
+    let mut after = progress.applied;
+    let mut pending = pending.lock();
+    while let Some(frame) = reader.next_frame()? {
+        let queued = QueuedFrame::read(&frame);
+        pending.recover(&queued, after)?;
+        after = queued.last();
+    }
+    Ok(())
+}
+
+/// Starts the flusher on a thread and a runtime of its own. The runtime also drives the layer's timers.
+fn run_flusher(flusher: Flusher) -> Result<(tokio::runtime::Handle, FlusherThread)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("forebay-timers")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::io("starting the layer's runtime", error))?;
+    let handle = runtime.handle().clone();
+    let (stop, mut stopped) = watch::channel(false);
+    let thread = std::thread::Builder::new()
+        .name("forebay-flush".into())
+        .spawn(move || {
+            runtime.block_on(async {
+                // A sender that is gone means a layer that is gone, which is a stop as well.
+                let stop = async { drop(stopped.wait_for(|stop| *stop).await) };
+                tokio::pin!(stop);
+                tokio::select! {
+                    () = &mut stop => return,
+                    () = flusher.run() => {}
+                }
+                stop.await;
+            });
+            runtime
+        })
+        .map_err(|error| Error::io("starting the flusher's thread", error))?;
+    Ok((handle, FlusherThread { stop, thread }))
+}
+
+/// Runs blocking work off the caller's runtime, which may be missing.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (sender, done) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("forebay-open".into())
+        .spawn(move || drop(sender.send(work())))
+        .map_err(|error| Error::io("starting the thread that opens the layer", error))?;
+    done.await.map_err(|_| Error::new(ErrorKind::Damaged, "opening the layer panicked"))?
+}

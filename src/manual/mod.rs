@@ -1,0 +1,14 @@
+//! The manual: what the crate promises, how it keeps it, and what that costs.
+
+#[doc = include_str!("promises.md")]
+pub mod promises {}
+#[doc = include_str!("writing.md")]
+pub mod writing {}
+#[doc = include_str!("reading.md")]
+pub mod reading {}
+#[doc = include_str!("durability.md")]
+pub mod durability {}
+#[doc = include_str!("operating.md")]
+pub mod operating {}
+#[doc = include_str!("design.md")]
+pub mod design {}
