@@ -1,0 +1,414 @@
+//! How long a write takes, and how many fit into a second: each write policy beside the bare system calls.
+//!
+//! ```text
+//! cargo bench --bench write_latency
+//! cargo bench --bench write_latency -- --smoke
+//! ```
+//!
+//! `raw` is what the disk itself takes for the same key and value: `pwrite` and `fdatasync` into a file that was
+//! written once before, by as many threads as there are writers, each syncing for itself. The other rows are async
+//! writers on one tokio runtime; each waits for its acknowledgement before it writes again.
+//!
+//! All of it happens in one run on one file system, interleaved round by round, because a disk's mood changes from
+//! minute to minute; a figure is the median over the rounds, and the spread is the lowest and highest round. Before
+//! each measurement the layers are drained, so that none pays for the one before it. The flusher of the layer that is
+//! measured does run meanwhile: that is what a user gets.
+//!
+//! The table goes to the terminal, and the same figures to `target/forebay/write_latency.json`. Columns beyond the
+//! common form: `rounds`, and for the spread `p50_us_low`, `p50_us_high`, `writes_per_s_low`, `writes_per_s_high`.
+
+#![allow(clippy::print_stdout, reason = "a benchmark's result")]
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use clap::Parser;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, Table};
+use forebay::{Cache, Durability, Forebay, SledStore, WritePolicy};
+use serde_json::json;
+
+const VALUE_BYTES: usize = 100;
+const KEY_BYTES: usize = 8;
+const WRITERS: [usize; 5] = [1, 4, 16, 64, 256];
+/// How many keys each writer goes through.
+const KEYS_PER_WRITER: u64 = 1_000;
+/// The size of the raw file: that of a journal segment.
+const RAW_FILE_BYTES: u64 = 16 << 20;
+
+/// Write latency and throughput of each policy, beside the bare system calls.
+#[derive(Parser, Debug)]
+struct Arguments {
+    /// Only see that it runs: one short round.
+    #[arg(long)]
+    smoke: bool,
+    /// How many rounds.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: u64,
+    /// How long each measurement of a round takes, in milliseconds.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..))]
+    measure_ms: u64,
+    /// Passed by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Raw,
+    Through,
+    BehindSync,
+    BehindBuffered,
+}
+
+impl What {
+    const ALL: [What; 4] = [What::Raw, What::Through, What::BehindSync, What::BehindBuffered];
+
+    fn name(self) -> &'static str {
+        match self {
+            What::Raw => "raw",
+            What::Through => "through",
+            What::BehindSync => "behind-sync",
+            What::BehindBuffered => "behind-buffered",
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let (rounds, measure) = match arguments.smoke {
+        true => (1, Duration::from_millis(60)),
+        false => (arguments.rounds, Duration::from_millis(arguments.measure_ms)),
+    };
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/forebay");
+    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
+    // On the disk that the repository is on: a temporary directory may be memory.
+    let directory = tempfile::tempdir_in(&target).context("making a directory for the data")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let subjects = Subjects::open(&runtime, directory.path())?;
+
+    let mut cells: Vec<Cell> = WRITERS
+        .into_iter()
+        .flat_map(|writers| What::ALL.into_iter().map(move |what| Cell { what, writers, rounds: Vec::new() }))
+        .collect();
+    for _ in 0..rounds {
+        for cell in &mut cells {
+            let taken = subjects.measure(&runtime, cell.what, cell.writers, measure)?;
+            ensure!(
+                !taken.latencies_ns.is_empty(),
+                "{} with {} writers wrote nothing",
+                cell.what.name(),
+                cell.writers
+            );
+            cell.rounds.push(taken.figures());
+        }
+    }
+    subjects.close(&runtime)?;
+
+    let rows: Vec<Row> = cells.iter().map(Cell::row).collect();
+    print_table(&rows, rounds);
+    let path = write_json(&target, &rows, rounds)?;
+    println!("The same figures: {}", path.display());
+    Ok(())
+}
+
+/// What is measured, opened once and kept open over all rounds.
+struct Subjects {
+    raw: Arc<RawFile>,
+    through: Subject,
+    behind_sync: Subject,
+    behind_buffered: Subject,
+}
+
+struct Subject {
+    bay: Forebay,
+    cache: Cache<u64, Vec<u8>>,
+}
+
+impl Subjects {
+    fn open(runtime: &tokio::runtime::Runtime, directory: &Path) -> Result<Subjects> {
+        let buffered = Durability::Buffered { sync_interval: Duration::from_millis(100) };
+        Ok(Subjects {
+            raw: Arc::new(RawFile::create(&directory.join("raw"))?),
+            through: Subject::open(runtime, &directory.join("through"), None)?,
+            behind_sync: Subject::open(runtime, &directory.join("behind-sync"), Some(Durability::Sync))?,
+            behind_buffered: Subject::open(runtime, &directory.join("behind-buffered"), Some(buffered))?,
+        })
+    }
+
+    fn layers(&self) -> [&Subject; 3] {
+        [&self.through, &self.behind_sync, &self.behind_buffered]
+    }
+
+    fn measure(
+        &self,
+        runtime: &tokio::runtime::Runtime,
+        what: What,
+        writers: usize,
+        measure: Duration,
+    ) -> Result<Taken> {
+        let taken = match what {
+            What::Raw => self.raw.measure(writers, measure),
+            What::Through => runtime.block_on(self.through.measure(writers, measure)),
+            What::BehindSync => runtime.block_on(self.behind_sync.measure(writers, measure)),
+            What::BehindBuffered => runtime.block_on(self.behind_buffered.measure(writers, measure)),
+        }?;
+        for layer in self.layers() {
+            runtime.block_on(layer.bay.flush())?;
+        }
+        Ok(taken)
+    }
+
+    fn close(&self, runtime: &tokio::runtime::Runtime) -> Result<()> {
+        for layer in self.layers() {
+            let closed = runtime.block_on(layer.bay.close())?;
+            ensure!(closed.queued == 0, "{} records are queued after a flush", closed.queued);
+        }
+        Ok(())
+    }
+}
+
+impl Subject {
+    /// Without a durability: a layer without a journal, whose writes go through.
+    fn open(
+        runtime: &tokio::runtime::Runtime,
+        directory: &Path,
+        behind: Option<Durability>,
+    ) -> Result<Subject> {
+        let builder = Forebay::builder(SledStore::open(directory.join("store"))?);
+        let (builder, policy) = match behind {
+            Some(durability) => {
+                (builder.journal(directory.join("journal")).durability(durability), WritePolicy::Behind)
+            }
+            None => (builder, WritePolicy::Through),
+        };
+        let bay = runtime.block_on(builder.open())?;
+        let cache = bay.cache("bench").capacity(100_000).write_policy(policy).open()?;
+        Ok(Subject { bay, cache })
+    }
+
+    async fn measure(&self, writers: usize, measure: Duration) -> Result<Taken> {
+        let started = Instant::now();
+        let mut tasks = Vec::new();
+        for writer in 0..writers {
+            let cache = self.cache.clone();
+            tasks.push(tokio::spawn(async move {
+                let first_key = u64::try_from(writer)? * KEYS_PER_WRITER;
+                let mut latencies_ns = Vec::new();
+                for number in 0_u64.. {
+                    if started.elapsed() >= measure {
+                        break;
+                    }
+                    let value = vec![number.to_le_bytes()[0]; VALUE_BYTES];
+                    let begun = Instant::now();
+                    let _receipt = cache.put(&(first_key + number % KEYS_PER_WRITER), value).await?;
+                    latencies_ns.push(nanoseconds(begun.elapsed()));
+                    // A buffered write never waits, so without this a few writers would keep the rest from starting.
+                    tokio::task::yield_now().await;
+                }
+                anyhow::Ok(latencies_ns)
+            }));
+        }
+        let mut latencies_ns = Vec::new();
+        for task in tasks {
+            latencies_ns.extend(task.await??);
+        }
+        Ok(Taken { latencies_ns, took: started.elapsed() })
+    }
+}
+
+/// A file that was written once, so that a write changes data only.
+struct RawFile {
+    file: File,
+    next: AtomicU64,
+}
+
+impl RawFile {
+    fn create(path: &Path) -> Result<RawFile> {
+        let file = File::create_new(path).with_context(|| format!("making {}", path.display()))?;
+        let zeros = vec![0; 1 << 20];
+        for at in (0..RAW_FILE_BYTES).step_by(zeros.len()) {
+            file.write_all_at(&zeros, at)?;
+        }
+        file.sync_all()?;
+        Ok(RawFile { file, next: AtomicU64::new(0) })
+    }
+
+    fn measure(self: &Arc<Self>, writers: usize, measure: Duration) -> Result<Taken> {
+        let begin = Arc::new(Barrier::new(writers + 1));
+        let threads: Vec<_> = (0..writers)
+            .map(|_| {
+                let (raw, begin) = (Arc::clone(self), Arc::clone(&begin));
+                thread::spawn(move || {
+                    begin.wait();
+                    raw.write_for(measure)
+                })
+            })
+            .collect();
+        begin.wait();
+        let started = Instant::now();
+        let mut latencies_ns = Vec::new();
+        for thread in threads {
+            latencies_ns.extend(thread.join().map_err(|_| anyhow!("a raw writer panicked"))??);
+        }
+        Ok(Taken { latencies_ns, took: started.elapsed() })
+    }
+
+    fn write_for(&self, measure: Duration) -> Result<Vec<u64>> {
+        let bytes = [7; KEY_BYTES + VALUE_BYTES];
+        let length = bytes.len() as u64;
+        let mut latencies_ns = Vec::new();
+        let started = Instant::now();
+        while started.elapsed() < measure {
+            let begun = Instant::now();
+            // One behind the other, as in a log, and from the start again at the end.
+            let place = self.next.fetch_add(1, Ordering::Relaxed) % (RAW_FILE_BYTES / length) * length;
+            self.file.write_all_at(&bytes, place)?;
+            self.file.sync_data()?;
+            latencies_ns.push(nanoseconds(begun.elapsed()));
+        }
+        Ok(latencies_ns)
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// One measurement.
+struct Taken {
+    latencies_ns: Vec<u64>,
+    took: Duration,
+}
+
+#[derive(Clone, Copy)]
+struct Figures {
+    p50_us: f64,
+    p99_us: f64,
+    p999_us: f64,
+    writes_per_s: f64,
+}
+
+impl Taken {
+    fn figures(mut self) -> Figures {
+        self.latencies_ns.sort_unstable();
+        let all = &self.latencies_ns;
+        // The smallest latency that at least so many of a thousand writes did not exceed.
+        let quantile_us = |per_mille: usize| {
+            let rank = (all.len() * per_mille).div_ceil(1000).max(1);
+            all.get(rank - 1).map_or(f64::NAN, |&ns| ns as f64 / 1000.0)
+        };
+        Figures {
+            p50_us: quantile_us(500),
+            p99_us: quantile_us(990),
+            p999_us: quantile_us(999),
+            writes_per_s: all.len() as f64 / self.took.as_secs_f64(),
+        }
+    }
+}
+
+/// One line of the table, with a measurement per round.
+struct Cell {
+    what: What,
+    writers: usize,
+    rounds: Vec<Figures>,
+}
+
+struct Row {
+    what: What,
+    writers: usize,
+    median: Figures,
+    low: Figures,
+    high: Figures,
+}
+
+impl Cell {
+    fn row(&self) -> Row {
+        let of = |pick: fn(&[f64]) -> f64| {
+            let each = |figure: fn(&Figures) -> f64| {
+                let mut sorted: Vec<f64> = self.rounds.iter().map(figure).collect();
+                sorted.sort_by(f64::total_cmp);
+                pick(&sorted)
+            };
+            Figures {
+                p50_us: each(|figures| figures.p50_us),
+                p99_us: each(|figures| figures.p99_us),
+                p999_us: each(|figures| figures.p999_us),
+                writes_per_s: each(|figures| figures.writes_per_s),
+            }
+        };
+        Row {
+            what: self.what,
+            writers: self.writers,
+            median: of(|sorted| sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)),
+            low: of(|sorted| sorted.first().copied().unwrap_or(f64::NAN)),
+            high: of(|sorted| sorted.last().copied().unwrap_or(f64::NAN)),
+        }
+    }
+}
+
+fn print_table(rows: &[Row], rounds: u64) {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(["what", "writers", "p50 us", "(spread)", "p99 us", "p99.9 us", "writes/s", "(spread)"]);
+    for row in rows {
+        let Row { what, writers, median, low, high } = row;
+        table.add_row([
+            what.name().to_string(),
+            writers.to_string(),
+            format!("{:.1}", median.p50_us),
+            format!("{:.1} to {:.1}", low.p50_us, high.p50_us),
+            format!("{:.1}", median.p99_us),
+            format!("{:.1}", median.p999_us),
+            format!("{:.0}", median.writes_per_s),
+            format!("{:.0} to {:.0}", low.writes_per_s, high.writes_per_s),
+        ]);
+    }
+    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    println!("{table}");
+    println!(
+        "Values of {VALUE_BYTES} bytes; medians over {rounds} rounds, and the lowest and highest round."
+    );
+    let find = |what, writers| rows.iter().find(|row| row.what == what && row.writers == writers);
+    if let (Some(raw), Some(one), Some(many)) =
+        (find(What::Raw, 1), find(What::BehindSync, 1), find(What::BehindSync, 64))
+    {
+        let latency = one.median.p50_us / raw.median.p50_us;
+        let rate = many.median.writes_per_s / (64.0 * raw.median.writes_per_s);
+        println!("behind-sync, 1 writer: p50 is {latency:.2} of the raw write's.");
+        println!("behind-sync, 64 writers: {rate:.2} of 64 times the rate of one raw writer.");
+    }
+}
+
+fn write_json(target: &Path, rows: &[Row], rounds: u64) -> Result<PathBuf> {
+    let rounded = |figure: f64| (figure * 100.0).round() / 100.0;
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|Row { what, writers, median, low, high }| {
+            json!({
+                "what": what.name(),
+                "writers": writers,
+                "value_bytes": VALUE_BYTES,
+                "p50_us": rounded(median.p50_us),
+                "p99_us": rounded(median.p99_us),
+                "p999_us": rounded(median.p999_us),
+                "writes_per_s": rounded(median.writes_per_s),
+                "rounds": rounds,
+                "p50_us_low": rounded(low.p50_us),
+                "p50_us_high": rounded(high.p50_us),
+                "writes_per_s_low": rounded(low.writes_per_s),
+                "writes_per_s_high": rounded(high.writes_per_s),
+            })
+        })
+        .collect();
+    let path = target.join("write_latency.json");
+    let text = serde_json::to_string_pretty(&json!({ "rows": rows }))?;
+    fs::write(&path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
