@@ -5,17 +5,18 @@
 //! cargo bench --bench write_latency -- --smoke
 //! ```
 //!
-//! `raw` is what the disk itself takes for the same key and value: `pwrite` and `fdatasync` into a file that was
-//! written once before, by as many threads as there are writers, each syncing for itself. The other rows are async
-//! writers on one tokio runtime; each waits for its acknowledgement before it writes again.
+//! `raw` is what the disk itself takes for the same key and value: `pwrite` and `fdatasync` into a file that
+//! was written once before, by as many threads as there are writers, each syncing for itself. The other rows
+//! are async writers on one tokio runtime; each waits for its acknowledgement before it writes again.
 //!
-//! All of it happens in one run on one file system, interleaved round by round, because a disk's mood changes from
-//! minute to minute; a figure is the median over the rounds, and the spread is the lowest and highest round. Before
-//! each measurement the layers are drained, so that none pays for the one before it. The flusher of the layer that is
-//! measured does run meanwhile: that is what a user gets.
+//! All of it happens in one run on one file system, interleaved round by round, because a disk's mood changes
+//! from minute to minute; a figure is the median over the rounds, and the spread is the lowest and highest
+//! round. Before each measurement the layers are drained, so that none pays for the one before it. The
+//! flusher of the layer that is measured does run meanwhile: that is what a user gets.
 //!
-//! The table goes to the terminal, and the same figures to `target/forebay/write_latency.json`. Columns beyond the
-//! common form: `rounds`, and for the spread `p50_us_low`, `p50_us_high`, `writes_per_s_low`, `writes_per_s_high`.
+//! The table goes to the terminal, and the same figures to `target/forebay/write_latency.json`. Columns
+//! beyond the common form: `rounds`, and for the spread `p50_us_low`, `p50_us_high`, `writes_per_s_low`,
+//! `writes_per_s_high`.
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
@@ -209,7 +210,8 @@ impl Subject {
                     let begun = Instant::now();
                     let _receipt = cache.put(&(first_key + number % KEYS_PER_WRITER), value).await?;
                     latencies_ns.push(nanoseconds(begun.elapsed()));
-                    // A buffered write never waits, so without this a few writers would keep the rest from starting.
+                    // A buffered write never waits, so without this a few writers would keep the rest from
+                    // starting.
                     tokio::task::yield_now().await;
                 }
                 anyhow::Ok(latencies_ns)

@@ -1,4 +1,5 @@
-//! The first program: a layer in front of an embedded store, one cache, a write, a read, and what a restart finds.
+//! The first program: a layer in front of an embedded store, one cache, a write, a read, and what a restart
+//! finds.
 //!
 //! ```text
 //! cargo run --release --example quickstart

@@ -1,7 +1,9 @@
-//! The process that is killed: it writes from several threads for as long as it lives, and says what was acknowledged.
+//! The process that is killed: it writes from several threads for as long as it lives, and says what was
+//! acknowledged.
 //!
-//! It prints `ready` once the layer is open, and then one line, `thread counter number`, after each write that
-//! returned; never before. A line is one short write to a pipe, so it reaches the parent wholly or not at all.
+//! It prints `ready` once the layer is open, and then one line, `thread counter number`, after each write
+//! that returned; never before. A line is one short write to a pipe, so it reaches the parent wholly or not
+//! at all.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -50,7 +52,8 @@ impl Writer<'_> {
             match self.write(Step::of(self.seed, id)) {
                 Ok(seq) => say(&format!("{thread} {counter} {seq}\n"))?,
                 Err(error) => {
-                    // The other writers would go on for ever, and the parent would take this one for a slow one.
+                    // The other writers would go on for ever, and the parent would take this one for a slow
+                    // one.
                     say(&format!("failed: {id:?}: {error:#}\n"))?;
                     return Err(error).with_context(|| format!("{id:?}"));
                 }

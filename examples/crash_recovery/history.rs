@@ -1,12 +1,12 @@
 //! What the child writes: a history that follows from a seed, so that the parent can tell every write of it.
 //!
-//! The child only says "write 17 of thread 2 got number 4711", and the parent works out which keys that changed,
-//! and to what. Nothing here does I/O.
+//! The child only says "write 17 of thread 2 got number 4711", and the parent works out which keys that
+//! changed, and to what. Nothing here does I/O.
 
 use serde::{Deserialize, Serialize};
 
-/// How many keys single writes go to, in each of the two caches. Few, so that most values are overwritten while they
-/// are still queued.
+/// How many keys single writes go to, in each of the two caches. Few, so that most values are overwritten
+/// while they are still queued.
 const SINGLE_KEYS: u64 = 160;
 /// How many keys only atomic batches write, and always in both caches. They follow the single keys.
 const PAIR_KEYS: u64 = 32;
@@ -107,8 +107,8 @@ impl Step {
         let side = if random.below(2) == 0 { Side::Left } else { Side::Right };
         let place = Place { side, key: random.below(SINGLE_KEYS) };
         let kind = match random.below(100) {
-            0..5 => Kind::Through(place),
-            5..25 => Kind::Pair(SINGLE_KEYS + random.below(PAIR_KEYS)),
+            0..1 => Kind::Through(place),
+            1..25 => Kind::Pair(SINGLE_KEYS + random.below(PAIR_KEYS)),
             _ => Kind::Behind(place),
         };
         Step { id, kind, removes: random.below(10) == 0 }

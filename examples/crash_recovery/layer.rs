@@ -24,10 +24,12 @@ pub(crate) struct Settings {
     pub(crate) durability: Durability,
     /// Makes the store fail at random, before and after it has applied.
     pub(crate) flaky_seed: Option<u64>,
+    /// How long the flusher waits for a batch to fill: the longer, the more a kill leaves to the journal.
+    pub(crate) batch_linger: Duration,
 }
 
-/// Opens the layer with bounds so small that segments fill and are recycled, values are left to the journal, and
-/// writers meet a full queue, all within milliseconds.
+/// Opens the layer with bounds so small that segments fill and are recycled, values are left to the journal,
+/// and writers meet a full queue, all within milliseconds.
 pub(crate) fn open(directory: &Path, settings: Settings) -> Result<Forebay> {
     let store = SledStore::open(directory.join("store"))?;
     let builder = match settings.flaky_seed {
@@ -43,7 +45,8 @@ pub(crate) fn open(directory: &Path, settings: Settings) -> Result<Forebay> {
         .pending_memory_bytes_max(32 * 1024)
         .queue_records_max(2_000)
         .queue_bytes_max(1024 * 1024)
-        .batch_records_max(48)
+        .batch_records_max(200)
+        .batch_linger(settings.batch_linger)
         .retry_backoff(Duration::from_millis(1), Duration::from_millis(20))
         .open_blocking()?;
     Ok(bay)

@@ -1,18 +1,21 @@
 //! What the parent knows was acknowledged, and what an image of the store has to look like therefore.
 //!
-//! No I/O here: acknowledgements and images go in, findings come out. The tests below feed it images that each break
-//! one promise and see it found.
+//! No I/O here: acknowledgements and images go in, findings come out. The tests below feed it images that
+//! each break one promise and see it found.
 //!
 //! What can be told from outside, and how:
-//! - *lost*: a key shows something older than its last acknowledged write, or nothing, or bytes that nobody wrote.
-//! - *reordered*: the store shows a write beyond its own watermark, half of an atomic batch, or an unacknowledged write
-//!   in a place in the order where it cannot be; or readers saw something else before the drain than after it.
-//! - *applied twice*: a write that was acknowledged under one sequence number is in the store under another, a write
-//!   that was overwritten long ago is back under a newer one, the watermark went back, or an opening that had nothing
-//!   to replay changed something. A second application that puts the same value under the same number over itself
-//!   cannot be seen from outside, and does no harm.
+//! - *lost*: a key shows something older than its last acknowledged write, or nothing, or bytes that nobody
+//!   wrote.
+//! - *reordered*: the store shows a write beyond its own watermark, half of an atomic batch, or an
+//!   unacknowledged write in a place in the order where it cannot be; or readers saw something else before
+//!   the drain than after it.
+//! - *applied twice*: a write that was acknowledged under one sequence number is in the store under another,
+//!   a write that was overwritten long ago is back under a newer one, the watermark went back, or an opening
+//!   that had nothing to replay changed something. A second application that puts the same value under the
+//!   same number over itself cannot be seen from outside, and does no harm.
 //!
-//! Each thread has at most one write under way when it is killed. Such a write may have happened or not, but wholly.
+//! Each thread has at most one write under way when it is killed. Such a write may have happened or not, but
+//! wholly.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -118,7 +121,8 @@ impl Ledger {
 
     /// A child said that `id` is done, and that `seq` is the sequence number of its last record.
     ///
-    /// Fails on what no correct child can say: a write out of its thread's order, or a number that was used before.
+    /// Fails on what no correct child can say: a write out of its thread's order, or a number that was used
+    /// before.
     pub(crate) fn acknowledge(&mut self, id: Id, seq: u64) -> Result<(), String> {
         let next = self.next.get_mut(id.thread).ok_or_else(|| format!("{id:?}: no such thread"))?;
         if *next != id.counter {
@@ -318,7 +322,8 @@ mod tests {
 
     const SEED: u64 = 7;
 
-    /// A ledger of one thread with all of `count` writes acknowledged, the image that follows, and the last step.
+    /// A ledger of one thread with all of `count` writes acknowledged, the image that follows, and the last
+    /// step.
     fn honest(count: u64) -> (Ledger, Image, Vec<(u64, Step)>) {
         let mut ledger = Ledger::new(SEED, 1);
         let mut image = Image::default();

@@ -5,15 +5,17 @@
 //! cargo run --release --example crash_recovery -- --rounds 50
 //! ```
 //!
-//! Each round this program starts itself as a child that writes from several threads (behind, through, removals, and
-//! atomic batches over two caches), reads from a pipe what the child says was acknowledged, and kills it with SIGKILL:
-//! some milliseconds after it began to write, or before it had finished to recover. In half of the rounds another
-//! child is started on what the first one left, and killed in turn, often in the middle of its recovery. Then this
-//! process looks at the store alone, which has to be a prefix of the history, lets a layer recover, reads through it,
-//! drains it, looks at the store again, and opens it once more to see that nothing is replayed that was applied.
-//! What exactly is checked stands at the head of `ledger.rs`.
+//! Each round this program starts itself as a child that writes from several threads (behind, through,
+//! removals, and atomic batches over two caches), reads from a pipe what the child says was acknowledged, and
+//! kills it with SIGKILL: some milliseconds after it began to write, or before it had finished to recover. In
+//! half of the rounds another child is started on what the first one left, and killed in turn, often in the
+//! middle of its recovery. Then this process looks at the store alone, which has to be a prefix of the
+//! history, lets a layer recover, reads through it, drains it, looks at the store again, and opens it once
+//! more to see that nothing is replayed that was applied. What exactly is checked stands at the head of
+//! `ledger.rs`.
 //!
-//! A kill loses nothing that the operating system has. What a power cut takes is the simulated disk's part, in the tests.
+//! A kill loses nothing that the operating system has. What a power cut takes is the simulated disk's part,
+//! in the tests.
 
 mod child;
 mod history;
@@ -40,10 +42,12 @@ use crate::ledger::{Findings, Ledger};
 
 /// How long a child writes at the most before it is killed, in milliseconds.
 const WRITING_MS_MAX: u64 = 400;
-/// How long a child lives at the most that is to die before it is ready, in milliseconds.
-const RECOVERING_MS_MAX: u64 = 60;
+/// How long the first child takes to be ready, until one has shown it, in microseconds.
+const READY_MICROS_FIRST: u64 = 10_000;
 /// A child that is not ready by then hangs.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// A backlog of these bounds that is not drained by then is stuck.
+const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Kills a writing process again and again, and checks that nothing was lost, reordered or applied twice.
 #[derive(Parser, Debug)]
@@ -54,8 +58,8 @@ struct Arguments {
     /// How many threads of the child write.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=256))]
     threads: u64,
-    /// Where the random choices come from; printed at the start, so that a run can be repeated. The moments of the
-    /// kills depend on the machine too.
+    /// Where the random choices come from; printed at the start, so that a run can be repeated. The moments
+    /// of the kills depend on the machine too.
     #[arg(long)]
     seed: Option<u64>,
     /// Make the child's store fail at random, before and after it has applied.
@@ -104,9 +108,11 @@ fn settings(arguments: &Arguments, seed: u64) -> Settings {
         DurabilityArgument::Sync => Durability::Sync,
         DurabilityArgument::Buffered => Durability::Buffered { sync_interval: Duration::from_millis(20) },
     };
-    // Each child fails at other moments.
-    let flaky_seed = arguments.flaky_store.then(|| seed ^ arguments.next.iter().sum::<u64>());
-    Settings { durability, flaky_seed }
+    // Each child fails at other moments, and leaves another backlog.
+    let mut random = Random::new(seed, Id { thread: 0, counter: arguments.next.iter().sum() });
+    let flaky_seed = arguments.flaky_store.then(|| random.next());
+    let batch_linger = Duration::from_millis([0, 5, 40][(random.next() % 3) as usize]);
+    Settings { durability, flaky_seed, batch_linger }
 }
 
 #[derive(Default)]
@@ -139,15 +145,21 @@ fn supervise(arguments: &Arguments) -> Result<bool> {
         directory: directory.path(),
         ledger: Ledger::new(seed, usize::try_from(arguments.threads)?),
         random: Random::new(seed, Id { thread: usize::MAX, counter: 0 }),
+        ready_micros: READY_MICROS_FIRST,
         totals: Totals::default(),
     };
     let mut rounds = 0;
     while rounds < arguments.rounds && supervisor.totals.findings.is_clean() {
-        let outcome = supervisor.round();
-        if outcome.is_err() {
+        if let Err(error) = supervisor.round() {
             progress.abandon();
+            // The files are the evidence: a layer that does not open again has lost all of it.
+            let kept = directory.keep();
+            return Err(error.context(format!(
+                "round {}; the layer's files are kept in {}",
+                rounds + 1,
+                kept.display()
+            )));
         }
-        outcome.with_context(|| format!("round {}", rounds + 1))?;
         rounds += 1;
         progress.set_message(format!("{} acknowledged", supervisor.totals.acknowledged));
         progress.inc(1);
@@ -176,6 +188,8 @@ struct Supervisor<'a> {
     directory: &'a Path,
     ledger: Ledger,
     random: Random,
+    /// How long the last child took from its start until it was ready: where to aim for a kill in recovery.
+    ready_micros: u64,
     totals: Totals,
 }
 
@@ -193,7 +207,8 @@ impl Supervisor<'_> {
         let alone = layer::store_image(directory, *seed)?;
         totals.findings.merge(ledger.check_prefix(&alone));
 
-        let settings = Settings { flaky_seed: None, ..settings(self.arguments, *seed) };
+        let settings =
+            Settings { flaky_seed: None, batch_linger: Duration::ZERO, ..settings(self.arguments, *seed) };
         let started = Instant::now();
         let bay = layer::open(directory, settings).context("recovering")?;
         totals.slowest_recovery = totals.slowest_recovery.max(started.elapsed());
@@ -218,12 +233,14 @@ impl Supervisor<'_> {
 
     /// Starts a child, kills it at a random moment, and enters what it said into the ledger.
     fn start_and_kill(&mut self) -> Result<()> {
-        let before_ready = self.random.below(4) == 0;
+        let before_ready = self.random.below(3) == 0;
         let mut running = Running::start(self.arguments, self.seed, self.directory, self.ledger.next())?;
         if before_ready {
-            running.let_live(Duration::from_micros(self.random.below(RECOVERING_MS_MAX * 1000)))?;
+            running.let_live(Duration::from_micros(self.random.below(self.ready_micros)))?;
         } else {
+            let started = Instant::now();
             running.wait_ready()?;
+            self.ready_micros = u64::try_from(started.elapsed().as_micros())?.max(1);
             let micros = 5_000 + self.random.below((WRITING_MS_MAX - 5) * 1000);
             running.let_live(Duration::from_micros(micros))?;
         }

@@ -4,9 +4,10 @@
 //! cargo run --release --example replay_trace -- trace.csv
 //! ```
 //!
-//! One caller replays the trace in its order. Every read is compared with a plain map; at the end the layer is flushed,
-//! closed and opened again, and every block of the trace is compared once more, those that were never written
-//! included. Exit status: 0 if all was the same, 1 if something differed or failed, 2 if the trace cannot be read.
+//! One caller replays the trace in its order. Every read is compared with a plain map; at the end the layer
+//! is flushed, closed and opened again, and every block of the trace is compared once more, those that were
+//! never written included. Exit status: 0 if all was the same, 1 if something differed or failed, 2 if the
+//! trace cannot be read.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program's result and its errors")]
 
@@ -28,7 +29,8 @@ use crate::trace::{Kind, Operation};
 
 /// How many blocks are compared per call.
 const COMPARED_AT_ONCE: usize = 512;
-/// How many entries a cache holds in memory: fewer than the trace's blocks, so that reads come from the store too.
+/// How many entries a cache holds in memory: fewer than the trace's blocks, so that reads come from the store
+/// too.
 const CAPACITY: usize = 10_000;
 /// What every value begins with: the number of the operation that wrote it.
 const STAMP_BYTES: usize = 8;

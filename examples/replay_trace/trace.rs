@@ -1,6 +1,7 @@
 //! Reads a block trace: `version,time,op,size,lbn`, one operation per line.
 //!
-//! A line that is not an operation is an error that names the file, the line and the field; nothing is skipped.
+//! A line that is not an operation is an error that names the file, the line and the field; nothing is
+//! skipped.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
