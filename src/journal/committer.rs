@@ -35,6 +35,8 @@ use crate::journal::writer::{GroupFrame, Writer};
 
 /// After so many groups written for others, a caller hands the baton to the next one that comes.
 const ROUNDS_FOR_OTHERS_MAX: u32 = 16;
+/// How long the thread looks out for more after a group: less than a sync takes, and about what it costs to be woken.
+const LINGER_MAX: Duration = Duration::from_micros(50);
 /// How many places a vector keeps after a large group.
 const GROUP_KEPT: usize = 1024;
 
@@ -222,8 +224,9 @@ impl<S: Sink> Drop for Committer<S> {
 impl<S: Sink> Shared<S> {
     /// The thread under `Sync`. Ends when it is closed and nothing waits.
     fn commit_groups(&self) {
+        let mut written = 0;
         loop {
-            let mut line = lock(&self.line);
+            let mut line = self.linger(written);
             while line.waiting.is_empty() {
                 if line.closed {
                     return;
@@ -232,8 +235,24 @@ impl<S: Sink> Shared<S> {
                 line = self.work.wait(line).unwrap_or_else(PoisonError::into_inner);
                 line.idle = false;
             }
+            written = line.waiting.len();
             let (line, order) = self.take(line);
             self.give_back(line, order);
+        }
+    }
+
+    /// Looks out for those who were just answered, before the thread sleeps or syncs for a few: after a group of
+    /// `written` submissions about as many come again at once. A lone writer is never kept waiting, since one
+    /// submission is all that is looked out for then.
+    fn linger(&self, written: usize) -> Guard<'_, S> {
+        let began = Instant::now();
+        loop {
+            let line = lock(&self.line);
+            if line.waiting.len() >= written || line.closed || began.elapsed() >= LINGER_MAX {
+                return line;
+            }
+            drop(line);
+            thread::yield_now();
         }
     }
 
