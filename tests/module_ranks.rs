@@ -33,7 +33,12 @@ const RANKS: &[(&str, u32)] = &[
 const LINE_CHARS_MAX: usize = 120;
 const FILE_LINES_MAX: usize = 500;
 /// Files that may be longer, how long, and so for as long as nobody finds where to divide them.
-const LONGER_FILES: &[(&str, usize)] = &[("src/journal/committer.rs", 520), ("tests/layer_writes.rs", 560)];
+const LONGER_FILES: &[(&str, usize)] = &[
+    ("src/journal/committer.rs", 540),
+    ("src/store/sled.rs", 545),
+    ("src/testkit/conformance.rs", 560),
+    ("tests/layer_writes.rs", 560),
+];
 /// What a finished file does not hold.
 const UNFINISHED: &[&str] = &["todo!", "unimplemented!", "dbg!"];
 /// A table of contents declares and re-exports; these words define or do something.

@@ -33,7 +33,11 @@ pub(crate) struct Settings {
 pub(crate) fn open(directory: &Path, settings: Settings) -> Result<Forebay> {
     let store = SledStore::open(directory.join("store"))?;
     let builder = match settings.flaky_seed {
-        Some(seed) => Forebay::builder(FlakyStore::random(store, seed, 0.2)),
+        Some(seed) => {
+            let flaky = FlakyStore::new(store);
+            flaky.randomly(seed, 20);
+            Forebay::builder(flaky)
+        }
         None => Forebay::builder(store),
     };
     let mut journal = JournalOptions::default();

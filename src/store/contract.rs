@@ -73,9 +73,9 @@ pub struct Batch {
 pub enum Atomicity {
     /// A batch, its progress and the epoch check are one durable transaction.
     Batch,
-    /// Only single keys are atomic. The store then keeps each key's version and skips an op that is not
-    /// newer, and writes the progress last. While a batch is being repeated, readers of the *store* may see a
-    /// mixture of two prefixes of the history; once it is applied they see the later one.
+    /// Only single keys are atomic. The store then keeps each key's version and skips an op that is not newer,
+    /// and writes the progress last. While a batch is being repeated, readers of the *store* may see a mixture
+    /// of two prefixes of the history; once it is applied they see the later one.
     Key,
 }
 
@@ -116,12 +116,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Starts a new epoch for an owner that feeds the store from `journal`, durably on return.
     ///
-    /// Returns the tenure with the new epoch, the new journal, and the progress as it is. From the moment
-    /// this takes effect every batch of an older epoch is refused, one that is being applied included: it
-    /// either shows in the returned progress or never happens.
+    /// Returns the tenure with the new epoch, the new journal, and the progress as it is. From the moment this
+    /// takes effect every batch of an older epoch is refused, one that is being applied included: it either
+    /// shows in the returned progress or never happens.
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>>;
 
-    /// Loads one value. Must not return what a power cut can still take back.
+    /// Loads one value: of what was applied, or of a batch that is being applied. A power cut may still take
+    /// the latter back; the layer in front knows what is not acknowledged yet and guards it.
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>>;
 
     /// Loads several values, in the order of `keys`.
@@ -131,7 +132,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// - An epoch older than the store's: [`StoreError::Fenced`].
     /// - A watermark at or below the store's: `Ok`, and nothing changes.
-    /// - Ops at or below the store's watermark are skipped (a longer batch sent after a doubtful one).
+    /// - Ops at or below the store's watermark are skipped (a longer batch that is sent after a doubtful one).
     ///
     /// Dropping the future leaves the batch applied wholly or not at all.
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>>;

@@ -1,96 +1,109 @@
-//! A store in memory, for tests: everything the contract asks for, but for the durability.
+//! A store that lives in memory, for tests and examples.
+//!
+//! It keeps the contract, durability excepted: its clones share one state, which ends with the last of them.
+//! It does no I/O and never fails.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::ids::{JournalId, Key, Seq};
-use crate::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use crate::ids::{Epoch, JournalId, Key, Seq};
+use crate::store::contract::{Batch, BoxFuture, Progress, Store, StoreError, Tenure, Versioned};
 
-/// A store that forgets when its last handle is dropped. Clones share it.
+/// A store in memory; clones share what it holds.
 #[derive(Clone, Debug, Default)]
-pub struct MemoryStore(Arc<Mutex<Content>>);
+pub struct MemoryStore(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
-struct Content {
-    values: BTreeMap<Key, Versioned>,
+struct State {
+    data: BTreeMap<Key, Versioned>,
     tenure: Tenure,
-    /// The watermark after each batch that changed something.
-    watermarks: Vec<Seq>,
+    history: Vec<Progress>,
 }
 
 impl MemoryStore {
-    /// An empty store.
+    /// An empty store that nobody has claimed.
     #[must_use]
     pub fn new() -> MemoryStore {
         MemoryStore::default()
     }
 
-    /// All it holds now.
+    /// A copy of all it holds.
     #[must_use]
     pub fn snapshot(&self) -> BTreeMap<Key, Versioned> {
-        self.lock().values.clone()
+        self.state().data.clone()
     }
 
-    /// The watermark after each batch that it took, oldest first.
+    /// How many batches changed it. Fenced batches and repetitions do not count.
     #[must_use]
-    pub fn watermarks(&self) -> Vec<Seq> {
-        self.lock().watermarks.clone()
+    pub fn applies(&self) -> usize {
+        self.state().history.len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Content> {
+    /// The progress after each batch that changed it, in order. Grows for as long as the store lives.
+    #[must_use]
+    pub fn history(&self) -> Vec<Progress> {
+        self.state().history.clone()
+    }
+
+    /// The state. A panic under the lock cannot have left it half changed: nothing under it can panic midway.
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn apply_now(&self, batch: &Batch) -> Result<(), StoreError> {
-        let mut content = self.lock();
-        if batch.epoch < content.tenure.epoch {
-            return Err(StoreError::Fenced { current: content.tenure.epoch });
+impl State {
+    fn claim(&mut self, journal: Option<JournalId>) -> Tenure {
+        let epoch = Epoch(self.tenure.epoch.0.saturating_add(1));
+        self.tenure = Tenure { epoch, journal, ..self.tenure };
+        self.tenure
+    }
+
+    fn apply(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        if batch.epoch < self.tenure.epoch {
+            return Err(StoreError::Fenced { current: self.tenure.epoch });
         }
-        let watermark = content.tenure.progress.applied;
+        let watermark: Seq = self.tenure.progress.applied;
         if batch.progress.applied <= watermark {
             return Ok(());
         }
         for op in batch.ops.iter().filter(|op| op.seq > watermark) {
             match &op.value {
                 Some(value) => {
-                    let versioned = Versioned { value: value.clone(), version: op.seq };
-                    content.values.insert(op.key.clone(), versioned);
+                    let stored = Versioned { value: value.clone(), version: op.seq };
+                    self.data.insert(op.key.clone(), stored);
                 }
-                None => drop(content.values.remove(&op.key)),
+                None => {
+                    self.data.remove(&op.key);
+                }
             }
         }
-        content.tenure.progress = batch.progress;
-        content.watermarks.push(batch.progress.applied);
+        self.tenure.progress = batch.progress;
+        self.history.push(batch.progress);
         Ok(())
     }
 }
 
 impl Store for MemoryStore {
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        Box::pin(async { Ok(self.lock().tenure) })
+        Box::pin(async { Ok(self.state().tenure) })
     }
 
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        Box::pin(async move {
-            let mut content = self.lock();
-            content.tenure.epoch.0 += 1;
-            content.tenure.journal = journal;
-            Ok(content.tenure)
-        })
+        Box::pin(async move { Ok(self.state().claim(journal)) })
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
-        Box::pin(async move { Ok(self.lock().values.get(key).cloned()) })
+        Box::pin(async { Ok(self.state().data.get(key).cloned()) })
     }
 
     fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
-        Box::pin(async move {
-            let content = self.lock();
-            Ok(keys.iter().map(|key| content.values.get(key).cloned()).collect())
+        Box::pin(async {
+            let state = self.state();
+            Ok(keys.iter().map(|key| state.data.get(key).cloned()).collect())
         })
     }
 
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async move { self.apply_now(batch) })
+        Box::pin(async { self.state().apply(batch) })
     }
 }

@@ -3,8 +3,9 @@
 pub mod contract;
 pub mod memory;
 pub mod sled;
-mod workers;
+mod sled_files;
+mod worker;
 
-pub use self::contract::Store;
-pub use self::memory::MemoryStore;
-pub use self::sled::SledStore;
+pub use contract::{Atomicity, Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned};
+pub use memory::MemoryStore;
+pub use sled::{SledOptions, SledStore};

@@ -1,355 +1,726 @@
-//! The embedded default store, on sled 0.34.
+//! The embedded default store: a sled 0.34 database in a directory of its own.
 //!
-//! Values lie in sled's default tree, each behind the eight bytes of its version, and the tenure beside them under
-//! a key that no user's key can be: so one sled batch changes both. sled locks its directory, so all handles of a
-//! process are clones that share one lock, and that lock makes the epoch's check and the batch one step.
+//! A batch, its progress and the epoch check are one transaction: everything lies in one tree, a batch is one
+//! sled batch, and sled replays a batch wholly or not at all. On return a batch is durable: after sled's flush,
+//! which syncs nothing, the files are synced through a descriptor of the store's own (`sled_files`).
 //!
-//! On Linux sled's `flush` is a write and `sync_file_range`, which a drive's cache can still lose. After each flush
-//! this store therefore syncs the database file through a descriptor of its own, opened before the first write,
-//! and whatever other files sled has made (large values become files of their own), and their directories. A failed
-//! sync is never repeated: the store refuses everything afterwards. sled's periodic flush stays on, because sled
-//! collects its garbage with it; it promises nothing here.
+//! Fencing is a check under a mutex. That suffices, because one process at a time can hold the directory's
+//! lock, within it one [`SledStore`] with its clones, and all of these share the one mutex, which is held from
+//! the check until the batch is durable. Who does not hold the mutex cannot write.
+//!
+//! A failure while something is being made true ends the store for good: every later call is
+//! [`StoreError::Fatal`]. A failed sync must not be repeated (the kernel marks the pages clean), and sled
+//! itself refuses all writes for ever after a failed one, a full disk included. Reading stops too, because
+//! the tree in memory may hold what the disk does not. Opening the store again reads what the disk has.
+//!
+//! sled's `blobs/` must stay empty. It puts items and pages above a quarter of its segment size into files,
+//! and where a power cut takes such a file, its recovery skips the item silently and keeps the rest of the
+//! batch (delete one and see): the watermark would then vouch for a lost value. So values above about 40 KiB
+//! are cut into chunks that go into the tree in the same batch, and the segment size leaves room for a page
+//! full of them. Only index pages can still outgrow it, with thousands of keys above about 4 KiB. New blobs are
+//! synced before a batch is acknowledged, but for those keys that window remains. Nor does it help that sled
+//! reuses segments which it takes for synced: on a drive with a volatile cache a power cut between two of our
+//! syncs may damage older data.
+//!
+//! Loads run on threads of the store, too. What sled has in memory takes 0.3 us on the caller's thread and 8 us
+//! this way; but nobody can know beforehand, and a load that misses reads the disk, while one that meets a
+//! batch waits until it is in the tree. The layer's own memory is in front of this and answers what is hot.
+//!
+//! The files: directories 0700, and 0600 for those this store creates or can name; sled creates blobs and
+//! snapshots with the process's umask, and the directory shuts others out.
 
-use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use bytes::Bytes;
+use ::sled::{Batch as SledBatch, Config, Db, IVec};
+use bytes::{Buf, BufMut, Bytes};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, JournalId, Key, Seq};
 use crate::store::contract::{Batch, BoxFuture, Progress, Store, StoreError, Tenure, Versioned};
-use crate::store::workers::Workers;
+use crate::store::sled_files::{self, Files};
+use crate::store::worker::Workers;
 
-/// A user's key starts with a namespace, which is never empty, so none starts with a zero byte.
-const TENURE_KEY: &[u8] = b"\0forebay";
-const TENURE_VERSION: u8 = 1;
-const TENURE_BYTES: usize = 1 + 8 + 8 + 8 + 1 + 16 + 4;
-const VERSION_BYTES: usize = 8;
-const THREADS: usize = 4;
+/// The memory sled may use for pages unless [`SledOptions::cache_bytes`] says otherwise.
+const CACHE_BYTES_DEFAULT: u64 = 256 * 1024 * 1024;
+const CACHE_BYTES_MIN: u64 = 1024 * 1024;
+/// sled's unit of writing. Part of the format: sled refuses a database that was made with another.
+const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
+/// The most bytes of key and value that one item of the tree may hold. A page holds at most about twenty, and
+/// must stay below a quarter of a segment.
+const INLINE_BYTES_MAX: usize = 40 * 1024;
+const CHUNK_BYTES: usize = 32 * 1024;
+/// Loads may run side by side; writes take turns anyway and get a thread that no load can hold up.
+const LOAD_THREADS: usize = 2;
 
-/// A sled database as a layer's system of record. Clones share it; it closes with the last one.
+// What the first byte of a key in the tree says.
+const META_KEY: &[u8] = b"m";
+const TAG_VALUE: u8 = b'k';
+const TAG_CHUNK: u8 = b'c';
+// What the first byte of a value in the tree says.
+const INLINE: u8 = 0;
+const CHUNKED: u8 = 1;
+const VALUE_HEADER_BYTES: usize = 9;
+
+const META_FORMAT: u8 = 1;
+const META_BYTES: usize = 46;
+
+/// How to open a [`SledStore`].
 #[derive(Clone, Debug)]
-pub struct SledStore(Arc<Shared>);
+pub struct SledOptions {
+    cache_bytes: u64,
+}
 
-#[derive(Debug)]
-struct Shared {
-    // First, so that its threads end before the database they work on is closed.
-    workers: Workers,
+impl Default for SledOptions {
+    fn default() -> SledOptions {
+        SledOptions { cache_bytes: CACHE_BYTES_DEFAULT }
+    }
+}
+
+impl SledOptions {
+    /// The default options.
+    #[must_use]
+    pub fn new() -> SledOptions {
+        SledOptions::default()
+    }
+
+    /// How many bytes of pages sled keeps in memory; 256 MiB by default, at least 1 MiB. sled treats it as a
+    /// goal: what it holds besides, and a load at work, come on top.
+    #[must_use]
+    pub fn cache_bytes(mut self, bytes: u64) -> SledOptions {
+        self.cache_bytes = bytes;
+        self
+    }
+
+    /// Opens the store in the directory `path`; see [`SledStore::open`].
+    ///
+    /// # Errors
+    /// As [`SledStore::open`], and [`ErrorKind::InvalidOption`].
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<SledStore> {
+        if self.cache_bytes < CACHE_BYTES_MIN {
+            let context =
+                format!("cache_bytes is {}, and must be at least {CACHE_BYTES_MIN}", self.cache_bytes);
+            return Err(Error::new(ErrorKind::InvalidOption, context));
+        }
+        SledStore::open_with(path.as_ref(), self, SEGMENT_BYTES)
+    }
+}
+
+/// The embedded store. Clones share one database; dropping the last one closes it.
+///
+/// # Dropping
+/// The last drop runs to their end the calls that were begun, joins the store's threads and lets the
+/// directory go, so it may take as long as a sync; afterwards the store can be opened again at once.
+#[derive(Clone)]
+pub struct SledStore(Arc<Handle>);
+
+/// What the clones share. The workers come first, so that they have ended when the database closes.
+struct Handle {
+    writer: Workers,
+    loaders: Workers,
     database: Arc<Database>,
 }
 
-#[derive(Debug)]
+/// What the threads share.
 struct Database {
-    sled: sled::Db,
-    /// sled's main file, for the syncs that sled does not make.
-    main: File,
-    path: PathBuf,
-    tenure: Mutex<Tenure>,
-    /// Files that were synced after they appeared.
-    known: Mutex<HashSet<PathBuf>>,
+    /// `None` only while it is being dropped.
+    db: Option<Db>,
+    state: Mutex<State>,
+    /// Why the store ended, if it did.
     failed: OnceLock<Error>,
 }
 
+/// What only its holder may change, on the disk and here.
+struct State {
+    /// As it is on the disk.
+    tenure: Tenure,
+    files: Files,
+    /// Whether the tree may hold chunks. As long as it holds none, no old value has to be looked at for them.
+    chunked: bool,
+}
+
 impl SledStore {
-    /// Opens the database in `path`, or creates it. Blocking.
+    /// Opens the store in the directory `path`, creating it if there is none. The directory becomes its
+    /// owner's alone (0700). Blocks while it reads what is there.
     ///
     /// # Errors
-    /// [`ErrorKind::Locked`] if it is open already; [`ErrorKind::Damaged`]; [`ErrorKind::UnknownFormat`]; the
-    /// file system's.
+    /// [`ErrorKind::Locked`] if the directory is open already; [`ErrorKind::UnknownFormat`] if somebody else
+    /// wrote the database, or a later version of this crate; [`ErrorKind::Damaged`]; [`ErrorKind::Io`] and
+    /// [`ErrorKind::DiskFull`] if the file system fails.
     pub fn open(path: impl AsRef<Path>) -> Result<SledStore> {
-        SledStore::open_with(sled::Config::new().path(path.as_ref()))
+        SledOptions::default().open(path)
     }
 
-    /// As [`SledStore::open`], with sled's own options (cache capacity, compression); the path is among them.
-    ///
-    /// # Errors
-    /// As [`SledStore::open`].
-    pub fn open_with(config: sled::Config) -> Result<SledStore> {
-        let path = config.get_path();
-        create_private_dir(&path)?;
-        let sled = config.open().map_err(|error| cannot_open(&path, error))?;
-        let main = path.join("db");
-        let main = File::options().read(true).write(true).open(&main);
-        let main = main.map_err(|error| cannot("open", &path.join("db"), error))?;
-        let tenure = match sled.get(TENURE_KEY).map_err(|error| cannot_open(&path, error))? {
-            Some(bytes) => decode_tenure(&bytes, &path)?,
-            None => Tenure::default(),
+    fn open_with(path: &Path, options: &SledOptions, segment_bytes: usize) -> Result<SledStore> {
+        let mut files = Files::open(path)?;
+        // Without its timer sled still cleans up, in the calls that replace pages, but it never writes behind
+        // our back: whatever it wrote was written before the sync that covers it, and no sync of its own can
+        // fail unseen.
+        let config = Config::new()
+            .path(files.path())
+            .cache_capacity(options.cache_bytes)
+            .segment_size(segment_bytes)
+            .flush_every_ms(None);
+        // sled asserts in many places that what it reads makes sense.
+        let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+        let db = match opened {
+            Ok(opened) => opened.map_err(|error| open_failed(&files, error))?,
+            Err(_) => return Err(Error::new(ErrorKind::Damaged, damaged(&files, "sled gave up on it"))),
         };
-        let database = Database {
-            sled,
-            main,
-            path,
-            tenure: Mutex::new(tenure),
-            known: Mutex::default(),
-            failed: OnceLock::new(),
+        files.sync_opened()?;
+        let read = db.get(META_KEY).map_err(|error| open_failed(&files, error))?;
+        let tenure = match read {
+            Some(bytes) => decode_meta(&bytes, &files)?,
+            None if db.is_empty() => Tenure::default(),
+            None => {
+                let context = format!("the database in {} is not one of this crate", files.path().display());
+                return Err(Error::new(ErrorKind::UnknownFormat, context));
+            }
         };
-        database.sync_new_files()?;
-        let workers = Workers::start("forebay-sled", THREADS)?;
-        Ok(SledStore(Arc::new(Shared { workers, database: Arc::new(database) })))
+        let chunked = db.scan_prefix([TAG_CHUNK]).next().is_some();
+        let state = Mutex::new(State { tenure, files, chunked });
+        let database = Arc::new(Database { db: Some(db), state, failed: OnceLock::new() });
+        Ok(SledStore(Arc::new(Handle {
+            writer: Workers::start("forebay-store", 1)?,
+            loaders: Workers::start("forebay-load", LOAD_THREADS)?,
+            database,
+        })))
     }
+}
 
-    async fn run<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&Database) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let database = Arc::clone(&self.0.database);
-        self.0.workers.run(move || job(&database)).await
+impl std::fmt::Debug for SledStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SledStore").field("failed", &self.0.database.failed.get()).finish_non_exhaustive()
     }
 }
 
 impl Store for SledStore {
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        Box::pin(async { self.0.database.check().map(|()| *self.0.database.lock()) })
+        let database = Arc::clone(&self.0.database);
+        Box::pin(self.0.writer.run(move || database.with_state(|_, state| Ok(state.tenure))))
     }
 
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        Box::pin(self.run(move |database| database.claim(journal)))
+        let database = Arc::clone(&self.0.database);
+        Box::pin(self.0.writer.run(move || database.with_state(|db, state| claim(db, state, journal))))
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
+        let database = Arc::clone(&self.0.database);
         let key = key.clone();
-        Box::pin(self.run(move |database| database.load(&key)))
+        Box::pin(self.0.loaders.run(move || database.load(&key)))
     }
 
     fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
+        let database = Arc::clone(&self.0.database);
         let keys = keys.to_vec();
-        Box::pin(self.run(move |database| keys.iter().map(|key| database.load(key)).collect()))
+        Box::pin(self.0.loaders.run(move || keys.iter().map(|key| database.load(key)).collect()))
     }
 
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
+        let database = Arc::clone(&self.0.database);
         let batch = batch.clone();
-        Box::pin(self.run(move |database| database.apply(&batch)))
+        Box::pin(self.0.writer.run(move || database.with_state(|db, state| apply(db, state, &batch))))
     }
 }
 
 impl Database {
-    fn claim(&self, journal: Option<JournalId>) -> Result<Tenure, StoreError> {
-        self.check()?;
-        let mut tenure = self.lock();
-        let claimed = Tenure { epoch: Epoch(tenure.epoch.0 + 1), journal, ..*tenure };
-        self.write(sled::Batch::default(), &claimed)?;
-        *tenure = claimed;
-        Ok(claimed)
+    fn db(&self) -> Result<&Db, StoreError> {
+        if self.state.is_poisoned() {
+            self.failed
+                .get_or_init(|| Error::new(ErrorKind::StoreFailed, "a call of the store panicked midway"));
+        }
+        match self.failed.get() {
+            None => Ok(self.db.as_ref().expect("only drop takes it")),
+            Some(error) => Err(ended(error)),
+        }
+    }
+
+    /// Runs what reads or changes the state, alone. A fatal outcome, a panic included, ends the store.
+    fn with_state<T>(
+        &self,
+        work: impl FnOnce(&Db, &mut State) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        // The look at `failed` comes after the lock, so that nobody who waited for it writes after a failure.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = work(self.db()?, &mut state);
+        if let Err(StoreError::Fatal(error)) = &result {
+            self.failed.get_or_init(|| error.clone());
+        }
+        result
     }
 
     fn load(&self, key: &Key) -> Result<Option<Versioned>, StoreError> {
-        self.check()?;
-        let found = self.sled.get(key.as_bytes()).map_err(|error| self.fail(failure(&self.path, error)))?;
-        let Some(bytes) = found else { return Ok(None) };
-        let Some((version, value)) = bytes.split_first_chunk::<VERSION_BYTES>() else {
-            let context = format!("the value of {key} in {} lacks its version", self.path.display());
-            return Err(StoreError::Fatal(Error::new(ErrorKind::Damaged, context)));
-        };
-        let version = Seq(u64::from_le_bytes(*version));
-        Ok(Some(Versioned { value: Bytes::copy_from_slice(value), version }))
-    }
-
-    fn apply(&self, batch: &Batch) -> Result<(), StoreError> {
-        self.check()?;
-        let mut tenure = self.lock();
-        if batch.epoch < tenure.epoch {
-            return Err(StoreError::Fenced { current: tenure.epoch });
-        }
-        let watermark = tenure.progress.applied;
-        if batch.progress.applied <= watermark {
-            return Ok(());
-        }
-        let mut changes = sled::Batch::default();
-        for op in batch.ops.iter().filter(|op| op.seq > watermark) {
-            match &op.value {
-                Some(value) => {
-                    let mut stored = Vec::with_capacity(VERSION_BYTES + value.len());
-                    stored.extend_from_slice(&op.seq.0.to_le_bytes());
-                    stored.extend_from_slice(value);
-                    changes.insert(op.key.as_bytes(), stored);
+        let db = self.db()?;
+        let tree_key = value_key(key);
+        let mut stored = db.get(&tree_key).map_err(load_failed)?;
+        loop {
+            let Some(bytes) = &stored else { return Ok(None) };
+            let (version, content) = decode_value(bytes, key)?;
+            let chunks = match content {
+                Content::Inline(value) => {
+                    return Ok(Some(Versioned { value: Bytes::copy_from_slice(value), version }));
                 }
-                None => changes.remove(op.key.as_bytes()),
+                Content::Chunked(chunks) => chunks,
+            };
+            if let Some(value) = chunks.read(db)? {
+                return Ok(Some(Versioned { value, version }));
+            }
+            // A batch that replaced the value took its chunks away, or they are damaged.
+            let again = db.get(&tree_key).map_err(load_failed)?;
+            if again == stored {
+                let context = format!("the value of {key} at version {version} lacks some of its bytes");
+                return Err(StoreError::Fatal(Error::new(ErrorKind::Damaged, context)));
+            }
+            stored = again;
+        }
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let db = self.db.take();
+        // sled syncs when it closes and panics if that fails. By then every batch that was acknowledged is
+        // durable, so there is nothing to report.
+        let closed = catch_unwind(AssertUnwindSafe(|| drop(db)));
+        if closed.is_ok() {
+            let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+            // It fails only where files cannot be locked, and then there is no lock to wait for.
+            drop(state.files.wait_released());
+        }
+    }
+}
+
+fn claim(db: &Db, state: &mut State, journal: Option<JournalId>) -> Result<Tenure, StoreError> {
+    let epoch = Epoch(state.tenure.epoch.0.saturating_add(1));
+    let claimed = Tenure { epoch, journal, ..state.tenure };
+    write(db, state, SledBatch::default(), claimed)?;
+    Ok(claimed)
+}
+
+fn apply(db: &Db, state: &mut State, batch: &Batch) -> Result<(), StoreError> {
+    let held = state.tenure;
+    if batch.epoch < held.epoch {
+        return Err(StoreError::Fenced { current: held.epoch });
+    }
+    let watermark = held.progress.applied;
+    if batch.progress.applied <= watermark {
+        return Ok(());
+    }
+    let mut changes = SledBatch::default();
+    let mut chunked = state.chunked;
+    // The last change of a key wins, and only that one is written: a chunked value that the same batch
+    // replaces would leave its chunks behind.
+    let mut last: std::collections::HashMap<&Key, usize> = std::collections::HashMap::new();
+    for (place, op) in batch.ops.iter().enumerate().filter(|(_, op)| op.seq > watermark) {
+        last.insert(&op.key, place);
+    }
+    for (key, place) in last {
+        let op = batch.ops.get(place).expect("the place was just counted");
+        let tree_key = value_key(key);
+        if state.chunked
+            && let Some(old) = db.get(&tree_key).map_err(apply_failed)?
+            && let (_, Content::Chunked(chunks)) = decode_value(&old, key)?
+        {
+            chunks.remove(&mut changes);
+        }
+        match &op.value {
+            None => changes.remove(tree_key),
+            Some(value) if tree_key.len() + value.len() <= INLINE_BYTES_MAX => {
+                let stored = encode_value(INLINE, op.seq, |out| out.put_slice(value));
+                changes.insert(tree_key, stored);
+            }
+            Some(value) => {
+                chunked = true;
+                let chunks = Chunks::new(batch.progress.applied, place, value.len());
+                chunks.insert(value, &mut changes);
+                changes.insert(tree_key, encode_value(CHUNKED, op.seq, |out| chunks.encode(out)));
             }
         }
-        let applied = Tenure { progress: batch.progress, ..*tenure };
-        self.write(changes, &applied)?;
-        *tenure = applied;
-        Ok(())
     }
-
-    /// Writes the changes and the tenure as one, durably. Any failure is for good: what of it is on the disk is
-    /// not known, and sled itself refuses to go on after an I/O error.
-    fn write(&self, mut changes: sled::Batch, tenure: &Tenure) -> Result<(), StoreError> {
-        changes.insert(TENURE_KEY, encode_tenure(tenure));
-        let written = self.sled.apply_batch(changes).and_then(|()| self.sled.flush());
-        written.map_err(|error| self.fail(failure(&self.path, error)))?;
-        let synced = self
-            .main
-            .sync_data()
-            .map_err(|error| cannot("sync", &self.path.join("db"), error))
-            .and_then(|()| self.sync_new_files());
-        synced.map_err(|error| self.fail(error))
-    }
-
-    /// Syncs the files that sled has made since the last call, and the directories that they appeared in.
-    fn sync_new_files(&self) -> Result<()> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        for dir in [&self.path.join("blobs"), &self.path] {
-            let mut there = HashSet::new();
-            let mut appeared = false;
-            for entry in fs::read_dir(dir).map_err(|error| cannot("list", dir, error))? {
-                let path = entry.map_err(|error| cannot("list", dir, error))?.path();
-                if !known.contains(&path) {
-                    appeared |= sync_new_file(&path)?;
-                }
-                there.insert(path);
-            }
-            if appeared {
-                let synced = File::open(dir).and_then(|dir| dir.sync_all());
-                synced.map_err(|error| cannot("sync", dir, error))?;
-            }
-            // What is gone may come back under the same name.
-            known.retain(|path| path.parent() != Some(dir) || there.contains(path));
-            known.extend(there);
-        }
-        Ok(())
-    }
-
-    fn check(&self) -> Result<(), StoreError> {
-        self.failed.get().map_or(Ok(()), |error| Err(StoreError::Fatal(error.clone())))
-    }
-
-    fn fail(&self, error: Error) -> StoreError {
-        StoreError::Fatal(self.failed.get_or_init(|| error).clone())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Tenure> {
-        // It is changed only after what it says is durable, so a panic meanwhile leaves it right.
-        self.tenure.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    state.chunked = chunked;
+    write(db, state, changes, Tenure { progress: batch.progress, ..held })
 }
 
-/// Makes a file its owner's alone and durable; says whether it was still there.
-fn sync_new_file(path: &Path) -> Result<bool> {
-    let synced = File::open(path).and_then(|file| {
-        let directory = file.metadata()?.is_dir();
-        make_private(&file, directory)?;
-        if directory { file.sync_all() } else { file.sync_data() }
-    });
-    match synced {
-        Ok(()) => Ok(true),
-        // sled removes files that it has replaced.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(cannot("sync", path, error)),
-    }
-}
-
-#[cfg(unix)]
-fn make_private(file: &File, directory: bool) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(fs::Permissions::from_mode(if directory { 0o700 } else { 0o600 }))
-}
-
-#[cfg(not(unix))]
-fn make_private(_file: &File, _directory: bool) -> io::Result<()> {
+/// Makes `changes` and the new tenure true and durable, together. The only place that writes.
+fn write(db: &Db, state: &mut State, mut changes: SledBatch, tenure: Tenure) -> Result<(), StoreError> {
+    changes.insert(META_KEY, encode_meta(&tenure));
+    db.apply_batch(changes).map_err(apply_failed)?;
+    // Never `flush_async`, which can deadlock; this thread may wait.
+    db.flush().map_err(apply_failed)?;
+    state.files.sync().map_err(StoreError::Fatal)?;
+    state.tenure = tenure;
     Ok(())
 }
 
-fn create_private_dir(path: &Path) -> Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path).map_err(|error| cannot("create", path, error))
+/// Where the bytes of a large value lie: chunks in the tree under a name that no other batch ever uses, since
+/// a batch with the same watermark is applied once.
+#[derive(Clone, Copy)]
+struct Chunks {
+    watermark: Seq,
+    place: u32,
+    bytes: u64,
 }
 
-fn encode_tenure(tenure: &Tenure) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(TENURE_BYTES);
-    bytes.push(TENURE_VERSION);
-    bytes.extend_from_slice(&tenure.epoch.0.to_le_bytes());
-    bytes.extend_from_slice(&tenure.progress.applied.0.to_le_bytes());
-    bytes.extend_from_slice(&tenure.progress.journaled.0.to_le_bytes());
-    bytes.push(u8::from(tenure.journal.is_some()));
-    bytes.extend_from_slice(&tenure.journal.map_or([0; 16], |id| id.0));
-    bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
-    bytes
+enum Content<'a> {
+    Inline(&'a [u8]),
+    Chunked(Chunks),
 }
 
-fn decode_tenure(bytes: &[u8], path: &Path) -> Result<Tenure> {
-    let damaged = || {
-        let context =
-            format!("the layer's own record in {} is damaged: {} bytes", path.display(), bytes.len());
-        Error::new(ErrorKind::Damaged, context)
-    };
-    let (fields, checksum) = bytes.split_last_chunk::<4>().ok_or_else(damaged)?;
-    if crc32c::crc32c(fields) != u32::from_le_bytes(*checksum) {
-        return Err(damaged());
+impl Chunks {
+    fn new(watermark: Seq, place: usize, bytes: usize) -> Chunks {
+        let place = u32::try_from(place).expect("a batch in memory has fewer than four billion ops");
+        Chunks { watermark, place, bytes: bytes as u64 }
     }
-    let (&version, mut fields) = fields.split_first().ok_or_else(damaged)?;
-    if version != TENURE_VERSION {
-        let context = format!("the layer's own record in {} has format version {version}", path.display());
+
+    fn encode(self, out: &mut Vec<u8>) {
+        out.put_u64_le(self.watermark.0);
+        out.put_u32_le(self.place);
+        out.put_u64_le(self.bytes);
+    }
+
+    /// The key of a chunk. Big-endian, so that a value's chunks lie next to each other in order.
+    fn key(self, index: u32) -> Vec<u8> {
+        let mut key = Vec::with_capacity(17);
+        key.put_u8(TAG_CHUNK);
+        key.put_u64(self.watermark.0);
+        key.put_u32(self.place);
+        key.put_u32(index);
+        key
+    }
+
+    fn count(self) -> u32 {
+        u32::try_from(self.bytes.div_ceil(CHUNK_BYTES as u64)).unwrap_or(u32::MAX)
+    }
+
+    fn insert(self, value: &[u8], changes: &mut SledBatch) {
+        for (index, chunk) in (0..self.count()).zip(value.chunks(CHUNK_BYTES)) {
+            changes.insert(self.key(index), chunk);
+        }
+    }
+
+    fn remove(self, changes: &mut SledBatch) {
+        (0..self.count()).for_each(|index| changes.remove(self.key(index)));
+    }
+
+    /// The value, or `None` if a chunk is missing or has the wrong length.
+    fn read(self, db: &Db) -> Result<Option<Bytes>, StoreError> {
+        let mut value = Vec::new();
+        for index in 0..self.count() {
+            let Some(chunk) = db.get(self.key(index)).map_err(load_failed)? else { return Ok(None) };
+            value.extend_from_slice(&chunk);
+        }
+        Ok((value.len() as u64 == self.bytes).then(|| Bytes::from(value)))
+    }
+}
+
+fn value_key(key: &Key) -> Vec<u8> {
+    let bytes = key.as_bytes();
+    let mut tree_key = Vec::with_capacity(1 + bytes.len());
+    tree_key.push(TAG_VALUE);
+    tree_key.extend_from_slice(bytes);
+    tree_key
+}
+
+fn encode_value(kind: u8, version: Seq, content: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut stored = Vec::with_capacity(VALUE_HEADER_BYTES);
+    stored.put_u8(kind);
+    stored.put_u64_le(version.0);
+    content(&mut stored);
+    stored
+}
+
+fn decode_value<'a>(mut stored: &'a [u8], key: &Key) -> Result<(Seq, Content<'a>), StoreError> {
+    let broken = || {
+        let context = format!("the stored value of {key} has a form that this version does not know");
+        StoreError::Fatal(Error::new(ErrorKind::Damaged, context))
+    };
+    let kind = stored.try_get_u8().map_err(|_| broken())?;
+    let version = Seq(stored.try_get_u64_le().map_err(|_| broken())?);
+    match kind {
+        INLINE => Ok((version, Content::Inline(stored))),
+        CHUNKED => {
+            let mut field = || -> Result<Chunks, bytes::TryGetError> {
+                let watermark = Seq(stored.try_get_u64_le()?);
+                Ok(Chunks { watermark, place: stored.try_get_u32_le()?, bytes: stored.try_get_u64_le()? })
+            };
+            let chunks = field().map_err(|_| broken())?;
+            Ok((version, Content::Chunked(chunks)))
+        }
+        _ => Err(broken()),
+    }
+}
+
+fn encode_meta(tenure: &Tenure) -> Vec<u8> {
+    let mut meta = Vec::with_capacity(META_BYTES);
+    meta.put_u8(META_FORMAT);
+    meta.put_u8(u8::from(tenure.journal.is_some()));
+    meta.put_u64_le(tenure.epoch.0);
+    meta.put_u64_le(tenure.progress.applied.0);
+    meta.put_u64_le(tenure.progress.journaled.0);
+    meta.put_slice(&tenure.journal.map_or([0; 16], |journal| journal.0));
+    let checksum = crc32c::crc32c(&meta);
+    meta.put_u32_le(checksum);
+    assert_eq!(meta.len(), META_BYTES, "the layout is fixed");
+    meta
+}
+
+fn decode_meta(stored: &IVec, files: &Files) -> Result<Tenure> {
+    let broken = || Error::new(ErrorKind::Damaged, damaged(files, "its watermark and epoch are unreadable"));
+    if let Some(format) = stored.first().filter(|format| **format != META_FORMAT) {
+        let context =
+            format!("the store in {} has format {format}, which is unknown", files.path().display());
         return Err(Error::new(ErrorKind::UnknownFormat, context));
     }
-    let mut number = || {
-        let (field, rest) = fields.split_first_chunk::<8>().ok_or_else(damaged)?;
-        fields = rest;
-        Ok::<u64, Error>(u64::from_le_bytes(*field))
-    };
-    let epoch = Epoch(number()?);
-    let progress = Progress { applied: Seq(number()?), journaled: Seq(number()?) };
-    let journal = match fields.split_first() {
-        Some((0, _)) => None,
-        Some((_, id)) => Some(JournalId(id.try_into().map_err(|_| damaged())?)),
-        None => return Err(damaged()),
-    };
-    Ok(Tenure { epoch, progress, journal })
+    if stored.len() != META_BYTES {
+        return Err(broken());
+    }
+    let (mut fields, mut checksum) = stored.split_at(META_BYTES - 4);
+    if crc32c::crc32c(fields) != checksum.get_u32_le() {
+        return Err(broken());
+    }
+    fields.advance(1);
+    let has_journal = fields.get_u8() == 1;
+    let epoch = Epoch(fields.get_u64_le());
+    let progress = Progress { applied: Seq(fields.get_u64_le()), journaled: Seq(fields.get_u64_le()) };
+    let mut journal = [0; 16];
+    fields.copy_to_slice(&mut journal);
+    Ok(Tenure { epoch, progress, journal: has_journal.then_some(JournalId(journal)) })
 }
 
-fn cannot(what: &str, path: &Path, error: io::Error) -> Error {
-    Error::io(format!("cannot {what} {}", path.display()), error)
+fn damaged(files: &Files, what: &str) -> String {
+    format!("the store in {} is damaged: {what}; all it holds is at stake", files.path().display())
 }
 
-fn cannot_open(path: &Path, error: sled::Error) -> Error {
+fn open_failed(files: &Files, error: ::sled::Error) -> Error {
     match error {
-        // sled says so only in words.
-        sled::Error::Io(error) if error.to_string().contains("could not acquire lock") => {
-            let context = format!("the sled database in {} is open already", path.display());
-            Error::with_source(ErrorKind::Locked, context, error)
+        // The one thing sled says with this kind on opening; our own lock makes it a stranger's.
+        ::sled::Error::Io(io)
+            if io.kind() == std::io::ErrorKind::Other && io.to_string().contains("lock") =>
+        {
+            sled_files::locked(files.path())
         }
-        error => failure(path, error),
+        ::sled::Error::Unsupported(why) => {
+            let context = format!("the database in {}: {why}", files.path().display());
+            Error::new(ErrorKind::UnknownFormat, context)
+        }
+        ::sled::Error::Corruption { .. } => {
+            Error::with_source(ErrorKind::Damaged, damaged(files, "sled cannot read it"), error)
+        }
+        other => sled_error(format!("opening the store in {}", files.path().display()), other),
     }
 }
 
-fn failure(path: &Path, error: sled::Error) -> Error {
-    let context = format!("the sled database in {}", path.display());
+/// A failed load. The file system may recover from what it said; nothing was changed.
+fn load_failed(error: ::sled::Error) -> StoreError {
+    let transient = matches!(error, ::sled::Error::Io(_));
+    let error = sled_error("loading from the store".to_owned(), error);
+    if transient { StoreError::Transient(error) } else { StoreError::Fatal(error) }
+}
+
+/// A failed apply or claim. Always fatal: sled keeps its first I/O error and answers every later write with
+/// it, however much room there is on the disk by then.
+fn apply_failed(error: ::sled::Error) -> StoreError {
+    StoreError::Fatal(sled_error("writing to the store".to_owned(), error))
+}
+
+fn sled_error(context: String, error: ::sled::Error) -> Error {
     match error {
-        sled::Error::Io(error) => Error::io(context, error),
-        error @ sled::Error::Corruption { .. } => Error::with_source(ErrorKind::Damaged, context, error),
-        error => Error::with_source(ErrorKind::StoreFailed, context, error),
+        ::sled::Error::Io(error) => Error::io(context, error),
+        ::sled::Error::Corruption { .. } => Error::with_source(ErrorKind::Damaged, context, error),
+        other => Error::with_source(ErrorKind::StoreFailed, context, other),
     }
+}
+
+fn ended(error: &Error) -> StoreError {
+    let context = "the store failed earlier and must be opened again";
+    StoreError::Fatal(error.clone().wrap(ErrorKind::StoreFailed, context))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::NamespaceName;
+    use crate::store::contract::Op;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn key(name: &str) -> Key {
+        Key::new(&NamespaceName::parse("sled").unwrap(), name.as_bytes()).unwrap()
+    }
+
+    fn batch(tenure: Tenure, seq: u64, name: &str, value: Option<Vec<u8>>) -> Batch {
+        let ops = vec![Op { seq: Seq(seq), key: key(name), value: value.map(Bytes::from) }];
+        let progress = Progress { applied: Seq(seq), journaled: Seq(seq) };
+        Batch { epoch: tenure.epoch, ops, progress }
+    }
+
+    /// Opens sled without the store, on what the store left.
+    fn raw(path: &Path) -> Db {
+        Config::new().path(path).segment_size(SEGMENT_BYTES).flush_every_ms(None).open().unwrap()
+    }
+
+    fn refused(path: &Path) -> ErrorKind {
+        SledStore::open(path).expect_err("it must not open").kind()
+    }
 
     #[test]
-    fn a_damaged_or_unknown_tenure_is_refused() {
-        let tenure = Tenure {
-            epoch: Epoch(3),
-            progress: Progress { applied: Seq(9), journaled: Seq(7) },
-            journal: Some(JournalId([5; 16])),
-        };
-        let bytes = encode_tenure(&tenure);
-        let path = Path::new("db");
-        assert_eq!((bytes.len(), decode_tenure(&bytes, path).unwrap()), (TENURE_BYTES, tenure));
-        for at in 0..bytes.len() {
-            let mut other = bytes.clone();
-            other[at] ^= 1;
-            assert_eq!(decode_tenure(&other, path).expect_err("flipped").kind(), ErrorKind::Damaged);
+    fn a_store_is_open_once_and_can_be_opened_again_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        for _ in 0..20 {
+            let store = SledStore::open(directory.path()).unwrap();
+            let clone = store.clone();
+            assert_eq!(refused(directory.path()), ErrorKind::Locked);
+            drop(store);
+            assert_eq!(refused(directory.path()), ErrorKind::Locked, "a clone holds it");
+            drop(clone);
         }
-        let mut newer = bytes[..TENURE_BYTES - 4].to_vec();
-        newer[0] = 2;
-        newer.extend_from_slice(&crc32c::crc32c(&newer).to_le_bytes());
-        assert_eq!(decode_tenure(&newer, path).expect_err("newer").kind(), ErrorKind::UnknownFormat);
-        assert!(decode_tenure(&[], path).is_err());
+    }
+
+    #[test]
+    fn a_sled_of_somebody_elses_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = raw(directory.path());
+        assert_eq!(refused(directory.path()), ErrorKind::Locked, "held by sled itself");
+        db.insert("theirs", "data").unwrap();
+        drop(db);
+        assert_eq!(refused(directory.path()), ErrorKind::UnknownFormat);
+        let other = tempfile::tempdir().unwrap();
+        drop(::sled::open(other.path()).unwrap());
+        assert_eq!(refused(other.path()), ErrorKind::UnknownFormat, "made with another segment size");
+    }
+
+    #[tokio::test]
+    async fn an_unreadable_meta_record_is_damage_and_an_unknown_one_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SledStore::open(directory.path()).unwrap();
+        let tenure = store.claim(Some(JournalId([7; 16]))).await.unwrap();
+        store.apply(&batch(tenure, 1, "a", Some(vec![1]))).await.unwrap();
+        drop(store);
+        let good = raw(directory.path()).get(META_KEY).unwrap().unwrap().to_vec();
+        assert_eq!(good.len(), META_BYTES);
+        let mut cases = vec![(good[..45].to_vec(), ErrorKind::Damaged), (Vec::new(), ErrorKind::Damaged)];
+        for byte in 1..META_BYTES {
+            let mut flipped = good.clone();
+            flipped[byte] ^= 0x10;
+            cases.push((flipped, ErrorKind::Damaged));
+        }
+        let mut newer = good.clone();
+        newer[0] = META_FORMAT + 1;
+        cases.push((newer, ErrorKind::UnknownFormat));
+        for (meta, kind) in cases {
+            drop(raw(directory.path()).insert(META_KEY, meta.clone()).unwrap());
+            assert_eq!(refused(directory.path()), kind, "{meta:?}");
+        }
+        drop(raw(directory.path()).insert(META_KEY, good).unwrap());
+        let store = SledStore::open(directory.path()).unwrap();
+        assert_eq!(store.tenure().await.unwrap().journal, Some(JournalId([7; 16])));
+    }
+
+    #[tokio::test]
+    async fn a_large_value_leaves_no_chunk_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SledStore::open(directory.path()).unwrap();
+        let tenure = store.claim(None).await.unwrap();
+        let sizes = [1 << 20, 50_000, 3, 200_000];
+        for (seq, size) in (1..).zip(sizes) {
+            store.apply(&batch(tenure, seq, "a", Some(vec![1; size]))).await.unwrap();
+        }
+        store.apply(&batch(tenure, 9, "a", None)).await.unwrap();
+        drop(store);
+        let left: Vec<_> = raw(directory.path()).iter().keys().map(Result::unwrap).collect();
+        assert_eq!(left, [META_KEY], "only the meta record remains");
+    }
+
+    #[tokio::test]
+    async fn a_missing_chunk_is_damage() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SledStore::open(directory.path()).unwrap();
+        let tenure = store.claim(None).await.unwrap();
+        store.apply(&batch(tenure, 1, "a", Some(vec![1; 100_000]))).await.unwrap();
+        drop(store);
+        drop(raw(directory.path()).remove(Chunks::new(Seq(1), 0, 100_000).key(1)).unwrap());
+        let store = SledStore::open(directory.path()).unwrap();
+        let error = store.load(&key("a")).await.unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Fatal(error) if error.kind() == ErrorKind::Damaged),
+            "{error:?}"
+        );
+    }
+
+    /// With segments small enough for sled to make blobs after all, each is synced before the batch returns.
+    #[tokio::test]
+    async fn blobs_that_sled_makes_after_all_are_synced() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SledStore::open_with(directory.path(), &SledOptions::new(), 64 * 1024).unwrap();
+        let tenure = store.claim(None).await.unwrap();
+        let mut most = 0;
+        for seq in 1..=40 {
+            store.apply(&batch(tenure, seq, &seq.to_string(), Some(vec![1; 30_000]))).await.unwrap();
+            let state = store.0.database.state.lock().unwrap();
+            let present: std::collections::HashSet<_> = std::fs::read_dir(directory.path().join(BLOBS))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
+            assert!(present.is_subset(state.files.blobs_synced()), "after batch {seq}");
+            most = most.max(present.len());
+        }
+        assert!(most > 0, "no blob was made, so nothing was tested");
+    }
+    const BLOBS: &str = "blobs";
+
+    #[tokio::test]
+    async fn a_failed_sync_ends_the_store_until_it_is_opened_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SledStore::open(directory.path()).unwrap();
+        let tenure = store.claim(None).await.unwrap();
+        store.apply(&batch(tenure, 1, "a", Some(vec![1]))).await.unwrap();
+        store.0.database.state.lock().unwrap().files.fail_next_sync();
+        for attempt in 0..3 {
+            let error = store.apply(&batch(tenure, 2, "a", Some(vec![2]))).await.unwrap_err();
+            assert!(matches!(error, StoreError::Fatal(_)), "attempt {attempt}: {error:?}");
+        }
+        assert!(matches!(store.claim(None).await, Err(StoreError::Fatal(_))));
+        assert!(
+            matches!(store.load(&key("a")).await, Err(StoreError::Fatal(_))),
+            "it may not be on the disk"
+        );
+        drop(store);
+        let store = SledStore::open(directory.path()).unwrap();
+        let found = store.load(&key("a")).await.unwrap().unwrap();
+        assert_eq!(found.version, store.tenure().await.unwrap().progress.applied, "both or neither");
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_the_middle_of_a_call_ends_the_store() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SledStore::open(directory.path()).unwrap();
+        let database = Arc::clone(&store.0.database);
+        let panicked = store.0.writer.run(move || database.with_state::<()>(|_, _| panic!("midway"))).await;
+        assert!(matches!(panicked, Err(StoreError::Fatal(_))));
+        assert!(matches!(store.load(&key("a")).await, Err(StoreError::Fatal(_))));
+        assert!(matches!(store.claim(None).await, Err(StoreError::Fatal(_))));
+        drop(store);
+        SledStore::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn the_files_are_their_owners_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("deeper/store");
+        let _store = SledStore::open(&path).unwrap();
+        let mode = |name: &str| std::fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777;
+        for (name, expected) in
+            [("", 0o700), ("blobs", 0o700), ("db", 0o600), ("conf", 0o600), ("forebay.lock", 0o600)]
+        {
+            assert_eq!(mode(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_cache_that_is_too_small_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = SledOptions::new().cache_bytes(1).open(directory.path()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOption);
     }
 }

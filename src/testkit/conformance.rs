@@ -1,241 +1,553 @@
-//! What every store has to pass. A rule that is broken panics with its sentence.
+//! What every store must do, as a suite that any implementation can run.
+//!
+//! Each rule gets a fresh, empty store and tells by name what broke. The suite cannot cut the power: a reopen
+//! shows that data, progress and epoch were kept together, not that they were synced; a store must test that
+//! itself. It needs no runtime, unless the store does, and calls nothing but the contract.
 //!
 //! ```
-//! use forebay::MemoryStore;
-//! use forebay::testkit::conformance::{Subject, run};
+//! use forebay::error::Result;
+//! use forebay::store::contract::BoxFuture;
+//! use forebay::store::memory::MemoryStore;
+//! use forebay::testkit::conformance::{self, Subject};
 //!
-//! struct InMemory;
+//! struct InMemory(MemoryStore);
 //!
 //! impl Subject for InMemory {
 //!     type Store = MemoryStore;
-//!     fn create(&mut self) -> MemoryStore {
-//!         MemoryStore::new()
-//!     }
-//!     // What is in memory cannot be closed and opened again; it goes on as it is.
-//!     fn reopen(&mut self, store: MemoryStore) -> MemoryStore {
-//!         store
+//!     fn open(&self) -> BoxFuture<'_, Result<MemoryStore>> {
+//!         Box::pin(async { Ok(self.0.clone()) })
 //!     }
 //! }
 //!
-//! # tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(async {
-//! run(&mut InMemory).await;
-//! # });
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), conformance::Broken> {
+//! conformance::run(|| InMemory(MemoryStore::new())).await
+//! # }
 //! ```
+
+use std::fmt;
+use std::future::poll_fn;
+use std::task::Poll;
 
 use bytes::Bytes;
 
-use crate::error::{Error, Result};
-use crate::ids::{Epoch, JournalId, Key, NamespaceName, Seq};
-use crate::store::contract::{Batch, Op, Progress, Store, StoreError, Tenure};
+use crate::error::Result;
+use crate::ids::{Epoch, JournalId, KEY_BYTES_MAX, Key, NamespaceName, Seq, VALUE_BYTES_MAX};
+use crate::store::contract::{Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned};
 
-/// How the suite gets at the store it tests.
-pub trait Subject {
-    /// The store.
+/// One place where a store keeps its data: a directory, a database, or a shared state.
+pub trait Subject: Send + Sync + 'static {
+    /// The store under test.
     type Store: Store;
-    /// A new, empty store.
-    fn create(&mut self) -> Self::Store;
-    /// Closes the store and opens it again with what it holds. The last handle is the one given here.
-    fn reopen(&mut self, store: Self::Store) -> Self::Store;
+
+    /// Opens the store. The first call on a subject meets an empty one that nobody has claimed; a later call,
+    /// made after the earlier store was dropped, must find what was there.
+    ///
+    /// # Errors
+    /// Whatever keeps it from opening; the suite ends with it.
+    fn open(&self) -> BoxFuture<'_, Result<Self::Store>>;
 }
 
-/// Runs every rule, each on a store of its own.
-///
-/// # Panics
-/// If a rule is broken, with the rule's sentence.
-pub async fn run(subject: &mut impl Subject) {
-    a_new_store_has_no_owner_and_no_progress(subject).await;
-    a_claim_starts_an_epoch_and_keeps_the_progress(subject).await;
-    a_batch_is_applied_in_order_with_versions(subject).await;
-    a_batch_at_or_below_the_watermark_changes_nothing(subject).await;
-    a_longer_batch_after_a_doubtful_one_applies_the_rest(subject).await;
-    an_older_epoch_changes_nothing(subject).await;
-    an_empty_batch_moves_the_progress(subject).await;
-    everything_applied_survives_a_reopening(subject).await;
-    values_and_keys_may_hold_any_bytes(subject).await;
-    many_are_loaded_in_the_order_of_their_keys(subject).await;
-    a_dropped_apply_happens_wholly_or_not_at_all(subject).await;
+/// The rule that a store broke, and how.
+#[derive(Debug)]
+pub struct Broken {
+    /// The rule's name.
+    pub rule: &'static str,
+    /// What was seen.
+    pub why: String,
 }
 
-async fn a_new_store_has_no_owner_and_no_progress(subject: &mut impl Subject) {
-    let store = subject.create();
-    let tenure = good(store.tenure().await);
-    assert_eq!(tenure, Tenure::default(), "a new store has no owner and no progress");
-    let found = good(store.load(&key(b"k")).await);
-    assert_eq!(found, None, "a new store holds nothing");
-}
-
-async fn a_claim_starts_an_epoch_and_keeps_the_progress(subject: &mut impl Subject) {
-    let store = subject.create();
-    let first = good(store.claim(Some(JournalId([1; 16]))).await);
-    assert!(first.epoch > Epoch(0), "a claim starts an epoch above zero");
-    assert_eq!(first.journal, Some(JournalId([1; 16])), "a claim records the journal");
-    good(store.apply(&batch(first.epoch, &[(5, b"k", Some(b"v"))], 7, 5)).await);
-    let second = good(store.claim(None).await);
-    assert!(second.epoch > first.epoch, "each claim starts a newer epoch");
-    assert_eq!(second.journal, None, "a claim without a journal records that there is none");
-    let progress = Progress { applied: Seq(7), journaled: Seq(5) };
-    assert_eq!(second.progress, progress, "a claim keeps the progress");
-    assert_eq!(good(store.tenure().await), second, "the tenure is what the claim returned");
-}
-
-async fn a_batch_is_applied_in_order_with_versions(subject: &mut impl Subject) {
-    let store = subject.create();
-    let epoch = good(store.claim(None).await).epoch;
-    let ops: &[Change] =
-        &[(1, b"a", Some(b"1")), (2, b"b", Some(b"2")), (3, b"a", Some(b"3")), (4, b"b", None)];
-    good(store.apply(&batch(epoch, ops, 4, 4)).await);
-    assert_eq!(
-        value(&store, b"a").await,
-        Some((3, b"3".to_vec())),
-        "the last op of a key wins, with its version"
-    );
-    assert_eq!(value(&store, b"b").await, None, "a removal after a write removes");
-    good(store.apply(&batch(epoch, &[(5, b"b", Some(b"5"))], 5, 5)).await);
-    assert_eq!(value(&store, b"b").await, Some((5, b"5".to_vec())), "a removed key can be written again");
-}
-
-async fn a_batch_at_or_below_the_watermark_changes_nothing(subject: &mut impl Subject) {
-    let store = subject.create();
-    let epoch = good(store.claim(None).await).epoch;
-    good(store.apply(&batch(epoch, &[(5, b"k", Some(b"new"))], 5, 5)).await);
-    for applied in [3, 5] {
-        good(store.apply(&batch(epoch, &[(applied, b"k", Some(b"old"))], applied, applied)).await);
-        let held = value(&store, b"k").await;
-        assert_eq!(held, Some((5, b"new".to_vec())), "a batch at or below the watermark changes nothing");
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the store breaks the rule \"{}\": {}", self.rule.replace('_', " "), self.why)
     }
-    assert_eq!(good(store.tenure().await).progress.applied, Seq(5), "the watermark never goes back");
 }
 
-async fn a_longer_batch_after_a_doubtful_one_applies_the_rest(subject: &mut impl Subject) {
-    let store = subject.create();
-    let epoch = good(store.claim(None).await).epoch;
-    good(store.apply(&batch(epoch, &[(1, b"a", Some(b"1")), (2, b"b", Some(b"2"))], 2, 2)).await);
-    good(store.apply(&batch(epoch, &[(3, b"a", None)], 3, 3)).await);
-    let longer: &[Change] =
-        &[(1, b"a", Some(b"1")), (2, b"b", Some(b"2")), (3, b"a", None), (4, b"c", Some(b"4"))];
-    good(store.apply(&batch(epoch, longer, 4, 4)).await);
-    assert_eq!(value(&store, b"a").await, None, "ops at or below the watermark are skipped");
-    assert_eq!(value(&store, b"c").await, Some((4, b"4".to_vec())), "ops above the watermark are applied");
+impl std::error::Error for Broken {}
+
+type Verdict = Result<(), String>;
+
+/// Goes on only if the condition holds.
+macro_rules! hold {
+    ($condition:expr, $($why:tt)+) => {
+        if !$condition {
+            return Err(format!($($why)+));
+        }
+    };
 }
 
-async fn an_older_epoch_changes_nothing(subject: &mut impl Subject) {
-    let store = subject.create();
-    let old = good(store.claim(None).await).epoch;
-    let new = good(store.claim(None).await).epoch;
-    let refused = store.apply(&batch(old, &[(1, b"k", Some(b"zombie"))], 1, 1)).await;
-    let told = matches!(refused, Err(StoreError::Fenced { current }) if current == new);
-    assert!(told, "an older epoch is told that it is fenced, and by which: {refused:?}");
-    assert_eq!(value(&store, b"k").await, None, "an older epoch changes nothing");
-    assert_eq!(good(store.tenure().await).progress, Progress::default(), "nor does it move the watermark");
-    good(store.apply(&batch(new, &[(1, b"k", Some(b"owner"))], 1, 1)).await);
-    let store = subject.reopen(store);
-    let refused = store.apply(&batch(old, &[(2, b"k", Some(b"zombie"))], 2, 2)).await;
-    assert!(matches!(refused, Err(StoreError::Fenced { .. })), "an epoch outlives a reopening: {refused:?}");
-    assert_eq!(value(&store, b"k").await, Some((1, b"owner".to_vec())), "an older epoch changes nothing");
+/// Runs each named rule against a subject of its own.
+macro_rules! rules {
+    ($make:expr; $($rule:ident)+) => {
+        $(rule_on(&$make(), |subject| Box::pin($rule(subject)))
+            .await
+            .map_err(|why| Broken { rule: stringify!($rule), why })?;)+
+    };
 }
 
-async fn an_empty_batch_moves_the_progress(subject: &mut impl Subject) {
-    let store = subject.create();
-    let epoch = good(store.claim(None).await).epoch;
-    good(store.apply(&batch(epoch, &[], 9, 4)).await);
-    let store = subject.reopen(store);
-    let progress = Progress { applied: Seq(9), journaled: Seq(4) };
-    assert_eq!(good(store.tenure().await).progress, progress, "an empty batch moves the progress, durably");
+/// Runs every rule, each on a subject that `make` makes. Takes values of up to a few MiB.
+///
+/// # Errors
+/// The first rule that the store breaks.
+pub async fn run<F: Fn() -> S, S: Subject>(make: F) -> Result<(), Broken> {
+    rules!(make;
+        a_fresh_store_knows_nothing
+        a_claim_starts_a_newer_epoch_for_good
+        the_journal_is_the_newest_owners
+        an_older_epoch_is_refused_and_changes_nothing
+        a_claim_stops_what_is_under_way
+        data_and_progress_are_kept_together
+        the_last_change_of_a_key_wins
+        a_removed_key_is_absent
+        a_watermark_at_or_below_the_stores_changes_nothing
+        ops_at_or_below_the_watermark_are_skipped
+        a_longer_batch_may_follow_a_doubtful_one
+        a_value_carries_the_number_that_wrote_it
+        load_many_answers_in_the_order_of_its_keys
+        large_values_come_back_whole
+        an_empty_batch_moves_the_progress
+        a_dropped_apply_leaves_all_or_nothing
+        keys_are_any_bytes
+        a_batch_of_many_ops_is_one
+    );
+    Ok(())
 }
 
-async fn everything_applied_survives_a_reopening(subject: &mut impl Subject) {
-    let mut store = subject.create();
-    let mut claimed = good(store.claim(Some(JournalId([2; 16]))).await);
-    let large = vec![7_u8; 1 << 20];
-    for round in 1..=3_u64 {
-        good(
-            store
-                .apply(&batch(claimed.epoch, &[(round, &round.to_le_bytes(), Some(&large))], round, round))
-                .await,
-        );
-        store = subject.reopen(store);
-        claimed.progress = Progress { applied: Seq(round), journaled: Seq(round) };
-        assert_eq!(good(store.tenure().await), claimed, "data and progress survive together");
-        for written in 1..=round {
-            let held = value(&store, &written.to_le_bytes()).await;
-            assert!(held == Some((written, large.clone())), "a value of 1 MiB survives a reopening");
+/// Runs what [`run`] leaves out because it is slow: values at the limit of [`VALUE_BYTES_MAX`].
+///
+/// # Errors
+/// The first rule that the store breaks.
+pub async fn run_huge<F: Fn() -> S, S: Subject>(make: F) -> Result<(), Broken> {
+    rules!(make; the_largest_value_comes_back_whole);
+    Ok(())
+}
+
+async fn rule_on<S: Subject>(
+    subject: &S,
+    rule: impl for<'a> FnOnce(&'a S) -> std::pin::Pin<Box<dyn Future<Output = Verdict> + 'a>>,
+) -> Verdict {
+    rule(subject).await
+}
+
+async fn a_fresh_store_knows_nothing(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let tenure = store.tenure().await.map_err(seen)?;
+    hold!(tenure == Tenure::default(), "its tenure is {tenure:?}");
+    expect(&store, "a", None).await
+}
+
+async fn a_claim_starts_a_newer_epoch_for_good(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let first = store.claim(None).await.map_err(seen)?;
+    hold!(first.epoch > Epoch::default(), "the first claim returned epoch {}", first.epoch);
+    store.apply(&batch(first, [put(1, "a", "1")])).await.map_err(seen)?;
+    let second = store.claim(None).await.map_err(seen)?;
+    hold!(second.epoch > first.epoch, "epoch {} after {}", second.epoch, first.epoch);
+    hold!(second.progress == progress(1), "a claim returned {:?} after watermark 1", second.progress);
+    let seen_now = store.tenure().await.map_err(seen)?;
+    hold!(seen_now == second, "the claim returned {second:?}, and the tenure is {seen_now:?}");
+    drop(store);
+    let store = opened(subject).await?;
+    let kept = store.tenure().await.map_err(seen)?;
+    hold!(kept == second, "after a reopen the tenure is {kept:?}, not {second:?}");
+    let third = store.claim(None).await.map_err(seen)?;
+    hold!(third.epoch > second.epoch, "epoch {} after {} and a reopen", third.epoch, second.epoch);
+    Ok(())
+}
+
+async fn the_journal_is_the_newest_owners(subject: &impl Subject) -> Verdict {
+    let (one, two) = (JournalId([1; 16]), JournalId([0xFE; 16]));
+    let store = opened(subject).await?;
+    let tenure = store.claim(Some(one)).await.map_err(seen)?;
+    hold!(tenure.journal == Some(one), "a claim for {one} returned {:?}", tenure.journal);
+    store.apply(&batch(tenure, [put(1, "a", "1")])).await.map_err(seen)?;
+    drop(store);
+    let store = opened(subject).await?;
+    let kept = store.tenure().await.map_err(seen)?.journal;
+    hold!(kept == Some(one), "after an apply and a reopen the journal is {kept:?}, not {one}");
+    for next in [Some(two), None] {
+        store.claim(next).await.map_err(seen)?;
+        let journal = store.tenure().await.map_err(seen)?.journal;
+        hold!(journal == next, "after a claim for {next:?} the journal is {journal:?}");
+    }
+    Ok(())
+}
+
+async fn an_older_epoch_is_refused_and_changes_nothing(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let old = store.claim(None).await.map_err(seen)?;
+    store.apply(&batch(old, [put(1, "a", "old")])).await.map_err(seen)?;
+    let new = store.claim(None).await.map_err(seen)?;
+    // A batch with news, one that is known already, and one without ops.
+    for stale in [batch(old, [put(2, "a", "zombie")]), batch(old, [put(1, "a", "old")]), empty(old, 9)] {
+        let watermark = stale.progress.applied;
+        match store.apply(&stale).await {
+            Err(StoreError::Fenced { current }) if current == new.epoch => {}
+            other => {
+                return Err(format!(
+                    "to a batch of epoch {} with watermark {watermark} it said {other:?}, in epoch {}",
+                    old.epoch, new.epoch
+                ));
+            }
         }
     }
+    let tenure = store.tenure().await.map_err(seen)?;
+    hold!(tenure == new, "refused batches moved the tenure from {new:?} to {tenure:?}");
+    expect(&store, "a", Some((1, "old"))).await?;
+    store.apply(&batch(new, [put(2, "a", "new")])).await.map_err(seen)?;
+    expect(&store, "a", Some((2, "new"))).await
 }
 
-async fn values_and_keys_may_hold_any_bytes(subject: &mut impl Subject) {
-    let store = subject.create();
-    let epoch = good(store.claim(None).await).epoch;
-    let all: Vec<u8> = (0..=u8::MAX).collect();
-    let odd: [&[u8]; 5] = [b"", b"\0", b"\0\0", b"\xff\xff", &all];
-    let ops: Vec<Change> = odd.iter().zip(1..).map(|(bytes, seq)| (seq, *bytes, Some(*bytes))).collect();
-    good(store.apply(&batch(epoch, &ops, 5, 5)).await);
-    for (seq, bytes, _) in ops {
-        let held = value(&store, bytes).await;
-        assert_eq!(held, Some((seq, bytes.to_vec())), "keys and values may hold any bytes, also none");
+async fn a_claim_stops_what_is_under_way(subject: &impl Subject) -> Verdict {
+    const ROUNDS: u64 = 16;
+    const BATCHES: u64 = 8;
+    let store = opened(subject).await?;
+    let mut last = Seq::ZERO;
+    for round in 0..ROUNDS {
+        let old = store.claim(None).await.map_err(seen)?;
+        let zombie = async {
+            for seq in (1..=BATCHES).map(|step| last.plus(step)) {
+                match store.apply(&batch(old, [put(seq.0, "a", &seq.to_string())])).await {
+                    Ok(()) => {}
+                    Err(StoreError::Fenced { .. }) => return Ok(()),
+                    Err(error) => return Err(seen(error)),
+                }
+                tokio::task::yield_now().await;
+            }
+            Ok(())
+        };
+        let claim = async {
+            for _ in 0..round % BATCHES {
+                tokio::task::yield_now().await;
+            }
+            store.claim(None).await.map_err(seen)
+        };
+        let (zombie, claimed) = tokio::join!(zombie, claim);
+        zombie?;
+        let claimed = claimed?;
+        let tenure = store.tenure().await.map_err(seen)?;
+        hold!(tenure == claimed, "a claim returned {claimed:?}; then an older epoch made it {tenure:?}");
+        last = claimed.progress.applied;
+        let value = last.to_string();
+        expect(&store, "a", (last > Seq::ZERO).then_some((last.0, value.as_str()))).await?;
     }
+    Ok(())
 }
 
-async fn many_are_loaded_in_the_order_of_their_keys(subject: &mut impl Subject) {
-    let store = subject.create();
-    let epoch = good(store.claim(None).await).epoch;
-    good(store.apply(&batch(epoch, &[(1, b"a", Some(b"1")), (2, b"b", Some(b"2"))], 2, 2)).await);
-    let found = good(store.load_many(&[key(b"b"), key(b"absent"), key(b"a"), key(b"b")]).await);
-    let versions: Vec<Option<u64>> =
-        found.iter().map(|found| found.as_ref().map(|found| found.version.0)).collect();
-    assert_eq!(
-        versions,
-        [Some(2), None, Some(1), Some(2)],
-        "loading many keeps the order, absent and doubled keys too"
+async fn data_and_progress_are_kept_together(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let tenure = store.claim(None).await.map_err(seen)?;
+    let mut sent = batch(tenure, [put(1, "a", "1"), put(2, "b", "2"), put(3, "c", "3")]);
+    sent.progress.journaled = Seq(2);
+    store.apply(&sent).await.map_err(seen)?;
+    let before = store.tenure().await.map_err(seen)?.progress;
+    hold!(before == sent.progress, "after {:?} the progress is {before:?}", sent.progress);
+    drop(store);
+    let store = opened(subject).await?;
+    let after = store.tenure().await.map_err(seen)?.progress;
+    hold!(after == sent.progress, "after a reopen the progress is {after:?}, not {:?}", sent.progress);
+    for (seq, name, value) in [(1, "a", "1"), (2, "b", "2"), (3, "c", "3")] {
+        expect(&store, name, Some((seq, value))).await?;
+    }
+    Ok(())
+}
+
+async fn a_watermark_at_or_below_the_stores_changes_nothing(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let tenure = store.claim(None).await.map_err(seen)?;
+    store.apply(&batch(tenure, [put(5, "a", "5")])).await.map_err(seen)?;
+    for (seq, watermark) in [(5, 5), (4, 4), (1, 4)] {
+        let mut again = batch(tenure, [put(seq, "a", "replayed"), put(seq, "b", "replayed")]);
+        again.progress = progress(watermark);
+        store.apply(&again).await.map_err(seen)?;
+        expect(&store, "a", Some((5, "5"))).await?;
+        expect(&store, "b", None).await?;
+        let now = store.tenure().await.map_err(seen)?.progress;
+        hold!(now == progress(5), "a batch with watermark {watermark} moved the progress from 5 to {now:?}");
+    }
+    Ok(())
+}
+
+async fn ops_at_or_below_the_watermark_are_skipped(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let tenure = store.claim(None).await.map_err(seen)?;
+    let first = [put(1, "a", "1"), put(2, "b", "2"), remove(3, "a")];
+    store.apply(&batch(tenure, first)).await.map_err(seen)?;
+    // What was applied differs here from what it was, to show whether it takes effect a second time.
+    let longer = [put(1, "a", "twice"), put(2, "b", "twice"), put(4, "c", "4")];
+    store.apply(&batch(tenure, longer)).await.map_err(seen)?;
+    expect(&store, "a", None).await?;
+    expect(&store, "b", Some((2, "2"))).await?;
+    expect(&store, "c", Some((4, "4"))).await
+}
+
+async fn a_longer_batch_may_follow_a_doubtful_one(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let tenure = store.claim(None).await.map_err(seen)?;
+    let mut all = Vec::new();
+    for round in 1..=8u64 {
+        all.push(put(2 * round - 1, "a", &format!("a{round}")));
+        all.push(put(2 * round, "b", &format!("b{round}")));
+        let doubtful = batch(tenure, all.clone());
+        let mut future = store.apply(&doubtful);
+        // Dropped after one look, so that nobody knows whether it was applied.
+        poll_once(&mut future).await;
+        drop(future);
+    }
+    all.push(remove(17, "b"));
+    store.apply(&batch(tenure, all)).await.map_err(seen)?;
+    expect(&store, "a", Some((15, "a8"))).await?;
+    expect(&store, "b", None).await?;
+    let now = store.tenure().await.map_err(seen)?.progress;
+    hold!(now == progress(17), "the progress is {now:?} after watermark 17");
+    Ok(())
+}
+
+async fn the_last_change_of_a_key_wins(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let tenure = store.claim(None).await.map_err(seen)?;
+    let ops = [put(1, "a", "1"), put(2, "b", "2"), remove(3, "a"), put(4, "a", "4"), remove(5, "b")];
+    store.apply(&batch(tenure, ops)).await.map_err(seen)?;
+    expect(&store, "a", Some((4, "4"))).await?;
+    expect(&store, "b", None).await
+}
+
+async fn a_removed_key_is_absent(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let tenure = store.claim(None).await.map_err(seen)?;
+    store.apply(&batch(tenure, [put(1, "a", "1"), put(2, "b", "2")])).await.map_err(seen)?;
+    store.apply(&batch(tenure, [remove(3, "a"), remove(4, "never there")])).await.map_err(seen)?;
+    expect(&store, "a", None).await?;
+    drop(store);
+    let store = opened(subject).await?;
+    expect(&store, "a", None).await?;
+    expect(&store, "b", Some((2, "2"))).await
+}
+
+async fn a_value_carries_the_number_that_wrote_it(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let tenure = store.claim(None).await.map_err(seen)?;
+    let seqs = [1, 2, 0xFF, 0x100, u64::from(u32::MAX), u64::from(u32::MAX) + 1, u64::MAX - 1];
+    for seq in seqs {
+        store.apply(&batch(tenure, [put(seq, "a", "same")])).await.map_err(seen)?;
+        expect(&store, "a", Some((seq, "same"))).await?;
+    }
+    Ok(())
+}
+
+async fn load_many_answers_in_the_order_of_its_keys(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let tenure = store.claim(None).await.map_err(seen)?;
+    store.apply(&batch(tenure, [put(1, "a", "1"), put(2, "b", "2"), put(3, "c", "")])).await.map_err(seen)?;
+    let keys = ["c", "none", "a", "b", "a", "nor this"].map(|name| key(name.as_bytes()));
+    let found = store.load_many(&keys).await.map_err(seen)?;
+    let expected = [Some((3, "")), None, Some((1, "1")), Some((2, "2")), Some((1, "1")), None];
+    let expected: Vec<_> = expected.iter().map(|value| value.map(versioned)).collect();
+    hold!(found == expected, "for {keys:?} it returned {found:?}");
+    let none = store.load_many(&[]).await.map_err(seen)?;
+    hold!(none.is_empty(), "for no keys it returned {none:?}");
+    Ok(())
+}
+
+async fn large_values_come_back_whole(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let mut tenure = store.claim(None).await.map_err(seen)?;
+    // Around the sizes at which stores change their ways, growing and shrinking in place.
+    let sizes = [1 << 20, 100, (1 << 20) + 1, 3 << 20, 65_536, 65_535, 32_768, 40_961, 0, 1 << 20];
+    for (seq, size) in (1..).zip(sizes) {
+        let value = pattern(size, seq);
+        let other = pattern(size / 2, seq + 1000);
+        let ops = [put_bytes(2 * seq - 1, "a", &other), put_bytes(2 * seq, "a", &value)];
+        store.apply(&batch(tenure, ops)).await.map_err(seen)?;
+        expect_bytes(&store, "a", Some((2 * seq, &value))).await?;
+    }
+    drop(store);
+    let store = opened(subject).await?;
+    expect_bytes(&store, "a", Some((20, &pattern(1 << 20, 10)))).await?;
+    tenure.epoch = store.claim(None).await.map_err(seen)?.epoch;
+    store.apply(&batch(tenure, [remove(21, "a")])).await.map_err(seen)?;
+    expect(&store, "a", None).await
+}
+
+async fn the_largest_value_comes_back_whole(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let tenure = store.claim(None).await.map_err(seen)?;
+    let value = pattern(VALUE_BYTES_MAX, 1);
+    store.apply(&batch(tenure, [put_bytes(1, "a", &value)])).await.map_err(seen)?;
+    drop(store);
+    let store = opened(subject).await?;
+    expect_bytes(&store, "a", Some((1, &value))).await
+}
+
+async fn an_empty_batch_moves_the_progress(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let tenure = store.claim(None).await.map_err(seen)?;
+    store.apply(&batch(tenure, [put(1, "a", "1")])).await.map_err(seen)?;
+    store.apply(&empty(tenure, 7)).await.map_err(seen)?;
+    drop(store);
+    let store = opened(subject).await?;
+    let now = store.tenure().await.map_err(seen)?.progress;
+    hold!(now == progress(7), "after an empty batch with watermark 7 the progress is {now:?}");
+    expect(&store, "a", Some((1, "1"))).await
+}
+
+async fn a_dropped_apply_leaves_all_or_nothing(subject: &impl Subject) -> Verdict {
+    const ROUNDS: u64 = 24;
+    let store = opened(subject).await?;
+    let mut tenure = store.claim(None).await.map_err(seen)?;
+    for round in 1..=ROUNDS {
+        let (one, two) = (tenure.progress.applied.next(), tenure.progress.applied.plus(2));
+        let value = format!("round {round}");
+        let sent = batch(tenure, [put(one.0, "a", &value), put(two.0, "b", &value)]);
+        let before = (loaded(&store, "a").await?, loaded(&store, "b").await?);
+        let mut future = store.apply(&sent);
+        for _ in 0..round % 3 {
+            if poll_once(&mut future).await {
+                break;
+            }
+        }
+        drop(future);
+        // After a claim nothing of an older epoch can still land.
+        tenure = store.claim(None).await.map_err(seen)?;
+        let after = (loaded(&store, "a").await?, loaded(&store, "b").await?);
+        let text = value.as_str();
+        let done = (Some(versioned((one.0, text))), Some(versioned((two.0, text))));
+        let expected = if tenure.progress.applied == two { done } else { before };
+        hold!(after == expected, "at watermark {} it holds {after:?}", tenure.progress.applied);
+    }
+    Ok(())
+}
+
+async fn keys_are_any_bytes(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let tenure = store.claim(None).await.map_err(seen)?;
+    let longest = KEY_BYTES_MAX - NAMESPACE.len() - 1;
+    let mut keys: Vec<Key> = (0..=u8::MAX).map(|byte| key(&[byte])).collect();
+    keys.extend(
+        [&b""[..], b"\0\0", b"\0a", b"a\0", b"\xFF\xFF", b"\xC3\x28", b"k\0", b"meta", b"%_'\";--"].map(key),
     );
-    assert_eq!(good(store.load_many(&[]).await), [], "loading none is fine");
-}
-
-async fn a_dropped_apply_happens_wholly_or_not_at_all(subject: &mut impl Subject) {
-    let store = subject.create();
-    let epoch = good(store.claim(None).await).epoch;
-    for seq in (1..40).step_by(2) {
-        let sent = batch(epoch, &[(seq, b"a", Some(b"x")), (seq + 1, b"b", Some(b"x"))], seq + 1, seq + 1);
-        let mut apply = store.apply(&sent);
-        // One poll starts it; dropping it then is the caller's right.
-        std::future::poll_fn(|context| {
-            drop(apply.as_mut().poll(context));
-            std::task::Poll::Ready(())
-        })
-        .await;
-        drop(apply);
-        good(store.apply(&sent).await);
-        let held = (value(&store, b"a").await, value(&store, b"b").await);
-        let whole = (Some((seq, b"x".to_vec())), Some((seq + 1, b"x".to_vec())));
-        assert_eq!(held, whole, "a dropped apply happens wholly or not at all, and can be repeated");
+    keys.push(key(&vec![0xFF; longest]));
+    keys.push(key(&vec![0; longest]));
+    // The same key in other namespaces, one of them longer by what could be a part of a key.
+    for name in ["conformance/inner", "conformanc", "conformance2"] {
+        keys.push(Key::new(&namespace(name), b"a").map_err(|error| error.to_string())?);
     }
+    let ops: Vec<Op> = (1..).zip(&keys).map(|(seq, key)| put_key(seq, key, &seq.to_string())).collect();
+    store.apply(&batch(tenure, ops)).await.map_err(seen)?;
+    drop(store);
+    let store = opened(subject).await?;
+    let found = store.load_many(&keys).await.map_err(seen)?;
+    hold!(found.len() == keys.len(), "{} answers to {} keys", found.len(), keys.len());
+    for ((seq, key), found) in (1..).zip(&keys).zip(found) {
+        let expected = Some(versioned((seq, &seq.to_string())));
+        hold!(found == expected, "the key {key} was written by {seq}, and it returned {found:?}");
+    }
+    Ok(())
 }
 
-/// Sequence number, key, value.
-type Change<'a> = (u64, &'a [u8], Option<&'a [u8]>);
+async fn a_batch_of_many_ops_is_one(subject: &impl Subject) -> Verdict {
+    const OPS: u64 = 2000;
+    let store = opened(subject).await?;
+    let tenure = store.claim(None).await.map_err(seen)?;
+    for round in 0..3 {
+        let ops = (1..=OPS).map(|place| put(round * OPS + place, &format!("k{place}"), &format!("{round}")));
+        store.apply(&batch(tenure, ops)).await.map_err(seen)?;
+    }
+    drop(store);
+    let store = opened(subject).await?;
+    let keys: Vec<Key> = (1..=OPS).map(|place| key(format!("k{place}").as_bytes())).collect();
+    let found = store.load_many(&keys).await.map_err(seen)?;
+    for (place, found) in (1..=OPS).zip(found) {
+        let expected = Some(versioned((2 * OPS + place, "2")));
+        hold!(found == expected, "key {place} of {OPS} is {found:?} after three batches");
+    }
+    Ok(())
+}
 
-fn batch(epoch: Epoch, changes: &[Change], applied: u64, journaled: u64) -> Batch {
-    let ops = changes.iter().map(|(seq, bytes, value)| Op {
-        seq: Seq(*seq),
-        key: key(bytes),
-        value: value.map(Bytes::copy_from_slice),
-    });
-    let progress = Progress { applied: Seq(applied), journaled: Seq(journaled) };
-    Batch { epoch, ops: ops.collect(), progress }
+const NAMESPACE: &str = "conformance";
+
+async fn opened<S: Subject>(subject: &S) -> Result<S::Store, String> {
+    subject.open().await.map_err(|error| format!("it does not open: {error}"))
+}
+
+fn seen(error: StoreError) -> String {
+    format!("a call that must work failed: {}", error.into_error())
+}
+
+/// Polls once and says whether the future is done, so that it must not be polled again.
+async fn poll_once<T>(future: &mut BoxFuture<'_, T>) -> bool {
+    poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_ready())).await
+}
+
+fn namespace(name: &str) -> NamespaceName {
+    NamespaceName::parse(name).expect("the suite's names are good")
 }
 
 fn key(bytes: &[u8]) -> Key {
-    let made: Result<Key, Error> =
-        NamespaceName::parse("conformance").and_then(|name| Key::new(&name, bytes));
-    made.expect("the suite's names and keys are valid")
+    Key::new(&namespace(NAMESPACE), bytes).expect("the suite's keys are within the limit")
 }
 
-async fn value(store: &impl Store, bytes: &[u8]) -> Option<(u64, Vec<u8>)> {
-    let found = good(store.load(&key(bytes)).await)?;
-    Some((found.version.0, found.value.to_vec()))
+fn progress(watermark: u64) -> Progress {
+    Progress { applied: Seq(watermark), journaled: Seq(watermark) }
 }
 
-#[track_caller]
-fn good<T>(result: Result<T, StoreError>) -> T {
-    result.expect("the store has no reason to fail")
+fn batch(tenure: Tenure, ops: impl IntoIterator<Item = Op>) -> Batch {
+    let ops: Vec<Op> = ops.into_iter().collect();
+    let watermark = ops.last().map_or(0, |op| op.seq.0);
+    Batch { epoch: tenure.epoch, ops, progress: progress(watermark) }
+}
+
+fn empty(tenure: Tenure, watermark: u64) -> Batch {
+    Batch { epoch: tenure.epoch, ops: Vec::new(), progress: progress(watermark) }
+}
+
+fn put_key(seq: u64, key: &Key, value: &str) -> Op {
+    Op { seq: Seq(seq), key: key.clone(), value: Some(Bytes::copy_from_slice(value.as_bytes())) }
+}
+
+fn put(seq: u64, name: &str, value: &str) -> Op {
+    put_key(seq, &key(name.as_bytes()), value)
+}
+
+fn put_bytes(seq: u64, name: &str, value: &Bytes) -> Op {
+    Op { seq: Seq(seq), key: key(name.as_bytes()), value: Some(value.clone()) }
+}
+
+fn remove(seq: u64, name: &str) -> Op {
+    Op { seq: Seq(seq), key: key(name.as_bytes()), value: None }
+}
+
+fn versioned((seq, value): (u64, &str)) -> Versioned {
+    Versioned { value: Bytes::copy_from_slice(value.as_bytes()), version: Seq(seq) }
+}
+
+/// Bytes in which no stretch looks like another, so that a swapped or missing part shows.
+fn pattern(bytes: usize, seed: u64) -> Bytes {
+    let words =
+        (0..bytes.div_ceil(8) as u64).map(|word| (word ^ (seed << 40)).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let mut all: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    all.truncate(bytes);
+    Bytes::from(all)
+}
+
+async fn loaded(store: &impl Store, name: &str) -> Result<Option<Versioned>, String> {
+    store.load(&key(name.as_bytes())).await.map_err(seen)
+}
+
+async fn expect(store: &impl Store, name: &str, value: Option<(u64, &str)>) -> Verdict {
+    let expected = value.map(versioned);
+    let found = loaded(store, name).await?;
+    hold!(found == expected, "\"{name}\" is {found:?}, not {expected:?}");
+    Ok(())
+}
+
+/// As [`expect`], without telling a large value.
+async fn expect_bytes(store: &impl Store, name: &str, value: Option<(u64, &Bytes)>) -> Verdict {
+    let found = loaded(store, name).await?;
+    let told = found.as_ref().map(|found| (found.version.0, found.value.len()));
+    let expected = value.map(|(seq, value)| (seq, value.len()));
+    hold!(told == expected, "\"{name}\" has version and length {told:?}, not {expected:?}");
+    let same = found.map(|found| found.value) == value.map(|(_, value)| value.clone());
+    hold!(same, "\"{name}\" has other bytes than were written, at version and length {told:?}");
+    Ok(())
 }

@@ -1,100 +1,373 @@
-//! A store that fails at random, by a seed: before it has applied, and after, when nobody can tell.
+//! A store that misbehaves: on command, or at random from a seed.
+//!
+//! It wraps another store and passes on what it does not fail, so the inner one always holds the truth about
+//! what took effect. It waits for nobody but the test: a stall lasts until it is released, and no clock is
+//! involved. The same seed gives the same faults to the same sequence of applies.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind};
 use crate::ids::{JournalId, Key};
-use crate::store::contract::{Atomicity, Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use crate::store::contract::{
+    Atomicity, Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned,
+};
 
-/// Wraps a store whose applies fail transiently now and then. Clones share one sequence of failures.
+/// What goes wrong with one apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// [`StoreError::Transient`]; nothing was applied.
+    TransientBefore,
+    /// [`StoreError::Transient`], though the batch *was* applied.
+    TransientAfter,
+    /// [`StoreError::Fatal`]; nothing was applied.
+    Fatal,
+}
+
+/// One call of [`Store::apply`] that reached the store.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// What was sent.
+    pub batch: Batch,
+    /// The fault it met, if any.
+    pub fault: Option<Fault>,
+    /// Whether the inner store said that the batch is true now. A repetition counts as applied, too.
+    pub applied: bool,
+}
+
+/// A wrapper that fails; clones share the script, the log and the inner store.
 #[derive(Clone, Debug)]
 pub struct FlakyStore<S> {
-    store: S,
-    state: Arc<State>,
+    inner: S,
+    shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    stalled: watch::Sender<bool>,
+    waiting: watch::Sender<usize>,
+}
+
+#[derive(Debug, Default)]
 struct State {
-    random: Mutex<u64>,
-    probability: f64,
-    before: AtomicU64,
-    after: AtomicU64,
+    script: VecDeque<Option<Fault>>,
+    random: Option<Random>,
+    rejected: BTreeSet<Key>,
+    loads_failing: bool,
+    attempts: Vec<Attempt>,
+    changes: Vec<Op>,
+    progress: Progress,
+}
+
+#[derive(Debug)]
+struct Random {
+    state: u64,
+    percent: u8,
 }
 
 impl<S: Store> FlakyStore<S> {
-    /// Every apply fails with `probability` (0 to 1): half of the failures before the store was asked, half after it
-    /// has applied. The same seed gives the same sequence.
-    pub fn random(store: S, seed: u64, probability: f64) -> FlakyStore<S> {
-        let state = State {
-            random: Mutex::new(seed),
-            probability,
-            before: AtomicU64::new(0),
-            after: AtomicU64::new(0),
+    /// Wraps `inner`; nothing fails until told.
+    #[must_use]
+    pub fn new(inner: S) -> FlakyStore<S> {
+        let shared = Shared {
+            state: Mutex::default(),
+            stalled: watch::Sender::new(false),
+            waiting: watch::Sender::new(0),
         };
-        FlakyStore { store, state: Arc::new(state) }
+        FlakyStore { inner, shared: Arc::new(shared) }
     }
 
-    /// How many applies failed before the store was asked.
-    pub fn failed_before(&self) -> u64 {
-        self.state.before.load(Ordering::SeqCst)
+    /// The wrapped store.
+    #[must_use]
+    pub fn inner(&self) -> &S {
+        &self.inner
     }
 
-    /// How many applies failed although the store had applied.
-    pub fn failed_after(&self) -> u64 {
-        self.state.after.load(Ordering::SeqCst)
+    /// The faults of the next applies, one each, behind those already told; `None` lets one through.
+    pub fn script(&self, faults: impl IntoIterator<Item = Option<Fault>>) {
+        self.state().script.extend(faults);
     }
 
-    /// The next number from 0 up to 1 (SplitMix64, Steele et al., OOPSLA 2014).
-    fn draw(&self) -> f64 {
-        let mut state = self.state.random.lock().unwrap_or_else(PoisonError::into_inner);
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = *state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        // 53 bits are what a double holds exactly.
-        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    /// Once the script is used up, fails about `percent` of 100 applies, half of them after applying.
+    /// Zero switches it off.
+    pub fn randomly(&self, seed: u64, percent: u8) {
+        self.state().random = (percent > 0).then_some(Random { state: seed, percent });
+    }
+
+    /// Rejects every batch that holds one of these keys, naming the first such record, until
+    /// [`FlakyStore::accept_all`].
+    pub fn reject(&self, keys: impl IntoIterator<Item = Key>) {
+        self.state().rejected.extend(keys);
+    }
+
+    /// Rejects no key any more.
+    pub fn accept_all(&self) {
+        self.state().rejected.clear();
+    }
+
+    /// Whether loads fail with [`StoreError::Transient`] from now on.
+    pub fn fail_loads(&self, failing: bool) {
+        self.state().loads_failing = failing;
+    }
+
+    /// Holds every apply from now on, before it does anything, until [`FlakyStore::release`].
+    pub fn stall(&self) {
+        self.shared.stalled.send_replace(true);
+    }
+
+    /// Lets go what was stalled, and stalls no more.
+    pub fn release(&self) {
+        self.shared.stalled.send_replace(false);
+    }
+
+    /// Waits until at least `count` applies stand stalled.
+    pub async fn wait_stalled(&self, count: usize) {
+        let mut waiting = self.shared.waiting.subscribe();
+        let reached = waiting.wait_for(|now| *now >= count).await;
+        reached.expect("this store holds the sender");
+    }
+
+    /// Every apply so far, in order of arrival (after a stall: of its release).
+    #[must_use]
+    pub fn attempts(&self) -> Vec<Attempt> {
+        self.state().attempts.clone()
+    }
+
+    /// How many applies arrived.
+    #[must_use]
+    pub fn applies(&self) -> usize {
+        self.state().attempts.len()
+    }
+
+    /// Every op that took effect, in the order it did; those that a store skips as already applied are not
+    /// among them. Complete only for what went through this wrapper.
+    #[must_use]
+    pub fn ops_applied(&self) -> Vec<Op> {
+        self.state().changes.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn wait_while_stalled(&self) {
+        let mut stalled = self.shared.stalled.subscribe();
+        if *stalled.borrow_and_update() {
+            let _waiting = Waiting::new(&self.shared.waiting);
+            stalled.wait_for(|now| !now).await.expect("this store holds the sender");
+        }
+    }
+
+    async fn apply_or_fail(&self, batch: &Batch) -> Result<(), StoreError> {
+        self.wait_while_stalled().await;
+        let fault = {
+            let mut state = self.state();
+            if let Some(op) = batch.ops.iter().find(|op| state.rejected.contains(&op.key)) {
+                let error = Error::new(ErrorKind::Rejected, "the test rejects this key");
+                let rejected = StoreError::Rejected { seq: op.seq, error };
+                state.record(batch, None, false);
+                return Err(rejected);
+            }
+            state.next_fault()
+        };
+        match fault {
+            Some(Fault::TransientBefore) => {
+                self.state().record(batch, fault, false);
+                Err(StoreError::Transient(Error::new(ErrorKind::Transient, "the test fails this apply")))
+            }
+            Some(Fault::Fatal) => {
+                self.state().record(batch, fault, false);
+                Err(StoreError::Fatal(Error::new(ErrorKind::StoreFailed, "the test ends the store")))
+            }
+            Some(Fault::TransientAfter) | None => {
+                let result = self.inner.apply(batch).await;
+                self.state().record(batch, fault, result.is_ok());
+                if fault.is_some() && result.is_ok() {
+                    let why = "the test hides that this apply worked";
+                    return Err(StoreError::Transient(Error::new(ErrorKind::Transient, why)));
+                }
+                result
+            }
+        }
+    }
+
+    fn load_fault(&self) -> Result<(), StoreError> {
+        if self.state().loads_failing {
+            let error = Error::new(ErrorKind::Transient, "the test fails this load");
+            return Err(StoreError::Transient(error));
+        }
+        Ok(())
     }
 }
 
-fn out_of_order(when: &str) -> StoreError {
-    StoreError::Transient(Error::new(ErrorKind::Transient, format!("made to fail {when} applying")))
+impl State {
+    fn next_fault(&mut self) -> Option<Fault> {
+        if let Some(fault) = self.script.pop_front() {
+            return fault;
+        }
+        let random = self.random.as_mut()?;
+        let hit = random.next() % 100 < u64::from(random.percent);
+        let after = random.next().is_multiple_of(2);
+        hit.then_some(if after { Fault::TransientAfter } else { Fault::TransientBefore })
+    }
+
+    fn record(&mut self, batch: &Batch, fault: Option<Fault>, applied: bool) {
+        if applied && batch.progress.applied > self.progress.applied {
+            let watermark = self.progress.applied;
+            self.changes.extend(batch.ops.iter().filter(|op| op.seq > watermark).cloned());
+            self.progress = batch.progress;
+        }
+        self.attempts.push(Attempt { batch: batch.clone(), fault, applied });
+    }
+}
+
+impl Random {
+    /// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): small, and any seed will do.
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+/// Counts one stalled apply for as long as it stands, a dropped future included.
+struct Waiting<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a watch::Sender<usize>) -> Waiting<'a> {
+        count.send_modify(|count| *count += 1);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 impl<S: Store> Store for FlakyStore<S> {
     fn atomicity(&self) -> Atomicity {
-        self.store.atomicity()
+        self.inner.atomicity()
     }
 
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.tenure()
+        self.inner.tenure()
     }
 
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.claim(journal)
+        Box::pin(async move {
+            let claimed = self.inner.claim(journal).await?;
+            self.state().progress = claimed.progress;
+            Ok(claimed)
+        })
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
-        self.store.load(key)
+        Box::pin(async move {
+            self.load_fault()?;
+            self.inner.load(key).await
+        })
     }
 
     fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
-        self.store.load_many(keys)
+        Box::pin(async move {
+            self.load_fault()?;
+            self.inner.load_many(keys).await
+        })
     }
 
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async move {
-            let drawn = self.draw();
-            if drawn < self.state.probability / 2.0 {
-                self.state.before.fetch_add(1, Ordering::SeqCst);
-                return Err(out_of_order("before"));
+        Box::pin(self.apply_or_fail(batch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{NamespaceName, Seq};
+    use crate::store::memory::MemoryStore;
+    use bytes::Bytes;
+
+    fn key(name: &str) -> Key {
+        Key::new(&NamespaceName::parse("flaky").unwrap(), name.as_bytes()).unwrap()
+    }
+
+    fn batch(tenure: Tenure, seqs: std::ops::RangeInclusive<u64>) -> Batch {
+        let progress = Progress { applied: Seq(*seqs.end()), journaled: Seq(*seqs.end()) };
+        let op = |seq| Op { seq: Seq(seq), key: key("k"), value: Some(Bytes::from(seq.to_string())) };
+        Batch { epoch: tenure.epoch, ops: seqs.map(op).collect(), progress }
+    }
+
+    #[tokio::test]
+    async fn the_script_says_whether_a_failed_apply_took_effect() {
+        let store = FlakyStore::new(MemoryStore::new());
+        let tenure = store.claim(None).await.unwrap();
+        store.script([Some(Fault::TransientBefore), Some(Fault::TransientAfter), None, Some(Fault::Fatal)]);
+        let first = batch(tenure, 1..=2);
+        assert!(matches!(store.apply(&first).await, Err(StoreError::Transient(_))));
+        assert_eq!(store.inner().applies(), 0);
+        assert!(matches!(store.apply(&first).await, Err(StoreError::Transient(_))));
+        assert_eq!(store.inner().applies(), 1);
+        store.apply(&batch(tenure, 1..=3)).await.unwrap();
+        assert!(matches!(store.apply(&batch(tenure, 4..=4)).await, Err(StoreError::Fatal(_))));
+        let order: Vec<u64> = store.ops_applied().iter().map(|op| op.seq.0).collect();
+        assert_eq!(order, [1, 2, 3], "each op took effect once, in order");
+        assert_eq!(store.applies(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_rejected_key_is_named_and_nothing_of_its_batch_applied() {
+        let store = FlakyStore::new(MemoryStore::new());
+        let tenure = store.claim(None).await.unwrap();
+        store.reject([key("k")]);
+        let error = store.apply(&batch(tenure, 5..=6)).await.unwrap_err();
+        assert!(matches!(error, StoreError::Rejected { seq: Seq(5), .. }), "{error:?}");
+        assert!(store.inner().snapshot().is_empty());
+        store.accept_all();
+        store.apply(&batch(tenure, 5..=6)).await.unwrap();
+        assert_eq!(store.inner().applies(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_stalled_apply_waits_for_its_release() {
+        let store = FlakyStore::new(MemoryStore::new());
+        let tenure = store.claim(None).await.unwrap();
+        store.stall();
+        let stalled = tokio::spawn({
+            let store = store.clone();
+            async move { store.apply(&batch(tenure, 1..=1)).await }
+        });
+        store.wait_stalled(1).await;
+        assert_eq!(store.inner().applies(), 0);
+        store.release();
+        stalled.await.unwrap().unwrap();
+        assert_eq!(store.inner().applies(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_same_seed_gives_the_same_faults() {
+        let mut runs = Vec::new();
+        for seed in [1, 1, 2] {
+            let store = FlakyStore::new(MemoryStore::new());
+            let tenure = store.claim(None).await.unwrap();
+            store.randomly(seed, 50);
+            for seq in 1..=64 {
+                // Whether it failed is in the log.
+                drop(store.apply(&batch(tenure, seq..=seq)).await);
             }
-            self.store.apply(batch).await?;
-            if drawn < self.state.probability {
-                self.state.after.fetch_add(1, Ordering::SeqCst);
-                return Err(out_of_order("after"));
-            }
-            Ok(())
-        })
+            runs.push(store.attempts().iter().map(|attempt| attempt.fault).collect::<Vec<_>>());
+        }
+        assert_eq!(runs[0], runs[1]);
+        assert_ne!(runs[0], runs[2]);
+        for fault in [None, Some(Fault::TransientBefore), Some(Fault::TransientAfter)] {
+            assert!(runs[0].contains(&fault), "{fault:?} among 64");
+        }
     }
 }

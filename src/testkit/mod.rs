@@ -1,8 +1,8 @@
-//! For the tests of a user's own store: what it has to pass, and a store that fails.
+//! For the tests of a store: what every store must do, and a store that misbehaves on command.
 //!
-//! The simulated file system is at [`crate::disk::simulated`].
+//! Nothing here belongs into a running service; the module exists only with the feature `testkit`.
 
 pub mod conformance;
 pub mod flaky;
 
-pub use self::flaky::FlakyStore;
+pub use flaky::FlakyStore;

@@ -1,0 +1,213 @@
+//! The files under a sled database: who may read them, who holds them, and what a power cut leaves of them.
+//!
+//! sled 0.34 never syncs what it acknowledges: its `flush` ends in a write and, on Linux, `sync_file_range`,
+//! which is no durability. So this module keeps a descriptor of its own on the database file, opened before
+//! sled writes a first byte, because the kernel reports a failed write-back once to every descriptor that
+//! was open then. [`Files::sync`] makes durable whatever was written before it was called.
+//!
+//! It knows nothing of what the files contain, and never writes into one of sled's.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, Result};
+
+const LOCK_NAME: &str = "forebay.lock";
+const DATABASE_NAME: &str = "db";
+const CONFIG_NAME: &str = "conf";
+const BLOBS_NAME: &str = "blobs";
+
+/// The directory of one sled database, held exclusively.
+pub(crate) struct Files {
+    path: PathBuf,
+    database: File,
+    /// The files in `blobs/` that are durable. sled writes a blob once and never changes it.
+    blobs_synced: HashSet<OsString>,
+    /// Held for life. sled locks its own file, but lets go at a moment of its own; see [`Files::wait_released`].
+    lock: File,
+    #[cfg(test)]
+    fails_next_sync: bool,
+}
+
+impl Files {
+    /// Creates the directory if there is none, takes the lock, and makes durable what an earlier process left
+    /// unsynced, so that nothing is read that could vanish later. Called before sled opens.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] if somebody holds the directory, or what the file system says.
+    pub(crate) fn open(path: &Path) -> Result<Files> {
+        let path = std::path::absolute(path).map_err(|error| failed("finding", path, error))?;
+        create_dir_durably(&path)?;
+        create_dir_durably(&path.join(BLOBS_NAME))?;
+        let lock_path = path.join(LOCK_NAME);
+        let lock = open_private(&lock_path)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(locked(&path)),
+            Err(TryLockError::Error(error)) => return Err(failed("locking", &lock_path, error)),
+        }
+        let database = open_private(&path.join(DATABASE_NAME))?;
+        let mut files = Files {
+            path,
+            database,
+            blobs_synced: HashSet::new(),
+            lock,
+            #[cfg(test)]
+            fails_next_sync: false,
+        };
+        files.sync_opened()?;
+        Ok(files)
+    }
+
+    /// As [`Files::sync`], and what sled touches only when it opens: its configuration, which it does not
+    /// sync, and a snapshot of its page table, which it syncs and renames, but not the directory.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn sync_opened(&mut self) -> Result<()> {
+        let config = self.path.join(CONFIG_NAME);
+        match File::open(&config) {
+            Ok(file) => {
+                set_mode(&config, 0o600)?;
+                file.sync_all().map_err(|error| failed("syncing", &config, error))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("opening", &config, error)),
+        }
+        self.sync()?;
+        sync_dir(&self.path)
+    }
+
+    /// Makes durable all that was written to the database so far, blobs first: the log must not name one that
+    /// a power cut can take. Costs an `fdatasync`, a listing of `blobs/`, and a sync for each new file there.
+    ///
+    /// # Errors
+    /// What the file system says. Nothing is known then of any write since the last success, and a second
+    /// call would not tell: the kernel may have dropped the pages.
+    pub(crate) fn sync(&mut self) -> Result<()> {
+        #[cfg(test)]
+        if std::mem::take(&mut self.fails_next_sync) {
+            return Err(Error::new(ErrorKind::Io, "the test fails this sync"));
+        }
+        self.sync_blobs()?;
+        self.database.sync_data().map_err(|error| failed("syncing", &self.path.join(DATABASE_NAME), error))
+    }
+
+    fn sync_blobs(&mut self) -> Result<()> {
+        let directory = self.path.join(BLOBS_NAME);
+        let unlisted = |error| failed("listing", &directory, error);
+        let mut present = HashSet::new();
+        let mut changed = false;
+        for entry in std::fs::read_dir(&directory).map_err(unlisted)? {
+            let name = entry.map_err(unlisted)?.file_name();
+            if !self.blobs_synced.contains(&name) {
+                let blob = directory.join(&name);
+                let synced = File::open(&blob).and_then(|file| file.sync_all());
+                match synced {
+                    Ok(()) => changed = true,
+                    // sled removed it meanwhile, so nothing needs it.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(failed("syncing", &blob, error)),
+                }
+            }
+            present.insert(name);
+        }
+        self.blobs_synced = present;
+        if changed { sync_dir(&directory) } else { Ok(()) }
+    }
+
+    /// Waits until sled has let go of its lock, after its last handle was dropped.
+    ///
+    /// sled's own threads hold its file for a moment longer than its handles. Taking the same lock from our
+    /// descriptor blocks until the last of them has closed it. Nobody else can take it in between, because
+    /// whoever wants to open this directory needs our lock first, which is still held.
+    pub(crate) fn wait_released(&self) -> io::Result<()> {
+        self.database.lock()?;
+        self.database.unlock()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// As a disk that fails one sync and, as the kernel has it, none after that.
+    #[cfg(test)]
+    pub(crate) fn fail_next_sync(&mut self) {
+        self.fails_next_sync = true;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn blobs_synced(&self) -> &HashSet<OsString> {
+        &self.blobs_synced
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        // Closing the file lets go as well; this only does it where a child process inherited the descriptor.
+        drop(self.lock.unlock());
+    }
+}
+
+/// The directory is held by somebody else.
+pub(crate) fn locked(path: &Path) -> Error {
+    let context = format!("the store in {} is open already, in this process or another", path.display());
+    Error::new(ErrorKind::Locked, context)
+}
+
+fn failed(doing: &str, path: &Path, error: io::Error) -> Error {
+    Error::io(format!("{doing} {}", path.display()), error)
+}
+
+/// Opens a file for reading and writing, creating it if need be, for its owner alone.
+fn open_private(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(path).map_err(|error| failed("opening", path, error))?;
+    set_mode(path, 0o600)?;
+    Ok(file)
+}
+
+/// Creates a directory and its missing parents, makes their names durable, and shuts others out of the last.
+fn create_dir_durably(path: &Path) -> Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
+    for directory in missing.iter().rev() {
+        match std::fs::create_dir(directory) {
+            Ok(()) => set_mode(directory, 0o700)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed("creating", directory, error)),
+        }
+        if let Some(parent) = directory.parent() {
+            sync_dir(parent)?;
+        }
+    }
+    set_mode(path, 0o700)
+}
+
+#[cfg(unix)]
+fn sync_dir(path: &Path) -> Result<()> {
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| failed("syncing the directory", path, error))
+}
+
+/// Elsewhere a directory cannot be opened, and its entries are durable with the file's own sync.
+#[cfg(not(unix))]
+fn sync_dir(_path: &Path) -> Result<()> {
+    Ok(())
+}
+
+#[cfg(unix)]
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(path, permissions).map_err(|error| failed("setting the mode of", path, error))
+}
+
+#[cfg(not(unix))]
+fn set_mode(_path: &Path, _mode: u32) -> Result<()> {
+    Ok(())
+}
