@@ -7,7 +7,8 @@
 //!
 //! `raw` is what the disk itself takes for the same key and value: `pwrite` and `fdatasync` into a file that
 //! was written once before, by as many threads as there are writers, each syncing for itself. The other rows
-//! are async writers on one tokio runtime; each waits for its acknowledgement before it writes again.
+//! are async writers, each of which waits for its acknowledgement before it writes again, on a tokio runtime
+//! with as many threads as there are writers, and not more than there are cores.
 //!
 //! All of it happens in one run on one file system, interleaved round by round, because a disk's mood changes
 //! from minute to minute; a figure is the median over the rounds, and the spread is the lowest and highest
@@ -92,6 +93,7 @@ fn main() -> Result<()> {
     // On the disk that the repository is on: a temporary directory may be memory.
     let directory = tempfile::tempdir_in(&target).context("making a directory for the data")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let cores = thread::available_parallelism()?.get();
     let subjects = Subjects::open(&runtime, directory.path())?;
 
     let mut cells: Vec<Cell> = WRITERS
@@ -100,7 +102,9 @@ fn main() -> Result<()> {
         .collect();
     for _ in 0..rounds {
         for cell in &mut cells {
-            let taken = subjects.measure(&runtime, cell.what, cell.writers, measure)?;
+            let threads = cell.writers.min(cores);
+            let writers = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).build()?;
+            let taken = subjects.measure(&writers, cell.what, cell.writers, measure)?;
             ensure!(
                 !taken.latencies_ns.is_empty(),
                 "{} with {} writers wrote nothing",
