@@ -34,3 +34,8 @@ pub use crate::options::{Backpressure, OnRejected, WritePolicy};
 pub use crate::store::contract::Store;
 pub use crate::store::memory::MemoryStore;
 pub use crate::store::sled::SledStore;
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -9,7 +9,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -58,8 +58,28 @@ impl Files {
             #[cfg(test)]
             fails_next_sync: false,
         };
+        files.remove_unfinished_snapshots()?;
         files.sync_opened()?;
         Ok(files)
+    }
+
+    /// Removes the snapshots that sled was writing when its process died. sled 0.34 takes such a file for its newest
+    /// snapshot and refuses to open; a snapshot only saves it from reading its log, so nothing is lost with one.
+    fn remove_unfinished_snapshots(&self) -> Result<()> {
+        // Under sled's own lock, because a sled that is not ours may be writing one right now.
+        match self.database.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(locked(&self.path)),
+            Err(TryLockError::Error(error)) => return Err(failed("locking", &self.path, error)),
+        }
+        for entry in fs::read_dir(&self.path).map_err(|error| failed("listing", &self.path, error))? {
+            let path = entry.map_err(|error| failed("listing", &self.path, error))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.starts_with("snap.") && name.ends_with(".generating") {
+                fs::remove_file(&path).map_err(|error| failed("removing", &path, error))?;
+            }
+        }
+        self.database.unlock().map_err(|error| failed("unlocking", &self.path, error))
     }
 
     /// As [`Files::sync`], and what sled touches only when it opens: its configuration, which it does not
