@@ -14,12 +14,12 @@ use crate::engine::flusher::{Flusher, Source};
 use crate::engine::layer::{FlusherThread, Layer, Views};
 use crate::engine::pending::{PendingView, QueuedFrame};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{JournalId, Seq};
+use crate::ids::{Epoch, JournalId, Seq};
 use crate::journal::committer::Committer;
 use crate::journal::log::Log;
 use crate::journal::recovery::Opened;
 use crate::options::LayerOptions;
-use crate::store::contract::{Progress, Store, StoreError, Tenure};
+use crate::store::contract::{Batch, Progress, Store, StoreError, Tenure};
 
 /// Opens a layer.
 ///
@@ -41,7 +41,8 @@ pub(crate) async fn open(
     };
     check_identity(&tenure, journal.as_ref(), options.replace_journal)?;
     let id = journal.as_ref().map(|journal| journal.id);
-    let tenure = store.claim(id).await.map_err(StoreError::into_error)?;
+    let mut tenure = store.claim(id).await.map_err(StoreError::into_error)?;
+    forget_lost_journal(&*store, &mut tenure, journal.as_ref()).await?;
     blocking(move || start(store, options, disk, tenure, journal)).await
 }
 
@@ -59,22 +60,22 @@ fn check_identity(tenure: &Tenure, journal: Option<&Opened>, replace: bool) -> R
         };
     };
     let watermark = tenure.progress.journaled;
-    if let Some(id) = tenure.journal.filter(|id| *id != journal.id) {
-        if !replace {
-            return refuse(mismatch(journal.id, id, watermark));
-        }
-        if journal.last > Seq::ZERO {
+    if tenure.journal == Some(journal.id) {
+        if watermark > journal.last && !replace {
             return refuse(format!(
-                "journal {} holds records of another store; only an empty one can replace journal {id}",
-                journal.id
+                "the store holds journaled records up to {watermark}, but journal {} ends at {}: its end was \
+                 lost, with whatever else was queued there",
+                journal.id, journal.last
             ));
         }
-    } else if watermark > journal.last && !replace {
-        return refuse(format!(
-            "the store holds journaled records up to {watermark}, but journal {} ends at {}: its end was lost, \
-             with whatever else was queued there",
-            journal.id, journal.last
-        ));
+    } else if journal.last > Seq::ZERO && tenure.epoch > Epoch(0) {
+        // Its numbers say nothing about this store, so neither can its records be told from applied ones.
+        return refuse(match tenure.journal {
+            Some(id) => mismatch(journal.id, id, watermark),
+            None => format!("journal {} holds records, and the store was not fed from it", journal.id),
+        });
+    } else if let Some(id) = tenure.journal.filter(|_| !replace) {
+        return refuse(mismatch(journal.id, id, watermark));
     }
     if journal.first_prev > watermark && journal.last > Seq::ZERO {
         return refuse(format!(
@@ -83,6 +84,20 @@ fn check_identity(tenure: &Tenure, journal: Option<&Opened>, replace: bool) -> R
             journal.id, journal.first_prev
         ));
     }
+    Ok(())
+}
+
+/// After a journal was replaced, the store must not go on expecting the old one's records in the new one.
+async fn forget_lost_journal(store: &dyn Store, tenure: &mut Tenure, journal: Option<&Opened>) -> Result<()> {
+    let last = journal.map_or(Seq::ZERO, |journal| journal.last);
+    if tenure.progress.journaled <= last {
+        return Ok(());
+    }
+    // Only a batch changes the progress, and only one with a number of its own.
+    let progress = Progress { applied: tenure.progress.applied.next(), journaled: last };
+    let batch = Batch { epoch: tenure.epoch, ops: Vec::new(), progress };
+    store.apply(&batch).await.map_err(StoreError::into_error)?;
+    tenure.progress = progress;
     Ok(())
 }
 
