@@ -1,7 +1,7 @@
 //! What the callers, the committer and the flusher share: the pending view, the gate, and how the layer is.
 
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, watch};
@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch};
 use crate::engine::commit::{Ticket, Until};
 use crate::engine::gate::Gate;
 use crate::engine::health::{Health, HealthState};
-use crate::engine::pending::{PendingView, QueuedFrame};
+use crate::engine::pending::{Backlog, PendingView, QueuedFrame};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, Seq};
 use crate::journal::sink::{Committed, Sink};
@@ -33,8 +33,12 @@ pub(crate) struct Core {
     pub(crate) pending: PendingView,
     pub(crate) gate: Gate,
     pub(crate) status: watch::Sender<Status>,
-    /// Wakes the flusher: there is work, or somebody is in a hurry.
+    /// Wakes the flusher when it has nothing to do.
     pub(crate) work: Notify,
+    /// Wakes the flusher when it lingers and should not; see [`Core::is_urgent`].
+    pub(crate) urgent: Notify,
+    /// How many writers wait for room in the queue.
+    waiting_writers: AtomicUsize,
     /// The newest sequence number whose apply somebody waits for; until then the flusher does not linger.
     hurry_to: AtomicU64,
     /// Wakes the flusher after a halt.
@@ -60,6 +64,8 @@ impl Core {
             gate,
             status: watch::Sender::new(status),
             work: Notify::new(),
+            urgent: Notify::new(),
+            waiting_writers: AtomicUsize::new(0),
             hurry_to: AtomicU64::new(0),
             resumed: Notify::new(),
             settled: Notify::new(),
@@ -86,9 +92,30 @@ impl Core {
         self.closing.store(true, Ordering::SeqCst);
     }
 
-    /// Whether somebody waits for what comes after `applied`.
-    pub(crate) fn is_hurried(&self, applied: Seq) -> bool {
+    /// Whether the flusher should not linger: somebody waits for what comes after `applied`, or for room in the queue,
+    /// or a whole batch is there.
+    pub(crate) fn is_urgent(&self, applied: Seq) -> bool {
         self.hurry_to.load(Ordering::SeqCst) > applied.0
+            || self.waiting_writers.load(Ordering::SeqCst) > 0
+            || self.fills_a_batch(self.pending.lock().backlog())
+    }
+
+    /// Tells the flusher that somebody waits until `seq` is applied.
+    fn hurry(&self, seq: Seq) {
+        self.hurry_to.fetch_max(seq.0, Ordering::SeqCst);
+        self.urgent.notify_one();
+    }
+
+    /// Tells the flusher, for as long as the guard lives, that a writer waits for room.
+    pub(crate) fn wait_for_room(&self) -> WaitingWriter<'_> {
+        self.waiting_writers.fetch_add(1, Ordering::SeqCst);
+        self.urgent.notify_one();
+        WaitingWriter(self)
+    }
+
+    fn fills_a_batch(&self, backlog: Backlog) -> bool {
+        let records_max = u64::try_from(self.options.batch_records_max).unwrap_or(u64::MAX);
+        backlog.records >= records_max || backlog.bytes >= self.options.batch_bytes_max
     }
 
     /// Ends all writing. The first failure stays the reason; whoever waits learns it.
@@ -121,8 +148,7 @@ impl Core {
     /// Waits until the store holds everything up to `seq`, or will not get there.
     pub(crate) async fn wait_applied(&self, seq: Seq) -> Result<()> {
         let mut watched = self.status.subscribe();
-        self.hurry_to.fetch_max(seq.0, Ordering::SeqCst);
-        self.work.notify_one();
+        self.hurry(seq);
         let reached = watched
             .wait_for(|status| {
                 status.watermark >= seq
@@ -177,7 +203,7 @@ impl Core {
                 outcome
             }
             Until::Applied => {
-                self.hurry_to.fetch_max(first.0, Ordering::SeqCst);
+                self.hurry(first);
                 pending.commit(frame, Some(ticket), memory_max)
             }
         };
@@ -198,6 +224,9 @@ impl Sink for Core {
     fn committed(&self, group: &mut Vec<Committed<Ticket>>) {
         group.drain(..).for_each(|committed| self.commit_one(committed));
         self.work.notify_one();
+        if self.fills_a_batch(self.pending.lock().backlog()) {
+            self.urgent.notify_one();
+        }
     }
 
     fn refused(&self, ticket: Ticket, error: &Error) {
@@ -207,6 +236,15 @@ impl Sink for Core {
 
     fn poisoned(&self, error: &Error) {
         self.fail(HealthState::Failed, error.clone());
+    }
+}
+
+/// A writer at the full gate.
+pub(crate) struct WaitingWriter<'a>(&'a Core);
+
+impl Drop for WaitingWriter<'_> {
+    fn drop(&mut self) {
+        self.0.waiting_writers.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -75,7 +75,7 @@ impl DeadLetters {
         watermark: Seq,
         records_max: u64,
     ) -> Result<DeadLetters> {
-        let options = JournalOptions { segment_bytes: 1 << 20, ..JournalOptions::default() };
+        let options = JournalOptions { segment_bytes: 1 << 20, spares_max: 0, ..JournalOptions::default() };
         let queue = Journal::open_on(disk, journal_dir.join(FOLDER), options, Durability::Sync)?;
         let mut state = State::default();
         let mut resolved: BTreeMap<Seq, Vec<Seq>> = BTreeMap::new();

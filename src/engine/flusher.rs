@@ -110,13 +110,13 @@ impl Flusher {
         }
         let deadline = tokio::time::sleep(core.options.batch_linger);
         tokio::pin!(deadline);
-        while !hand.full && !core.is_hurried(self.progress.applied) {
-            let work = core.work.notified();
+        while !hand.full && !core.is_urgent(self.progress.applied) {
             tokio::select! {
-                () = work => self.fill(&mut hand)?,
+                () = core.urgent.notified() => {}
                 () = &mut deadline => break,
             }
         }
+        self.fill(&mut hand)?;
         Ok(hand.frames)
     }
 

@@ -203,6 +203,7 @@ impl Layer {
 
     /// Waits for room; a flusher that stands makes none, so its error ends the wait.
     async fn enter_or_halt(&self, records: u32, bytes: u32) -> Result<Result<(), NotEntered>> {
+        let _waiting = self.core.wait_for_room();
         let mut status = self.core.status.subscribe();
         let halted = status.wait_for(|status| status.state == HealthState::Halted);
         tokio::select! {
