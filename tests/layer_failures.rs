@@ -433,3 +433,25 @@ async fn a_crash_at_every_step_of_recovery_loses_nothing() {
         }
     }
 }
+
+/// P10: the queue is bounded in bytes, too, and a write larger than the whole queue is refused at once.
+#[tokio::test]
+async fn the_queue_is_bounded_in_bytes() {
+    let layer = Layer::new();
+    let hand = Hand::stalled(&layer.store);
+    let builder = layer.builder_on(hand.clone()).queue_bytes_max(64 << 10).backpressure(Backpressure::Refuse);
+    let bay = builder.open().await.unwrap();
+    let cache: Cache<u32, Vec<u8>> = bay.cache("n").open().unwrap();
+    let error = cache.put(&0, vec![1; 70_000]).await.expect_err("larger than the queue");
+    assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+    let mut taken = 0;
+    while cache.put(&taken, vec![1; 10_000]).await.is_ok() {
+        taken += 1;
+        assert!(taken < 10, "64 KiB do not hold ten such writes");
+    }
+    assert_eq!((taken, bay.stats().writes_refused_full), (6, 1));
+    assert!(bay.health().queued_bytes <= 64 << 10);
+    hand.release();
+    bay.flush().await.unwrap();
+    cache.put(&taken, vec![1; 10_000]).await.expect("there is room again");
+}
