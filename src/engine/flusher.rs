@@ -341,6 +341,8 @@ impl Flusher {
             records += u64::from(frame.count);
             bytes += frame.bytes;
         }
+        // The room first: whoever waits for the watermark may write at once.
+        self.core.gate.leave(records, bytes);
         self.core.status.send_modify(|status| {
             status.watermark = progress.applied;
             status.attempts = 0;
@@ -349,7 +351,6 @@ impl Flusher {
                 status.error = None;
             }
         });
-        self.core.gate.leave(records, bytes);
         if !tickets.is_empty() {
             self.core.settled.notify_waiters();
         }
