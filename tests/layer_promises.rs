@@ -241,3 +241,29 @@ async fn p3_an_update_below_the_watermark_never_overwrites_a_newer_one() {
         assert_eq!(store.load(&key_of("n", &3_u32)).await.unwrap().unwrap().version, Seq(3));
     }
 }
+
+/// P2: what is committed while spilled frames are still being read back comes after them, once.
+#[tokio::test]
+async fn p2_writes_between_two_spills_keep_their_place() {
+    let layer = Layer::new();
+    let hand = Hand::stalled(&layer.store);
+    let builder = layer.builder_on(hand.clone()).pending_memory_bytes_max(2 << 10).batch_records_max(1);
+    let bay = builder.open().await.unwrap();
+    let cache: Cache<u32, Vec<u8>> = bay.cache("n").coalesce(false).open().unwrap();
+    for n in 0..40 {
+        cache.put(&n, vec![1; 200]).await.unwrap();
+    }
+    for applied in 1..=12 {
+        hand.wait_for_applies(applied).await;
+        hand.release_one();
+        bay.wait_applied(Seq(applied)).await.unwrap();
+    }
+    // There is room in memory again, but what was spilled comes first.
+    for n in 40..80 {
+        cache.put(&n, vec![1; 200]).await.unwrap();
+    }
+    hand.release();
+    bay.flush().await.unwrap();
+    let seqs: Vec<u64> = hand.applied().iter().flat_map(|batch| &batch.ops).map(|op| op.seq.0).collect();
+    assert_eq!(seqs, (1..=80).collect::<Vec<_>>(), "every update, in order, once");
+}
