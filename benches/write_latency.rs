@@ -8,7 +8,8 @@
 //! `raw` is what the disk itself takes for the same key and value: `pwrite` and `fdatasync` into a file that
 //! was written once before, by as many threads as there are writers, each syncing for itself. The other rows
 //! are async writers, each of which waits for its acknowledgement before it writes again, on a tokio runtime
-//! with as many threads as there are writers, and not more than there are cores.
+//! with as many threads as there are writers, and not more than there are cores (a single writer has the thread
+//! that waits for it).
 //!
 //! All of it happens in one run on one file system, interleaved round by round, because a disk's mood changes
 //! from minute to minute; a figure is the median over the rounds, and the spread is the lowest and highest
@@ -102,8 +103,14 @@ fn main() -> Result<()> {
         .collect();
     for _ in 0..rounds {
         for cell in &mut cells {
-            let threads = cell.writers.min(cores);
-            let writers = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).build()?;
+            let writers = match cell.writers {
+                // One task has no use for worker threads.
+                1 => tokio::runtime::Builder::new_current_thread().build()?,
+                writers => {
+                    let threads = writers.min(cores);
+                    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).build()?
+                }
+            };
             let taken = subjects.measure(&writers, cell.what, cell.writers, measure)?;
             ensure!(
                 !taken.latencies_ns.is_empty(),
