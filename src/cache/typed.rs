@@ -61,7 +61,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// The value of `key`: from memory, from what is pending, or from the store. `None` if there is none.
     ///
     /// Never older than the last write that was acknowledged before the call. A hit costs no I/O and does not
-    /// wait. Dropping the future changes nothing; who shares its load tries again.
+    /// wait. Dropping the future changes nothing; who shares its load tries again. Keep polling it, though: others
+    /// may be waiting for the load that this call leads.
     ///
     /// # Errors
     /// The store's; [`ErrorKind::Decode`] if what is stored is not a `V`; [`ErrorKind::InDoubt`] if the layer

@@ -1,0 +1,246 @@
+//! Reads against changes, with the store's answer held back by hand: no old value stays, none is returned late.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "these are tests")]
+
+mod support;
+
+use std::sync::Arc;
+
+use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::{Cache, ErrorKind, Forebay, JournalId, Key, MemoryStore, WritePolicy};
+use support::{Layer, poll_once};
+use tokio::sync::watch;
+
+/// A store whose loads take their answer at once and give it when they are let go.
+#[derive(Clone)]
+struct HeldLoads {
+    store: MemoryStore,
+    begun: Arc<watch::Sender<u64>>,
+    open: Arc<watch::Sender<bool>>,
+    panics: Arc<watch::Sender<bool>>,
+}
+
+impl HeldLoads {
+    fn new(store: &MemoryStore) -> HeldLoads {
+        HeldLoads {
+            store: store.clone(),
+            begun: Arc::new(watch::Sender::new(0)),
+            open: Arc::new(watch::Sender::new(true)),
+            panics: Arc::new(watch::Sender::new(false)),
+        }
+    }
+
+    fn hold(&self) {
+        self.open.send_replace(false);
+    }
+
+    fn let_go(&self) {
+        self.open.send_replace(true);
+    }
+
+    fn loads(&self) -> u64 {
+        *self.begun.borrow()
+    }
+
+    async fn answer<T>(&self, taken: T) -> T {
+        self.begun.send_modify(|begun| *begun += 1);
+        self.open.subscribe().wait_for(|open| *open).await.unwrap();
+        assert!(!*self.panics.borrow(), "a store's defect");
+        taken
+    }
+}
+
+impl Store for HeldLoads {
+    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+        self.store.tenure()
+    }
+
+    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+        self.store.claim(journal)
+    }
+
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
+        Box::pin(async move {
+            let taken = self.store.load(key).await;
+            self.answer(taken).await
+        })
+    }
+
+    fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
+        Box::pin(async move {
+            let taken = self.store.load_many(keys).await;
+            self.answer(taken).await
+        })
+    }
+
+    fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.store.apply(batch)
+    }
+}
+
+/// What may happen to a key while an older load of it is on its way.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Put,
+    PutThrough,
+    Remove,
+    InBatch,
+    Invalidate,
+    InvalidateAll,
+}
+
+const CHANGES: [Change; 6] = [
+    Change::Put,
+    Change::PutThrough,
+    Change::Remove,
+    Change::InBatch,
+    Change::Invalidate,
+    Change::InvalidateAll,
+];
+
+/// Makes the change. For an invalidation the store has been changed by somebody else before.
+async fn make(change: Change, bay: &Forebay, cache: &Cache<u32, u64>) {
+    match change {
+        Change::Put => assert!(cache.put(&1, 2).await.is_ok()),
+        Change::PutThrough => assert!(cache.put_with(&1, 2, WritePolicy::Through).await.is_ok()),
+        Change::Remove => assert!(cache.remove(&1).await.is_ok()),
+        Change::InBatch => {
+            let mut batch = bay.batch();
+            batch.put(cache, &1, 2).unwrap();
+            assert!(batch.commit().await.is_ok());
+        }
+        Change::Invalidate => cache.invalidate(&1),
+        Change::InvalidateAll => cache.invalidate_all(),
+    }
+}
+
+async fn open(held: &HeldLoads, layer: &Layer) -> (Forebay, Cache<u32, u64>) {
+    let bay = layer.builder_on(held.clone()).open().await.unwrap();
+    let cache = bay.cache("n").open().unwrap();
+    (bay, cache)
+}
+
+/// P6: an older load, of a present or an absent key, is not kept after a change, and a read that begins after the
+/// change does not join it.
+#[tokio::test]
+async fn an_older_load_never_lands_after_a_change_and_is_never_joined() {
+    for (change, present) in CHANGES.iter().flat_map(|change| [(*change, true), (*change, false)]) {
+        let layer = Layer::new();
+        let held = HeldLoads::new(&layer.store);
+        let (bay, cache) = open(&held, &layer).await;
+        if present {
+            cache.put(&1, 1).await.unwrap();
+            bay.flush().await.unwrap();
+            cache.evict(&1);
+        }
+        held.hold();
+        let mut older = Box::pin(cache.get(&1));
+        assert!(poll_once(&mut older).await.is_none());
+        let loads = held.loads();
+        make(change, &bay, &cache).await;
+        // A write is read from memory or from what is pending, so only after dropping both the store is asked.
+        bay.flush().await.unwrap();
+        cache.evict(&1);
+        let mut newer = Box::pin(cache.get(&1));
+        assert!(poll_once(&mut newer).await.is_none(), "{change:?}: it has to ask the store itself");
+        assert_eq!(
+            held.loads(),
+            loads + 1,
+            "{change:?}: a read that begins after the change joins no older load"
+        );
+        let now = match change {
+            Change::Put | Change::PutThrough | Change::InBatch => Some(2),
+            Change::Remove => None,
+            Change::Invalidate | Change::InvalidateAll => present.then_some(1),
+        };
+        held.let_go();
+        assert_eq!(older.await.unwrap(), present.then_some(1), "{change:?}: it began before the change");
+        assert_eq!(cache.resident_count(), 0, "{change:?}: the older load was not kept");
+        assert_eq!(newer.await.unwrap(), now, "{change:?}");
+        assert_eq!(bay.stats().refused_fills, u64::from(present), "{change:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_herd_of_readers_of_one_absent_key_makes_one_load() {
+    let layer = Layer::new();
+    let held = HeldLoads::new(&layer.store);
+    let (bay, cache) = open(&held, &layer).await;
+    held.hold();
+    let mut readers: Vec<_> = (0..200).map(|_| Box::pin(cache.get(&1))).collect();
+    for reader in &mut readers {
+        assert!(poll_once(reader).await.is_none());
+    }
+    assert_eq!(held.loads(), 1);
+    held.let_go();
+    for reader in readers {
+        assert_eq!(reader.await.unwrap(), None);
+    }
+    assert_eq!((bay.stats().store_loads, bay.stats().joined_loads), (1, 199));
+}
+
+#[tokio::test]
+async fn a_cancelled_or_panicking_load_releases_those_who_wait() {
+    let layer = Layer::new();
+    let held = HeldLoads::new(&layer.store);
+    let (_bay, cache) = open(&held, &layer).await;
+    held.hold();
+    let mut leader = Box::pin(cache.get(&1));
+    let mut waiter = Box::pin(cache.get(&1));
+    assert!(poll_once(&mut leader).await.is_none() && poll_once(&mut waiter).await.is_none());
+    drop(leader);
+    assert!(poll_once(&mut waiter).await.is_none());
+    assert_eq!(held.loads(), 2, "the waiter loads for itself");
+    drop(waiter);
+
+    let leader = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.get(&1).await }
+    });
+    held.begun.subscribe().wait_for(|begun| *begun == 3).await.unwrap();
+    let mut waiter = Box::pin(cache.get(&1));
+    assert!(poll_once(&mut waiter).await.is_none());
+    held.panics.send_replace(true);
+    held.let_go();
+    assert!(leader.await.expect_err("the store panicked").is_panic());
+    held.panics.send_replace(false);
+    assert_eq!(waiter.await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn many_are_read_in_order_in_one_call_and_join_what_is_on_its_way() {
+    let layer = Layer::new();
+    let held = HeldLoads::new(&layer.store);
+    let (bay, cache) = open(&held, &layer).await;
+    for key in 0..10 {
+        cache.put(&key, u64::from(key)).await.unwrap();
+    }
+    bay.flush().await.unwrap();
+    cache.invalidate_all();
+    held.hold();
+    let mut single = Box::pin(cache.get(&3));
+    assert!(poll_once(&mut single).await.is_none());
+    let keys = [9, 3, 77, 9, 0];
+    let mut many = Box::pin(cache.get_many(&keys));
+    assert!(poll_once(&mut many).await.is_none());
+    assert_eq!(held.loads(), 2, "one call for all that nobody loads yet");
+    held.let_go();
+    // Both are polled: whoever leads a load has to be, for those who joined it.
+    let (many, single) = tokio::join!(many, single);
+    assert_eq!(many.unwrap(), [Some(9), Some(3), None, Some(9), Some(0)]);
+    assert_eq!(single.unwrap(), Some(3));
+}
+
+#[tokio::test]
+async fn a_stored_value_of_another_type_is_an_error_that_names_the_namespace() {
+    let layer = Layer::new();
+    let bay = layer.open().await;
+    let cache: Cache<u32, String> = bay.cache("n").open().unwrap();
+    cache.put(&1, "text".into()).await.unwrap();
+    bay.close().await.unwrap();
+    let bay = layer.open().await;
+    let cache: Cache<u32, u8> = bay.cache("n").open().unwrap();
+    let error = cache.get(&1).await.expect_err("not a number");
+    assert_eq!(error.kind(), ErrorKind::Decode);
+    assert!(error.to_string().contains("namespace n"), "{error}");
+}
