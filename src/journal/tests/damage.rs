@@ -165,6 +165,38 @@ fn the_last_frame_is_torn_after_a_crash_and_damaged_after_a_clean_close() {
     }
 }
 
+/// A frame that is sound and of this very use of the file, but does not continue the one before it: records between
+/// the two are gone. No torn write looks like this, though nothing promises what lies there.
+#[test]
+fn a_sound_frame_that_does_not_continue_the_one_before_is_damage_at_the_very_end_too() {
+    for prev in [1, 2, 3] {
+        let disk = MemDisk::default();
+        let mut opened = open(&disk, &filled()).unwrap();
+        let last = frame(2, 1);
+        let at = append(&mut opened.writer, &[frame(1, 1), last.clone()])[1].offset;
+        drop(opened);
+        let mut content = disk.content(&segment_name(1));
+        let (header, _) = FrameHeader::decode(&content[at as usize..]).unwrap();
+        let crafted = frame(4, 1);
+        let mut bytes = Vec::new();
+        crafted.body.header(Seq(4), Seq(prev), header.nonce, header.synced_offset).encode(&mut bytes);
+        bytes.extend_from_slice(crafted.body.padded());
+        let end = (at + last.body.len_on_disk()) as usize;
+        content[end..end + bytes.len()].copy_from_slice(&bytes);
+        disk.put(&segment_name(1), content);
+        match open(&disk, &filled()) {
+            Ok(opened) => assert_eq!((prev, opened.last), (2, Seq(4)), "it continues record 2"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+                assert!(
+                    prev != 2 && error.to_string().contains(&end.to_string()),
+                    "file and offset: {error}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn a_missing_a_foreign_and_a_swapped_segment_are_told() {
     let disk = closed_journal();
