@@ -66,18 +66,26 @@ impl Files {
     /// Removes the snapshots that sled was writing when its process died. sled 0.34 takes such a file for its newest
     /// snapshot and refuses to open; a snapshot only saves it from reading its log, so nothing is lost with one.
     fn remove_unfinished_snapshots(&self) -> Result<()> {
+        let listing = |error| failed("listing", &self.path, error);
+        let mut unfinished = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(listing)? {
+            let path = entry.map_err(listing)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.starts_with("snap.") && name.ends_with(".generating") {
+                unfinished.push(path);
+            }
+        }
+        if unfinished.is_empty() {
+            return Ok(());
+        }
         // Under sled's own lock, because a sled that is not ours may be writing one right now.
         match self.database.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(locked(&self.path)),
             Err(TryLockError::Error(error)) => return Err(failed("locking", &self.path, error)),
         }
-        for entry in fs::read_dir(&self.path).map_err(|error| failed("listing", &self.path, error))? {
-            let path = entry.map_err(|error| failed("listing", &self.path, error))?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if name.starts_with("snap.") && name.ends_with(".generating") {
-                fs::remove_file(&path).map_err(|error| failed("removing", &path, error))?;
-            }
+        for path in unfinished {
+            fs::remove_file(&path).map_err(|error| failed("removing", &path, error))?;
         }
         self.database.unlock().map_err(|error| failed("unlocking", &self.path, error))
     }
