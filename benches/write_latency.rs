@@ -22,6 +22,7 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
+use std::fmt::{self, Display};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use forebay::{Cache, Durability, Forebay, SledStore, WritePolicy};
@@ -57,17 +58,33 @@ struct Arguments {
     /// How long each measurement of a round takes, in milliseconds.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..))]
     measure_ms: u64,
+    /// Measure only these numbers of writers (comma-separated).
+    #[arg(long, value_delimiter = ',', default_values_t = WRITERS)]
+    writers: Vec<usize>,
+    /// Measure only these (comma-separated).
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = What::ALL)]
+    what: Vec<What>,
+    /// How many threads the writers' runtime has, if there is more than one writer [default: one per core, and not
+    /// more than there are writers].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    threads: Option<u64>,
     /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
     Raw,
     Through,
     BehindSync,
     BehindBuffered,
+}
+
+impl Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 impl What {
@@ -97,17 +114,17 @@ fn main() -> Result<()> {
     let cores = thread::available_parallelism()?.get();
     let subjects = Subjects::open(&runtime, directory.path())?;
 
-    let mut cells: Vec<Cell> = WRITERS
-        .into_iter()
-        .flat_map(|writers| What::ALL.into_iter().map(move |what| Cell { what, writers, rounds: Vec::new() }))
-        .collect();
+    let mut cells = Vec::new();
+    for &writers in &arguments.writers {
+        cells.extend(arguments.what.iter().map(|&what| Cell { what, writers, rounds: Vec::new() }));
+    }
     for _ in 0..rounds {
         for cell in &mut cells {
             let writers = match cell.writers {
                 // One task has no use for worker threads.
                 1 => tokio::runtime::Builder::new_current_thread().build()?,
                 writers => {
-                    let threads = writers.min(cores);
+                    let threads = arguments.threads.map_or(Ok(writers.min(cores)), usize::try_from)?;
                     tokio::runtime::Builder::new_multi_thread().worker_threads(threads).build()?
                 }
             };

@@ -16,6 +16,9 @@ use crate::journal::sink::{Committed, Sink};
 use crate::metrics::Metrics;
 use crate::options::LayerOptions;
 
+/// How many frames are revealed under one lock, so that readers are not kept out for longer than some microseconds.
+const REVEALED_AT_ONCE: usize = 64;
+
 /// How far the layer has come and how it is; watched by all who wait.
 #[derive(Clone, Debug)]
 pub(crate) struct Status {
@@ -187,33 +190,49 @@ impl Core {
         }
     }
 
-    fn commit_one(&self, committed: Committed<Ticket>) {
-        let Committed { first, body, location, mut ticket } = committed;
-        let count = u64::from(body.count());
-        let frame = QueuedFrame::committed(first, &body, location);
-        let (until, last) = (ticket.until, frame.last());
-        let mut pending = self.pending.lock();
+    /// Makes frames visible under one lock, then answers those who wait for no more than that.
+    fn reveal(&self, frames: impl ExactSizeIterator<Item = Committed<Ticket>>) {
         let memory_max = self.options.pending_memory_bytes_max;
-        let outcome = match until {
-            Until::Committed => {
-                let outcome = pending.commit(frame, None, memory_max);
-                ticket.publish(first);
-                drop(pending);
-                ticket.answer(outcome.as_ref().map(|_| last).map_err(Clone::clone));
-                outcome
+        let mut answers = Vec::with_capacity(frames.len());
+        let (mut records, mut spilled_records) = (0, 0);
+        let (mut waited_for, mut failure) = (None, None);
+        let mut pending = self.pending.lock();
+        for Committed { first, body, location, mut ticket } in frames {
+            let frame = QueuedFrame::committed(first, &body, location);
+            let (count, last) = (u64::from(frame.count), frame.last());
+            let outcome = match ticket.until {
+                Until::Committed => {
+                    let outcome = pending.commit(frame, None, memory_max);
+                    ticket.publish(first);
+                    answers.push((ticket, outcome.as_ref().map(|_| last).map_err(Clone::clone)));
+                    outcome
+                }
+                Until::Applied => {
+                    waited_for = Some(first);
+                    pending.commit(frame, Some(ticket), memory_max)
+                }
+            };
+            match outcome {
+                Ok(spilled) => {
+                    records += count;
+                    spilled_records += if spilled { count } else { 0 };
+                }
+                Err(error) => failure = Some(error),
             }
-            Until::Applied => {
-                self.hurry(first);
-                pending.commit(frame, Some(ticket), memory_max)
-            }
-        };
-        match outcome {
-            Ok(spilled) => {
-                self.metrics.records_committed.add(count);
-                self.metrics.records_spilled.add(if spilled { count } else { 0 });
-            }
-            // The record was encoded by this process a moment ago: memory is not what it was.
-            Err(error) => self.fail(HealthState::Failed, error),
+        }
+        let backlog = pending.backlog();
+        drop(pending);
+        self.metrics.records_committed.add(records);
+        self.metrics.records_spilled.add(spilled_records);
+        answers.into_iter().for_each(|(ticket, outcome)| ticket.answer(outcome));
+        match waited_for {
+            Some(seq) => self.hurry(seq),
+            None if self.fills_a_batch(backlog) => self.urgent.notify_one(),
+            None => {}
+        }
+        // The record was encoded by this process a moment ago: memory is not what it was.
+        if let Some(error) = failure {
+            self.fail(HealthState::Failed, error);
         }
     }
 }
@@ -222,11 +241,10 @@ impl Sink for Core {
     type Ticket = Ticket;
 
     fn committed(&self, group: &mut Vec<Committed<Ticket>>) {
-        group.drain(..).for_each(|committed| self.commit_one(committed));
-        self.work.notify_one();
-        if self.fills_a_batch(self.pending.lock().backlog()) {
-            self.urgent.notify_one();
+        while !group.is_empty() {
+            self.reveal(group.drain(..group.len().min(REVEALED_AT_ONCE)));
         }
+        self.work.notify_one();
     }
 
     fn refused(&self, ticket: Ticket, error: &Error) {
@@ -246,6 +264,12 @@ impl Drop for WaitingWriter<'_> {
     fn drop(&mut self) {
         self.0.waiting_writers.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// What a writer learns whose frame got no answer: whoever had it panicked.
+pub(crate) fn unanswered() -> Error {
+    let context = "the write got no answer because of a panic; it may or may not take effect";
+    Error::new(ErrorKind::InDoubt, context)
 }
 
 /// What a closed layer answers.

@@ -11,7 +11,7 @@ use crate::engine::core::Core;
 use crate::engine::dead_letters::DeadLetters;
 use crate::engine::health::HealthState;
 use crate::engine::layer::Views;
-use crate::engine::pending::QueuedFrame;
+use crate::engine::pending::{Pending, QueuedFrame};
 use crate::engine::plan::{Ops, frame_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
@@ -21,6 +21,9 @@ use crate::journal::log::Log;
 use crate::journal::reader::Reader;
 use crate::options::LayerOptions;
 use crate::store::contract::{Batch, Op, Progress, Store, StoreError};
+
+/// How many frames are taken or retired under one lock.
+const FRAMES_AT_ONCE: usize = 64;
 
 /// The flusher of a layer.
 pub(crate) struct Flusher {
@@ -51,10 +54,10 @@ struct Hand {
 }
 
 impl Hand {
-    /// Takes the frame if it fits, and says whether it did. A single frame always fits: it is never split. An
-    /// order to the dead-letter list is a batch of its own.
-    fn admit(&mut self, frame: QueuedFrame, options: &LayerOptions) -> Result<bool> {
-        let control = is_control(&frame)?;
+    /// Whether the frame fits; if not, the batch is full. A single frame always fits: it is never split. An order to
+    /// the dead-letter list is a batch of its own.
+    fn admits(&mut self, frame: &QueuedFrame, options: &LayerOptions) -> Result<bool> {
+        let control = is_control(frame)?;
         let records = self.records + frame.count as usize;
         let bytes = self.bytes + frame.bytes;
         let over = records > options.batch_records_max || bytes > options.batch_bytes_max;
@@ -64,7 +67,6 @@ impl Hand {
         }
         self.full = control || records >= options.batch_records_max || bytes >= options.batch_bytes_max;
         (self.records, self.bytes) = (records, bytes);
-        self.frames.push(frame);
         Ok(true)
     }
 }
@@ -125,33 +127,35 @@ impl Flusher {
         while !hand.full {
             self.read_ahead()?;
             let limit = self.source.ahead.as_ref().map(|frame| frame.first);
-            let next = match self.core.pending.lock().front_before(limit) {
-                Some(frame) => frame.clone(),
-                None => match &self.source.ahead {
-                    Some(frame) => QueuedFrame::read(frame),
-                    None => return Ok(()),
-                },
-            };
-            if !hand.admit(next, &self.core.options)? {
+            let mut pending = self.core.pending.lock();
+            if pending.front_before(limit).is_some() {
+                self.take_from_memory(hand, &mut pending, limit)?;
+                continue;
+            }
+            let Some(ahead) = &self.source.ahead else { return Ok(()) };
+            let frame = QueuedFrame::read(ahead);
+            if !hand.admits(&frame, &self.core.options)? {
                 return Ok(());
             }
-            self.advance();
+            if pending.read_back(frame.last()) {
+                self.source.reader = None;
+            }
+            self.source.ahead = None;
+            hand.frames.push(frame);
         }
         Ok(())
     }
 
-    /// Takes the frame that [`Flusher::fill`] has looked at off its source.
-    fn advance(&mut self) {
-        let limit = self.source.ahead.as_ref().map(|frame| frame.first);
-        let mut pending = self.core.pending.lock();
-        if pending.pop_before(limit).is_some() {
-            return;
+    /// Takes frames that come before `limit`, and not so many that the committer has to wait long for the lock.
+    fn take_from_memory(&self, hand: &mut Hand, pending: &mut Pending, limit: Option<Seq>) -> Result<()> {
+        for _ in 0..FRAMES_AT_ONCE {
+            let Some(front) = pending.front_before(limit) else { return Ok(()) };
+            if hand.full || !hand.admits(front, &self.core.options)? {
+                return Ok(());
+            }
+            hand.frames.extend(pending.pop_before(limit));
         }
-        if let Some(frame) = self.source.ahead.take()
-            && pending.read_back(frame.last())
-        {
-            self.source.reader = None;
-        }
+        Ok(())
     }
 
     /// Reads the next spilled frame, if frames were left to the journal.
@@ -321,20 +325,22 @@ impl Flusher {
     ) -> Result<(), ()> {
         let mut tickets: Vec<(Seq, Ticket)> = Vec::new();
         let (mut records, mut bytes) = (0, 0);
-        for frame in frames {
+        for some in frames.chunks(FRAMES_AT_ONCE) {
             let mut pending = self.core.pending.lock();
-            if let Err(error) = pending.retire(frame) {
-                drop(pending);
-                self.core.fail(HealthState::Failed, error);
-                return Err(());
+            for frame in some {
+                if let Err(error) = pending.retire(frame) {
+                    drop(pending);
+                    self.core.fail(HealthState::Failed, error);
+                    return Err(());
+                }
+                if let Some(mut ticket) = pending.take_ticket(frame.first) {
+                    debug_assert_eq!(ticket.until, Until::Applied);
+                    ticket.publish(frame.first);
+                    tickets.push((frame.last(), ticket));
+                }
+                records += u64::from(frame.count);
+                bytes += frame.bytes;
             }
-            if let Some(mut ticket) = pending.take_ticket(frame.first) {
-                debug_assert_eq!(ticket.until, Until::Applied);
-                ticket.publish(frame.first);
-                tickets.push((frame.last(), ticket));
-            }
-            records += u64::from(frame.count);
-            bytes += frame.bytes;
         }
         self.core.metrics.records_applied.add(records);
         for frame in parked {

@@ -10,7 +10,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 
 use crate::engine::commit::{Effects, Ticket, Until};
-use crate::engine::core::{Core, closed};
+use crate::engine::core::{Core, closed, unanswered};
 use crate::engine::dead_letters::{DeadLetter, DeadLetters};
 use crate::engine::gate::NotEntered;
 use crate::engine::health::{Closed, Health, HealthState};
@@ -126,12 +126,12 @@ impl Layer {
                     return Err(Error::new(ErrorKind::Unsupported, context));
                 }
                 let answer = self.submit(body, Until::Committed, true, effects).await?;
-                answer.await.map_err(|_| closed())?
+                answer.await.map_err(|_| unanswered())?
             }
             WritePolicy::Through => {
                 let answer = self.submit(body, Until::Applied, false, effects).await?;
                 match self.within(self.core.options.through_timeout, answer).await {
-                    Some(answer) => answer.map_err(|_| closed())?,
+                    Some(answer) => answer.map_err(|_| unanswered())?,
                     None => {
                         let context = format!(
                             "the store has not confirmed the write within {:?}; it may still take effect",
@@ -295,7 +295,7 @@ impl Layer {
             push(&mut frame, operation, true, key.as_bytes(), &[])?;
         }
         let answer = self.submit(frame.finish(), Until::Applied, true, Effects::None).await?;
-        answer.await.map_err(|_| closed())?.map(drop)
+        answer.await.map_err(|_| unanswered())?.map(drop)
     }
 
     fn letters(&self) -> Result<&Arc<DeadLetters>> {

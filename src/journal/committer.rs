@@ -18,9 +18,7 @@
 //!
 //! The line itself has no bound: whoever submits has a gate in front of it, or waits for its ticket.
 
-use std::any::Any;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -28,6 +26,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
 use crate::journal::frame::Location;
+use crate::journal::guard::{guarded, outcome_unknown, panicked};
 use crate::journal::log::Log;
 use crate::journal::options::Durability;
 use crate::journal::sink::{Committed, Sink, Submission};
@@ -82,8 +81,8 @@ struct Line<T> {
     asking: usize,
     /// How many groups the one who has the baton has written.
     rounds: u32,
-    /// Whether the thread sleeps.
-    idle: bool,
+    /// At how many submissions the thread is to be woken, under [`Durability::Sync`]; more than any while it works.
+    wanted: usize,
     closed: bool,
 }
 
@@ -94,6 +93,8 @@ struct Order<T> {
     last: Seq,
     /// Whether something was written that no sync point covers.
     unsynced: bool,
+    /// How many submissions came while the last group was written and synced.
+    came_meanwhile: usize,
     group: Vec<Submission<T>>,
     frames: Vec<GroupFrame>,
     committed: Vec<Committed<T>>,
@@ -120,6 +121,7 @@ impl<S: Sink> Committer<S> {
             journal,
             last,
             unsynced: false,
+            came_meanwhile: 0,
             group: Vec::new(),
             frames: Vec::new(),
             committed: Vec::new(),
@@ -129,7 +131,7 @@ impl<S: Sink> Committer<S> {
             order: Some(Box::new(order)),
             asking: 0,
             rounds: 0,
-            idle: false,
+            wanted: usize::MAX,
             closed: false,
         };
         let shared = Arc::new(Shared {
@@ -165,7 +167,7 @@ impl<S: Sink> Committer<S> {
         }
         line.waiting.push(submission);
         if shared.mode == Mode::Sync {
-            if line.idle {
+            if line.waiting.len() >= line.wanted {
                 shared.work.notify_one();
             }
             return;
@@ -224,36 +226,54 @@ impl<S: Sink> Drop for Committer<S> {
 impl<S: Sink> Shared<S> {
     /// The thread under `Sync`. Ends when it is closed and nothing waits.
     fn commit_groups(&self) {
-        let mut written = 0;
+        let mut line = lock(&self.line);
         loop {
-            let mut line = self.linger(written);
-            while line.waiting.is_empty() {
-                if line.closed {
-                    return;
-                }
-                line.idle = true;
-                line = self.work.wait(line).unwrap_or_else(PoisonError::into_inner);
-                line.idle = false;
+            line = self.wait_for(line, 1, None);
+            if line.waiting.is_empty() {
+                return;
             }
-            written = line.waiting.len();
-            let (line, order) = self.take(line);
-            self.give_back(line, order);
+            let written = line.waiting.len();
+            let (unlocked, mut order) = self.take(line);
+            line = self.round(unlocked, &mut order);
+            let expected = written + order.came_meanwhile;
+            line = self.put_down(line, order);
+            line = self.linger(line, expected);
         }
     }
 
-    /// Looks out for those who were just answered, before the thread sleeps or syncs for a few: after a group of
-    /// `written` submissions about as many come again at once. A lone writer is never kept waiting, since one
-    /// submission is all that is looked out for then.
-    fn linger(&self, written: usize) -> Guard<'_, S> {
+    /// Looks out for those who were just answered: they come again at once, as a rule, and a group that leaves without
+    /// them makes them wait for two syncs. A lone writer is never kept waiting, since it alone is expected, and finds
+    /// the thread awake: to be woken costs a good part of a sync.
+    fn linger<'a>(&'a self, mut line: Guard<'a, S>, expected: usize) -> Guard<'a, S> {
+        if expected > 1 {
+            return self.wait_for(line, expected, Some(LINGER_MAX));
+        }
         let began = Instant::now();
-        loop {
-            let line = lock(&self.line);
-            if line.waiting.len() >= written || line.closed || began.elapsed() >= LINGER_MAX {
-                return line;
-            }
+        while line.waiting.is_empty() && !line.closed && began.elapsed() < LINGER_MAX {
             drop(line);
             thread::yield_now();
+            line = lock(&self.line);
         }
+        line
+    }
+
+    /// Waits until so many submissions wait, for this time at most, or until it is closed.
+    fn wait_for<'a>(
+        &'a self,
+        mut line: Guard<'a, S>,
+        count: usize,
+        at_most: Option<Duration>,
+    ) -> Guard<'a, S> {
+        line.wanted = count;
+        let missing = |line: &mut Line<S::Ticket>| line.waiting.len() < count && !line.closed;
+        let mut line = match at_most {
+            None => self.work.wait_while(line, missing).unwrap_or_else(PoisonError::into_inner),
+            Some(time) => {
+                self.work.wait_timeout_while(line, time, missing).unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        line.wanted = usize::MAX;
+        line
     }
 
     /// The thread under `Buffered`. Ends when it is closed or poisoned.
@@ -338,11 +358,16 @@ impl<S: Sink> Shared<S> {
         while !line.waiting.is_empty() && (line.rounds == 0 || line.asking == 0) {
             line = self.round(line, &mut order);
         }
+        drop(self.put_down(line, order));
+    }
+
+    fn put_down<'a>(&'a self, mut line: Guard<'a, S>, order: Box<Order<S::Ticket>>) -> Guard<'a, S> {
         line.rounds = 0;
         line.order = Some(order);
         if line.asking > 0 {
             self.baton.notify_one();
         }
+        line
     }
 
     /// Commits all that waits, as one group.
@@ -398,6 +423,7 @@ impl<S: Sink> Shared<S> {
         if let (Some((_, writer)), Some(last)) = (&order.journal, published) {
             writer.publish(last);
         }
+        order.came_meanwhile = lock(&self.line).waiting.len();
         if !order.committed.is_empty() {
             self.tell(&mut order.committed);
         }
@@ -512,19 +538,4 @@ fn spawn<S: Sink>(
 /// No panic happens under these locks that leaves anything half done: sinks and writers run outside them.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Turns a panic into an error. What it may have left half done is not used again: the error poisons.
-fn guarded<T>(doing: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(panicked(doing, &*panic)))
-}
-
-fn panicked(doing: &str, panic: &(dyn Any + Send)) -> Error {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
-    Error::new(ErrorKind::Poisoned, format!("{doing} panicked: {text}"))
-}
-
-fn outcome_unknown(cause: &Error) -> Error {
-    cause.clone().wrap(ErrorKind::Poisoned, "outcome unknown, because the journal failed meanwhile")
 }

@@ -126,7 +126,7 @@ pub struct FrameBody {
 impl FrameBody {
     /// The records in order, as slices of one shared buffer.
     pub fn records(&self) -> impl Iterator<Item = Bytes> + use<> {
-        Records(self.padded.slice(..self.len as usize))
+        records_of(&self.padded.slice(..self.len as usize))
     }
 
     /// How many records, and so how many sequence numbers.
@@ -238,7 +238,7 @@ impl Frame {
 
     /// The records in order, as slices of one shared buffer: keeping one keeps the buffer.
     pub fn records(&self) -> impl Iterator<Item = Bytes> + use<> {
-        Records(self.body.clone())
+        records_of(&self.body)
     }
 
     /// What the frame takes on disk, header and padding included, in bytes.
@@ -275,24 +275,27 @@ impl Frame {
 
 /// The records of a frame's content.
 pub(crate) fn records_of(content: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
-    Records(content.clone())
+    Records { content: content.clone(), at: 0 }
 }
 
 /// Walks a body whose lengths are known to be right: it was built here or came through [`Frame::verified`].
-struct Records(Bytes);
+struct Records {
+    content: Bytes,
+    at: usize,
+}
 
 impl Iterator for Records {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
-        let mut rest: &[u8] = &self.0;
+        let mut rest = self.content.get(self.at..)?;
         let length = take_u32(&mut rest)? as usize;
         if rest.len() < length {
             return None;
         }
-        let record = self.0.slice(RECORD_LENGTH_BYTES..RECORD_LENGTH_BYTES + length);
-        self.0 = self.0.slice(RECORD_LENGTH_BYTES + length..);
-        Some(record)
+        let start = self.at + RECORD_LENGTH_BYTES;
+        self.at = start + length;
+        Some(self.content.slice(start..self.at))
     }
 }
 

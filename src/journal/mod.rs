@@ -67,6 +67,7 @@
 
 pub mod committer;
 pub mod frame;
+mod guard;
 pub mod log;
 pub mod options;
 mod pool;
