@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cache::batch::Batch;
-use crate::cache::blocking::block_on;
 use crate::cache::typed::{CacheBuilder, Receipt};
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::disk::contract::Disk;
@@ -20,6 +19,7 @@ use crate::ids::{Key, Seq};
 use crate::journal::options::{Durability, JournalOptions};
 use crate::metrics::Stats;
 use crate::options::{Backpressure, LayerOptions, OnRejected};
+use crate::seam::clock::block_on;
 use crate::store::contract::Store;
 
 /// An open layer: one journal, one store, one order. Cheap to clone.

@@ -13,6 +13,10 @@ pub mod manual;
 pub mod memory;
 pub mod metrics;
 pub mod options;
+#[cfg(not(feature = "simulation"))]
+mod seam;
+#[cfg(feature = "simulation")]
+pub mod seam;
 pub mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;

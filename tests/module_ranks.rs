@@ -16,6 +16,7 @@ const RANKS: &[(&str, u32)] = &[
     ("ids", 0),
     ("clock", 0),
     ("metrics", 0),
+    ("seam", 0),
     ("disk", 1),
     ("journal", 2),
     ("memory", 2),

@@ -2,46 +2,12 @@
 //!
 //! Needs no runtime and does not panic inside one, where it blocks the thread it is called on.
 
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
-
-use tokio::runtime::Handle;
-
 use crate::cache::batch::Batch;
 use crate::cache::typed::{Cache, Receipt};
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::error::Result;
 use crate::options::WritePolicy;
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Drives a future on this thread. A store whose futures need tokio finds the layer's own runtime.
-pub(crate) fn block_on<T>(runtime: Option<&Handle>, future: impl Future<Output = T>) -> T {
-    // Inside a task of somebody's runtime the task's budget would run out and stay so: this future is not
-    // part of that task's work.
-    let mut future = pin!(tokio::task::unconstrained(future));
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut context = Context::from_waker(&waker);
-    loop {
-        let polled = {
-            let _entered = runtime.map(Handle::enter);
-            future.as_mut().poll(&mut context)
-        };
-        match polled {
-            Poll::Ready(output) => return output,
-            // A wake-up that came first makes this return at once; a false one only polls again.
-            Poll::Pending => thread::park(),
-        }
-    }
-}
+use crate::seam::clock::block_on;
 
 /// A [`Cache`] for callers without a runtime. Errors and costs are the same.
 #[derive(Clone, Debug)]

@@ -1,8 +1,6 @@
 //! What the callers, the committer and the flusher share: the pending view, the gate, and how the layer is.
 
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
@@ -15,6 +13,8 @@ use crate::ids::{Epoch, Seq};
 use crate::journal::sink::{Committed, Sink};
 use crate::metrics::Metrics;
 use crate::options::LayerOptions;
+use crate::seam::sync::Mutex;
+use crate::seam::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// How many frames are revealed under one lock, so that readers are not kept out for longer than some microseconds.
 const REVEALED_AT_ONCE: usize = 64;

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 
@@ -20,6 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
 use crate::journal::options::{Durability, JournalOptions};
 use crate::journal::queue::Journal;
+use crate::seam::sync::{Mutex, MutexGuard};
 
 /// The folder beside the segments.
 const FOLDER: &str = "dead-letters";

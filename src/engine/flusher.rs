@@ -20,6 +20,7 @@ use crate::journal::frame::Frame;
 use crate::journal::log::Log;
 use crate::journal::reader::Reader;
 use crate::options::LayerOptions;
+use crate::seam::{clock, random};
 use crate::store::contract::{Batch, Op, Progress, Store, StoreError};
 
 /// How many frames are taken or retired under one lock.
@@ -110,12 +111,13 @@ impl Flusher {
         if core.options.batch_linger.is_zero() {
             return Ok(hand.frames);
         }
-        let deadline = tokio::time::sleep(core.options.batch_linger);
+        let deadline = clock::sleep(core.options.batch_linger);
         tokio::pin!(deadline);
         while !hand.full && !core.is_urgent(self.progress.applied) {
             tokio::select! {
-                () = core.urgent.notified() => {}
+                biased;
                 () = &mut deadline => break,
+                () = core.urgent.notified() => {}
             }
         }
         self.fill(&mut hand)?;
@@ -228,7 +230,7 @@ impl Flusher {
                     self.core.metrics.apply_retries.add(1);
                     self.note_retry(attempts, error.into_error());
                     let wait = backoff(attempts, self.core.options.retry_first, self.core.options.retry_cap);
-                    tokio::time::sleep(wait).await;
+                    clock::sleep(wait).await;
                 }
                 Err(error @ StoreError::Fenced { .. }) => {
                     self.core.fail(HealthState::Fenced, error.into_error());
@@ -402,7 +404,7 @@ fn backoff(attempt: u64, first: Duration, cap: Duration) -> Duration {
     let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(20);
     let ceiling = first.saturating_mul(1 << doublings).min(cap);
     // Without randomness there is no jitter, only a longer wait.
-    let drawn = getrandom::u32().unwrap_or(u32::MAX);
+    let drawn = random::u32().unwrap_or(u32::MAX);
     ceiling.mul_f64(0.1 + 0.9 * f64::from(drawn) / f64::from(u32::MAX))
 }
 

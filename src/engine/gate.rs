@@ -3,9 +3,9 @@
 //! A write enters before it is handed to the committer and leaves when the store holds it, so this is also
 //! the bound on the committer's channel. Waiting is first come, first served.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use tokio::sync::Semaphore;
+
+use crate::seam::sync::atomic::{AtomicU64, Ordering};
 
 /// How much there may be.
 #[derive(Debug)]

@@ -2,11 +2,9 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::thread::JoinHandle;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 
 use crate::engine::commit::{Effects, Ticket, Until};
@@ -23,6 +21,9 @@ use crate::journal::log::Log;
 use crate::journal::sink::Submission;
 use crate::metrics::{Metrics, Stats};
 use crate::options::{Backpressure, LayerOptions, WritePolicy};
+use crate::seam::clock::{self, Handle, Runtime};
+use crate::seam::sync::thread::{self, JoinHandle};
+use crate::seam::sync::{Mutex, MutexGuard, RwLock};
 use crate::store::contract::Store;
 
 /// The memory of a typed cache, as far as the engine needs to know it.
@@ -217,7 +218,7 @@ impl Layer {
     async fn within<T>(&self, wait: Duration, future: impl Future<Output = T>) -> Option<T> {
         let timer = {
             let _entered = self.runtime.enter();
-            tokio::time::sleep(wait)
+            clock::sleep(wait)
         };
         tokio::pin!(timer);
         tokio::pin!(future);
@@ -349,7 +350,7 @@ impl Layer {
     ) -> Result<T> {
         let layer = Arc::clone(self);
         let (sender, done) = oneshot::channel();
-        let spawned = std::thread::Builder::new().name("forebay-close".into()).spawn(move || {
+        let spawned = thread::Builder::new().name("forebay-close".into()).spawn(move || {
             // Nobody waiting any more is no error: the work is done all the same.
             drop(sender.send(work(&layer)));
         });

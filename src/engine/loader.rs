@@ -7,11 +7,12 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::watch;
 
 use crate::memory::fence::Mark;
+use crate::seam::sync::{Mutex, MutexGuard};
 
 /// The loads of one cache that are under way.
 pub struct Flights<K, T> {

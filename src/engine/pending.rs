@@ -9,16 +9,17 @@
 //! flusher has caught up, so that the order in which to merge the two sources stays simple.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use bytes::Bytes;
-use quick_cache::DefaultHashBuilder;
 
 use crate::engine::commit::Ticket;
 use crate::engine::record::Record;
 use crate::error::Result;
 use crate::ids::{Key, Seq};
 use crate::journal::frame::{Frame, FrameBody, Location, records_of};
+use crate::seam::random::HashBuilder;
+use crate::seam::sync::{Mutex, MutexGuard};
 
 /// Where a pending value is.
 #[derive(Clone, Debug)]
@@ -104,8 +105,8 @@ pub(crate) struct Backlog {
 /// The state behind the lock.
 #[derive(Default)]
 pub(crate) struct Pending {
-    index: HashMap<Key, Slot, DefaultHashBuilder>,
-    unsettled: HashMap<Key, u32, DefaultHashBuilder>,
+    index: HashMap<Key, Slot, HashBuilder>,
+    unsettled: HashMap<Key, u32, HashBuilder>,
     queue: VecDeque<QueuedFrame>,
     /// Journaled frames after the first and up to the second number are only in the journal.
     spilled: Option<(Seq, Seq)>,

@@ -3,7 +3,7 @@
 //! Nothing is written before it is certain that this journal and this store belong together. An existing
 //! journal is always replayed, whatever the caches' policies are.
 
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -19,6 +19,8 @@ use crate::journal::committer::Committer;
 use crate::journal::log::Log;
 use crate::journal::recovery::Opened;
 use crate::options::LayerOptions;
+use crate::seam::clock::{self, Handle};
+use crate::seam::sync::{Mutex, RwLock, thread};
 use crate::store::contract::{Batch, Progress, Store, StoreError, Tenure};
 
 /// Opens a layer.
@@ -167,16 +169,11 @@ fn replay(log: &Arc<Log>, pending: &PendingView, progress: Progress) -> Result<(
 }
 
 /// Starts the flusher on a thread and a runtime of its own. The runtime also drives the layer's timers.
-fn run_flusher(flusher: Flusher) -> Result<(tokio::runtime::Handle, FlusherThread)> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("forebay-timers")
-        .enable_all()
-        .build()
-        .map_err(|error| Error::io("starting the layer's runtime", error))?;
+fn run_flusher(flusher: Flusher) -> Result<(Handle, FlusherThread)> {
+    let runtime = clock::runtime().map_err(|error| Error::io("starting the layer's runtime", error))?;
     let handle = runtime.handle().clone();
     let (stop, mut stopped) = watch::channel(false);
-    let thread = std::thread::Builder::new()
+    let thread = thread::Builder::new()
         .name("forebay-flush".into())
         .spawn(move || {
             runtime.block_on(async {
@@ -184,6 +181,7 @@ fn run_flusher(flusher: Flusher) -> Result<(tokio::runtime::Handle, FlusherThrea
                 let stop = async { drop(stopped.wait_for(|stop| *stop).await) };
                 tokio::pin!(stop);
                 tokio::select! {
+                    biased;
                     () = &mut stop => return,
                     () = flusher.run() => {}
                 }
@@ -198,7 +196,7 @@ fn run_flusher(flusher: Flusher) -> Result<(tokio::runtime::Handle, FlusherThrea
 /// Runs blocking work off the caller's runtime, which may be missing.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let (sender, done) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new()
+    thread::Builder::new()
         .name("forebay-open".into())
         .spawn(move || drop(sender.send(work())))
         .map_err(|error| Error::io("starting the thread that opens the layer", error))?;

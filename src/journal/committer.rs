@@ -19,9 +19,8 @@
 //! The line itself has no bound: whoever submits has a gate in front of it, or waits for its ticket.
 
 use std::mem;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
@@ -31,6 +30,9 @@ use crate::journal::log::Log;
 use crate::journal::options::Durability;
 use crate::journal::sink::{Committed, Sink, Submission};
 use crate::journal::writer::{GroupFrame, Writer};
+use crate::seam::clock;
+use crate::seam::sync::thread::{self, JoinHandle};
+use crate::seam::sync::{Condvar, Mutex, MutexGuard};
 
 /// After so many groups written for others, a caller hands the baton to the next one that comes.
 const ROUNDS_FOR_OTHERS_MAX: u32 = 16;
@@ -248,8 +250,8 @@ impl<S: Sink> Shared<S> {
         if expected > 1 {
             return self.wait_for(line, expected, Some(LINGER_MAX));
         }
-        let began = Instant::now();
-        while line.waiting.is_empty() && !line.closed && began.elapsed() < LINGER_MAX {
+        let until = clock::now() + LINGER_MAX;
+        while line.waiting.is_empty() && !line.closed && clock::now() < until {
             drop(line);
             thread::yield_now();
             line = lock(&self.line);
@@ -264,14 +266,15 @@ impl<S: Sink> Shared<S> {
         count: usize,
         at_most: Option<Duration>,
     ) -> Guard<'a, S> {
+        let until = at_most.map(|time| clock::now() + time);
         line.wanted = count;
-        let missing = |line: &mut Line<S::Ticket>| line.waiting.len() < count && !line.closed;
-        let mut line = match at_most {
-            None => self.work.wait_while(line, missing).unwrap_or_else(PoisonError::into_inner),
-            Some(time) => {
-                self.work.wait_timeout_while(line, time, missing).unwrap_or_else(PoisonError::into_inner).0
-            }
-        };
+        while line.waiting.len() < count && !line.closed {
+            line = match until.map(|until| until.saturating_duration_since(clock::now())) {
+                None => self.work.wait(line).unwrap_or_else(PoisonError::into_inner),
+                Some(left) if left.is_zero() => break,
+                Some(left) => self.work.wait_timeout(line, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
         line.wanted = usize::MAX;
         line
     }
@@ -279,13 +282,13 @@ impl<S: Sink> Shared<S> {
     /// The thread under `Buffered`. Ends when it is closed or poisoned.
     fn sync_at(&self, interval: Duration) {
         loop {
-            let next = Instant::now() + interval;
+            let next = clock::now() + interval;
             let mut line = lock(&self.line);
             loop {
                 if line.closed {
                     return;
                 }
-                let left = next.saturating_duration_since(Instant::now());
+                let left = next.saturating_duration_since(clock::now());
                 if left.is_zero() {
                     break;
                 }

@@ -7,9 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::thread::JoinHandle;
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
@@ -20,6 +18,9 @@ use crate::journal::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader, Location};
 use crate::journal::options::JournalOptions;
 use crate::journal::pool::Pool;
 use crate::journal::segment::{Segment, cannot, damage};
+use crate::seam::sync::atomic::{AtomicU64, Ordering};
+use crate::seam::sync::thread::JoinHandle;
+use crate::seam::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 type Segments = BTreeMap<u64, Arc<Segment>>;
 

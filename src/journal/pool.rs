@@ -5,14 +5,16 @@
 //! that prepares the next spare never holds the lock while it writes, and ends when the pool is stopped.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, PoisonError};
 
 use crate::disk::contract::{Disk, DiskFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::JournalId;
 use crate::journal::options::JournalOptions;
 use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, Segment, SegmentHeader, cannot, segment_name};
+use crate::seam::random;
+use crate::seam::sync::thread::{self, JoinHandle};
+use crate::seam::sync::{Condvar, Mutex, MutexGuard};
 
 const ZERO_CHUNK_BYTES: u64 = 1024 * 1024;
 
@@ -76,7 +78,7 @@ impl Pool {
             return Ok(None);
         }
         let pool = Arc::clone(self);
-        let thread = std::thread::Builder::new().name("forebay-spare".to_owned());
+        let thread = thread::Builder::new().name("forebay-spare".to_owned());
         let started = thread.spawn(move || pool.keep_one_ready());
         started.map(Some).map_err(|error| Error::io("cannot start the thread that prepares segments", error))
     }
@@ -130,7 +132,7 @@ impl Pool {
         predecessor: Seal,
     ) -> Result<(Segment, Arc<dyn DiskFile>)> {
         let mut nonce = [0; 8];
-        getrandom::fill(&mut nonce)
+        random::fill(&mut nonce)
             .map_err(|error| Error::new(ErrorKind::Io, format!("cannot draw a segment's nonce: {error}")))?;
         let Taken { path: taken, file } = self.take(capacity)?;
         let path = self.dir.join(segment_name(number));

@@ -31,7 +31,6 @@
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::thread::{self, Thread};
 
 use crate::disk::contract::Disk;
 use crate::disk::os::OsDisk;
@@ -43,6 +42,7 @@ use crate::journal::log::Log;
 use crate::journal::options::{Durability, JournalOptions};
 use crate::journal::reader::Reader;
 use crate::journal::sink::{Committed, Sink, Submission};
+use crate::seam::sync::thread::{self, Thread};
 
 /// A persisted ordered queue. Dropping it closes it.
 pub struct Journal {

@@ -20,6 +20,7 @@ use crate::journal::segment::{
     SEGMENT_HEADER_BYTES, Seal, Segment, SegmentHeader, cannot, damage, parse_segment_name, segment_name,
 };
 use crate::journal::writer::Writer;
+use crate::seam::random;
 
 const LOCK_NAME: &str = "lock";
 /// How much is read at once.
@@ -384,7 +385,7 @@ impl Window {
 
 fn draw_id() -> Result<JournalId> {
     let mut id = [0; 16];
-    getrandom::fill(&mut id)
+    random::fill(&mut id)
         .map_err(|error| Error::new(ErrorKind::Io, format!("cannot draw the journal's identity: {error}")))?;
     Ok(JournalId(id))
 }

@@ -5,13 +5,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use crate::disk::contract::{Disk, DiskFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Seq};
 use crate::journal::frame::{put, take_u32, take_u64};
+use crate::seam::sync::Mutex;
+use crate::seam::sync::atomic::{AtomicU64, Ordering};
 
 /// The header block's size; the first frame starts behind it.
 pub(crate) const SEGMENT_HEADER_BYTES: u64 = 4096;

@@ -7,13 +7,14 @@
 //! Stripes bound the memory: two keys may share one, and then a write to one costs the other's load a reload.
 //! A bulk invalidation moves one counter instead of all stripes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use crate::memory::servable::Generation;
+use crate::seam::sync::atomic::{AtomicU64, Ordering};
+use crate::seam::sync::{Mutex, MutexGuard};
 
-/// How many stripes a cache has; a power of two.
-const STRIPES: usize = 1024;
+/// How many stripes a cache has; a power of two. Few in a simulation, so that some keys collide.
+const STRIPES: usize = if cfg!(feature = "simulation") { 8 } else { 1024 };
 
 /// The fences of one cache.
 #[derive(Debug)]

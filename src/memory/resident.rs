@@ -8,12 +8,13 @@ use std::hash::{BuildHasher, Hash};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use quick_cache::sync::{Cache, DefaultLifecycle};
-use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+use quick_cache::{OptionsBuilder, Weighter};
 
 use crate::error::{Error, ErrorKind};
 use crate::ids::Seq;
 use crate::memory::fence::{Fences, Mark};
 use crate::memory::servable::{Generation, Servable, servable};
+use crate::seam::random::HashBuilder;
 
 /// What a value costs, in the unit of the capacity; less than one counts as one.
 pub type Weigh<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
@@ -48,8 +49,8 @@ impl<K, V> Weighter<K, Entry<V>> for ByEntry {
 
 /// The entries of one cache and its fences.
 pub struct Resident<K, V> {
-    entries: Cache<K, Entry<V>, ByEntry, DefaultHashBuilder>,
-    hasher: DefaultHashBuilder,
+    entries: Cache<K, Entry<V>, ByEntry, HashBuilder>,
+    hasher: HashBuilder,
     fences: Fences,
     weigh: Option<Weigh<K, V>>,
 }
@@ -76,7 +77,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             .weight_capacity(capacity)
             .build()
             .map_err(|error| Error::with_source(ErrorKind::InvalidOption, "capacity", error.to_string()))?;
-        let hasher = DefaultHashBuilder::default();
+        let hasher = HashBuilder::default();
         let entries = Cache::with_options(options, ByEntry, hasher.clone(), DefaultLifecycle::default());
         Ok(Resident { entries, hasher, fences: Fences::default(), weigh })
     }

@@ -1,0 +1,267 @@
+//! The simulated system: one thread of the process runs one world, and a scheduler decides every step in it.
+//!
+//! The threads and the locks are shuttle's. The clock and the randomness are this file's, one world of them for each
+//! thread of the process: shuttle runs all simulated threads on one. Time stands still until [`drive`] ends the next
+//! wait; when it does so is the scheduler's choice. It also passes a little whenever it is looked at, so that a loop
+//! that waits for it to pass ends.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::collections::hash_map::DefaultHasher;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::hash::BuildHasherDefault;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, LockResult, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use shuttle::sync::MutexGuard;
+use tokio::sync::oneshot;
+
+/// How much time passes when it is looked at.
+const LOOK: Duration = Duration::from_micros(10);
+
+/// Hashes alike in every run.
+pub(crate) type HashBuilder = BuildHasherDefault<DefaultHasher>;
+
+/// When a wait ends; the second number keeps those of one moment apart.
+type Due = (Duration, u64);
+
+struct World {
+    began: Instant,
+    elapsed: Duration,
+    random: u64,
+    waits: BTreeMap<Due, Waker>,
+    waits_made: u64,
+    /// Whoever drives the clock, while nobody waits.
+    driver: Option<Waker>,
+}
+
+thread_local! {
+    static WORLD: RefCell<World> = RefCell::new(World::new(0));
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        World {
+            began: Instant::now(),
+            elapsed: Duration::ZERO,
+            random: seed,
+            waits: BTreeMap::new(),
+            waits_made: 0,
+            driver: None,
+        }
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood 2014).
+    fn draw(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+fn world<T>(change: impl FnOnce(&mut World) -> T) -> T {
+    WORLD.with_borrow_mut(change)
+}
+
+/// Begins a world. Called first in every run.
+pub fn begin(seed: u64) {
+    world(|world| *world = World::new(seed));
+}
+
+/// How much time has passed in this world.
+#[must_use]
+pub fn elapsed() -> Duration {
+    world(|world| world.elapsed)
+}
+
+/// Moves time until `until` is ready: whenever the calling thread is scheduled, the next wait ends.
+pub fn drive<T>(until: impl Future<Output = T>) -> T {
+    let mut until = pin!(until);
+    shuttle::future::block_on(poll_fn(|context| {
+        if let Poll::Ready(output) = until.as_mut().poll(context) {
+            return Poll::Ready(output);
+        }
+        let next = world(|world| {
+            let next = world.waits.pop_first();
+            match &next {
+                Some(((at, _), _)) => world.elapsed = world.elapsed.max(*at),
+                None => world.driver = Some(context.waker().clone()),
+            }
+            next
+        });
+        if let Some((_, waiting)) = next {
+            waiting.wake();
+            context.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }))
+}
+
+/// What the simulated time is.
+pub(crate) fn now() -> Instant {
+    world(|world| {
+        world.elapsed += LOOK;
+        world.began + world.elapsed
+    })
+}
+
+fn wait_until(at: Duration, waker: Waker) -> Due {
+    let (due, driver) = world(|world| {
+        world.waits_made += 1;
+        let due = (at, world.waits_made);
+        world.waits.insert(due, waker);
+        (due, world.driver.take())
+    });
+    if let Some(driver) = driver {
+        driver.wake();
+    }
+    due
+}
+
+fn forget(due: Due) {
+    world(|world| drop(world.waits.remove(&due)));
+}
+
+/// Waits so long, or longer.
+#[must_use]
+pub fn sleep(wait: Duration) -> Sleep {
+    Sleep { at: world(|world| world.elapsed.saturating_add(wait)), due: None }
+}
+
+/// A wait.
+pub struct Sleep {
+    at: Duration,
+    due: Option<Due>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if let Some(due) = self.due.take() {
+            forget(due);
+        }
+        if elapsed() >= self.at {
+            return Poll::Ready(());
+        }
+        self.due = Some(wait_until(self.at, context.waker().clone()));
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(due) = self.due.take() {
+            forget(due);
+        }
+    }
+}
+
+/// shuttle's, which knows no time, with waits that end.
+#[derive(Debug)]
+pub(crate) struct Condvar(Arc<Notified>);
+
+#[derive(Debug)]
+struct Notified(shuttle::sync::Condvar);
+
+impl Wake for Notified {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_all();
+    }
+}
+
+impl Condvar {
+    pub(crate) fn new() -> Condvar {
+        Condvar(Arc::new(Notified(shuttle::sync::Condvar::new())))
+    }
+
+    pub(crate) fn notify_one(&self) {
+        self.0.0.notify_one();
+    }
+
+    pub(crate) fn notify_all(&self) {
+        self.0.0.notify_all();
+    }
+
+    pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> LockResult<MutexGuard<'a, T>> {
+        self.0.0.wait(guard)
+    }
+
+    /// As std's, without saying whether the time is up.
+    pub(crate) fn wait_timeout<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        wait: Duration,
+    ) -> LockResult<(MutexGuard<'a, T>, ())> {
+        let due = wait_until(elapsed().saturating_add(wait), Waker::from(Arc::clone(&self.0)));
+        let waited = self.0.0.wait(guard);
+        forget(due);
+        waited.map(|guard| (guard, ())).map_err(|poisoned| PoisonError::new((poisoned.into_inner(), ())))
+    }
+}
+
+/// Stands for tokio's; what it would run on threads of its own runs on simulated ones.
+pub(crate) struct Runtime(Handle);
+
+#[derive(Clone)]
+pub(crate) struct Handle;
+
+/// That a runtime is entered, which means nothing here.
+pub(crate) struct Entered;
+
+pub(crate) fn runtime() -> io::Result<Runtime> {
+    Ok(Runtime(Handle))
+}
+
+impl Runtime {
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.0
+    }
+
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        block_on(Some(&self.0), future)
+    }
+
+    #[allow(clippy::unused_self, reason = "the runtime ends here")]
+    pub(crate) fn shutdown_background(self) {}
+}
+
+impl Handle {
+    #[allow(clippy::unused_self, reason = "as tokio's")]
+    pub(crate) fn enter(&self) -> Entered {
+        Entered
+    }
+
+    #[allow(clippy::unused_self, reason = "as tokio's")]
+    pub(crate) fn spawn_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> oneshot::Receiver<T> {
+        let (sender, done) = oneshot::channel();
+        // Nobody waiting any more is no error: the work is done all the same.
+        drop(shuttle::thread::spawn(move || drop(sender.send(work()))));
+        done
+    }
+}
+
+/// Drives a future on this simulated thread.
+pub(crate) fn block_on<T>(_: Option<&Handle>, future: impl Future<Output = T>) -> T {
+    shuttle::future::block_on(future)
+}
+
+pub(crate) fn fill(bytes: &mut [u8]) -> Result<(), Infallible> {
+    bytes.iter_mut().for_each(|byte| *byte = world(World::draw).to_le_bytes()[0]);
+    Ok(())
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "as getrandom's")]
+pub(crate) fn u32() -> Result<u32, Infallible> {
+    let [a, b, c, d, ..] = world(World::draw).to_le_bytes();
+    Ok(u32::from_le_bytes([a, b, c, d]))
+}

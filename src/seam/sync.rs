@@ -1,0 +1,21 @@
+//! Threads, and what they share. Everything in the crate that may block a thread, or that threads race for, comes from
+//! here.
+//!
+//! Not from here: `Arc`, `OnceLock` and counters, on which no thread waits; tokio's channels and semaphores, which
+//! never block a thread; and locks that are held over no other call of this module (the memory store's, the simulated
+//! disk's, quick_cache's), which one simulated thread can therefore never find taken by another.
+
+#[cfg(not(feature = "simulation"))]
+pub(crate) use std::{
+    sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic},
+    thread,
+};
+
+#[cfg(feature = "simulation")]
+pub(crate) use {
+    crate::seam::simulated::Condvar,
+    shuttle::{
+        sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic},
+        thread,
+    },
+};
