@@ -4,6 +4,7 @@ pub mod contract;
 pub mod memory;
 pub mod sled;
 mod sled_files;
+mod sled_open;
 mod worker;
 
 pub use contract::{Atomicity, Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned};

@@ -39,7 +39,8 @@ use bytes::{Buf, BufMut, Bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, JournalId, Key, Seq};
 use crate::store::contract::{Batch, BoxFuture, Progress, Store, StoreError, Tenure, Versioned};
-use crate::store::sled_files::{self, Files};
+use crate::store::sled_files::Files;
+use crate::store::sled_open::{self, damaged, open_failed, sled_error};
 use crate::store::worker::Workers;
 
 /// The memory sled may use for pages unless [`SledOptions::cache_bytes`] says otherwise.
@@ -162,13 +163,7 @@ impl SledStore {
             .cache_capacity(options.cache_bytes)
             .segment_size(segment_bytes)
             .flush_every_ms(None);
-        // sled asserts in many places that what it reads makes sense.
-        let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
-        let db = match opened {
-            Ok(opened) => opened.map_err(|error| open_failed(&files, error))?,
-            Err(_) => return Err(Error::new(ErrorKind::Damaged, damaged(&files, "sled gave up on it"))),
-        };
-        files.sync_opened()?;
+        let db = sled_open::open(&mut files, &config, segment_bytes as u64)?;
         let read = db.get(META_KEY).map_err(|error| open_failed(&files, error))?;
         let tenure = match read {
             Some(bytes) => decode_meta(&bytes, &files)?,
@@ -489,29 +484,6 @@ fn decode_meta(stored: &IVec, files: &Files) -> Result<Tenure> {
     Ok(Tenure { epoch, progress, journal: has_journal.then_some(JournalId(journal)) })
 }
 
-fn damaged(files: &Files, what: &str) -> String {
-    format!("the store in {} is damaged: {what}; all it holds is at stake", files.path().display())
-}
-
-fn open_failed(files: &Files, error: ::sled::Error) -> Error {
-    match error {
-        // The one thing sled says with this kind on opening; our own lock makes it a stranger's.
-        ::sled::Error::Io(io)
-            if io.kind() == std::io::ErrorKind::Other && io.to_string().contains("lock") =>
-        {
-            sled_files::locked(files.path())
-        }
-        ::sled::Error::Unsupported(why) => {
-            let context = format!("the database in {}: {why}", files.path().display());
-            Error::new(ErrorKind::UnknownFormat, context)
-        }
-        ::sled::Error::Corruption { .. } => {
-            Error::with_source(ErrorKind::Damaged, damaged(files, "sled cannot read it"), error)
-        }
-        other => sled_error(format!("opening the store in {}", files.path().display()), other),
-    }
-}
-
 /// A failed load. The file system may recover from what it said; nothing was changed.
 fn load_failed(error: ::sled::Error) -> StoreError {
     let transient = matches!(error, ::sled::Error::Io(_));
@@ -523,14 +495,6 @@ fn load_failed(error: ::sled::Error) -> StoreError {
 /// it, however much room there is on the disk by then.
 fn apply_failed(error: ::sled::Error) -> StoreError {
     StoreError::Fatal(sled_error("writing to the store".to_owned(), error))
-}
-
-fn sled_error(context: String, error: ::sled::Error) -> Error {
-    match error {
-        ::sled::Error::Io(error) => Error::io(context, error),
-        ::sled::Error::Corruption { .. } => Error::with_source(ErrorKind::Damaged, context, error),
-        other => Error::with_source(ErrorKind::StoreFailed, context, other),
-    }
 }
 
 fn ended(error: &Error) -> StoreError {

@@ -19,6 +19,8 @@ const LOCK_NAME: &str = "forebay.lock";
 const DATABASE_NAME: &str = "db";
 const CONFIG_NAME: &str = "conf";
 const BLOBS_NAME: &str = "blobs";
+/// A blob's name is a place in the log, and no log comes as far as this one.
+const BAR_NAME: &str = "9223372036854775807";
 
 /// The directory of one sled database, held exclusively.
 pub(crate) struct Files {
@@ -90,6 +92,45 @@ impl Files {
         self.database.unlock().map_err(|error| failed("unlocking", &self.path, error))
     }
 
+    /// Makes sled's next opening fail after it has written its snapshot and before it cleans up: it wants to remove the
+    /// blobs beyond the end of its log, and a directory cannot be removed like a file. An empty database has neither
+    /// snapshot nor end, and opens.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn bar_cleaning(&self) -> Result<()> {
+        let bar = self.path.join(BLOBS_NAME).join(BAR_NAME);
+        match fs::create_dir(&bar) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(failed("creating", &bar, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets sled open again, whether it was this process that barred it or one that crashed.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn unbar_cleaning(&self) -> Result<()> {
+        let bar = self.path.join(BLOBS_NAME).join(BAR_NAME);
+        match fs::remove_dir(&bar) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", &bar, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// How long the database file is.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn database_bytes(&self) -> Result<u64> {
+        let metadata = self.database.metadata();
+        metadata
+            .map(|metadata| metadata.len())
+            .map_err(|error| failed("looking at", &self.path.join(DATABASE_NAME), error))
+    }
+
     /// As [`Files::sync`], and what sled touches only when it opens: its configuration, which it does not
     /// sync, and a snapshot of its page table, which it syncs and renames, but not the directory.
     ///
@@ -131,6 +172,9 @@ impl Files {
         let mut changed = false;
         for entry in std::fs::read_dir(&directory).map_err(unlisted)? {
             let name = entry.map_err(unlisted)?.file_name();
+            if name == BAR_NAME {
+                continue;
+            }
             if !self.blobs_synced.contains(&name) {
                 let blob = directory.join(&name);
                 let synced = File::open(&blob).and_then(|file| file.sync_all());
@@ -186,7 +230,7 @@ pub(crate) fn locked(path: &Path) -> Error {
     Error::new(ErrorKind::Locked, context)
 }
 
-fn failed(doing: &str, path: &Path, error: io::Error) -> Error {
+pub(crate) fn failed(doing: &str, path: &Path, error: io::Error) -> Error {
     Error::io(format!("{doing} {}", path.display()), error)
 }
 

@@ -1,0 +1,387 @@
+//! P1, P2 and P3 of the embedded store under power cuts, rebuilt from its system calls.
+//!
+//! A child applies known batches to a [`SledStore`] under `strace`: small ones, ones that make sled reuse its
+//! segments, ones with values of many segments, with clean and unclean ends and reopenings in between. From the trace
+//! come images of what a power cut at any moment could have left (see `support/traced_disk.rs`: `sync_file_range`
+//! counts for nothing, names need their directory's sync). Each image is opened: it has to hold everything that was
+//! acknowledged, and exactly the batches that its watermark says, and go on from there.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "helpers of tests"
+)]
+#![cfg(target_os = "linux")]
+
+#[path = "support/budget.rs"]
+mod budget;
+#[path = "support/traced_disk.rs"]
+mod traced_disk;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use forebay::ids::{Key, NamespaceName, Seq};
+use forebay::store::contract::{Batch, Op, Progress, Store};
+use forebay::store::sled::SledStore;
+
+use traced_disk::{Call, Disk, SURVIVORS, Survivors};
+
+const PATH_VARIABLE: &str = "FOREBAY_TEST_STORE";
+const PHASE_VARIABLE: &str = "FOREBAY_TEST_PHASE";
+/// sled's segments begin at multiples of this.
+const SEGMENT_BYTES: usize = 4 << 20;
+const SEED: u64 = 20;
+
+/// One batch: per change the key and the value's size; `None` removes.
+type Plan = Vec<(u64, Option<usize>)>;
+
+/// What one process does.
+struct Phase {
+    batches: Vec<Plan>,
+    /// Whether it closes the store, or just ends.
+    closes: bool,
+}
+
+fn phase(closes: bool, batches: impl IntoIterator<Item = Plan>) -> Phase {
+    Phase { batches: batches.into_iter().collect(), closes }
+}
+
+/// Many small batches and many openings.
+fn small() -> Vec<Phase> {
+    let batch = |round: u64| -> Plan {
+        (0..12)
+            .map(|place| {
+                (place * 3 % 20, (place != round % 7).then_some(50 + (place * round) as usize % 900))
+            })
+            .collect()
+    };
+    vec![
+        phase(false, []),
+        phase(true, (0..4).map(batch)),
+        phase(false, (4..12).map(batch)),
+        phase(false, (12..14).map(batch)),
+        phase(true, (14..20).map(batch)),
+        phase(true, [vec![(90, Some(200_000))], vec![(90, Some(70_000)), (1, None)], vec![(90, None)]]),
+        phase(false, (20..22).map(batch)),
+    ]
+}
+
+/// The same keys over and over, so that sled frees segments and uses them again.
+fn reusing() -> Vec<Phase> {
+    let batch =
+        |round: u64| -> Plan { (0..20).map(|place| ((place * 7 + round) % 30, Some(36_000))).collect() };
+    vec![
+        phase(false, (0..24).map(batch)),
+        phase(true, (24..30).map(batch)),
+        phase(false, (30..36).map(batch)),
+    ]
+}
+
+/// Batches and values of several segments, among small ones.
+fn large() -> Vec<Phase> {
+    let small = |round: u64| -> Plan { (0..10).map(|place| (place, Some(300 + round as usize))).collect() };
+    let records: Plan = (20..370).map(|place| (place, Some(38_000))).collect();
+    let value = |size: usize| -> Plan { vec![(1, Some(10)), (700, Some(size)), (2, None)] };
+    vec![phase(false, [small(1), value(13 << 20), small(2)]), phase(false, [records, small(3), value(20)])]
+}
+
+fn workload(name: &str) -> Vec<Phase> {
+    match name {
+        "small" => small(),
+        "reusing" => reusing(),
+        "large" => large(),
+        other => panic!("no workload {other}"),
+    }
+}
+
+fn key(place: u64) -> Key {
+    Key::new(&NamespaceName::parse("power").unwrap(), &place.to_be_bytes()).unwrap()
+}
+
+/// A value that names its sequence number in every sector. Text, which `strace` shows byte for byte.
+fn value(seq: u64, size: usize) -> Bytes {
+    let mut text = format!("{seq:07}|").repeat(size / 8 + 1);
+    text.truncate(size);
+    Bytes::from(text)
+}
+
+/// What the store holds after a number of batches.
+#[derive(Clone, Default)]
+struct Model {
+    watermark: u64,
+    shown: BTreeMap<u64, (u64, usize)>,
+}
+
+/// The store after each batch; the first is the empty one.
+fn models(phases: &[Phase]) -> Vec<Model> {
+    let mut models = vec![Model::default()];
+    for plan in phases.iter().flat_map(|phase| &phase.batches) {
+        let mut model = models.last().unwrap().clone();
+        for (key, size) in plan {
+            model.watermark += 1;
+            match size {
+                Some(size) => model.shown.insert(*key, (model.watermark, *size)),
+                None => model.shown.remove(key),
+            };
+        }
+        models.push(model);
+    }
+    models
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().build().unwrap()
+}
+
+fn say(what: &str) {
+    let mut out = std::io::stdout().lock();
+    out.write_all(format!("\n{what}\n").as_bytes()).unwrap();
+    out.flush().unwrap();
+}
+
+/// The child: one phase of a workload.
+#[test]
+#[ignore = "runs only as a child of the other tests, which trace it"]
+fn child_works() {
+    let path = std::env::var(PATH_VARIABLE).expect("called by a test of this file");
+    let named = std::env::var(PHASE_VARIABLE).unwrap();
+    let (name, nth) = named.split_once(' ').unwrap();
+    let (phases, nth) = (workload(name), nth.parse::<usize>().unwrap());
+    let mut watermark = models(&phases[..nth]).last().unwrap().watermark;
+    let store = runtime().block_on(async {
+        let store = SledStore::open(path).unwrap();
+        say("claim begins");
+        let tenure = store.claim(None).await.unwrap();
+        say("claim returned");
+        assert_eq!(tenure.progress.applied, Seq(watermark));
+        for plan in &phases[nth].batches {
+            let ops = (watermark + 1..).zip(plan).map(|(seq, (place, size))| Op {
+                seq: Seq(seq),
+                key: key(*place),
+                value: size.map(|size| value(seq, size)),
+            });
+            let ops: Vec<Op> = ops.collect();
+            watermark += ops.len() as u64;
+            let progress = Progress { applied: Seq(watermark), journaled: Seq(watermark) };
+            say("apply begins");
+            store.apply(&Batch { epoch: tenure.epoch, ops, progress }).await.unwrap();
+            say("apply returned");
+        }
+        store
+    });
+    if !phases[nth].closes {
+        // Nothing is dropped: as a killed process, but at a moment when the trace is whole.
+        std::process::exit(0);
+    }
+    drop(store);
+}
+
+/// Runs all phases of a workload under `strace`, one process after the other.
+fn record(name: &str, directory: &Path) -> Vec<Call> {
+    let mut calls = Vec::new();
+    let mut first = 0;
+    for nth in 0..workload(name).len() {
+        let log = directory.join("trace");
+        let output = Command::new("strace")
+            .args(traced_disk::STRACE)
+            .arg("-o")
+            .arg(&log)
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "child_works", "--ignored", "--nocapture"])
+            .env(PATH_VARIABLE, directory.join("top/store"))
+            .env(PHASE_VARIABLE, format!("{name} {nth}"))
+            .output()
+            .expect("this test needs strace; install it (apt-get install strace)");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "the traced child failed, or strace may not trace here: {told}");
+        let (traced, next) = traced_disk::parse(&std::fs::read_to_string(log).unwrap(), first);
+        calls.extend(traced);
+        first = next;
+    }
+    calls
+}
+
+/// How many of the children's calls had begun and returned.
+struct Told {
+    claims: (u64, u64),
+    applies: (usize, usize),
+}
+
+impl Told {
+    fn by(disk: &Disk<'_>) -> Told {
+        let count = |what: &str| disk.said.iter().filter(|said| **said == what).count();
+        Told {
+            claims: (count("claim begins") as u64, count("claim returned") as u64),
+            applies: (count("apply begins"), count("apply returned")),
+        }
+    }
+}
+
+/// Opens an image and compares it with the models. `Err` says what a power cut would have destroyed.
+async fn check(image: &Path, models: &[Model], told: &Told) -> Result<(), String> {
+    let store = SledStore::open(image).map_err(|error| format!("does not open: {error}"))?;
+    let watermark = holds(&store, models, told).await?;
+    // A recovery that left something behind would show in what comes next.
+    let tenure = store.claim(None).await.map_err(|error| format!("claiming: {error:?}"))?;
+    let next = Seq(watermark + 1);
+    let op = Op { seq: next, key: key(9_999), value: Some(value(next.0, 3_000)) };
+    let progress = Progress { applied: next, journaled: next };
+    let batch = Batch { epoch: tenure.epoch, ops: vec![op], progress };
+    store.apply(&batch).await.map_err(|error| format!("applying: {error:?}"))?;
+    drop(store);
+    let store = SledStore::open(image).map_err(|error| format!("does not open a second time: {error}"))?;
+    let mut last = models.iter().find(|model| model.watermark == watermark).unwrap().clone();
+    last.watermark = next.0;
+    last.shown.insert(9_999, (next.0, 3_000));
+    let told = Told { claims: (u64::MAX, tenure.epoch.0), applies: (0, 0) };
+    holds(&store, &[last], &told).await.map_err(|what| format!("after one more batch: {what}"))?;
+    Ok(())
+}
+
+/// Whether the store is what one of `models` says, and not too old. Returns its watermark.
+async fn holds(store: &SledStore, models: &[Model], told: &Told) -> Result<u64, String> {
+    let tenure = store.tenure().await.map_err(|error| format!("reading the tenure: {error:?}"))?;
+    let watermark = tenure.progress.applied.0;
+    let Some(at) = models.iter().position(|model| model.watermark == watermark) else {
+        return Err(format!("its watermark {watermark} is no batch's end"));
+    };
+    let (begun, returned) = told.applies;
+    if at < returned {
+        return Err(format!("{returned} batches were acknowledged, and it holds {at}"));
+    }
+    if at > begun.max(models.len() - 1) {
+        return Err(format!("{begun} batches were begun, and it holds {at}"));
+    }
+    if tenure.epoch.0 < told.claims.1 || tenure.epoch.0 > told.claims.0 {
+        return Err(format!("its epoch is {}, with claims {:?}", tenure.epoch, told.claims));
+    }
+    let places: std::collections::BTreeSet<u64> =
+        models.iter().flat_map(|model| model.shown.keys().copied()).collect();
+    let keys: Vec<Key> = places.iter().map(|place| key(*place)).collect();
+    let found = store.load_many(&keys).await.map_err(|error| format!("loading: {error:?}"))?;
+    for (place, found) in places.into_iter().zip(found) {
+        let expected = models[at].shown.get(&place).copied();
+        let is = found.as_ref().map(|found| (found.version.0, found.value.len()));
+        if is != expected {
+            return Err(format!("at watermark {watermark} key {place} is {is:?} instead of {expected:?}"));
+        }
+        if let (Some(found), Some((seq, size))) = (found, expected)
+            && found.value != value(seq, size)
+        {
+            return Err(format!("at watermark {watermark} the value of key {place} has other bytes"));
+        }
+    }
+    Ok(watermark)
+}
+
+/// SplitMix64, as a source of numbers below a limit.
+fn randomness(mut state: u64) -> impl FnMut(usize) -> usize {
+    move |limit| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % limit as u64) as usize
+    }
+}
+
+/// In memory where there is such a place: every opened image is synced.
+fn scratch() -> tempfile::TempDir {
+    let memory = PathBuf::from("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
+fn cut_the_power(name: &str, share_percent: u32, default: Duration) {
+    let directory = scratch();
+    let top = directory.path().canonicalize().unwrap().join("top");
+    std::fs::create_dir(&top).unwrap();
+    let calls = record(name, directory.path());
+    drop(std::fs::remove_file(directory.path().join("trace")));
+    let events = traced_disk::events(&calls);
+    let models = models(&workload(name));
+    let written: usize = calls
+        .iter()
+        .map(|call| match &call.action {
+            traced_disk::Action::Write { data, .. } => data.len(),
+            _ => 0,
+        })
+        .sum();
+
+    let until = Instant::now() + budget::budget(share_percent, default);
+    let mut tried = Tried::default();
+    while tried.passes == 0 || Instant::now() < until {
+        let mut random = randomness(SEED + tried.passes);
+        let mut disk = Disk::new(&calls, &top);
+        for (place, event) in events.iter().enumerate() {
+            // Just before a sync returns, the most is in doubt: there always, elsewhere now and then.
+            let returning = event.1 && matches!(calls[event.0].action, traced_disk::Action::Sync { .. });
+            let spent = Instant::now() > until && tried.images > 20;
+            if !spent && disk.is_in_doubt() && (returning || random(8) == 0) {
+                let one = [SURVIVORS[random(SURVIVORS.len())]];
+                let survivors = if disk.bytes_in_doubt() > SEGMENT_BYTES { &SURVIVORS[..] } else { &one };
+                for survivors in survivors {
+                    let target = directory.path().join("image");
+                    std::fs::create_dir(&target).unwrap();
+                    disk.image(&target, *survivors, SEGMENT_BYTES, &mut random);
+                    let checked = runtime().block_on(check(&target.join("store"), &models, &Told::by(&disk)));
+                    std::fs::remove_dir_all(&target).unwrap();
+                    let at = format!("pass {}, event {place} ({})", tried.passes, calls[event.0]);
+                    tried.count(*survivors, checked, at);
+                }
+            }
+            disk.step(*event);
+        }
+        tried.passes += 1;
+    }
+    println!("{name}: {} calls that wrote {written} bytes; {tried}", calls.len());
+    assert!(tried.images > 20, "only {} images were tried", tried.images);
+    assert!(tried.broken.is_empty(), "{} broken:\n{}", tried.broken.len(), tried.broken.join("\n"));
+}
+
+/// What was tried, and what came of it.
+#[derive(Default)]
+struct Tried {
+    passes: u64,
+    images: usize,
+    by_survivors: BTreeMap<String, usize>,
+    broken: Vec<String>,
+}
+
+impl Tried {
+    fn count(&mut self, survivors: Survivors, outcome: Result<(), String>, at: String) {
+        self.images += 1;
+        *self.by_survivors.entry(format!("{survivors:?}")).or_default() += 1;
+        if let Err(what) = outcome {
+            self.broken.push(format!("{at}, {survivors:?}: {what}"));
+        }
+    }
+}
+
+impl std::fmt::Display for Tried {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Tried { passes, images, by_survivors, broken } = self;
+        write!(f, "{images} images in {passes} passes, {} of them broken {by_survivors:?}", broken.len())
+    }
+}
+
+#[test]
+fn fault_small_batches_survive_power_cuts() {
+    cut_the_power("small", 3, Duration::from_secs(6));
+}
+
+#[test]
+fn fault_reused_segments_survive_power_cuts() {
+    cut_the_power("reusing", 4, Duration::from_secs(8));
+}
+
+#[test]
+fn fault_batches_of_several_segments_survive_power_cuts() {
+    cut_the_power("large", 3, Duration::from_secs(8));
+}

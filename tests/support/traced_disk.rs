@@ -1,0 +1,499 @@
+//! A disk that is rebuilt from the system calls of a traced process, and what a power cut could leave of it.
+//!
+//! The model is a pessimistic one. A write is safe only once an `fsync` or `fdatasync` of its file that began after
+//! the write had returned has itself returned; `sync_file_range` counts for nothing. Until then each 512-byte sector
+//! of it may be on the disk or not, whatever the order. A name (create, `mkdir`, `rename`, `unlink`) is safe only once
+//! its directory was synced; of those that are not, some first ones are there, since file systems log them in order.
+//! Times are lines of the trace.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+const SECTOR: usize = 512;
+
+/// One system call that had, or may have had, an effect.
+#[derive(Debug)]
+pub struct Call {
+    pub begin: usize,
+    /// For a call that never returned, the end of its process.
+    pub end: usize,
+    pub action: Action,
+}
+
+#[derive(Debug)]
+pub enum Action {
+    Create {
+        path: PathBuf,
+        truncate: bool,
+    },
+    Write {
+        path: PathBuf,
+        offset: usize,
+        data: Vec<u8>,
+    },
+    Truncate {
+        path: PathBuf,
+        len: usize,
+    },
+    Sync {
+        path: PathBuf,
+    },
+    MakeDir {
+        path: PathBuf,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Unlink {
+        path: PathBuf,
+    },
+    /// The traced program's own word on its standard output.
+    Said {
+        text: String,
+    },
+}
+
+impl std::fmt::Display for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.action {
+            Action::Write { path, offset, data } => {
+                write!(f, "write of {} bytes at {offset} to {path:?}", data.len())
+            }
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
+/// What `strace` has to be told for [`parse`] to understand it.
+pub const STRACE: [&str; 6] = [
+    "-f",
+    "-y",
+    "-s",
+    "100000000",
+    "-e",
+    "trace=openat,write,pwrite64,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,fsync,fdatasync,sync_file_range,\
+     mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,symlink,msync",
+];
+
+/// Reads the trace of one process. Its lines are counted from `first`; returns the next free line too.
+pub fn parse(log: &str, first: usize) -> (Vec<Call>, usize) {
+    let mut texts: Vec<(usize, Option<usize>, String)> = Vec::new();
+    let mut open: HashMap<&str, usize> = HashMap::new();
+    let mut next = first;
+    for (line, text) in (first..).zip(log.lines()) {
+        next = line + 1;
+        let (thread, text) = text.trim_start().split_once(' ').expect("strace -f -o starts with the thread");
+        let text = text.trim_start();
+        if let Some(begun) = text.strip_suffix("<unfinished ...>") {
+            open.insert(thread, texts.len());
+            texts.push((line, None, begun.trim_end().to_owned()));
+        } else if text.starts_with("<... ") {
+            let (_, rest) = text.split_once("resumed>").expect("strace names what it resumes");
+            // A thread that the end of its process caught has nothing to resume.
+            if let Some(at) = open.remove(thread) {
+                texts[at].2.push_str(rest);
+                texts[at].1 = Some(line);
+            }
+        } else if !text.starts_with("+++") && !text.starts_with("---") {
+            texts.push((line, Some(line), text.to_owned()));
+        }
+    }
+    let mut positions: HashMap<String, usize> = HashMap::new();
+    let calls = texts.into_iter().filter_map(|(begin, end, text)| {
+        let action = action(&text, &mut positions)?;
+        Some(Call { begin, end: end.unwrap_or(next), action })
+    });
+    (calls.collect(), next)
+}
+
+/// `None` for a call that failed, or that changes nothing here. `positions` is where each descriptor stands.
+fn action(text: &str, positions: &mut HashMap<String, usize>) -> Option<Action> {
+    let (name, arguments) = text.split_once('(').expect("a call has arguments");
+    // What was cut off by the end of its process has no result, and may have happened.
+    let result: Option<i64> = text.rsplit_once(" = ").and_then(|(_, result)| {
+        let digits: String = result.chars().take_while(|c| c.is_ascii_digit() || *c == '-').collect();
+        digits.parse().ok()
+    });
+    if result.is_some_and(|result| result < 0) {
+        return None;
+    }
+    let descriptor = || {
+        let (number, rest) = arguments.split_once('<').expect("strace -y shows descriptors with paths");
+        let (path, rest) = rest.split_once('>').expect("strace closes what it opens");
+        (number.to_owned(), PathBuf::from(path), rest)
+    };
+    Some(match name {
+        "openat" => {
+            let path = quoted_path(arguments);
+            let number = result?.to_string();
+            positions.insert(number, 0);
+            if !arguments.contains("O_CREAT") && !arguments.contains("O_TRUNC") {
+                return None;
+            }
+            assert!(!arguments.contains("O_APPEND"), "a trace that this model does not cover: {name}");
+            Action::Create { path, truncate: arguments.contains("O_TRUNC") }
+        }
+        "write" => {
+            let (number, path, rest) = descriptor();
+            let (mut data, _) = quoted(rest);
+            data.truncate(result.map_or(usize::MAX, |result| result as usize));
+            if number == "1" {
+                return Some(Action::Said { text: String::from_utf8_lossy(&data).trim().to_owned() });
+            }
+            let position = positions.entry(number).or_default();
+            let offset = *position;
+            *position += data.len();
+            Action::Write { path, offset, data }
+        }
+        "pwrite64" => {
+            let (_, path, rest) = descriptor();
+            let (mut data, rest) = quoted(rest);
+            data.truncate(result.map_or(usize::MAX, |result| result as usize));
+            let offset = rest.split(", ").nth(2).and_then(|offset| offset.split(')').next());
+            let offset = offset.and_then(|offset| offset.parse().ok()).expect("pwrite64 has an offset");
+            Action::Write { path, offset, data }
+        }
+        "ftruncate" => {
+            let (_, path, rest) = descriptor();
+            let len = rest.trim_start_matches(", ").split(')').next().and_then(|len| len.parse().ok());
+            Action::Truncate { path, len: len.expect("ftruncate has a length") }
+        }
+        "fsync" | "fdatasync" => {
+            result?;
+            Action::Sync { path: descriptor().1 }
+        }
+        "mkdir" => Action::MakeDir { path: quoted_path(arguments) },
+        "unlink" | "rmdir" => Action::Unlink { path: quoted_path(arguments) },
+        "rename" => {
+            let (from, rest) = quoted(arguments);
+            Action::Rename { from: path(from), to: quoted_path(rest) }
+        }
+        "sync_file_range" => return None,
+        other => panic!("the traced process made a call that this model does not cover: {other}"),
+    })
+}
+
+fn path(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(String::from_utf8(bytes).expect("the tests' paths are text"))
+}
+
+fn quoted_path(text: &str) -> PathBuf {
+    path(quoted(text).0)
+}
+
+/// The bytes of the first quoted string, and what follows it.
+fn quoted(text: &str) -> (Vec<u8>, &str) {
+    let (_, mut rest) = text.split_once('"').expect("a string argument");
+    let mut bytes = Vec::new();
+    loop {
+        let end = rest.find(['\\', '"']).expect("strace closes its strings");
+        bytes.extend_from_slice(&rest.as_bytes()[..end]);
+        if rest.as_bytes()[end] == b'"' {
+            let after = &rest[end + 1..];
+            assert!(!after.starts_with("..."), "strace cut a string off");
+            return (bytes, after);
+        }
+        let escape = rest.as_bytes()[end + 1];
+        let digits = rest[end + 1..].bytes().take(3).take_while(|byte| (b'0'..=b'7').contains(byte)).count();
+        if digits > 0 {
+            let value = u32::from_str_radix(&rest[end + 1..end + 1 + digits], 8).expect("octal digits");
+            bytes.push(u8::try_from(value).expect("strace escapes bytes"));
+            rest = &rest[end + 1 + digits..];
+            continue;
+        }
+        bytes.push(match escape {
+            b'n' => b'\n',
+            b't' => b'\t',
+            b'r' => b'\r',
+            b'v' => 0x0b,
+            b'f' => 0x0c,
+            b'"' | b'\\' => escape,
+            other => panic!("strace escaped a byte in an unknown way: {other}"),
+        });
+        rest = &rest[end + 2..];
+    }
+}
+
+/// What a directory entry leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Node {
+    Directory,
+    File(usize),
+}
+
+#[derive(Debug)]
+enum Name {
+    Add { path: PathBuf, node: Node },
+    Remove { path: PathBuf },
+    Move { from: PathBuf, to: PathBuf, node: Node },
+}
+
+#[derive(Default)]
+struct Content {
+    durable: Vec<u8>,
+    /// Changes that no sync has covered, by call: a write of bytes, or a cut to a length.
+    pending: Vec<usize>,
+}
+
+/// How the survivors among what was not synced are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Survivors {
+    Nothing,
+    Everything,
+    /// All sectors but one.
+    AllButOne,
+    /// Each sector or not.
+    Sectors,
+    /// Each write wholly or not at all.
+    Writes,
+    /// The newest write of each file alone.
+    NewestWrite,
+    /// The first sector of each write and of each `unit` of the file alone, where logs keep their headers.
+    Headers,
+    /// Everything but those.
+    AllButHeaders,
+}
+
+pub const SURVIVORS: [Survivors; 8] = [
+    Survivors::Nothing,
+    Survivors::Everything,
+    Survivors::AllButOne,
+    Survivors::Sectors,
+    Survivors::Writes,
+    Survivors::NewestWrite,
+    Survivors::Headers,
+    Survivors::AllButHeaders,
+];
+
+/// The disk at one moment of the trace. Moments come in order.
+pub struct Disk<'a> {
+    calls: &'a [Call],
+    /// Only what is below this directory is modelled.
+    top: PathBuf,
+    /// What the process sees.
+    live: BTreeMap<PathBuf, Node>,
+    durable: BTreeMap<PathBuf, Node>,
+    /// Changes of names that no sync has covered.
+    names: Vec<(usize, Name)>,
+    files: Vec<Content>,
+    pub said: Vec<&'a str>,
+}
+
+/// The begins and ends of `calls`, in the order of the trace.
+pub fn events(calls: &[Call]) -> Vec<(usize, bool)> {
+    let mut events: Vec<(usize, bool, usize)> = Vec::with_capacity(2 * calls.len());
+    for (at, call) in calls.iter().enumerate() {
+        events.push((call.begin, false, at));
+        events.push((call.end, true, at));
+    }
+    events.sort_by_key(|(line, end, at)| (*line, *at, *end));
+    events.into_iter().map(|(_, end, at)| (at, end)).collect()
+}
+
+impl<'a> Disk<'a> {
+    pub fn new(calls: &'a [Call], top: &Path) -> Disk<'a> {
+        Disk {
+            calls,
+            top: top.to_owned(),
+            live: BTreeMap::new(),
+            durable: BTreeMap::new(),
+            names: Vec::new(),
+            files: Vec::new(),
+            said: Vec::new(),
+        }
+    }
+
+    /// Whether a power cut could leave more than one image now.
+    pub fn is_in_doubt(&self) -> bool {
+        !self.names.is_empty() || self.files.iter().any(|file| !file.pending.is_empty())
+    }
+
+    /// How many bytes were written and not synced.
+    pub fn bytes_in_doubt(&self) -> usize {
+        let changes = self.files.iter().flat_map(|file| &file.pending);
+        changes.map(|change| sectors_of(&self.calls[*change].action).count() * SECTOR).sum()
+    }
+
+    /// Lets one event of [`events`] happen.
+    pub fn step(&mut self, (at, ends): (usize, bool)) {
+        match (&self.calls[at].action, ends) {
+            (Action::Said { text }, false) => self.said.push(text),
+            (Action::Create { path, truncate }, false) if self.covers(path) => match self.live.get(path) {
+                Some(Node::File(file)) if *truncate => self.files[*file].pending.push(at),
+                Some(_) => {}
+                None => {
+                    let node = Node::File(self.files.len());
+                    self.files.push(Content::default());
+                    self.rename(at, Name::Add { path: path.clone(), node });
+                }
+            },
+            (Action::MakeDir { path }, false) if self.covers(path) => {
+                self.rename(at, Name::Add { path: path.clone(), node: Node::Directory });
+            }
+            (Action::Rename { from, to }, false) if self.covers(from) => {
+                let node = self.live[from];
+                self.rename(at, Name::Move { from: from.clone(), to: to.clone(), node });
+            }
+            (Action::Unlink { path }, false) if self.covers(path) => {
+                self.rename(at, Name::Remove { path: path.clone() });
+            }
+            (Action::Write { path, .. } | Action::Truncate { path, .. }, false) if self.covers(path) => {
+                let Node::File(file) = self.live[path] else { panic!("{path:?} is written and is no file") };
+                self.files[file].pending.push(at);
+            }
+            (Action::Sync { path }, true) if self.covers(path) || *path == self.top => self.sync(path, at),
+            _ => {}
+        }
+    }
+
+    fn covers(&self, path: &Path) -> bool {
+        path.starts_with(&self.top) && *path != self.top
+    }
+
+    fn rename(&mut self, at: usize, name: Name) {
+        apply_name(&mut self.live, &name);
+        self.names.push((at, name));
+    }
+
+    fn sync(&mut self, path: &Path, at: usize) {
+        let begin = self.calls[at].begin;
+        let calls = self.calls;
+        if let Some(Node::File(file)) = self.live.get(path) {
+            let file = &mut self.files[*file];
+            let (covered, left) = file.pending.iter().partition(|change| calls[**change].end < begin);
+            file.pending = left;
+            let covered: Vec<usize> = covered;
+            covered.iter().for_each(|change| apply_change(&mut file.durable, &calls[*change].action));
+            return;
+        }
+        for (change, name) in std::mem::take(&mut self.names) {
+            let (Name::Add { path: of, .. } | Name::Remove { path: of } | Name::Move { to: of, .. }) = &name;
+            if of.parent() == Some(path) && calls[change].end < begin {
+                apply_name(&mut self.durable, &name);
+            } else {
+                self.names.push((change, name));
+            }
+        }
+    }
+
+    /// Writes into the empty directory `target` what a power cut at this moment could leave.
+    pub fn image(
+        &self,
+        target: &Path,
+        survivors: Survivors,
+        unit: usize,
+        random: &mut impl FnMut(usize) -> usize,
+    ) {
+        let mut names = self.durable.clone();
+        let kept = match survivors {
+            Survivors::Nothing => 0,
+            Survivors::Everything | Survivors::AllButOne | Survivors::Headers => self.names.len(),
+            _ => random(self.names.len() + 1),
+        };
+        for (_, name) in self.names.iter().take(kept) {
+            apply_name(&mut names, name);
+        }
+        for (path, node) in names {
+            let path = target.join(path.strip_prefix(&self.top).expect("only what is below is modelled"));
+            // A directory whose own name was lost takes its files with it. Maps are sorted, parents first.
+            if !path.parent().is_some_and(Path::is_dir) {
+                continue;
+            }
+            match node {
+                Node::Directory => std::fs::create_dir(&path).unwrap(),
+                Node::File(file) => {
+                    std::fs::write(&path, self.content(&self.files[file], survivors, unit, random)).unwrap();
+                }
+            }
+        }
+    }
+
+    fn content(
+        &self,
+        file: &Content,
+        survivors: Survivors,
+        unit: usize,
+        random: &mut impl FnMut(usize) -> usize,
+    ) -> Vec<u8> {
+        let mut image = file.durable.clone();
+        if file.pending.is_empty() || survivors == Survivors::Nothing {
+            return image;
+        }
+        // What the page cache holds after each change: a sector goes to the disk with all that is in it.
+        let mut cached = file.durable.clone();
+        let sectors: usize =
+            file.pending.iter().map(|change| sectors_of(&self.calls[*change].action).count()).sum();
+        let missing = random(sectors.max(1));
+        let mut counted = 0;
+        for (place, change) in file.pending.iter().enumerate() {
+            let action = &self.calls[*change].action;
+            apply_change(&mut cached, action);
+            let whole = random(2) == 0;
+            if !matches!(action, Action::Write { .. }) {
+                if whole || survivors == Survivors::Everything {
+                    apply_change(&mut image, action);
+                }
+                continue;
+            }
+            for (nth, sector) in sectors_of(action).enumerate() {
+                let is_header = nth == 0 || (sector * SECTOR).is_multiple_of(unit);
+                let kept = match survivors {
+                    Survivors::Nothing => false,
+                    Survivors::Everything => true,
+                    Survivors::AllButOne => counted != missing,
+                    Survivors::Sectors => random(2) == 0,
+                    Survivors::Writes => whole,
+                    Survivors::NewestWrite => place + 1 == file.pending.len(),
+                    Survivors::Headers => is_header,
+                    Survivors::AllButHeaders => !is_header,
+                };
+                counted += 1;
+                if kept {
+                    let (from, to) = (sector * SECTOR, cached.len().min((sector + 1) * SECTOR));
+                    image.resize(image.len().max(to), 0);
+                    image[from..to].copy_from_slice(&cached[from..to]);
+                }
+            }
+        }
+        // The new length may be there without the bytes.
+        if survivors != Survivors::Everything && random(4) == 0 {
+            image.resize(image.len().max(cached.len()), 0);
+        }
+        image
+    }
+}
+
+fn sectors_of(action: &Action) -> std::ops::Range<usize> {
+    match action {
+        Action::Write { offset, data, .. } => offset / SECTOR..(offset + data.len()).div_ceil(SECTOR),
+        _ => 0..0,
+    }
+}
+
+fn apply_name(names: &mut BTreeMap<PathBuf, Node>, name: &Name) {
+    match name {
+        Name::Add { path, node } => {
+            names.insert(path.clone(), *node);
+        }
+        Name::Remove { path } => {
+            names.remove(path);
+        }
+        Name::Move { from, to, node } => {
+            names.remove(from);
+            names.insert(to.clone(), *node);
+        }
+    }
+}
+
+fn apply_change(content: &mut Vec<u8>, action: &Action) {
+    match action {
+        Action::Write { offset, data, .. } => {
+            content.resize(content.len().max(offset + data.len()), 0);
+            content[*offset..offset + data.len()].copy_from_slice(data);
+        }
+        Action::Truncate { len, .. } => content.resize(*len, 0),
+        Action::Create { .. } => content.clear(),
+        other => panic!("no change of a file: {other:?}"),
+    }
+}
