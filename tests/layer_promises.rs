@@ -85,6 +85,34 @@ impl Store for HeldLoads {
     }
 }
 
+/// P4: a write-through that the store confirmed late made its value visible over that of a write-behind which had been
+/// acknowledged meanwhile. Readers saw the older value until it was evicted, though the store had the newer one. Found
+/// by the simulation.
+#[tokio::test]
+async fn p4_a_late_write_through_does_not_hide_what_was_written_behind_meanwhile() {
+    let layer = Layer::new();
+    let hand = Hand::stalled(&layer.store);
+    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
+    let through = {
+        let (bay, cache) = (bay.clone(), cache.clone());
+        tokio::spawn(async move {
+            let mut batch = bay.batch();
+            batch.put(&cache, &1, 1).unwrap().put(&cache, &2, 1).unwrap().put(&cache, &3, 1).unwrap();
+            batch.write_policy(WritePolicy::Through);
+            batch.commit().await
+        })
+    };
+    hand.wait_for_applies(1).await;
+    cache.put(&1, 2).await.unwrap();
+    cache.remove(&2).await.unwrap();
+    hand.release();
+    through.await.unwrap().unwrap();
+    assert_eq!(cache.get_many(&[1, 2, 3]).await.unwrap(), [Some(2), None, Some(1)]);
+    bay.flush().await.unwrap();
+    assert_eq!(cache.get_many(&[1, 2, 3]).await.unwrap(), [Some(2), None, Some(1)]);
+}
+
 /// P2: the store is never ahead of the durable journal. Under `Buffered` a power cut may take what the store
 /// lacks, but a store that has what the journal lost could not tell it from a lost journal.
 #[tokio::test]

@@ -55,6 +55,20 @@ impl Ticket {
         }
     }
 
+    /// As [`Ticket::publish`] for a frame that was written through: of a key that was written behind meanwhile memory
+    /// has the newer value already, and keeps it.
+    pub(crate) fn publish_applied(&mut self, first: Seq, superseded: &[bool]) {
+        let effects = match std::mem::replace(&mut self.effects, Effects::None) {
+            Effects::None => Vec::new(),
+            Effects::One(effect) => vec![effect],
+            Effects::Many(effects) => effects,
+        };
+        let numbered = effects.into_iter().zip(0_u64..).zip(superseded);
+        numbered
+            .filter(|(_, superseded)| !**superseded)
+            .for_each(|((effect, at), _)| effect.publish(first.plus(at)));
+    }
+
     /// Answers the writer. That nobody waits any more is no error: the write happened all the same.
     pub(crate) fn answer(self, outcome: Result<Seq, Error>) {
         drop(self.answer.send(outcome));

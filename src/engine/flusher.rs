@@ -330,15 +330,22 @@ impl Flusher {
         for some in frames.chunks(FRAMES_AT_ONCE) {
             let mut pending = self.core.pending.lock();
             for frame in some {
-                if let Err(error) = pending.retire(frame) {
-                    drop(pending);
-                    self.core.fail(HealthState::Failed, error);
-                    return Err(());
-                }
-                if let Some(mut ticket) = pending.take_ticket(frame.first) {
-                    debug_assert_eq!(ticket.until, Until::Applied);
-                    ticket.publish(frame.first);
-                    tickets.push((frame.last(), ticket));
+                let ended = pending.retire(frame).and_then(|()| {
+                    let superseded = pending.superseded(frame)?;
+                    let ticket = pending.take_ticket(frame.first);
+                    Ok(ticket.map(|mut ticket| {
+                        debug_assert_eq!(ticket.until, Until::Applied);
+                        ticket.publish_applied(frame.first, &superseded);
+                        ticket
+                    }))
+                });
+                match ended {
+                    Ok(ticket) => tickets.extend(ticket.map(|ticket| (frame.last(), ticket))),
+                    Err(error) => {
+                        drop(pending);
+                        self.core.fail(HealthState::Failed, error);
+                        return Err(());
+                    }
                 }
                 records += u64::from(frame.count);
                 bytes += frame.bytes;

@@ -216,6 +216,16 @@ impl Pending {
         self.tickets.remove(&first)
     }
 
+    /// Of each record of a frame that was written through, whether its key has a newer pending one.
+    pub(crate) fn superseded(&self, frame: &QueuedFrame) -> Result<Vec<bool>> {
+        if frame.location.is_some() {
+            return Ok(Vec::new());
+        }
+        let newer =
+            |(seq, record): (Seq, Record)| self.index.get(&record.key).is_some_and(|slot| slot.version > seq);
+        frame.records().map(|numbered| numbered.map(newer)).collect()
+    }
+
     /// All tickets, when nothing will be applied any more. What was unsettled stays so.
     pub(crate) fn take_tickets(&mut self) -> Vec<Ticket> {
         std::mem::take(&mut self.tickets).into_values().collect()
