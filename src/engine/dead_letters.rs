@@ -24,6 +24,8 @@ use crate::seam::sync::{Mutex, MutexGuard};
 
 /// The folder beside the segments.
 const FOLDER: &str = "dead-letters";
+/// Small in a simulation, where writing zeros takes most of the time.
+const SEGMENT_BYTES: u64 = if cfg!(feature = "simulation") { 64 << 10 } else { 1 << 20 };
 const REASON_BYTES_MAX: usize = 512;
 const LETTER: u8 = 1;
 const RESOLVED: u8 = 2;
@@ -76,7 +78,8 @@ impl DeadLetters {
         watermark: Seq,
         records_max: u64,
     ) -> Result<DeadLetters> {
-        let options = JournalOptions { segment_bytes: 1 << 20, spares_max: 0, ..JournalOptions::default() };
+        let options =
+            JournalOptions { segment_bytes: SEGMENT_BYTES, spares_max: 0, ..JournalOptions::default() };
         let queue = Journal::open_on(disk, journal_dir.join(FOLDER), options, Durability::Sync)?;
         let mut state = State::default();
         let mut resolved: BTreeMap<Seq, Vec<Seq>> = BTreeMap::new();

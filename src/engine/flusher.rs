@@ -134,8 +134,12 @@ impl Flusher {
                 self.take_from_memory(hand, &mut pending, limit)?;
                 continue;
             }
-            let Some(ahead) = &self.source.ahead else { return Ok(()) };
-            let frame = QueuedFrame::read(ahead);
+            let frame = match &self.source.ahead {
+                Some(ahead) => QueuedFrame::read(ahead),
+                // Frames were left to the journal just now.
+                None if pending.spilled().is_some() => continue,
+                None => return Ok(()),
+            };
             if !hand.admits(&frame, &self.core.options)? {
                 return Ok(());
             }
