@@ -113,6 +113,24 @@ async fn p4_a_late_write_through_does_not_hide_what_was_written_behind_meanwhile
     assert_eq!(cache.get_many(&[1, 2, 3]).await.unwrap(), [Some(2), None, Some(1)]);
 }
 
+/// After the store had rejected the newest write, a write-through, `flush` waited for ever, and `close` for its whole
+/// deadline: the watermark passed the number of a refused write only with the next one. Found by the simulation.
+#[tokio::test]
+async fn a_flush_does_not_wait_for_a_write_that_was_refused() {
+    let layer = Layer::new();
+    let hand = Hand::new(&layer.store);
+    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
+    hand.reject(key_of("n", &1));
+    let error = cache.put_with(&1, 1, WritePolicy::Through).await.expect_err("it is rejected");
+    assert_eq!(error.kind(), ErrorKind::Rejected);
+    let flushed = tokio::time::timeout(Duration::from_secs(10), bay.flush()).await;
+    assert_eq!(flushed.expect("nothing is left to wait for").unwrap(), Seq(1));
+    cache.put(&2, 2).await.unwrap();
+    bay.flush().await.unwrap();
+    assert_eq!(stored::<u32, u64>(&layer.store, "n", &2).await, Some((2, Seq(2))));
+}
+
 /// P2: the store is never ahead of the durable journal. Under `Buffered` a power cut may take what the store
 /// lacks, but a store that has what the journal lost could not tell it from a lost journal.
 #[tokio::test]

@@ -3,6 +3,7 @@
 //! Nothing is ever queued again. A batch that fails stays in hand and is sent again until the store takes it,
 //! rejects a record of it, or shows that it never will; the watermark moves only when the store says so.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub(crate) struct Flusher {
     pub(crate) views: Arc<Views>,
     pub(crate) progress: Progress,
     pub(crate) source: Source,
+    /// The last number that was given to a write which then did not happen.
+    pub(crate) refused: Cell<Seq>,
 }
 
 /// The journal as a second source beside memory, and the frame read from it last.
@@ -87,7 +90,11 @@ impl Flusher {
         loop {
             match self.next_batch().await {
                 Ok(frames) => {
-                    if self.deliver(frames).await.is_err() {
+                    let delivered = match frames.is_empty() {
+                        true => self.pass_refused().await,
+                        false => self.deliver(frames).await,
+                    };
+                    if delivered.is_err() {
                         return;
                     }
                 }
@@ -96,7 +103,17 @@ impl Flusher {
         }
     }
 
-    /// Waits for work, and for the batch to fill if the options say so and nobody is in a hurry.
+    /// Moves the watermark over numbers whose writes were refused, when nothing else is left to move it: whoever flushes
+    /// waits for them.
+    async fn pass_refused(&mut self) -> Result<(), ()> {
+        let progress = Progress { applied: self.refused.get(), ..self.progress };
+        match self.apply(Vec::new(), progress).await {
+            Ok(()) => self.retire(&[], &[], progress),
+            Err(_) => Err(()),
+        }
+    }
+
+    /// Waits for work (none means that refused numbers are to be passed), and for the batch to fill if the options say so and nobody is in a hurry.
     async fn next_batch(&mut self) -> Result<Vec<QueuedFrame>> {
         let core = Arc::clone(&self.core);
         let mut hand = Hand::default();
@@ -105,6 +122,10 @@ impl Flusher {
             self.fill(&mut hand)?;
             if !hand.frames.is_empty() {
                 break;
+            }
+            // All that was committed before them has ended.
+            if self.refused.get() > self.progress.applied {
+                return Ok(hand.frames);
             }
             work.await;
         }
@@ -314,6 +335,7 @@ impl Flusher {
             pending.retire(frame)?;
             pending.take_ticket(frame.first)
         };
+        self.refused.set(self.refused.get().max(frame.last()));
         self.core.gate.leave(u64::from(frame.count), frame.bytes);
         self.core.settled.notify_waiters();
         if let Some(ticket) = ticket {

@@ -3,6 +3,7 @@
 //! Nothing is written before it is certain that this journal and this store belong together. An existing
 //! journal is always replayed, whatever the caches' policies are.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -149,6 +150,7 @@ fn start(
         views: Arc::clone(&views),
         progress: tenure.progress,
         source: Source::default(),
+        refused: Cell::new(Seq::ZERO),
     };
     let (runtime, thread) = run_flusher(flusher)?;
     let (flusher, store) = (Mutex::new(Some(thread)), RwLock::new(Some(store)));
