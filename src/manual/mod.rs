@@ -10,5 +10,7 @@ pub mod reading {}
 pub mod durability {}
 #[doc = include_str!("operating.md")]
 pub mod operating {}
+#[doc = include_str!("testing.md")]
+pub mod testing {}
 #[doc = include_str!("design.md")]
 pub mod design {}

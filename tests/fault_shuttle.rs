@@ -1,0 +1,296 @@
+//! The places where threads meet, each on its own, in many orders: the commit hand-off, the pending view against the
+//! flusher, fences against fills, closing against writers, the full gate.
+//!
+//! A failing test prints the number of its order; `FOREBAY_SEED` set to that number repeats it.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
+
+#[allow(unreachable_pub, reason = "other tests include it, too")]
+#[path = "support/budget.rs"]
+mod budget;
+#[path = "support/simulation/mod.rs"]
+mod simulation;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use budget::budget;
+use forebay::disk::contract::Disk;
+use forebay::disk::simulated::SimDisk;
+use forebay::journal::committer::Committer;
+use forebay::journal::frame::FrameBuilder;
+use forebay::journal::log::Log;
+use forebay::journal::sink::{Committed, Sink, Submission};
+use forebay::memory::resident::{Bound, Resident};
+use forebay::seam::simulated;
+use forebay::{
+    Backpressure, Builder, Cache, Durability, Error, ErrorKind, Forebay, JournalOptions, MemoryStore, Seq,
+    WritePolicy,
+};
+use shuttle::future::block_on;
+use shuttle::sync::{Mutex, mpsc};
+use shuttle::{Config, FailurePersistence, MaxSteps, Runner, thread};
+use simulation::order::Drawn;
+use tokio::sync::oneshot;
+
+const TESTS: u32 = 6;
+const BUFFERED: Durability = Durability::Buffered { sync_interval: Duration::from_millis(10) };
+
+/// Runs `body` in one order after the other until the time is up, or in the one that `FOREBAY_SEED` says.
+fn in_many_orders(name: &str, body: impl Fn() + Send + Sync + Clone + 'static) {
+    let mut config = Config::new();
+    config.stack_size = 1 << 20;
+    config.max_steps = MaxSteps::FailAfter(1_000_000);
+    config.silence_warnings = true;
+    config.failure_persistence = FailurePersistence::None;
+    config.max_time = Some(budget(5, Duration::from_secs(6)) / TESTS);
+    let first = std::env::var("FOREBAY_SEED").ok().map(|seed| seed.parse::<u64>().expect("a number"));
+    let tried = Arc::new(AtomicU64::new(first.unwrap_or(1) - 1));
+    let next = Arc::clone(&tried);
+    let last = first.unwrap_or(u64::MAX);
+    let orders = Box::new(move || (next.load(SeqCst) < last).then(|| next.fetch_add(1, SeqCst) + 1));
+    let runner = Runner::new(Drawn::patient(orders), config);
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        runner.run(move || {
+            simulated::begin(1);
+            let (body, (done, ended)) = (body.clone(), oneshot::channel());
+            let thread = thread::spawn(move || {
+                body();
+                done.send(()).expect("the clock's thread waits");
+            });
+            let ended = simulated::drive(ended);
+            thread.join().expect("shuttle fails the test itself");
+            ended.expect("the body has ended");
+        })
+    }));
+    match ran {
+        Ok(orders) => println!("{name}: {orders} orders"),
+        Err(panic) => {
+            println!("{name} fails in the order of FOREBAY_SEED={}", tried.load(SeqCst));
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// What a sink was told, by submitter and number.
+#[derive(Default)]
+struct Told {
+    committed: Mutex<Vec<(Seq, Ticket)>>,
+    refused: Mutex<Vec<(Ticket, ErrorKind)>>,
+}
+
+type Ticket = (usize, u32);
+
+impl Sink for Told {
+    type Ticket = Ticket;
+
+    fn committed(&self, group: &mut Vec<Committed<Ticket>>) {
+        let group = group.drain(..).map(|committed| (committed.first, committed.ticket));
+        self.committed.lock().unwrap().extend(group);
+    }
+
+    fn refused(&self, ticket: Ticket, error: &Error) {
+        self.refused.lock().unwrap().push((ticket, error.kind()));
+    }
+
+    fn poisoned(&self, error: &Error) {
+        panic!("nothing fails here: {error}");
+    }
+}
+
+/// Every submission is answered once, in the order of its submitter, and numbers are dense; what is refused is refused
+/// because of the close, and nothing that came later is committed.
+fn hand_off(durability: Option<Durability>) {
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+    let opened = durability.map(|_| Log::open(disk, Path::new("/journal"), &small()).unwrap());
+    let journal = opened.map(|opened| (opened.log, opened.writer));
+    let told = Arc::new(Told::default());
+    let journaled = journal.is_some();
+    let durability = durability.unwrap_or(Durability::Sync);
+    let committer = Arc::new(Committer::start(journal, durability, Seq::ZERO, Arc::clone(&told)).unwrap());
+    let submitters: Vec<_> = (0..3)
+        .map(|submitter| {
+            let committer = Arc::clone(&committer);
+            thread::spawn(move || {
+                for number in 0..2 {
+                    let mut body = FrameBuilder::new();
+                    body.push(&[b"record"]).unwrap();
+                    let ticket = (submitter, number);
+                    committer.submit(Submission { body: body.finish(), journaled, ticket });
+                }
+            })
+        })
+        .collect();
+    let syncer = {
+        let committer = Arc::clone(&committer);
+        thread::spawn(move || committer.sync())
+    };
+    committer.close().unwrap();
+    submitters.into_iter().for_each(|submitter| submitter.join().unwrap());
+    syncer.join().unwrap().unwrap();
+    let (committed, refused) = (told.committed.lock().unwrap(), told.refused.lock().unwrap());
+    let mut latest = BTreeMap::new();
+    for ((seq, (submitter, number)), expected) in committed.iter().zip(1..) {
+        assert_eq!(seq.0, expected, "numbers are dense and in order");
+        assert!(latest.insert(*submitter, *number) < Some(*number), "a submitter's order is kept");
+    }
+    for ((submitter, number), kind) in refused.iter() {
+        assert_eq!(*kind, ErrorKind::Closed);
+        assert!(latest.get(submitter) < Some(number), "what follows a refused one is refused");
+    }
+    assert_eq!(committed.len() + refused.len(), 6, "every submission is answered once");
+}
+
+#[test]
+fn fault_shuttle_commit_hand_off() {
+    in_many_orders("commit hand-off", || {
+        hand_off(Some(Durability::Sync));
+        hand_off(Some(BUFFERED));
+        hand_off(None);
+    });
+}
+
+fn small() -> JournalOptions {
+    let mut options = JournalOptions::default();
+    (options.segment_bytes, options.zero_fill, options.spares_max) = (64 << 10, false, 0);
+    options
+}
+
+fn layer(disk: &SimDisk, store: &MemoryStore) -> Builder {
+    let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    Forebay::builder(store.clone())
+        .journal("/journal")
+        .journal_options(small())
+        .disk(disk)
+        .batch_records_max(2)
+}
+
+/// Whoever reads while values are written, spilled and applied sees them in their order, and what was acknowledged
+/// before it read or something newer.
+#[test]
+fn fault_shuttle_pending_against_the_flusher() {
+    for memory in [0, 1 << 20] {
+        in_many_orders(&format!("pending against the flusher, {memory} bytes in memory"), move || {
+            let bay = layer(&SimDisk::new(), &MemoryStore::new());
+            let bay =
+                bay.pending_memory_bytes_max(memory).batch_linger(Duration::ZERO).open_blocking().unwrap();
+            let cache: Cache<u32, u64> = bay.cache("n").capacity(1).open().unwrap();
+            let acknowledged = Arc::new(Mutex::new(0));
+            let reader = {
+                let (cache, acknowledged) = (cache.clone(), Arc::clone(&acknowledged));
+                thread::spawn(move || {
+                    let mut before = 0;
+                    for _ in 0..3 {
+                        let least = before.max(*acknowledged.lock().unwrap());
+                        before = block_on(cache.get(&1)).unwrap().unwrap_or(0);
+                        assert!(before >= least, "{before} was read after {least}");
+                        cache.evict(&1);
+                    }
+                })
+            };
+            for value in 1..=3 {
+                let policy = if value == 2 { WritePolicy::Through } else { WritePolicy::Behind };
+                block_on(cache.put_with(&1, value, policy)).unwrap();
+                *acknowledged.lock().unwrap() = value;
+            }
+            reader.join().unwrap();
+            block_on(bay.flush()).unwrap();
+            assert_eq!(bay.pending(), 0);
+            assert_eq!(block_on(cache.get(&1)).unwrap(), Some(3));
+        });
+    }
+}
+
+/// A load that began before a change never leaves the older value in memory.
+#[test]
+fn fault_shuttle_fences_against_fills() {
+    in_many_orders("fences against fills", || {
+        let memory: Arc<Resident<u32, u64>> = Arc::new(Resident::new(Bound::Entries(10)).unwrap());
+        let store = Arc::new(Mutex::new(0_u64));
+        let loaders: Vec<_> = (0..2)
+            .map(|_| {
+                let (memory, store) = (Arc::clone(&memory), Arc::clone(&store));
+                thread::spawn(move || {
+                    let mark = memory.mark(&1);
+                    let loaded = *store.lock().unwrap();
+                    memory.fill(&1, &loaded, Seq(loaded), &mark).unwrap();
+                })
+            })
+            .collect();
+        *store.lock().unwrap() = 1;
+        memory.invalidate(&1).unwrap();
+        assert!(
+            memory.get(&1).is_none_or(|entry| entry.value == 1),
+            "older than the invalidation of the key"
+        );
+        *store.lock().unwrap() = 2;
+        memory.invalidate_all();
+        assert!(memory.get(&1).is_none_or(|entry| entry.value == 2), "older than the invalidation of all");
+        *store.lock().unwrap() = 3;
+        memory.written(1, Some(3), Seq(3)).unwrap();
+        loaders.into_iter().for_each(|loader| loader.join().unwrap());
+        assert_eq!(memory.get(&1).map(|entry| entry.value), Some(3));
+    });
+}
+
+/// A write that meets a close is acknowledged and kept, or refused and gone.
+#[test]
+fn fault_shuttle_close_against_writers() {
+    in_many_orders("close against writers", || {
+        let (disk, store) = (SimDisk::new(), MemoryStore::new());
+        let bay = layer(&disk, &store).open_blocking().unwrap();
+        let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
+        let (sender, outcomes) = mpsc::channel();
+        for key in 0..3 {
+            let (cache, sender) = (cache.clone(), sender.clone());
+            thread::spawn(move || {
+                let policy = if key == 0 { WritePolicy::Through } else { WritePolicy::Behind };
+                sender.send((key, block_on(cache.put_with(&key, 7, policy)))).unwrap();
+            });
+        }
+        let closed = block_on(bay.close()).unwrap();
+        let outcomes: BTreeMap<u32, _> = (0..3).map(|_| outcomes.recv().unwrap()).collect();
+        drop((cache, bay));
+        let bay = layer(&disk, &store).open_blocking().unwrap();
+        assert_eq!(bay.pending(), closed.queued);
+        let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
+        for (key, outcome) in outcomes {
+            let found = block_on(cache.get(&key)).unwrap();
+            match outcome {
+                Ok(_) => assert_eq!(found, Some(7), "{key} was acknowledged"),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+                    assert_eq!(found, None, "{key} was refused: {error}");
+                }
+            }
+        }
+    });
+}
+
+/// Writers at a full gate get in as soon as there is room, all of them, and the queue never holds more than it may.
+#[test]
+fn fault_shuttle_full_gate() {
+    in_many_orders("full gate", || {
+        let bay = layer(&SimDisk::new(), &MemoryStore::new()).queue_records_max(2);
+        let bay = bay.backpressure(Backpressure::Wait).open_blocking().unwrap();
+        let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
+        let writers: Vec<_> = (0..3)
+            .map(|key| {
+                let (bay, cache) = (bay.clone(), cache.clone());
+                thread::spawn(move || {
+                    for value in 0..2 {
+                        block_on(cache.put(&key, value)).unwrap();
+                        assert!(bay.pending() <= 2, "the queue is bounded");
+                    }
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        block_on(bay.flush()).unwrap();
+        assert_eq!(bay.pending(), 0);
+    });
+}

@@ -1,0 +1,42 @@
+//! Makes a failing run small: takes atoms of its plan away for as long as it still fails (delta debugging, Zeller and
+//! Hildebrandt, 2002).
+
+use crate::simulation::plan::{Kept, Plan, Seed};
+use crate::simulation::{Outcome, run};
+
+/// In how many orders a smaller plan is tried before it counts as sound.
+const ORDERS: u64 = 60;
+
+/// The smallest failing run found; `failed` says whether an outcome is the failure that is looked for.
+pub fn shrink(first: Outcome, failed: impl Fn(&Outcome) -> bool) -> Outcome {
+    let mut best = first;
+    let mut kept: Vec<usize> = match &best.seed.kept.0 {
+        Some(kept) => kept.clone(),
+        None => (0..Plan::draw(best.seed.plan).atoms()).collect(),
+    };
+    let mut chunk = kept.len().div_ceil(2);
+    while chunk > 0 {
+        let mut at = 0;
+        let mut smaller = false;
+        while at < kept.len() {
+            let mut less = kept.clone();
+            less.drain(at..(at + chunk).min(kept.len()));
+            match attempt(&best.seed, &less, &failed) {
+                Some(outcome) => {
+                    (best, kept, smaller) = (outcome, less, true);
+                }
+                None => at += chunk,
+            }
+        }
+        if !smaller || chunk > kept.len() {
+            chunk /= 2;
+        }
+    }
+    best
+}
+
+fn attempt(seed: &Seed, kept: &[usize], failed: impl Fn(&Outcome) -> bool) -> Option<Outcome> {
+    let orders = std::iter::once(seed.order).chain(1..ORDERS);
+    let seeds = orders.map(|order| Seed { plan: seed.plan, order, kept: Kept(Some(kept.to_vec())) });
+    seeds.map(|seed| run(&seed)).find(|outcome| failed(outcome))
+}
