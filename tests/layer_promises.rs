@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use forebay::disk::simulated::CrashPolicy;
@@ -111,6 +111,30 @@ async fn p4_a_late_write_through_does_not_hide_what_was_written_behind_meanwhile
     assert_eq!(cache.get_many(&[1, 2, 3]).await.unwrap(), [Some(2), None, Some(1)]);
     bay.flush().await.unwrap();
     assert_eq!(cache.get_many(&[1, 2, 3]).await.unwrap(), [Some(2), None, Some(1)]);
+}
+
+/// P5: a batch that wrote a key twice put both values into memory, one after the other, and a reader could meet the
+/// first, which was never there. Found by the simulation.
+#[tokio::test]
+async fn p5_of_several_writes_of_a_key_in_a_batch_only_the_last_reaches_memory() {
+    let layer = Layer::new();
+    let bay = layer.open().await;
+    for policy in [WritePolicy::Behind, WritePolicy::Through] {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let weighed = Arc::clone(&seen);
+        let weigh = move |key: &u32, value: &u64| {
+            weighed.lock().unwrap().push((*key, *value));
+            1
+        };
+        let cache: Cache<u32, u64> =
+            bay.cache(&format!("{policy:?}")).weight_capacity(10, weigh).write_policy(policy).open().unwrap();
+        let mut batch = bay.batch();
+        batch.put(&cache, &1, 1).unwrap().put(&cache, &2, 2).unwrap().put(&cache, &1, 3).unwrap();
+        batch.put(&cache, &3, 4).unwrap().remove(&cache, &3).unwrap();
+        batch.commit().await.unwrap();
+        assert_eq!(*seen.lock().unwrap(), [(2, 2), (1, 3)], "{policy:?}");
+        assert_eq!(cache.get_many(&[1, 2, 3]).await.unwrap(), [Some(3), Some(2), None]);
+    }
 }
 
 /// After the store had rejected the newest write, a write-through, `flush` waited for ever, and `close` for its whole

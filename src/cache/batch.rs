@@ -1,14 +1,17 @@
 //! Atomic writes over several keys and caches of one layer: one frame, one apply.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::cache::typed::{Cache, Receipt};
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::engine::commit::{Effect, Effects};
 use crate::engine::layer::Layer;
+use crate::engine::record::Record;
 use crate::error::{ErrorKind, Result};
-use crate::journal::frame::FrameBuilder;
+use crate::journal::frame::{FrameBody, FrameBuilder};
 use crate::options::WritePolicy;
+use crate::seam::random::HashBuilder;
 
 /// Writes that take effect together. Nothing happens before [`Batch::commit`].
 ///
@@ -89,7 +92,9 @@ impl Batch {
         }
         let default = if self.through { WritePolicy::Through } else { WritePolicy::Behind };
         let policy = self.policy.unwrap_or(default);
-        let written = self.layer.write(self.frame.finish(), policy, Effects::Many(self.effects)).await;
+        let body = self.frame.finish();
+        let effects = Effects::Many(last_of_each_key(&body, self.effects)?);
+        let written = self.layer.write(body, policy, effects).await;
         if written.as_ref().is_err_and(|error| error.kind() == ErrorKind::InDoubt) {
             self.on_doubt.into_iter().for_each(|invalidate| invalidate());
         }
@@ -114,4 +119,19 @@ impl Batch {
         self.on_doubt.push(on_doubt);
         self.through |= policy == WritePolicy::Through;
     }
+}
+
+/// The effects, without those that a later one of the same key replaces.
+fn last_of_each_key(body: &FrameBody, effects: Vec<Box<dyn Effect>>) -> Result<Vec<Option<Box<dyn Effect>>>> {
+    let keys = body.records().map(|bytes| Record::parse(&bytes).map(|record| record.key));
+    let keys = keys.collect::<Result<Vec<_>>>()?;
+    let mut seen = HashSet::with_capacity_and_hasher(keys.len(), HashBuilder::default());
+    let mut kept: Vec<_> = effects
+        .into_iter()
+        .zip(&keys)
+        .rev()
+        .map(|(effect, key)| seen.insert(key).then_some(effect))
+        .collect();
+    kept.reverse();
+    Ok(kept)
 }

@@ -20,8 +20,9 @@ pub enum Effects {
     None,
     /// A single write's.
     One(Box<dyn Effect>),
-    /// An atomic batch's.
-    Many(Vec<Box<dyn Effect>>),
+    /// An atomic batch's; nothing where a later record of the batch writes the same key, since nobody may see a value
+    /// that was never there.
+    Many(Vec<Option<Box<dyn Effect>>>),
 }
 
 /// When the writer is answered.
@@ -50,7 +51,9 @@ impl Ticket {
             Effects::None => {}
             Effects::One(effect) => effect.publish(first),
             Effects::Many(effects) => {
-                effects.into_iter().zip(0_u64..).for_each(|(effect, at)| effect.publish(first.plus(at)));
+                let numbered = effects.into_iter().zip(0_u64..);
+                let numbered = numbered.filter_map(|(effect, at)| effect.map(|effect| (effect, at)));
+                numbered.for_each(|(effect, at)| effect.publish(first.plus(at)));
             }
         }
     }
@@ -60,13 +63,13 @@ impl Ticket {
     pub(crate) fn publish_applied(&mut self, first: Seq, superseded: &[bool]) {
         let effects = match std::mem::replace(&mut self.effects, Effects::None) {
             Effects::None => Vec::new(),
-            Effects::One(effect) => vec![effect],
+            Effects::One(effect) => vec![Some(effect)],
             Effects::Many(effects) => effects,
         };
         let numbered = effects.into_iter().zip(0_u64..).zip(superseded);
-        numbered
-            .filter(|(_, superseded)| !**superseded)
-            .for_each(|((effect, at), _)| effect.publish(first.plus(at)));
+        let kept = numbered.filter(|(_, superseded)| !**superseded).map(|(numbered, _)| numbered);
+        let kept = kept.filter_map(|(effect, at)| effect.map(|effect| (effect, at)));
+        kept.for_each(|(effect, at)| effect.publish(first.plus(at)));
     }
 
     /// Answers the writer. That nobody waits any more is no error: the write happened all the same.
