@@ -29,11 +29,18 @@ pub(crate) type HashBuilder = BuildHasherDefault<DefaultHasher>;
 /// When a wait ends; the second number keeps those of one moment apart.
 type Due = (Duration, u64);
 
+/// Who is to be woken when a wait ends.
+struct Wait {
+    waker: Waker,
+    /// Woken again and again until it has gone: a condition variable forgets who tells it too early.
+    stays: bool,
+}
+
 struct World {
     began: Instant,
     elapsed: Duration,
     random: u64,
-    waits: BTreeMap<Due, Waker>,
+    waits: BTreeMap<Due, Wait>,
     waits_made: u64,
     /// Whoever drives the clock, while nobody waits.
     driver: Option<Waker>,
@@ -88,14 +95,14 @@ pub fn drive<T>(until: impl Future<Output = T>) -> T {
             return Poll::Ready(output);
         }
         let next = world(|world| {
-            let next = world.waits.pop_first();
-            match &next {
-                Some(((at, _), _)) => world.elapsed = world.elapsed.max(*at),
-                None => world.driver = Some(context.waker().clone()),
-            }
-            next
+            let Some(next) = world.waits.first_entry() else {
+                world.driver = Some(context.waker().clone());
+                return None;
+            };
+            world.elapsed = world.elapsed.max(next.key().0);
+            Some(if next.get().stays { next.get().waker.clone() } else { next.remove().waker })
         });
-        if let Some((_, waiting)) = next {
+        if let Some(waiting) = next {
             waiting.wake();
             context.waker().wake_by_ref();
         }
@@ -111,11 +118,11 @@ pub(crate) fn now() -> Instant {
     })
 }
 
-fn wait_until(at: Duration, waker: Waker) -> Due {
+fn wait_until(at: Duration, wait: Wait) -> Due {
     let (due, driver) = world(|world| {
         world.waits_made += 1;
         let due = (at, world.waits_made);
-        world.waits.insert(due, waker);
+        world.waits.insert(due, wait);
         (due, world.driver.take())
     });
     if let Some(driver) = driver {
@@ -150,7 +157,7 @@ impl Future for Sleep {
         if elapsed() >= self.at {
             return Poll::Ready(());
         }
-        self.due = Some(wait_until(self.at, context.waker().clone()));
+        self.due = Some(wait_until(self.at, Wait { waker: context.waker().clone(), stays: false }));
         Poll::Pending
     }
 }
@@ -199,7 +206,8 @@ impl Condvar {
         guard: MutexGuard<'a, T>,
         wait: Duration,
     ) -> LockResult<(MutexGuard<'a, T>, ())> {
-        let due = wait_until(elapsed().saturating_add(wait), Waker::from(Arc::clone(&self.0)));
+        let wait_for = Wait { waker: Waker::from(Arc::clone(&self.0)), stays: true };
+        let due = wait_until(elapsed().saturating_add(wait), wait_for);
         let waited = self.0.0.wait(guard);
         forget(due);
         waited.map(|guard| (guard, ())).map_err(|poisoned| PoisonError::new((poisoned.into_inner(), ())))
