@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use forebay::disk::contract::{Disk, DiskFile};
@@ -203,4 +204,59 @@ fn a_crash_lets_go_of_locks_and_rot_reaches_the_medium() {
     assert_eq!(sectors(&disk.crash(CrashPolicy::OnlySynced), "f"), "z");
     let beyond = disk.overwrite(&Path::new(DIR).join("f"), SECTOR_BYTES as u64, b"z");
     assert_eq!(beyond.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+}
+
+#[test]
+fn everything_that_can_be_lost_is_lost_by_itself_once() {
+    let disk = disk();
+    let file = durable_file(&disk, "f", 4);
+    // Written, but as it was: no loss of it shows.
+    file.write_all_at(&[b'a'; SECTOR_BYTES], 0).unwrap();
+    file.write_all_at(&[b'b'; 2 * SECTOR_BYTES], SECTOR_BYTES as u64).unwrap();
+    disk.rename(&Path::new(DIR).join("f"), &Path::new(DIR).join("g")).unwrap();
+    let unsynced = disk.unsynced();
+    assert_eq!((unsynced.sectors, unsynced.names), (2, 1));
+    let without: Vec<String> =
+        (0..3).map(|nth| sectors(&disk.crash(CrashPolicy::AllButSector { nth }), "g")).collect();
+    assert_eq!(without, ["aaba", "abaa", "abba"]);
+    assert_eq!(sectors(&disk.crash(CrashPolicy::AllButName { nth: 0 }), "f"), "abba");
+    assert_eq!(sectors(&disk.crash(CrashPolicy::NamesLost), "f"), "abba");
+    assert_eq!(sectors(&disk.crash(CrashPolicy::ContentLost), "g"), "aaaa");
+}
+
+#[test]
+fn a_garbled_sector_keeps_the_bytes_that_nobody_wrote() {
+    let disk = disk();
+    let file = durable_file(&disk, "f", 1);
+    file.write_all_at(&[b'b'; 100], 200).unwrap();
+    let mut garbled = 0;
+    for seed in 0..50 {
+        let content = read(&disk.crash(CrashPolicy::Garbled { seed }), "f");
+        assert!(content[..200].iter().chain(&content[300..]).all(|byte| *byte == b'a'));
+        garbled += usize::from(content[200..300].iter().any(|byte| !b"ab".contains(byte)));
+    }
+    assert!(garbled > 5, "{garbled} of 50");
+}
+
+#[test]
+fn an_observer_sees_the_disk_before_each_change_and_nothing_else() {
+    let disk = disk();
+    let file = durable_file(&disk, "f", 1);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let notes = Arc::clone(&seen);
+    disk.observe(move |operation, image| {
+        let live = sectors(&image, "f");
+        let durable = sectors(&image.crash(CrashPolicy::OnlySynced), "f");
+        notes.lock().unwrap().push((operation.op, operation.name.clone(), live, durable));
+    });
+    file.write_all_at(b"b", 0).unwrap();
+    file.len().unwrap();
+    disk.plan(Fault::on(Op::Sync));
+    file.sync_data().unwrap_err();
+    disk.sync_dir(Path::new(DIR)).unwrap();
+    disk.unobserve();
+    file.write_all_at(b"c", 0).unwrap();
+    let row = |op: Op, name: &str, live: &str| (op, name.to_owned(), live.to_owned(), "a".to_owned());
+    let expected = [row(Op::Write, "f", "a"), row(Op::Sync, "f", "b"), row(Op::SyncDir, "d", "b")];
+    assert_eq!(*seen.lock().unwrap(), expected);
 }

@@ -4,11 +4,12 @@
 //! sector and every directory entry whether it is durable; and it is stricter than real file systems where
 //! those are merely kind: syncing a file does not make its name durable.
 //!
-//! It models one level of trust: a rename is atomic, and changes to one name or one file reach the disk in
-//! order. Holes of sparse files count as used space. Directories are durable as soon as they are made, as the
+//! It models one level of trust: a rename is atomic, changes to one name or one file reach the disk in order, and
+//! a write harms no byte that it does not write (what SQLite calls powersafe overwrite). Holes of sparse files count as used space. Directories are durable as soon as they are made, as the
 //! contract demands of [`Disk::create_dir_all`].
 
 mod faults;
+mod images;
 mod state;
 
 use std::io;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::disk::contract::{Disk, DiskFile, DiskLock};
 pub use crate::disk::simulated::faults::{FailedSync, Fault, Op};
+pub use crate::disk::simulated::images::{CrashPolicy, Unsynced};
 use crate::disk::simulated::state::State;
 
 /// The unit in which a simulated disk writes, in bytes.
@@ -26,27 +28,19 @@ pub const SECTOR_BYTES: usize = 512;
 /// How long [`SyncGate::wait_for`] waits before it says that nobody came.
 const GATE_WAIT_MAX: Duration = Duration::from_secs(20);
 
-/// What a crash leaves behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An operation as an observer is told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum CrashPolicy {
-    /// The process dies and the machine lives: everything written is there, and what was not durable still is not.
-    ProcessKilled,
-    /// Power is cut, and nothing survives but what was synced.
-    OnlySynced,
-    /// Power is cut, and all that was on its way arrived.
-    Everything,
-    /// Power is cut; of what was not durable, each sector and each change of a directory arrived or did not.
-    Random {
-        /// What the choice is drawn from.
-        seed: u64,
-    },
-    /// Like `Random`, and a sector may also have arrived up to some byte only.
-    Torn {
-        /// What the choice is drawn from.
-        seed: u64,
-    },
+pub struct Operation {
+    /// How many operations came before it.
+    pub number: u64,
+    /// What it is.
+    pub op: Op,
+    /// The name of its file or directory, without the path.
+    pub name: String,
 }
+
+type Observer = Box<dyn FnMut(&Operation, SimDisk) + Send>;
 
 /// A simulated disk. Clones share it.
 #[derive(Clone, Default)]
@@ -72,8 +66,28 @@ impl SimDisk {
     /// counts. This one goes on as if nothing had happened, so that one run can be cut at many places.
     #[must_use]
     pub fn crash(&self, policy: CrashPolicy) -> SimDisk {
-        let image = self.state().crash(policy);
-        SimDisk { shared: Arc::new(Shared { state: Mutex::new(image), gate: Condvar::new() }) }
+        SimDisk::of(self.state().crash(policy))
+    }
+
+    /// Counts what is not durable now, so that each of it can be lost by itself ([`CrashPolicy::AllButSector`],
+    /// [`CrashPolicy::AllButName`]).
+    #[must_use]
+    pub fn unsynced(&self) -> Unsynced {
+        self.state().unsynced()
+    }
+
+    /// Shows `observer` each operation that changes something, before it happens, with the disk as a killed process
+    /// would leave it then: from that, [`SimDisk::crash`] makes what a power cut could leave. Replaces the one before.
+    ///
+    /// The observer holds everybody up. It must not use this disk, nor wait for anybody who does.
+    pub fn observe(&self, observer: impl FnMut(&Operation, SimDisk) + Send + 'static) {
+        self.state().observer = Some(Box::new(observer));
+    }
+
+    /// Ends what [`SimDisk::observe`] began, and drops the observer.
+    pub fn unobserve(&self) {
+        let observer = self.state().observer.take();
+        drop(observer);
     }
 
     /// Adds a fault. Several may be planned; the first that matches an operation fails it.
@@ -136,6 +150,10 @@ impl SimDisk {
         state.gates.insert(id, prefix.to_owned());
         drop(state);
         SyncGate { disk: self.clone(), id }
+    }
+
+    fn of(state: State) -> SimDisk {
+        SimDisk { shared: Arc::new(Shared { state: Mutex::new(state), gate: Condvar::new() }) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -236,7 +254,7 @@ impl DiskFile for SimFile {
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.state();
         let name = state.name_of(self.inode);
-        let outcome = state.faults.check(Op::Sync, &name);
+        let outcome = state.begin(Op::Sync, &name);
         let held_by_some =
             |state: &State| state.gates.values().any(|prefix| name.starts_with(prefix.as_str()));
         if !held_by_some(&state) {

@@ -1,17 +1,21 @@
 //! The simulated disk's files and directories, live and durable. No locking, no waiting: the face does that.
+//!
+//! Contents are shared with the images of crashes until either side changes them, so an image costs little.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::disk::simulated::faults::{FailedSync, Failure, Faults, Op};
-use crate::disk::simulated::{CrashPolicy, SECTOR_BYTES};
+use crate::disk::simulated::{Observer, Operation, SECTOR_BYTES, SimDisk};
 
 #[derive(Default)]
 pub(super) struct State {
-    dirs: BTreeMap<PathBuf, Dir>,
-    inodes: BTreeMap<u64, Inode>,
-    inodes_made: u64,
+    pub(super) dirs: BTreeMap<PathBuf, Dir>,
+    pub(super) inodes: BTreeMap<u64, Inode>,
+    pub(super) inodes_made: u64,
     pub(super) locks: BTreeSet<PathBuf>,
     pub(super) faults: Faults,
     pub(super) capacity_bytes: Option<u64>,
@@ -22,26 +26,28 @@ pub(super) struct State {
     pub(super) gates_made: u64,
     /// How many syncs stand at a gate.
     pub(super) held: usize,
+    /// Who is shown the disk before each change.
+    pub(super) observer: Option<Observer>,
 }
 
 #[derive(Clone, Default)]
-struct Dir {
-    live: BTreeMap<String, u64>,
-    durable: BTreeMap<String, u64>,
+pub(super) struct Dir {
+    pub(super) live: BTreeMap<String, u64>,
+    pub(super) durable: BTreeMap<String, u64>,
     /// What leads from `durable` to `live`, in order.
-    changes: Vec<Change>,
+    pub(super) changes: Vec<Change>,
 }
 
 /// One atomic change of a directory.
 #[derive(Clone)]
-struct Change {
-    inode: u64,
+pub(super) struct Change {
+    pub(super) inode: u64,
     gone: Option<String>,
     made: Option<String>,
 }
 
 impl Change {
-    fn apply(&self, entries: &mut BTreeMap<String, u64>) {
+    pub(super) fn apply(&self, entries: &mut BTreeMap<String, u64>) {
         if let Some(gone) = &self.gone {
             entries.remove(gone);
         }
@@ -50,18 +56,18 @@ impl Change {
         }
     }
 
-    fn names(&self) -> impl Iterator<Item = &String> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         self.gone.iter().chain(&self.made)
     }
 }
 
 #[derive(Clone, Default)]
-struct Inode {
-    live: Vec<u8>,
-    durable: Vec<u8>,
-    /// Sectors of `live` that the disk has not been told of.
-    dirty: BTreeSet<usize>,
-    handles: usize,
+pub(super) struct Inode {
+    pub(super) live: Arc<Vec<u8>>,
+    pub(super) durable: Arc<Vec<u8>>,
+    /// Sectors of `live` that the disk has not been told of, with the bytes of each that were written since.
+    pub(super) dirty: BTreeMap<usize, Range<usize>>,
+    pub(super) handles: usize,
 }
 
 /// What a sync saw when it began.
@@ -71,8 +77,18 @@ pub(super) struct BegunSync {
 }
 
 impl State {
+    /// Shows the disk to the observer if this operation changes something, counts it, and says whether it fails.
+    pub(super) fn begin(&mut self, op: Op, name: &str) -> Result<(), Failure> {
+        if let Some(mut observer) = self.observer.take_if(|_| op.changes()) {
+            let operation = Operation { number: self.faults.operations(), op, name: name.to_owned() };
+            observer(&operation, SimDisk::of(self.killed()));
+            self.observer = Some(observer);
+        }
+        self.faults.check(op, name)
+    }
+
     pub(super) fn create_dir_all(&mut self, path: &Path) -> io::Result<()> {
-        self.faults.check(Op::CreateDir, &name_in(path))?;
+        self.begin(Op::CreateDir, &name_in(path))?;
         for ancestor in path.ancestors() {
             if !self.dirs.contains_key(ancestor) {
                 self.dirs.insert(ancestor.to_owned(), Dir::default());
@@ -82,13 +98,13 @@ impl State {
     }
 
     pub(super) fn list(&mut self, path: &Path) -> io::Result<Vec<String>> {
-        self.faults.check(Op::List, &name_in(path))?;
+        self.begin(Op::List, &name_in(path))?;
         Ok(self.dir(path)?.live.keys().cloned().collect())
     }
 
     pub(super) fn create_new(&mut self, path: &Path) -> io::Result<u64> {
         let name = name_in(path);
-        self.faults.check(Op::Create, &name)?;
+        self.begin(Op::Create, &name)?;
         let inode = self.inodes_made + 1;
         let dir = self.dir(parent_of(path))?;
         if dir.live.contains_key(&name) {
@@ -101,14 +117,14 @@ impl State {
     }
 
     pub(super) fn open(&mut self, path: &Path) -> io::Result<u64> {
-        self.faults.check(Op::Open, &name_in(path))?;
+        self.begin(Op::Open, &name_in(path))?;
         let inode = self.find(path)?;
         self.inode(inode)?.handles += 1;
         Ok(inode)
     }
 
     pub(super) fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
-        self.faults.check(Op::Rename, &name_in(from))?;
+        self.begin(Op::Rename, &name_in(from))?;
         if parent_of(from) != parent_of(to) {
             // Nothing in the crate does so, and half of such a rename may be lost.
             return Err(io::ErrorKind::CrossesDevices.into());
@@ -125,7 +141,7 @@ impl State {
 
     pub(super) fn remove(&mut self, path: &Path) -> io::Result<()> {
         let name = name_in(path);
-        self.faults.check(Op::Remove, &name)?;
+        self.begin(Op::Remove, &name)?;
         let inode = self.find(path)?;
         self.dir(parent_of(path))?.change(Change { inode, gone: Some(name), made: None });
         self.forget(inode);
@@ -133,14 +149,14 @@ impl State {
     }
 
     pub(super) fn sync_dir(&mut self, path: &Path) -> io::Result<()> {
-        let outcome = self.faults.check(Op::SyncDir, &name_in(path));
+        let outcome = self.begin(Op::SyncDir, &name_in(path));
         let dir = self.dir(path)?;
         if let Err(failure) = outcome {
             if failure.failed_sync == FailedSync::PagesReverted {
                 dir.live = dir.durable.clone();
+                dir.changes.clear();
+                self.forget_all();
             }
-            // Forgotten either way: no later sync brings these changes to the disk.
-            dir.changes.clear();
             return Err(failure.error);
         }
         for change in dir.changes.drain(..) {
@@ -151,7 +167,7 @@ impl State {
     }
 
     pub(super) fn lock(&mut self, path: &Path) -> io::Result<()> {
-        self.faults.check(Op::Lock, &name_in(path))?;
+        self.begin(Op::Lock, &name_in(path))?;
         self.dir(parent_of(path))?;
         if !self.locks.insert(path.to_owned()) {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -161,7 +177,7 @@ impl State {
 
     pub(super) fn read_at(&mut self, inode: u64, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let name = self.name_of(inode);
-        self.faults.check(Op::Read, &name)?;
+        self.begin(Op::Read, &name)?;
         let file = self.inode(inode)?;
         let from = usize::try_from(offset).unwrap_or(usize::MAX).min(file.live.len());
         let there = file.live.get(from..).unwrap_or_default();
@@ -174,7 +190,7 @@ impl State {
 
     pub(super) fn write_all_at(&mut self, inode: u64, buf: &[u8], offset: u64) -> io::Result<()> {
         let name = self.name_of(inode);
-        let mut outcome = self.faults.check(Op::Write, &name);
+        let mut outcome = self.begin(Op::Write, &name);
         let mut buf = buf;
         if let Err(failure) = &outcome {
             buf = buf.get(..failure.written_bytes).unwrap_or(buf);
@@ -195,7 +211,7 @@ impl State {
 
     pub(super) fn len(&mut self, inode: u64) -> io::Result<u64> {
         let name = self.name_of(inode);
-        self.faults.check(Op::Len, &name)?;
+        self.begin(Op::Len, &name)?;
         Ok(self.inode(inode)?.live.len() as u64)
     }
 
@@ -209,7 +225,7 @@ impl State {
     /// What a sync that begins now has to bring to the disk.
     pub(super) fn begin_sync(&self, inode: u64) -> BegunSync {
         let Some(file) = self.inodes.get(&inode) else { return BegunSync { sectors: Vec::new(), len: 0 } };
-        let sectors = file.dirty.iter().map(|&sector| (sector, sector_of(&file.live, sector).to_vec()));
+        let sectors = file.dirty.keys().map(|&sector| (sector, sector_of(&file.live, sector).to_vec()));
         BegunSync { sectors: sectors.collect(), len: file.live.len() }
     }
 
@@ -225,15 +241,16 @@ impl State {
         let file = self.inode(inode)?;
         if let Err(failure) = outcome {
             if failure.failed_sync == FailedSync::PagesReverted {
-                file.live = file.durable.clone();
+                file.live = Arc::clone(&file.durable);
             }
             file.dirty.clear();
             return Err(failure.error);
         }
         let len = begun.len.max(file.durable.len());
-        file.durable.resize(len, 0);
+        let durable = Arc::make_mut(&mut file.durable);
+        grow(durable, len);
         for (sector, content) in begun.sectors {
-            put(&mut file.durable, sector * SECTOR_BYTES, &content);
+            put(durable, sector * SECTOR_BYTES, &content);
             if sector_of(&file.live, sector) == content.as_slice() {
                 file.dirty.remove(&sector);
             }
@@ -255,8 +272,8 @@ impl State {
         if from.saturating_add(bytes.len()) > file.live.len() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        put(&mut file.live, from, bytes);
-        put(&mut file.durable, from, bytes);
+        put(Arc::<Vec<u8>>::make_mut(&mut file.live), from, bytes);
+        put(Arc::<Vec<u8>>::make_mut(&mut file.durable), from, bytes);
         Ok(())
     }
 
@@ -264,29 +281,6 @@ impl State {
     pub(super) fn name_of(&self, inode: u64) -> String {
         let entries = self.dirs.values().flat_map(|dir| &dir.live);
         entries.filter(|(_, found)| **found == inode).map(|(name, _)| name.clone()).next().unwrap_or_default()
-    }
-
-    pub(super) fn crash(&self, policy: CrashPolicy) -> State {
-        let mut image = State { inodes_made: self.inodes_made, ..State::default() };
-        if policy == CrashPolicy::ProcessKilled {
-            image.dirs = self.dirs.clone();
-            image.inodes = self.inodes.clone();
-            image.inodes.values_mut().for_each(|file| file.handles = 0);
-            image.forget_all();
-            return image;
-        }
-        let mut fate = Fate::new(policy);
-        for (path, dir) in &self.dirs {
-            let entries = dir.after(&mut fate);
-            for inode in entries.values() {
-                if let Some(file) = self.inodes.get(inode) {
-                    image.inodes.entry(*inode).or_insert_with(|| file.after(&mut fate));
-                }
-            }
-            let dir = Dir { live: entries.clone(), durable: entries, changes: Vec::new() };
-            image.dirs.insert(path.clone(), dir);
-        }
-        image
     }
 
     fn dir(&mut self, path: &Path) -> io::Result<&mut Dir> {
@@ -318,7 +312,7 @@ impl State {
         }
     }
 
-    fn forget_all(&mut self) {
+    pub(super) fn forget_all(&mut self) {
         let inodes: Vec<u64> = self.inodes.keys().copied().collect();
         inodes.into_iter().for_each(|inode| self.forget(inode));
     }
@@ -334,24 +328,6 @@ impl Dir {
         let entries = self.live.values().chain(self.durable.values());
         entries.chain(self.changes.iter().map(|change| &change.inode)).any(|found| *found == inode)
     }
-
-    /// The entries that a crash leaves. A change is lost if an earlier one of the same name or file is.
-    fn after(&self, fate: &mut Fate) -> BTreeMap<String, u64> {
-        let mut entries = self.durable.clone();
-        let mut lost: Vec<&Change> = Vec::new();
-        for change in &self.changes {
-            let follows = |earlier: &&Change| {
-                earlier.inode == change.inode
-                    || earlier.names().any(|name| change.names().any(|own| own == name))
-            };
-            if lost.iter().any(follows) || !fate.arrives() {
-                lost.push(change);
-            } else {
-                change.apply(&mut entries);
-            }
-        }
-        entries
-    }
 }
 
 impl Inode {
@@ -360,81 +336,33 @@ impl Inode {
         if buf.is_empty() {
             return;
         }
-        if end > self.live.len() {
-            self.live.resize(end, 0);
+        let live = Arc::make_mut(&mut self.live);
+        grow(live, end);
+        put(live, offset, buf);
+        for sector in offset / SECTOR_BYTES..=(end - 1) / SECTOR_BYTES {
+            let start = sector * SECTOR_BYTES;
+            let written = offset.max(start)..end.min(start + SECTOR_BYTES);
+            let whole = self.dirty.entry(sector).or_insert_with(|| written.clone());
+            *whole = whole.start.min(written.start)..whole.end.max(written.end);
         }
-        put(&mut self.live, offset, buf);
-        self.dirty.extend(offset / SECTOR_BYTES..=(end - 1) / SECTOR_BYTES);
-    }
-
-    /// The content that a crash leaves.
-    fn after(&self, fate: &mut Fate) -> Inode {
-        let mut content = self.durable.clone();
-        // The length is metadata with a fate of its own.
-        if self.live.len() > content.len() && fate.arrives() {
-            content.resize(self.live.len(), 0);
-        }
-        for &sector in &self.dirty {
-            if fate.arrives() {
-                let written = sector_of(&self.live, sector);
-                let arrived = written.get(..fate.torn_at(written.len())).unwrap_or(written);
-                put(&mut content, sector * SECTOR_BYTES, arrived);
-            }
-        }
-        Inode { live: content.clone(), durable: content, ..Inode::default() }
     }
 }
 
-/// What becomes of each thing that was on its way.
-struct Fate {
-    policy: CrashPolicy,
-    random: u64,
-}
-
-impl Fate {
-    fn new(policy: CrashPolicy) -> Fate {
-        let seed = match policy {
-            CrashPolicy::Random { seed } | CrashPolicy::Torn { seed } => seed,
-            _ => 0,
-        };
-        Fate { policy, random: seed }
-    }
-
-    fn arrives(&mut self) -> bool {
-        match self.policy {
-            CrashPolicy::OnlySynced => false,
-            CrashPolicy::Everything | CrashPolicy::ProcessKilled => true,
-            CrashPolicy::Random { .. } | CrashPolicy::Torn { .. } => self.draw() & 1 == 0,
-        }
-    }
-
-    /// How many bytes of an arriving sector arrive.
-    fn torn_at(&mut self, len: usize) -> usize {
-        if !matches!(self.policy, CrashPolicy::Torn { .. }) || self.draw() & 1 == 0 {
-            return len;
-        }
-        let at = self.draw() % (len as u64).max(1);
-        usize::try_from(at).unwrap_or(len)
-    }
-
-    /// SplitMix64 (Steele, Lea, Flood 2014): small, and good enough from any seed.
-    fn draw(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
-
-fn sector_of(content: &[u8], sector: usize) -> &[u8] {
+pub(super) fn sector_of(content: &[u8], sector: usize) -> &[u8] {
     let from = (sector * SECTOR_BYTES).min(content.len());
     let to = (from + SECTOR_BYTES).min(content.len());
     content.get(from..to).unwrap_or_default()
 }
 
+/// Makes `content` at least so long.
+pub(super) fn grow(content: &mut Vec<u8>, len: usize) {
+    // One copy is a good deal faster than `resize` where nothing is optimized, and tests do this all the time.
+    let zeros = vec![0; len.saturating_sub(content.len())];
+    content.extend_from_slice(&zeros);
+}
+
 /// Copies as much of `bytes` as fits within `content`.
-fn put(content: &mut [u8], offset: usize, bytes: &[u8]) {
+pub(super) fn put(content: &mut [u8], offset: usize, bytes: &[u8]) {
     let Some(to) = content.get_mut(offset..) else { return };
     let n = to.len().min(bytes.len());
     if let (Some(to), Some(from)) = (to.get_mut(..n), bytes.get(..n)) {
