@@ -25,6 +25,9 @@ use crate::seam::random;
 const LOCK_NAME: &str = "lock";
 /// How much is read at once.
 const WINDOW_BYTES: u64 = 1024 * 1024;
+/// What is looked at as a whole when headers are searched for.
+const BLOCK_BYTES: usize = 4096;
+const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
 /// A journal that was opened.
 #[derive(Debug)]
@@ -179,7 +182,10 @@ fn scan_all(disk: &dyn Disk, dir: &Path, headers: &[SegmentHeader]) -> Result<Op
         let mut scan = Scan::open(disk, path, header)?;
         match headers.get(at + 1) {
             Some(successor) => scan.sealed(&successor.predecessor)?,
-            None => torn_bytes = scan.last_segment()?,
+            None => {
+                torn_bytes = scan.last_segment()?;
+                scan.write_tail_again()?;
+            }
         }
         tail = scan.found;
         segments.insert(header.number, Arc::new(Segment::new(*header, scan.path, tail.end, tail.last)));
@@ -194,6 +200,10 @@ struct Scan {
     window: Window,
     nonce: u64,
     found: Seal,
+    /// The furthest synced offset that a sound frame promises.
+    promised: u64,
+    /// Where the last frame that was found begins, if it holds no records.
+    before_promise: Option<Seal>,
 }
 
 /// Why a walk stopped before its limit.
@@ -219,6 +229,8 @@ impl Scan {
             window: Window { file, len, start: 0, bytes: Vec::new() },
             nonce: header.nonce,
             found,
+            promised: SEGMENT_HEADER_BYTES,
+            before_promise: None,
         })
     }
 
@@ -254,6 +266,32 @@ impl Scan {
         }
     }
 
+    /// Makes the frames durable that no promise covers, by writing again what they are.
+    ///
+    /// The sync before the reading is not enough: if a sync failed in an earlier process, its pages may still be
+    /// readable, and clean, and not on the disk. What is written now is what is read, so it can harm nothing. A promise
+    /// at the end is left out of the segment instead: it has done its duty.
+    fn write_tail_again(&mut self) -> Result<()> {
+        if let Some(before) = self.before_promise {
+            self.found = before;
+        }
+        let mut at = self.promised;
+        if at >= self.found.end {
+            return Ok(());
+        }
+        while at < self.found.end {
+            let wanted = (self.found.end - at).min(WINDOW_BYTES / 2);
+            let part = self.window.at(at, wanted);
+            let mut part = part.map_err(|error| cannot("read", &self.path, error))?.to_vec();
+            // The last frame is whole without its padding, which a file that grew may lack.
+            part.resize(wanted as usize, 0);
+            let written = self.window.file.write_all_at(&part, at);
+            written.map_err(|error| cannot("write", &self.path, error))?;
+            at += part.len() as u64;
+        }
+        self.window.file.sync_data().map_err(|error| cannot("sync", &self.path, error))
+    }
+
     fn walk(&mut self, limit: u64) -> Result<Option<Stop>> {
         while self.found.end < limit {
             if let Some(stop) = self.step(limit).map_err(|error| cannot("read", &self.path, error))? {
@@ -275,13 +313,15 @@ impl Scan {
         if let Err(why) = header.follows(self.found.last) {
             return Ok(Some(Stop::Broken(format!("a frame that {why}"))));
         }
-        if header.content_bytes() > limit.saturating_sub(self.found.end) {
+        if header.content_bytes() > limit.min(self.window.len).saturating_sub(self.found.end) {
             return unsound("a frame that runs beyond the end");
         }
         let body_at = self.found.end + FRAME_HEADER_BYTES;
         if self.window.checksum(body_at, u64::from(header.body_len))? != header.body_crc {
             return unsound("a frame with a body that fails its checksum");
         }
+        self.before_promise = (header.count == 0).then_some(self.found);
+        self.promised = self.promised.max(header.synced_offset);
         self.found.chain = crc32c::crc32c_append(self.found.chain, &crc.to_le_bytes());
         self.found.last = header.last();
         self.found.end += header.bytes_on_disk();
@@ -333,9 +373,12 @@ impl Window {
         let inside = offset.checked_sub(self.start).map(|skip| skip + len);
         if inside.is_none_or(|end| end > self.bytes.len() as u64) {
             let wanted = WINDOW_BYTES.min(self.len.saturating_sub(offset));
-            self.bytes.resize(wanted as usize, 0);
             // Emptied first, so that a failed read leaves nothing that looks like content.
             let mut bytes = std::mem::take(&mut self.bytes);
+            if bytes.len() < wanted as usize {
+                bytes = vec![0; wanted as usize];
+            }
+            bytes.truncate(wanted as usize);
             let read = self.file.read_at(&mut bytes, offset)?;
             bytes.truncate(read);
             self.bytes = bytes;
@@ -369,12 +412,17 @@ impl Window {
         while start < self.len {
             // Overlapping by a header, so that none is missed at a boundary.
             let chunk = self.at(start, step + FRAME_HEADER_BYTES)?;
-            let words = chunk.chunks_exact(FRAME_ALIGN_BYTES as usize).enumerate();
-            for (word, _) in words.filter(|(_, bytes)| *bytes == nonce) {
-                let behind = (word as u64 * FRAME_ALIGN_BYTES).checked_sub(FRAME_NONCE_AT);
-                let head = behind.filter(|&at| at < step).and_then(|at| chunk.get(at as usize..));
-                if let Some((header, _)) = head.and_then(FrameHeader::decode) {
-                    seen(&header);
+            // Most of what lies behind the end was never written.
+            let blocks = chunk.chunks(BLOCK_BYTES).zip((0..).step_by(BLOCK_BYTES));
+            for (block, block_at) in blocks.filter(|(block, _)| !ZEROS.starts_with(block)) {
+                let words = block.chunks_exact(FRAME_ALIGN_BYTES as usize).enumerate();
+                for (word, _) in words.filter(|(_, bytes)| *bytes == nonce) {
+                    let nonce_at = block_at + word as u64 * FRAME_ALIGN_BYTES;
+                    let behind = nonce_at.checked_sub(FRAME_NONCE_AT).filter(|&at| at < step);
+                    let head = behind.and_then(|at| chunk.get(at as usize..));
+                    if let Some((header, _)) = head.and_then(FrameHeader::decode) {
+                        seen(&header);
+                    }
                 }
             }
             start += step;

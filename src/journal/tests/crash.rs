@@ -109,6 +109,41 @@ fn what_a_process_left_unsynced_is_synced_before_it_is_served() {
     check(&disk.crash(Keep::Nothing), &growing(), Told { synced: 5, trimmed: 0 }, "after serving");
 }
 
+/// A sync failed, the process said so and ended, and the machine stayed up. The kernel had marked the pages clean, so the
+/// next process read the records from memory, its own sync brought nothing to the disk, and it sealed them with the next
+/// segment and acknowledged more behind them. Then the power failed: what the seal vouched for was not there, and the
+/// journal could not be opened any more, with everything acknowledged since.
+#[test]
+fn what_a_failed_sync_left_readable_is_written_again_before_it_is_served() {
+    for options in [growing(), filled()] {
+        // The sync that fails is that of a record, or that of the promise at a clean end.
+        for closing in [false, true] {
+            let disk = MemDisk::default();
+            let mut opened = open(&disk, &options).unwrap();
+            append(&mut opened.writer, &[frame(1, 2)]);
+            opened.writer.sync().unwrap();
+            if !closing {
+                append(&mut opened.writer, &[frame(3, 1)]);
+            }
+            disk.fail("sync", 0, std::io::ErrorKind::Other, true);
+            let failed = if closing { opened.writer.close() } else { opened.writer.sync() };
+            assert_eq!(error_of(failed).kind(), ErrorKind::Poisoned);
+            drop(opened);
+
+            let mut opened = open(&disk, &options).unwrap();
+            let served = assert_dense(&opened);
+            assert_eq!(served, if closing { 2 } else { 3 }, "still in memory");
+            let told = Told { synced: served, trimmed: 0 };
+            check(&disk.crash(Keep::Nothing), &options, told, "after serving");
+            append(&mut opened.writer, &[frame(served + 1, 1)]);
+            opened.writer.sync().unwrap();
+            drop(opened);
+            let told = Told { synced: served + 1, trimmed: 0 };
+            check(&disk.crash(Keep::Nothing), &options, told, "after going on");
+        }
+    }
+}
+
 #[test]
 fn opening_and_closing_without_writes_leaves_nothing_behind() {
     let disk = MemDisk::default();

@@ -89,6 +89,26 @@ fn every_truncation_of_the_last_segment_reopens_to_a_prefix() {
     assert_eq!(last, 0);
 }
 
+/// A sealed segment that was cut within a frame was told as an input/output error, "unexpected end of file", without an
+/// offset and without what is at stake.
+#[test]
+fn a_sealed_segment_that_is_cut_short_is_damage_with_its_place() {
+    let disk = closed_journal();
+    let mut files = disk.image();
+    let name = segment_name(1);
+    for cut in 1..200 {
+        let content = files.get_mut(&name).unwrap();
+        content.pop();
+        let left = content.len();
+        // Up to seven bytes of padding may be missing: a frame is whole without them.
+        if let Err(error) = open_tampered(&files, &format!("{cut} bytes cut")) {
+            assert!(left >= 4096 && error.to_string().contains("damaged at byte"), "{error}");
+        } else {
+            assert!(cut < 8, "{cut} bytes cut");
+        }
+    }
+}
+
 #[test]
 fn a_file_that_was_prepared_whole_and_is_shorter_now_is_damage() {
     let disk = MemDisk::default();
