@@ -132,6 +132,39 @@ async fn an_older_owner_is_fenced_and_told() {
     assert_eq!(stored::<u32, u64>(&layer.store, "n", &2).await, None);
 }
 
+/// A write-through, or a replay of dead letters, was on its way through the committer while the flusher failed. The
+/// failure answered everybody who waited; these two came to wait right afterwards, and nobody answered them any more: the
+/// write-through learned after its timeout of 30 seconds that it was in doubt, the replay waited for ever.
+#[tokio::test]
+async fn who_comes_to_wait_right_after_the_layer_failed_is_told_as_well() {
+    let layer = Layer::new();
+    let hand = Hand::stalled(&layer.store);
+    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
+    cache.put(&1, 1).await.unwrap();
+    hand.wait_for_applies(1).await;
+    // The committer is in a sync; what comes now waits behind it, past every check.
+    let gate = layer.disk.hold_syncs("0");
+    let mut behind = Box::pin(cache.put(&2, 2));
+    assert!(support::poll_once(&mut behind).await.is_none() && gate.wait_for(1));
+    let mut through = Box::pin(cache.put_with(&3, 3, WritePolicy::Through));
+    assert!(support::poll_once(&mut through).await.is_none());
+    let (letters, keys) = (bay.dead_letters(), [key_of("n", &1_u32)]);
+    let mut replay = Box::pin(letters.replay(&keys));
+    assert!(support::poll_once(&mut replay).await.is_none());
+    // The flusher fails meanwhile.
+    layer.store.claim(None).await.unwrap();
+    hand.release();
+    assert_eq!(bay.wait_applied(Seq(1)).await.expect_err("fenced").kind(), ErrorKind::Fenced);
+    gate.open();
+    let patience = Duration::from_secs(10);
+    let through = tokio::time::timeout(patience, through).await.expect("it is told before its own timeout");
+    assert_eq!(through.expect_err("nobody confirms it").kind(), ErrorKind::InDoubt);
+    let replay = tokio::time::timeout(patience, replay).await.expect("it is told at all");
+    assert_eq!(replay.expect_err("nobody confirms it").kind(), ErrorKind::InDoubt);
+    behind.await.expect("the journal has it");
+}
+
 /// P12: after a failed sync the layer refuses writes and says why; who was in flight learns that the outcome is
 /// unknown.
 #[tokio::test]

@@ -190,6 +190,15 @@ impl Core {
         }
     }
 
+    /// For a ticket that came when the layer had failed already and those before it had been answered: a failure sets
+    /// the state first and answers then, so either it or this sees the ticket.
+    fn abandon_if_over(&self) {
+        let status = self.status.borrow().clone();
+        if matches!(status.state, HealthState::Fenced | HealthState::Failed | HealthState::Closed) {
+            self.abandon_tickets(&status.error.unwrap_or_else(closed));
+        }
+    }
+
     /// Makes frames visible under one lock, then answers those who wait for no more than that.
     fn reveal(&self, frames: impl ExactSizeIterator<Item = Committed<Ticket>>) {
         let memory_max = self.options.pending_memory_bytes_max;
@@ -226,7 +235,10 @@ impl Core {
         self.metrics.records_spilled.add(spilled_records);
         answers.into_iter().for_each(|(ticket, outcome)| ticket.answer(outcome));
         match waited_for {
-            Some(seq) => self.hurry(seq),
+            Some(seq) => {
+                self.hurry(seq);
+                self.abandon_if_over();
+            }
             None if self.fills_a_batch(backlog) => self.urgent.notify_one(),
             None => {}
         }
