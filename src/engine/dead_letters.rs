@@ -87,13 +87,15 @@ impl DeadLetters {
         while let Some(frame) = reader.next_frame()? {
             state.last = frame.last();
             for (bytes, at) in frame.records().zip(0_u64..) {
-                let mut fields = Fields(bytes);
-                match fields.u8()? {
-                    LETTER => state.insert(parse_letter(fields, frame.first.plus(at))?),
-                    RESOLVED => drop(resolved.insert(fields.seq()?, fields.seqs()?)),
-                    CANCELLED => drop(resolved.remove(&fields.seq()?)),
-                    _ => return Err(damaged("has an unknown kind")),
-                }
+                let read = state.read(Fields(bytes), frame.first.plus(at), &mut resolved);
+                read.map_err(|error| {
+                    let (file, offset) = (queue.file_of(frame.location), frame.location.offset);
+                    let context = format!(
+                        "{}: damaged at byte {offset}: it is no dead letter; the list cannot be trusted",
+                        file.display()
+                    );
+                    error.wrap(ErrorKind::Damaged, context)
+                })?;
             }
         }
         for (_, letters) in resolved.into_iter().filter(|(at, _)| *at <= watermark) {
@@ -270,6 +272,17 @@ impl DeadLetters {
 }
 
 impl State {
+    /// Takes what a record of the list's own queue says.
+    fn read(&mut self, mut fields: Fields, place: Seq, resolved: &mut BTreeMap<Seq, Vec<Seq>>) -> Result<()> {
+        match fields.u8()? {
+            LETTER => self.insert(parse_letter(fields, place)?),
+            RESOLVED => drop(resolved.insert(fields.seq()?, fields.seqs()?)),
+            CANCELLED => drop(resolved.remove(&fields.seq()?)),
+            _ => return Err(damaged("has an unknown kind")),
+        }
+        Ok(())
+    }
+
     fn insert(&mut self, (first, letter): (Seq, Letter)) {
         if let Some(previous) = self.letters.get(&first) {
             debug_assert_eq!(previous.records.len(), letter.records.len());

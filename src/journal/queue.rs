@@ -29,7 +29,7 @@
 //! # }
 //! ```
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::disk::contract::Disk;
@@ -37,10 +37,11 @@ use crate::disk::os::OsDisk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Seq};
 use crate::journal::committer::Committer;
-use crate::journal::frame::{FrameBody, FrameBuilder};
+use crate::journal::frame::{FrameBody, FrameBuilder, Location};
 use crate::journal::log::Log;
 use crate::journal::options::{Durability, JournalOptions};
 use crate::journal::reader::Reader;
+use crate::journal::segment::segment_name;
 use crate::journal::sink::{Committed, Sink, Submission};
 use crate::seam::sync::thread::{self, Thread};
 
@@ -115,6 +116,12 @@ impl Journal {
     /// As for [`Log::trim`].
     pub fn trim(&self, up_to: Seq) -> Result<()> {
         self.log.trim(up_to)
+    }
+
+    /// The file that a frame lies in, for messages to people.
+    #[must_use]
+    pub fn file_of(&self, location: Location) -> PathBuf {
+        self.log.dir.join(segment_name(location.segment))
     }
 
     /// Makes everything durable that was appended before the call, under [`Durability::Buffered`] too.
