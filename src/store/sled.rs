@@ -33,7 +33,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use ::sled::{Batch as SledBatch, Config, Db, IVec};
+use ::sled::{Batch as SledBatch, Db, IVec};
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -155,15 +155,7 @@ impl SledStore {
 
     fn open_with(path: &Path, options: &SledOptions, segment_bytes: usize) -> Result<SledStore> {
         let mut files = Files::open(path)?;
-        // Without its timer sled still cleans up, in the calls that replace pages, but it never writes behind
-        // our back: whatever it wrote was written before the sync that covers it, and no sync of its own can
-        // fail unseen.
-        let config = Config::new()
-            .path(files.path())
-            .cache_capacity(options.cache_bytes)
-            .segment_size(segment_bytes)
-            .flush_every_ms(None);
-        let db = sled_open::open(&mut files, &config, segment_bytes as u64)?;
+        let db = sled_open::open(&mut files, options.cache_bytes, segment_bytes)?;
         let read = db.get(META_KEY).map_err(|error| open_failed(&files, error))?;
         let tenure = match read {
             Some(bytes) => decode_meta(&bytes, &files)?,
@@ -507,6 +499,7 @@ mod tests {
     use super::*;
     use crate::ids::NamespaceName;
     use crate::store::contract::Op;
+    use ::sled::Config;
     use std::os::unix::fs::PermissionsExt;
 
     fn key(name: &str) -> Key {

@@ -21,6 +21,7 @@ const CONFIG_NAME: &str = "conf";
 const BLOBS_NAME: &str = "blobs";
 /// A blob's name is a place in the log, and no log comes as far as this one.
 const BAR_NAME: &str = "9223372036854775807";
+const NURSERY_NAME: &str = "forebay.new";
 
 /// The directory of one sled database, held exclusively.
 pub(crate) struct Files {
@@ -90,6 +91,38 @@ impl Files {
             fs::remove_file(&path).map_err(|error| failed("removing", &path, error))?;
         }
         self.database.unlock().map_err(|error| failed("unlocking", &self.path, error))
+    }
+
+    /// An empty directory in which sled can make the files of a new database.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn make_nursery(&self) -> Result<PathBuf> {
+        self.remove_nursery()?;
+        let nursery = self.path.join(NURSERY_NAME);
+        create_dir_durably(&nursery)?;
+        Ok(nursery)
+    }
+
+    /// Takes the configuration from the nursery, wholly or not at all, durably.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn adopt_config(&self) -> Result<()> {
+        let (made, config) = (self.path.join(NURSERY_NAME).join(CONFIG_NAME), self.path.join(CONFIG_NAME));
+        let synced = File::open(&made).and_then(|file| file.sync_all());
+        synced.map_err(|error| failed("syncing", &made, error))?;
+        fs::rename(&made, &config).map_err(|error| failed("moving into place", &config, error))?;
+        sync_dir(&self.path)?;
+        self.remove_nursery()
+    }
+
+    fn remove_nursery(&self) -> Result<()> {
+        let nursery = self.path.join(NURSERY_NAME);
+        match fs::remove_dir_all(&nursery) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", &nursery, error)),
+            _ => Ok(()),
+        }
     }
 
     /// Makes sled's next opening fail after it has written its snapshot and before it cleans up: it wants to remove the

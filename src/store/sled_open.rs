@@ -1,27 +1,47 @@
-//! Opening sled so that a power cut during its recovery takes nothing, and what its errors mean.
+//! Opening sled so that a power cut during it takes nothing, and what its errors mean.
 //!
 //! When sled 0.34 opens it writes a new snapshot of its page table, renames it into place, removes the one before, and
 //! then fills with zeros whatever segments the new snapshot does not need. It never syncs the directory. So a power cut
 //! could leave the zeros and the old snapshot, or none, and sled's recovery, which then has to read the log, finds a
 //! hole where it insists on a segment and takes the whole log before it for lost: without an error, the store was empty
 //! or older. [`open`] therefore stops the first opening between the two, makes the names durable, and opens again.
+//!
+//! A new database's configuration file is written in two parts and not synced, and sled refuses to open with half of
+//! it. So it is made elsewhere and moved into place, before the database has a first byte.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use ::sled::{Config, Db};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::sled_files::{self, Files};
 
-/// Opens the database in `files` with `config`; whatever was written by then is durable on return.
+/// Opens the database in `files`; whatever was written by then is durable on return.
 ///
 /// # Errors
 /// [`ErrorKind::Locked`], [`ErrorKind::UnknownFormat`], [`ErrorKind::Damaged`], or what the file system says.
-pub(crate) fn open(files: &mut Files, config: &Config, segment_bytes: u64) -> Result<Db> {
+pub(crate) fn open(files: &mut Files, cache_bytes: u64, segment_bytes: usize) -> Result<Db> {
+    // Without its timer sled still cleans up, in the calls that replace pages, but it never writes behind
+    // our back: whatever it wrote was written before the sync that covers it, and no sync of its own can
+    // fail unseen.
+    let config = |path: &Path| {
+        Config::new().path(path).cache_capacity(cache_bytes).segment_size(segment_bytes).flush_every_ms(None)
+    };
+    // A crash may have left one behind.
+    files.unbar_cleaning()?;
+    let bytes = files.database_bytes()?;
+    if bytes == 0 {
+        let elsewhere = files.make_nursery()?;
+        drop(attempt(files, &config(&elsewhere))?);
+        files.adopt_config()?;
+    }
+    let config = config(files.path());
     // In a single segment there is nothing to clean.
-    if files.database_bytes()? > segment_bytes {
+    if bytes > segment_bytes as u64 {
         files.bar_cleaning()?;
-        let stopped = attempt(files, config);
+        let stopped = attempt(files, &config);
+        files.unbar_cleaning()?;
         if let Err(error) = stopped
             && error.kind() == ErrorKind::Locked
         {
@@ -31,8 +51,7 @@ pub(crate) fn open(files: &mut Files, config: &Config, segment_bytes: u64) -> Re
         files.wait_released().map_err(|error| sled_files::failed("waiting for", files.path(), error))?;
         files.sync_opened()?;
     }
-    files.unbar_cleaning()?;
-    let db = attempt(files, config)?;
+    let db = attempt(files, &config)?;
     files.sync_opened()?;
     Ok(db)
 }

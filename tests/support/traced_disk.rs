@@ -165,6 +165,12 @@ fn action(text: &str, positions: &mut HashMap<String, usize>) -> Option<Action> 
         }
         "mkdir" => Action::MakeDir { path: quoted_path(arguments) },
         "unlink" | "rmdir" => Action::Unlink { path: quoted_path(arguments) },
+        // The standard library removes trees by descriptors of their directories.
+        "unlinkat" => {
+            let (_, directory, rest) = descriptor();
+            let name = quoted_path(rest);
+            Action::Unlink { path: if name.is_absolute() { name } else { directory.join(name) } }
+        }
         "rename" => {
             let (from, rest) = quoted(arguments);
             Action::Rename { from: path(from), to: quoted_path(rest) }
