@@ -5,6 +5,13 @@
 //! come images of what a power cut at any moment could have left (see `support/traced_disk.rs`: `sync_file_range`
 //! counts for nothing, names need their directory's sync). Each image is opened: it has to hold everything that was
 //! acknowledged, and exactly the batches that its watermark says, and go on from there.
+//!
+//! What it found when it was new:
+//! - While it opens, sled renames its new snapshot into place and then zeroes the segments that the snapshot does not
+//!   need, without syncing the directory. With the zeros and without the name, sled's recovery took a store of thirty
+//!   acknowledged batches for empty, for one of twenty-five, or for corrupt.
+//! - sled writes the configuration of a new database in two parts and does not sync it. With half of it the store did
+//!   not open any more, though nothing was lost yet.
 
 #![allow(
     clippy::unwrap_used,
@@ -314,6 +321,8 @@ fn cut_the_power(name: &str, share_percent: u32, default: Duration) {
         })
         .sum();
 
+    assert_snapshots_are_in_place_before_anything_is_zeroed(&calls, &top.join("store"));
+
     let until = Instant::now() + budget::budget(share_percent, default);
     let mut tried = Tried::default();
     while tried.passes == 0 || Instant::now() < until {
@@ -324,9 +333,10 @@ fn cut_the_power(name: &str, share_percent: u32, default: Duration) {
             let returning = event.1 && matches!(calls[event.0].action, traced_disk::Action::Sync { .. });
             let spent = Instant::now() > until && tried.images > 20;
             if !spent && disk.is_in_doubt() && (returning || random(8) == 0) {
-                let one = [SURVIVORS[random(SURVIVORS.len())]];
-                let survivors = if disk.bytes_in_doubt() > SEGMENT_BYTES { &SURVIVORS[..] } else { &one };
-                for survivors in survivors {
+                // Where much is in doubt, one image says little.
+                let kinds = if disk.bytes_in_doubt() > SEGMENT_BYTES { 2 * SURVIVORS.len() } else { 1 };
+                let first = random(SURVIVORS.len());
+                for survivors in SURVIVORS.iter().cycle().skip(first).take(kinds) {
                     let target = directory.path().join("image");
                     std::fs::create_dir(&target).unwrap();
                     disk.image(&target, *survivors, SEGMENT_BYTES, &mut random);
@@ -343,6 +353,30 @@ fn cut_the_power(name: &str, share_percent: u32, default: Duration) {
     println!("{name}: {} calls that wrote {written} bytes; {tried}", calls.len());
     assert!(tried.images > 20, "only {} images were tried", tried.images);
     assert!(tried.broken.is_empty(), "{} broken:\n{}", tried.broken.len(), tried.broken.join("\n"));
+}
+
+/// The first of the stories above, without luck: from the renaming of a snapshot until the directory is synced nothing
+/// is written to the database.
+fn assert_snapshots_are_in_place_before_anything_is_zeroed(calls: &[Call], store: &Path) {
+    let mut renamed = None;
+    let mut renames = 0;
+    for call in calls {
+        match &call.action {
+            traced_disk::Action::Rename { to, .. } if to.starts_with(store) => {
+                let name = to.file_name().unwrap().to_str().unwrap();
+                if to.parent() == Some(store) && name.starts_with("snap.") {
+                    renamed = Some(call);
+                    renames += 1;
+                }
+            }
+            traced_disk::Action::Sync { path } if path == store => renamed = None,
+            traced_disk::Action::Write { path, .. } if *path == store.join("db") => {
+                assert!(renamed.is_none(), "{call}, and nothing has made durable: {}", renamed.unwrap());
+            }
+            _ => {}
+        }
+    }
+    assert!(renames > 0, "sled wrote no snapshot, so nothing was checked");
 }
 
 /// What was tried, and what came of it.

@@ -3,21 +3,30 @@
 //!
 //! It prints `ready` once the layer is open, and then one line, `thread counter number`, after each write
 //! that returned; never before. A line is one short write to a pipe, so it reaches the parent wholly or not
-//! at all.
+//! at all. A write that found the disk full is told as `full` and tried again; any other failure is told as
+//! `failed: `, its kind and its sentence, and ends the process.
 
 use std::io::Write as _;
-use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use forebay::{Cache, Forebay, WritePolicy};
+use forebay::error::ErrorKind;
+use forebay::{Cache, Error, Forebay, WritePolicy};
 
 use crate::history::{Entry, Id, Kind, Place, Side, Step};
 use crate::layer::{self, Settings};
 
+/// How long a writer that found the disk full waits before it tries again.
+const FULL_PAUSE: Duration = Duration::from_millis(2);
+
 /// Writes for ever; returns only what went wrong. `next` holds each thread's first counter.
-pub(crate) fn run(directory: &Path, settings: Settings, seed: u64, next: &[u64]) -> Result<()> {
-    let bay = layer::open(directory, settings)?;
+pub(crate) fn run(settings: &Settings, seed: u64, next: &[u64]) -> Result<()> {
+    let opened = layer::open(settings);
+    if let Err(error) = &opened {
+        say(&format!("failed: {} opening: {}\n", kind(error), one_line(error)))?;
+    }
+    let bay = opened?;
     let left = layer::open_cache(&bay, Side::Left)?;
     let right = layer::open_cache(&bay, Side::Right)?;
     say("ready\n")?;
@@ -49,13 +58,21 @@ impl Writer<'_> {
     fn run(&self, thread: usize, first: u64) -> Result<()> {
         for counter in first.. {
             let id = Id { thread, counter };
-            match self.write(Step::of(self.seed, id)) {
+            let written = loop {
+                match self.write(Step::of(self.seed, id)) {
+                    Err(error) if is_full(&error) => {
+                        say("full\n")?;
+                        thread::sleep(FULL_PAUSE);
+                    }
+                    written => break written,
+                }
+            };
+            match written {
                 Ok(seq) => say(&format!("{thread} {counter} {seq}\n"))?,
                 Err(error) => {
-                    // The other writers would go on for ever, and the parent would take this one for a slow
-                    // one.
-                    say(&format!("failed: {id:?}: {error:#}\n"))?;
-                    return Err(error).with_context(|| format!("{id:?}"));
+                    // The other writers may go on for ever, and the parent would take this one for a slow one.
+                    say(&format!("failed: {} {id:?}: {}\n", kind(&error), one_line(&error)))?;
+                    std::process::exit(1);
                 }
             }
         }
@@ -94,6 +111,19 @@ impl Writer<'_> {
             Side::Right => self.right,
         }
     }
+}
+
+/// Nothing of such a write happened, and the same one may go through later.
+fn is_full(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::DiskFull)
+}
+
+fn kind(error: &anyhow::Error) -> String {
+    error.downcast_ref::<Error>().map_or_else(|| "other".to_owned(), |error| format!("{:?}", error.kind()))
+}
+
+fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").replace('\n', " ")
 }
 
 fn say(line: &str) -> Result<()> {

@@ -1,49 +1,82 @@
 //! Where this example touches the crate: opening the layer, and looking at what the store holds.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use forebay::store::contract::{Store as _, StoreError, Versioned};
+use forebay::store::contract::{StoreError, Versioned};
 use forebay::testkit::FlakyStore;
 use forebay::{
-    Bincode, Cache, Codec as _, Durability, Forebay, JournalOptions, Key, NamespaceName, SledStore,
+    Bincode, Cache, Codec as _, Durability, Forebay, JournalOptions, Key, NamespaceName, SledStore, Store,
     WritePolicy,
 };
 
 use crate::history::{Entry, Id, Place, Side};
 use crate::ledger::{Image, Shown};
+use crate::served::ServedStore;
 
 /// The prefix of a stored value: its codec and its schema version.
 const VALUE_PREFIX_BYTES: usize = 2;
 
+/// How long the store of [`Settings::stalls`] stands, and then works.
+const STALL: Duration = Duration::from_millis(150);
+
 /// How the layer is opened; the same in every child and in the parent, except for the failures.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Settings {
+    pub(crate) store: StoreAt,
+    pub(crate) journal: PathBuf,
     pub(crate) durability: Durability,
+    /// The store stands still at every other moment, so that the journal grows meanwhile.
+    pub(crate) stalls: bool,
     /// Makes the store fail at random, before and after it has applied.
     pub(crate) flaky_seed: Option<u64>,
     /// How long the flusher waits for a batch to fill: the longer, the more a kill leaves to the journal.
     pub(crate) batch_linger: Duration,
 }
 
+/// Where the store is.
+#[derive(Clone, Debug)]
+pub(crate) enum StoreAt {
+    /// In this directory.
+    Directory(PathBuf),
+    /// Behind this socket.
+    Socket(PathBuf),
+}
+
 /// Opens the layer with bounds so small that segments fill and are recycled, values are left to the journal,
 /// and writers meet a full queue, all within milliseconds.
-pub(crate) fn open(directory: &Path, settings: Settings) -> Result<Forebay> {
-    let store = SledStore::open(directory.join("store"))?;
-    let builder = match settings.flaky_seed {
-        Some(seed) => {
-            let flaky = FlakyStore::new(store);
-            flaky.randomly(seed, 20);
-            Forebay::builder(flaky)
-        }
-        None => Forebay::builder(store),
-    };
+pub(crate) fn open(settings: &Settings) -> Result<Forebay> {
+    match &settings.store {
+        StoreAt::Directory(path) => open_on(SledStore::open(path)?, settings),
+        StoreAt::Socket(path) => open_on(ServedStore::new(path.clone()), settings),
+    }
+}
+
+fn open_on(store: impl Store + Clone, settings: &Settings) -> Result<Forebay> {
+    let flaky = FlakyStore::new(store);
+    if let Some(seed) = settings.flaky_seed {
+        flaky.randomly(seed, 20);
+    }
+    if settings.stalls {
+        let shared = flaky.clone();
+        thread::spawn(move || {
+            loop {
+                shared.stall();
+                thread::sleep(STALL);
+                shared.release();
+                thread::sleep(STALL);
+            }
+        });
+    }
+    let plain = settings.flaky_seed.is_none() && !settings.stalls;
+    let builder = if plain { Forebay::builder(flaky.inner().clone()) } else { Forebay::builder(flaky) };
     let mut journal = JournalOptions::default();
     journal.segment_bytes = 128 * 1024;
     let bay = builder
-        .journal(directory.join("journal"))
+        .journal(&settings.journal)
         .journal_options(journal)
         .durability(settings.durability)
         .pending_memory_bytes_max(32 * 1024)
@@ -77,8 +110,8 @@ pub(crate) fn read_all(bay: &Forebay, seed: u64) -> Result<BTreeMap<Place, Optio
 }
 
 /// What the store holds, read from it directly, with no layer in front of it.
-pub(crate) fn store_image(directory: &Path, seed: u64) -> Result<Image> {
-    let store = SledStore::open(directory.join("store"))?;
+pub(crate) fn store_image(store: &Path, seed: u64) -> Result<Image> {
+    let store = SledStore::open(store)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let failed = |error: StoreError| anyhow!(error.into_error()).context("looking at the store alone");
     runtime.block_on(async {

@@ -14,47 +14,62 @@
 //! more to see that nothing is replayed that was applied. What exactly is checked stands at the head of
 //! `ledger.rs`.
 //!
-//! A kill loses nothing that the operating system has. What a power cut takes is the simulated disk's part,
-//! in the tests.
+//! A kill loses nothing that the operating system has. What a power cut takes is the tests' part.
+//!
+//! With `--minutes`, or with `--faults`, it is a soak of more than kills (Linux only; see `faults.rs`):
+//!
+//! - `kill`: as above.
+//! - `freeze`: an owner is stopped with SIGSTOP, a second one opens a copy of its journal on the same store, and the
+//!   first is thawed: it must be refused, say so, and have changed nothing. sled lets one process in, so the store is
+//!   served to both over a socket by this process.
+//! - `disk-full`: the journal's small file system fills up. Writers are told, and go on by themselves when there is
+//!   room again, or are killed meanwhile. It is mounted in a user namespace; where the kernel refuses that, the rounds
+//!   are said not to have been run.
+//! - `memory`, `descriptors`: `ulimit -v` and `ulimit -n` with random bounds. The child may die or refuse.
+//!
+//! Each kind has a layer of its own, and the same checks after every round.
 
+mod arena;
 mod child;
+mod faults;
 mod history;
 mod layer;
 mod ledger;
+mod running;
+mod served;
 
-use std::io::{BufRead as _, BufReader};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use forebay::Durability;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::arena::{Arena, Totals};
+use crate::faults::{Fault, SmallDisk};
 use crate::history::{Id, Random};
-use crate::layer::Settings;
-use crate::ledger::{Findings, Ledger};
+use crate::layer::{Settings, StoreAt};
 
-/// How long a child writes at the most before it is killed, in milliseconds.
-const WRITING_MS_MAX: u64 = 400;
-/// How long the first child takes to be ready, until one has shown it, in microseconds.
-const READY_MICROS_FIRST: u64 = 10_000;
-/// A child that is not ready by then hangs.
-const READY_WITHIN: Duration = Duration::from_secs(60);
-/// A backlog of these bounds that is not drained by then is stuck.
-const DRAINED_WITHIN: Duration = Duration::from_secs(60);
+/// How long the first child takes to be ready, until one has shown it.
+const READY_FIRST: Duration = Duration::from_millis(10);
 
-/// Kills a writing process again and again, and checks that nothing was lost, reordered or applied twice.
+/// Does harm to a writing process again and again, and checks that nothing was lost, reordered or applied twice.
 #[derive(Parser, Debug)]
 struct Arguments {
-    /// How many times to kill, recover and check.
+    /// How many times to harm, recover and check.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
+    /// Instead of a number of rounds, how long to go on, with kinds of fault chosen at random.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "rounds")]
+    minutes: Option<u64>,
+    /// Which kinds of fault; by default `kill`, and all of them with `--minutes`. Rounds take them in turn.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    faults: Vec<Fault>,
     /// How many threads of the child write.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=256))]
     threads: u64,
@@ -68,9 +83,18 @@ struct Arguments {
     /// What an acknowledgement waits for.
     #[arg(long, value_enum, default_value_t = DurabilityArgument::Sync)]
     durability: DurabilityArgument,
-    /// Used by the program itself: be the child, in this directory.
-    #[arg(long, hide = true, value_name = "DIRECTORY")]
+    /// Used by the program itself: be the child, with this journal.
+    #[arg(long, hide = true, value_name = "JOURNAL")]
     child: Option<PathBuf>,
+    /// Used by the program itself: the child's store.
+    #[arg(long, hide = true, value_name = "DIRECTORY")]
+    store: Option<PathBuf>,
+    /// Used by the program itself: where the child's store is served.
+    #[arg(long, hide = true, conflicts_with = "store")]
+    socket: Option<PathBuf>,
+    /// Used by the program itself: the child's store stands still at every other moment.
+    #[arg(long, hide = true)]
+    stalls: bool,
     /// Used by the program itself: each thread's first counter.
     #[arg(long, hide = true, value_delimiter = ',')]
     next: Vec<u64>,
@@ -87,10 +111,7 @@ enum DurabilityArgument {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match &arguments.child {
-        Some(directory) => {
-            let seed = arguments.seed.unwrap_or_default();
-            child::run(directory, settings(&arguments, seed), seed, &arguments.next).map(|()| true)
-        }
+        Some(journal) => run_child(&arguments, journal).map(|()| true),
         None => supervise(&arguments),
     };
     match outcome {
@@ -103,7 +124,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn settings(arguments: &Arguments, seed: u64) -> Settings {
+fn run_child(arguments: &Arguments, journal: &Path) -> Result<()> {
+    let seed = arguments.seed.unwrap_or_default();
+    let store = match (&arguments.store, &arguments.socket) {
+        (Some(path), None) => StoreAt::Directory(path.clone()),
+        (None, Some(path)) => StoreAt::Socket(path.clone()),
+        _ => bail!("a child has a store or a socket"),
+    };
+    let settings = settings(arguments, seed, store, journal.to_owned());
+    child::run(&settings, seed, &arguments.next)
+}
+
+fn settings(arguments: &Arguments, seed: u64, store: StoreAt, journal: PathBuf) -> Settings {
     let durability = match arguments.durability {
         DurabilityArgument::Sync => Durability::Sync,
         DurabilityArgument::Buffered => Durability::Buffered { sync_interval: Duration::from_millis(20) },
@@ -112,17 +144,7 @@ fn settings(arguments: &Arguments, seed: u64) -> Settings {
     let mut random = Random::new(seed, Id { thread: 0, counter: arguments.next.iter().sum() });
     let flaky_seed = arguments.flaky_store.then(|| random.next());
     let batch_linger = Duration::from_millis(20 * random.below(3));
-    Settings { durability, flaky_seed, batch_linger }
-}
-
-#[derive(Default)]
-struct Totals {
-    acknowledged: u64,
-    recovered: u64,
-    kills: u64,
-    kills_before_ready: u64,
-    slowest_recovery: Duration,
-    findings: Findings,
+    Settings { store, journal, durability, stalls: arguments.stalls, flaky_seed, batch_linger }
 }
 
 /// Runs all rounds. `false`: a promise was broken.
@@ -134,239 +156,190 @@ fn supervise(arguments: &Arguments) -> Result<bool> {
             u64::from(clock.subsec_nanos()) ^ clock.as_secs().rotate_left(32)
         }
     };
-    let directory = tempfile::tempdir().context("making a directory for the layer")?;
+    let directory = tempfile::tempdir().context("making a directory for the layers")?;
     report(&format!("seed {seed}, in {}", directory.path().display()));
-    let template = "{bar:32} round {pos}/{len}, {elapsed} passed, about {eta} left. {msg}";
-    let progress = ProgressBar::new(arguments.rounds).with_style(ProgressStyle::with_template(template)?);
-
-    let mut supervisor = Supervisor {
-        arguments,
-        seed,
-        directory: directory.path(),
-        ledger: Ledger::new(seed, usize::try_from(arguments.threads)?),
-        random: Random::new(seed, Id { thread: usize::MAX, counter: 0 }),
-        ready_micros: READY_MICROS_FIRST,
-        totals: Totals::default(),
-    };
-    let mut rounds = 0;
-    while rounds < arguments.rounds && supervisor.totals.findings.is_clean() {
-        if let Err(error) = supervisor.round() {
-            progress.abandon();
-            // The files are the evidence: a layer that does not open again has lost all of it.
-            let kept = directory.keep();
-            return Err(error.context(format!(
-                "round {}; the layer's files are kept in {}",
-                rounds + 1,
-                kept.display()
-            )));
-        }
-        rounds += 1;
-        progress.set_message(format!("{} acknowledged", supervisor.totals.acknowledged));
-        progress.inc(1);
+    let mut soak = Soak::new(arguments, seed, directory.path())?;
+    let outcome = soak.run();
+    if let Err(error) = outcome {
+        // The files are the evidence: a layer that does not open again has lost all of it.
+        soak.keep_small_disk();
+        let kept = directory.keep();
+        return Err(error.context(format!("the layers' files are kept in {}", kept.display())));
     }
-    progress.finish();
-
-    let totals = supervisor.totals;
-    print_table(rounds, &totals);
-    totals.findings.sentences.iter().for_each(|sentence| report(sentence));
-    let clean = totals.findings.is_clean();
+    soak.print();
+    let clean = soak.arenas.values().all(|arena| arena.totals.findings.is_clean());
     if !clean {
+        soak.keep_small_disk();
         let kept = directory.keep();
         report(&format!(
-            "stopped at the first broken promise; the layer's files are kept in {}",
+            "stopped at the first broken promise; the layers' files are kept in {}",
             kept.display()
         ));
     }
     // A run in which nothing was ever acknowledged has shown nothing.
-    ensure!(totals.acknowledged > 0, "no write was acknowledged in {rounds} rounds, so nothing was checked");
+    for (fault, arena) in &soak.arenas {
+        let Totals { acknowledged, rounds, .. } = arena.totals;
+        ensure!(
+            acknowledged > 0,
+            "{fault:?}: no write was acknowledged in {rounds} rounds, so nothing was checked"
+        );
+    }
     Ok(clean)
 }
 
-struct Supervisor<'a> {
+/// All kinds of fault, each with a layer of its own.
+struct Soak<'a> {
     arguments: &'a Arguments,
     seed: u64,
-    directory: &'a Path,
-    ledger: Ledger,
+    directory: PathBuf,
     random: Random,
+    faults: Vec<Fault>,
+    arenas: BTreeMap<Fault, Arena<'a>>,
+    small_disk: Option<SmallDisk>,
+    /// What could not be run here, and why.
+    not_run: BTreeMap<Fault, String>,
     /// How long the last child took from its start until it was ready: where to aim for a kill in recovery.
-    ready_micros: u64,
-    totals: Totals,
+    ready: Duration,
 }
 
-impl Supervisor<'_> {
-    /// One or more children that die, then the checks.
-    fn round(&mut self) -> Result<()> {
+impl<'a> Soak<'a> {
+    fn new(arguments: &'a Arguments, seed: u64, directory: &Path) -> Result<Soak<'a>> {
+        let mut faults = arguments.faults.clone();
+        if faults.is_empty() {
+            faults = if arguments.minutes.is_some() {
+                Fault::value_variants().to_vec()
+            } else {
+                vec![Fault::Kill]
+            };
+        }
+        let mut soak = Soak {
+            arguments,
+            seed,
+            directory: directory.to_owned(),
+            random: Random::new(seed, Id { thread: usize::MAX, counter: 0 }),
+            faults: Vec::new(),
+            arenas: BTreeMap::new(),
+            small_disk: None,
+            not_run: BTreeMap::new(),
+            ready: READY_FIRST,
+        };
+        for fault in faults {
+            soak.prepare(fault)?;
+        }
+        ensure!(!soak.faults.is_empty(), "nothing could be run here: {:?}", soak.not_run);
+        Ok(soak)
+    }
+
+    fn prepare(&mut self, fault: Fault) -> Result<()> {
+        let directory = self.directory.join(format!("{fault:?}").to_lowercase());
+        let random = Random::new(self.random.next(), Id { thread: 0, counter: 0 });
+        let mut arena = Arena::new(self.arguments, self.seed, &directory, random)?;
+        if fault == Fault::DiskFull {
+            match SmallDisk::mount(&directory.join("small")) {
+                Ok(disk) => arena.journal = self.small_disk.insert(disk).path.join("journal"),
+                Err(error) => {
+                    report(&format!("NOT RUN: disk-full, for want of a file system of our own: {error:#}"));
+                    self.not_run.insert(fault, format!("{error:#}"));
+                    return Ok(());
+                }
+            }
+        }
+        self.faults.push(fault);
+        self.arenas.insert(fault, arena);
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let until = self.arguments.minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
+        let progress = match self.arguments.minutes {
+            Some(minutes) => ProgressBar::new(60 * minutes)
+                .with_style(ProgressStyle::with_template("{bar:32} {elapsed} of {len} s. {msg}")?),
+            None => ProgressBar::new(self.arguments.rounds).with_style(ProgressStyle::with_template(
+                "{bar:32} round {pos}/{len}, {elapsed} passed, about {eta} left. {msg}",
+            )?),
+        };
+        let (mut rounds, started) = (0, Instant::now());
         loop {
-            self.start_and_kill()?;
-            if self.random.below(2) == 0 {
-                break;
+            let choices = self.faults.len() as u64;
+            let choice = if until.is_some() { self.random.below(choices) } else { rounds % choices };
+            let fault =
+                self.faults.get(usize::try_from(choice)?).copied().context("a choice among the faults")?;
+            if let Err(error) = self.round(fault) {
+                progress.abandon();
+                return Err(error.context(format!("round {} ({fault:?})", rounds + 1)));
             }
-        }
-        let Supervisor { directory, seed, ledger, totals, .. } = self;
-        totals.acknowledged += ledger.acknowledged();
-        let alone = layer::store_image(directory, *seed)?;
-        totals.findings.merge(ledger.check_prefix(&alone));
-
-        let settings =
-            Settings { flaky_seed: None, batch_linger: Duration::ZERO, ..settings(self.arguments, *seed) };
-        let started = Instant::now();
-        let bay = layer::open(directory, settings).context("recovering")?;
-        totals.slowest_recovery = totals.slowest_recovery.max(started.elapsed());
-        let seen = layer::read_all(&bay, *seed)?;
-        close(&bay)?;
-        drop(bay);
-        let drained = layer::store_image(directory, *seed)?;
-        totals.findings.merge(ledger.check_whole(&drained));
-        totals.findings.merge(ledger::check_reads(&seen, &drained));
-        if totals.findings.lost == 0 {
-            totals.recovered += ledger.beyond(alone.watermark);
-        }
-
-        let bay = layer::open(directory, settings).context("opening once more")?;
-        close(&bay)?;
-        drop(bay);
-        let idle = layer::store_image(directory, *seed)?;
-        totals.findings.merge(ledger::check_same("an opening with nothing to replay", &drained, &idle));
-        ledger.adopt(&idle);
-        Ok(())
-    }
-
-    /// Starts a child, kills it at a random moment, and enters what it said into the ledger.
-    fn start_and_kill(&mut self) -> Result<()> {
-        let before_ready = self.random.below(3) == 0;
-        let mut running = Running::start(self.arguments, self.seed, self.directory, self.ledger.next())?;
-        if before_ready {
-            running.let_live(Duration::from_micros(self.random.below(self.ready_micros)))?;
-        } else {
-            let started = Instant::now();
-            running.wait_ready()?;
-            self.ready_micros = u64::try_from(started.elapsed().as_micros())?.max(1);
-            let micros = 5_000 + self.random.below((WRITING_MS_MAX - 5) * 1000);
-            running.let_live(Duration::from_micros(micros))?;
-        }
-        let said = running.kill()?;
-        self.totals.kills += 1;
-        self.totals.kills_before_ready += u64::from(!said.ready);
-        for (id, seq) in said.acknowledged {
-            self.ledger
-                .acknowledge(id, seq)
-                .map_err(|why| anyhow!("an impossible acknowledgement: {why}"))?;
-        }
-        self.ledger.killed();
-        Ok(())
-    }
-}
-
-fn close(bay: &forebay::Forebay) -> Result<()> {
-    let closed = bay.blocking().close_within(DRAINED_WITHIN)?;
-    ensure!(closed.queued == 0, "{} records are not drained: {:?}", closed.queued, closed.reason);
-    Ok(())
-}
-
-/// What a child said before it died.
-#[derive(Default)]
-struct Said {
-    ready: bool,
-    acknowledged: Vec<(Id, u64)>,
-}
-
-/// A child that is alive, or was a moment ago.
-struct Running {
-    child: Child,
-    reader: JoinHandle<Result<Said>>,
-    ready: Receiver<()>,
-}
-
-impl Running {
-    fn start(arguments: &Arguments, seed: u64, directory: &Path, next: &[u64]) -> Result<Running> {
-        let next: Vec<String> = next.iter().map(u64::to_string).collect();
-        let durability =
-            arguments.durability.to_possible_value().ok_or_else(|| anyhow!("a nameless durability"))?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("--child").arg(directory).args(["--seed", &seed.to_string(), "--next", &next.join(",")]);
-        command.args(["--durability", durability.get_name()]);
-        command.args(arguments.flaky_store.then_some("--flaky-store"));
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting the child")?;
-        let out = child.stdout.take().context("the child has no pipe")?;
-        let (tell_ready, ready) = channel();
-        let reader = thread::spawn(move || listen(out, &tell_ready));
-        Ok(Running { child, reader, ready })
-    }
-
-    fn wait_ready(&mut self) -> Result<()> {
-        match self.ready.recv_timeout(READY_WITHIN) {
-            Ok(()) => Ok(()),
-            Err(RecvTimeoutError::Timeout) => {
-                self.child.kill()?;
-                self.child.wait()?;
-                bail!("the child was not ready within {READY_WITHIN:?}")
-            }
-            Err(RecvTimeoutError::Disconnected) => {
-                let status = self.child.wait()?;
-                bail!("the child ended before it was ready: {status}")
+            rounds += 1;
+            let acknowledged: u64 = self.arenas.values().map(|arena| arena.totals.acknowledged).sum();
+            progress.set_message(format!("{acknowledged} acknowledged"));
+            progress.set_position(until.map_or(rounds, |_| started.elapsed().as_secs()));
+            let over = until.map_or(rounds >= self.arguments.rounds, |until| Instant::now() >= until);
+            if over || !self.arenas.values().all(|arena| arena.totals.findings.is_clean()) {
+                progress.finish();
+                return Ok(());
             }
         }
     }
 
-    /// Lets the child live for so long: the moment of the kill is what is random here.
-    fn let_live(&mut self, time: Duration) -> Result<()> {
-        thread::sleep(time);
-        match self.child.try_wait()? {
-            Some(status) => bail!("the child ended by itself: {status}"),
-            None => Ok(()),
-        }
-    }
-
-    fn kill(mut self) -> Result<Said> {
-        // SIGKILL on Unix: nothing of the child runs any more.
-        self.child.kill().context("killing the child")?;
-        self.child.wait()?;
-        self.reader.join().map_err(|_| anyhow!("the child's reader panicked"))?
-    }
-}
-
-/// Reads what a child says until it is dead.
-fn listen(out: ChildStdout, ready: &Sender<()>) -> Result<Said> {
-    let mut said = Said::default();
-    let mut lines = BufReader::new(out);
-    let mut line = String::new();
-    loop {
-        line.clear();
-        if lines.read_line(&mut line).context("reading from the child")? == 0 {
-            return Ok(said);
-        }
-        let Some(text) = line.strip_suffix('\n') else { bail!("the child said half a line: {line:?}") };
-        if text == "ready" {
-            said.ready = true;
-            ready.send(()).context("nobody waits for the child any more")?;
-            continue;
-        }
-        let mut fields = text.split(' ').map(str::parse::<u64>);
-        match (fields.next(), fields.next(), fields.next(), fields.next()) {
-            (Some(Ok(thread)), Some(Ok(counter)), Some(Ok(seq)), None) => {
-                said.acknowledged.push((Id { thread: usize::try_from(thread)?, counter }, seq));
+    /// One round of faults, then the checks.
+    fn round(&mut self, fault: Fault) -> Result<()> {
+        let arena = self.arenas.get_mut(&fault).context("every fault has its layer")?;
+        match fault {
+            Fault::Kill => faults::kill(arena, &mut self.ready)?,
+            Fault::Freeze => faults::freeze(arena)?,
+            Fault::DiskFull => {
+                faults::disk_full(arena, self.small_disk.as_ref().context("a small disk")?)?;
             }
-            _ => bail!("the child said {text:?}"),
+            Fault::Memory | Fault::Descriptors => faults::limited(arena, fault)?,
         }
+        arena.check()
+    }
+
+    /// The small file system ends with this process; its journal goes where the other evidence is.
+    fn keep_small_disk(&self) {
+        if let (Some(arena), Some(_)) = (self.arenas.get(&Fault::DiskFull), &self.small_disk)
+            && let Err(error) = faults::copy_dir(&arena.journal, &arena.directory.join("journal"))
+        {
+            report(&format!("the small disk's journal could not be kept: {error:#}"));
+        }
+    }
+
+    #[allow(clippy::print_stdout, reason = "a program's result")]
+    fn print(&self) {
+        let kills_alone = self.faults == [Fault::Kill] && self.not_run.is_empty();
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
+        let columns = ["fault", "rounds", "acknowledged", "recovered", "lost", "reordered", "applied twice"];
+        let columns = columns.into_iter().chain(["slowest recovery"]);
+        table.set_header(columns.skip(usize::from(kills_alone)));
+        for (fault, arena) in &self.arenas {
+            let row = row(*fault, &arena.totals);
+            table.add_row(row.into_iter().skip(usize::from(kills_alone)));
+        }
+        for fault in self.not_run.keys() {
+            table.add_row([name(*fault), "NOT RUN".to_owned()]);
+        }
+        println!("{table}");
+        for (fault, arena) in &self.arenas {
+            let counts: Vec<String> =
+                arena.totals.counts.iter().map(|(what, times)| format!("{times} {what}")).collect();
+            println!("{}: {}.", name(*fault), counts.join(", "));
+            arena.totals.findings.sentences.iter().for_each(|sentence| report(sentence));
+        }
+        for (fault, why) in &self.not_run {
+            println!("{}: NOT RUN: {why}", name(*fault));
+        }
+        println!("recovered: acknowledged writes that the store did not hold yet when the process died.");
     }
 }
 
-#[allow(clippy::print_stdout, reason = "a program's result")]
-fn print_table(rounds: u64, totals: &Totals) {
-    let Totals { acknowledged, recovered, findings, slowest_recovery, kills, kills_before_ready } = totals;
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header([
-        "rounds",
-        "acknowledged",
-        "recovered",
-        "lost",
-        "reordered",
-        "applied twice",
-        "slowest recovery",
-    ]);
-    table.add_row([
+fn name(fault: Fault) -> String {
+    fault.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+fn row(fault: Fault, totals: &Totals) -> Vec<String> {
+    let Totals { rounds, acknowledged, recovered, findings, slowest_recovery, .. } = totals;
+    vec![
+        name(fault),
         rounds.to_string(),
         acknowledged.to_string(),
         recovered.to_string(),
@@ -374,10 +347,7 @@ fn print_table(rounds: u64, totals: &Totals) {
         findings.reordered.to_string(),
         findings.applied_twice.to_string(),
         format!("{:.1} ms", slowest_recovery.as_secs_f64() * 1000.0),
-    ]);
-    println!("{table}");
-    println!("{kills} kills, {kills_before_ready} of them before the child had finished to open its layer.");
-    println!("recovered: acknowledged writes that the store did not hold yet when the process died.");
+    ]
 }
 
 #[allow(clippy::print_stderr, reason = "a program's messages")]
