@@ -18,9 +18,8 @@
 //! batch (delete one and see): the watermark would then vouch for a lost value. So values above about 40 KiB
 //! are cut into chunks that go into the tree in the same batch, and the segment size leaves room for a page
 //! full of them. Only index pages can still outgrow it, with thousands of keys above about 4 KiB. New blobs are
-//! synced before a batch is acknowledged, but for those keys that window remains. Nor does it help that sled
-//! reuses segments which it takes for synced: on a drive with a volatile cache a power cut between two of our
-//! syncs may damage older data.
+//! synced before a batch is acknowledged, but for those keys that window remains. What a power cut can do besides, and
+//! was seen to do, is in the manual's page on durability; `tests/fault_sled_power_cut.rs` searches for it.
 //!
 //! Loads run on threads of the store, too. What sled has in memory takes 0.3 us on the caller's thread and 8 us
 //! this way; but nobody can know beforehand, and a load that misses reads the disk, while one that meets a
