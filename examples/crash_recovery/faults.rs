@@ -19,8 +19,8 @@ use crate::served::Server;
 /// How long a child writes at the most before it is killed.
 const WRITING_MAX: Duration = Duration::from_millis(400);
 const WRITING_MIN: Duration = Duration::from_millis(5);
-/// The file system that fills up, in MiB.
-const SMALL_DISK_MIB: u64 = 16;
+/// The file systems that fill up, in MiB.
+const SMALL_DISK_MIB: u64 = 64;
 /// More writes than an owner can make between its thaw and its learning that it is fenced.
 const ZOMBIES_WRITES: u64 = 1_000_000;
 
@@ -33,6 +33,8 @@ pub(crate) enum Fault {
     Freeze,
     /// The journal's file system fills up, and has room again.
     DiskFull,
+    /// The store's file system fills up: the layer ends, and its files go on once there is room.
+    StoreFull,
     /// `ulimit -v`: so little address space that allocations and threads fail.
     Memory,
     /// `ulimit -n`: few descriptors.
@@ -64,26 +66,35 @@ pub(crate) fn kill(arena: &mut Arena<'_>, ready: &mut Duration) -> Result<()> {
     }
 }
 
-/// A child under a limit that it may die of, or be refused by, wherever it likes.
+/// Children under a limit that they may die of, or be refused by, wherever they like. It is widened until one of them
+/// had something acknowledged.
 pub(crate) fn limited(arena: &mut Arena<'_>, fault: Fault) -> Result<()> {
-    let limits = match fault {
-        Fault::Descriptors => format!("-n {}", 6 + arena.random.below(20)),
-        _ => format!("-v {}", (60 + arena.random.below(1_200)) * 1024),
+    let (option, mut limit, step) = match fault {
+        Fault::Descriptors => ("-n", 6 + arena.random.below(12), 3),
+        _ => ("-v", (60 + arena.random.below(400)) << 10, 200 << 10),
     };
-    let mut command = arena.child(&arena.settings(), Some(&limits))?;
-    // It complains in many ways, which nobody needs unless something is lost.
-    let complaints = File::options().create(true).append(true).open(arena.directory.join("complaints"))?;
-    command.stderr(complaints);
-    let mut running = Running::start(command)?;
-    let lives = arena.time(WRITING_MIN, 2 * WRITING_MAX);
-    let alive = running.lives_for(lives)?;
-    let said = running.kill()?;
-    let totals = &mut arena.totals;
-    totals.count("could not open", !alive && !said.ready);
-    totals.count("failed while they wrote", !alive && said.ready);
-    totals.count("killed while they opened", alive && !said.ready);
-    totals.count("killed while they wrote", alive && said.ready);
-    arena.died(said)
+    loop {
+        let mut command = arena.child(&arena.settings(), Some(&format!("{option} {limit}")))?;
+        // It complains in many ways, which nobody needs unless something is lost.
+        let complaints =
+            File::options().create(true).append(true).open(arena.directory.join("complaints"))?;
+        command.stderr(complaints);
+        let mut running = Running::start(command)?;
+        let lives = arena.time(WRITING_MIN, 2 * WRITING_MAX);
+        let alive = running.lives_for(lives)?;
+        let said = running.kill()?;
+        let totals = &mut arena.totals;
+        totals.count("could not open", !alive && !said.ready);
+        totals.count("failed while they wrote", !alive && said.ready);
+        totals.count("killed while they opened", alive && !said.ready);
+        totals.count("killed while they wrote", alive && said.ready);
+        let checks_something = !said.acknowledged.is_empty();
+        arena.died(said)?;
+        if checks_something {
+            return Ok(());
+        }
+        limit += step;
+    }
 }
 
 /// A frozen owner, a second one on a copy of its journal and on the same store, and the thaw of the first.
@@ -156,6 +167,22 @@ pub(crate) fn disk_full(arena: &mut Arena<'_>, disk: &SmallDisk) -> Result<()> {
     arena.totals.count("times that a writer was told of the full disk", said.full);
     arena.totals.count("layers that went on by themselves once there was room", cleared);
     arena.totals.count("killed while the disk was full", !cleared);
+    arena.died(said)
+}
+
+/// A child whose store meets a full disk. sled takes no more then, so the layer ends and says why.
+pub(crate) fn store_full(arena: &mut Arena<'_>, disk: &SmallDisk) -> Result<()> {
+    let mut running = Running::start(arena.child(&arena.settings(), None)?)?;
+    running.wait_ready()?;
+    let lives = arena.time(Duration::ZERO, WRITING_MAX / 2);
+    ensure!(running.lives_for(lives)?, "the child ended by itself before the disk was full");
+    disk.fill()?;
+    running.wait_for(|line| matches!(line, Line::Failed(_)))?;
+    let said = running.kill()?;
+    disk.make_room()?;
+    let told = said.failed.as_deref().context("the child ended without a word on the full disk")?;
+    ensure!(told.contains("No space left"), "the child does not say that the disk is full: {told}");
+    arena.totals.count("layers that ended on the full disk, and said so", true);
     arena.died(said)
 }
 

@@ -25,6 +25,7 @@
 //! - `disk-full`: the journal's small file system fills up. Writers are told, and go on by themselves when there is
 //!   room again, or are killed meanwhile. It is mounted in a user namespace; where the kernel refuses that, the rounds
 //!   are said not to have been run.
+//! - `store-full`: the same of the store's. sled takes no more until it is opened again, so the layer ends, and says why.
 //! - `memory`, `descriptors`: `ulimit -v` and `ulimit -n` with random bounds. The child may die or refuse.
 //!
 //! Each kind has a layer of its own, and the same checks after every round.
@@ -162,14 +163,14 @@ fn supervise(arguments: &Arguments) -> Result<bool> {
     let outcome = soak.run();
     if let Err(error) = outcome {
         // The files are the evidence: a layer that does not open again has lost all of it.
-        soak.keep_small_disk();
+        soak.keep_small_disks();
         let kept = directory.keep();
         return Err(error.context(format!("the layers' files are kept in {}", kept.display())));
     }
     soak.print();
     let clean = soak.arenas.values().all(|arena| arena.totals.findings.is_clean());
     if !clean {
-        soak.keep_small_disk();
+        soak.keep_small_disks();
         let kept = directory.keep();
         report(&format!(
             "stopped at the first broken promise; the layers' files are kept in {}",
@@ -195,7 +196,7 @@ struct Soak<'a> {
     random: Random,
     faults: Vec<Fault>,
     arenas: BTreeMap<Fault, Arena<'a>>,
-    small_disk: Option<SmallDisk>,
+    small_disks: BTreeMap<Fault, SmallDisk>,
     /// What could not be run here, and why.
     not_run: BTreeMap<Fault, String>,
     /// How long the last child took from its start until it was ready: where to aim for a kill in recovery.
@@ -219,7 +220,7 @@ impl<'a> Soak<'a> {
             random: Random::new(seed, Id { thread: usize::MAX, counter: 0 }),
             faults: Vec::new(),
             arenas: BTreeMap::new(),
-            small_disk: None,
+            small_disks: BTreeMap::new(),
             not_run: BTreeMap::new(),
             ready: READY_FIRST,
         };
@@ -234,11 +235,16 @@ impl<'a> Soak<'a> {
         let directory = self.directory.join(format!("{fault:?}").to_lowercase());
         let random = Random::new(self.random.next(), Id { thread: 0, counter: 0 });
         let mut arena = Arena::new(self.arguments, self.seed, &directory, random)?;
-        if fault == Fault::DiskFull {
+        if matches!(fault, Fault::DiskFull | Fault::StoreFull) {
             match SmallDisk::mount(&directory.join("small")) {
-                Ok(disk) => arena.journal = self.small_disk.insert(disk).path.join("journal"),
+                Ok(disk) => {
+                    let small = if fault == Fault::DiskFull { &mut arena.journal } else { &mut arena.store };
+                    *small = disk.path.join("layer");
+                    self.small_disks.insert(fault, disk);
+                }
                 Err(error) => {
-                    report(&format!("NOT RUN: disk-full, for want of a file system of our own: {error:#}"));
+                    let name = name(fault);
+                    report(&format!("NOT RUN: {name}, for want of a file system of our own: {error:#}"));
                     self.not_run.insert(fault, format!("{error:#}"));
                     return Ok(());
                 }
@@ -286,20 +292,23 @@ impl<'a> Soak<'a> {
         match fault {
             Fault::Kill => faults::kill(arena, &mut self.ready)?,
             Fault::Freeze => faults::freeze(arena)?,
-            Fault::DiskFull => {
-                faults::disk_full(arena, self.small_disk.as_ref().context("a small disk")?)?;
+            Fault::DiskFull | Fault::StoreFull => {
+                let disk = self.small_disks.get(&fault).context("a small disk")?;
+                let harm = if fault == Fault::DiskFull { faults::disk_full } else { faults::store_full };
+                harm(arena, disk)?;
             }
             Fault::Memory | Fault::Descriptors => faults::limited(arena, fault)?,
         }
         arena.check()
     }
 
-    /// The small file system ends with this process; its journal goes where the other evidence is.
-    fn keep_small_disk(&self) {
-        if let (Some(arena), Some(_)) = (self.arenas.get(&Fault::DiskFull), &self.small_disk)
-            && let Err(error) = faults::copy_dir(&arena.journal, &arena.directory.join("journal"))
-        {
-            report(&format!("the small disk's journal could not be kept: {error:#}"));
+    /// The small file systems end with this process; what is on them goes where the other evidence is.
+    fn keep_small_disks(&self) {
+        for (fault, disk) in &self.small_disks {
+            let kept = self.directory.join(format!("{}-small", name(*fault)));
+            if let Err(error) = faults::copy_dir(&disk.path.join("layer"), &kept) {
+                report(&format!("what was on the small disk could not be kept: {error:#}"));
+            }
         }
     }
 
