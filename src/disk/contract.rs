@@ -34,6 +34,14 @@ pub trait Disk: Send + Sync + 'static {
     /// [`io::ErrorKind::NotFound`] if there is none, or what the file system says.
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
 
+    /// Opens an existing file for reading only. Unless told otherwise this is [`Disk::open`].
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] if there is none, or what the file system says.
+    fn open_read_only(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        self.open(path)
+    }
+
     /// Renames a file over whatever has the new name; durable only after [`Disk::sync_dir`].
     ///
     /// # Errors

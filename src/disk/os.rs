@@ -60,6 +60,10 @@ impl Disk for OsDisk {
         Ok(Box::new(OsFile(platform::open_options().open(path)?)))
     }
 
+    fn open_read_only(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(OsFile(File::open(path)?)))
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
     }

@@ -252,6 +252,14 @@ impl Frame {
         self.body.clone()
     }
 
+    /// The same records, to be given another place.
+    pub(crate) fn to_body(&self) -> FrameBody {
+        let mut builder = FrameBuilder::with_capacity(self.body.len());
+        builder.bytes.extend_from_slice(&self.body);
+        builder.count = self.count;
+        builder.finish()
+    }
+
     /// A frame from a header that was checked and the body it names; if the body is not what the header says, why.
     pub(crate) fn verified(
         header: &FrameHeader,

@@ -75,8 +75,11 @@ mod pool;
 pub mod queue;
 pub mod reader;
 pub mod recovery;
+pub mod salvage;
+mod scan;
 mod segment;
 pub mod sink;
+pub mod survey;
 #[cfg(test)]
 mod testdisk;
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::journal::writer::{GroupFrame, Writer};
 
 mod crash;
 mod damage;
+mod survey;
 mod usage;
 
 const SEGMENT: u64 = 64 * 1024;

@@ -6,7 +6,7 @@ use super::*;
 use crate::journal::frame::FrameHeader;
 
 /// Three segments, because each open begins one: records 1 to 6, 7 to 9, and 10 to 12, closed cleanly.
-fn closed_journal() -> MemDisk {
+pub(super) fn closed_journal() -> MemDisk {
     let disk = MemDisk::default();
     let mut opened = open(&disk, &growing()).unwrap();
     for first in [1, 4, 7, 10] {
@@ -23,7 +23,7 @@ fn closed_journal() -> MemDisk {
     disk
 }
 
-fn image_of(files: &BTreeMap<String, Vec<u8>>) -> MemDisk {
+pub(super) fn image_of(files: &BTreeMap<String, Vec<u8>>) -> MemDisk {
     let disk = MemDisk::default();
     for (name, content) in files {
         disk.put(name, content.clone());

@@ -1,0 +1,342 @@
+//! The survey sees what an opening sees and changes nothing; a salvage keeps what can be proven and tells the rest.
+
+use std::collections::BTreeMap;
+
+use super::damage::{closed_journal, image_of};
+use super::*;
+use crate::disk::contract::{Disk, DiskFile, DiskLock};
+use crate::journal::salvage::{SalvageOptions, Salvaged, salvage};
+use crate::journal::survey::{Finding, Survey};
+
+/// All that a survey finds, in short.
+#[derive(Debug, Default, PartialEq)]
+struct Seen {
+    records: Vec<u64>,
+    damages: Vec<(String, u64)>,
+    holes: Vec<(u64, Option<u64>)>,
+    torn: Option<u64>,
+}
+
+impl Seen {
+    fn add(&mut self, finding: &Finding) {
+        match finding {
+            Finding::Frame(frame) => {
+                for (seq, content) in (frame.first.0..).zip(frame.records()) {
+                    assert_eq!(content, record(seq), "record {seq}");
+                    self.records.push(seq);
+                }
+            }
+            Finding::Damage(damage) => {
+                let sentence = damage.error.to_string();
+                let name = damage.path.file_name().unwrap().to_str().unwrap();
+                assert!(sentence.contains(name) && sentence.contains(&format!("byte {}", damage.offset)));
+                self.damages.push((name.to_owned(), damage.offset));
+            }
+            Finding::Hole(hole) => self.holes.push((hole.after.0, hole.until.map(|until| until.0))),
+            Finding::Tail(tail) => self.torn = Some(tail.torn_bytes),
+        }
+    }
+}
+
+fn survey(disk: &MemDisk) -> Result<Seen> {
+    let mut survey = Survey::open(Arc::new(disk.clone()), Path::new("journal"))?;
+    let mut seen = Seen::default();
+    while let Some(finding) = survey.next_finding()? {
+        seen.add(&finding);
+    }
+    let (done, total) = survey.progress();
+    assert!(done <= total);
+    Ok(seen)
+}
+
+/// Salvages to another disk, so that the first can be compared.
+fn salvaged(disk: &MemDisk, options: &SalvageOptions) -> (MemDisk, Salvaged, Seen) {
+    let before = disk.image();
+    let options = &SalvageOptions { journal: growing(), ..options.clone() };
+    let mut seen = Seen::default();
+    let mut left_out = Seen::default();
+    // The disk of these tests has one directory, so both journals cannot lie in it: the new one is moved.
+    let (from, to) = (MemDisk::default(), MemDisk::default());
+    before.iter().for_each(|(name, content)| from.put(name, content.clone()));
+    let pair: Arc<dyn Disk> = Arc::new(TwoDirs { from: from.clone(), to: to.clone() });
+    let done = salvage(
+        &pair,
+        Path::new("from"),
+        Path::new("to"),
+        options,
+        &mut |_| true,
+        &mut |finding, written, _| match finding {
+            Finding::Frame(_) if !written => left_out.add(finding),
+            _ => seen.add(finding),
+        },
+    );
+    assert_eq!(from.image(), before, "the damaged journal was changed");
+    (to, done.unwrap(), seen)
+}
+
+/// One directory on each of two disks.
+struct TwoDirs {
+    from: MemDisk,
+    to: MemDisk,
+}
+
+impl TwoDirs {
+    fn of(&self, path: &Path) -> &MemDisk {
+        if path.starts_with("to") { &self.to } else { &self.from }
+    }
+}
+
+impl Disk for TwoDirs {
+    fn create_dir_all(&self, path: &Path) -> std::io::Result<()> {
+        self.of(path).create_dir_all(path)
+    }
+    fn list(&self, path: &Path) -> std::io::Result<Vec<String>> {
+        self.of(path).list(path)
+    }
+    fn create_new(&self, path: &Path) -> std::io::Result<Box<dyn DiskFile>> {
+        self.of(path).create_new(path)
+    }
+    fn open(&self, path: &Path) -> std::io::Result<Box<dyn DiskFile>> {
+        self.of(path).open(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        self.of(from).rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> std::io::Result<()> {
+        self.of(path).remove(path)
+    }
+    fn sync_dir(&self, path: &Path) -> std::io::Result<()> {
+        self.of(path).sync_dir(path)
+    }
+    fn lock(&self, path: &Path) -> std::io::Result<Box<dyn DiskLock>> {
+        self.of(path).lock(path)
+    }
+}
+
+fn flipped(files: &BTreeMap<String, Vec<u8>>, name: &str, at: usize) -> MemDisk {
+    let disk = image_of(files);
+    let mut content = files[name].clone();
+    content[at] ^= 0x40;
+    disk.put(name, content);
+    disk
+}
+
+#[test]
+fn a_survey_says_of_every_flipped_byte_what_an_opening_says() {
+    let files = closed_journal().image();
+    let untouched = survey(&image_of(&files)).unwrap();
+    assert_eq!(untouched.records, (1..=12).collect::<Vec<u64>>());
+    assert_eq!((untouched.damages.len(), untouched.holes.len(), untouched.torn), (0, 0, Some(0)));
+    let (mut bytes, mut damaged) = (0, 0);
+    for name in files.keys() {
+        for at in 0..files[name].len() {
+            bytes += 1;
+            let disk = flipped(&files, name, at);
+            let seen = survey(&disk);
+            assert_eq!(disk.image(), flipped(&files, name, at).image(), "the survey changed something");
+            match (open(&disk, &growing()), seen) {
+                (Ok(opened), Ok(seen)) => {
+                    assert_eq!(seen.damages, [], "{name} at {at}");
+                    assert_eq!(seen.records.last(), Some(&assert_dense(&opened)), "{name} at {at}");
+                }
+                (Err(error), Ok(seen)) => {
+                    damaged += 1;
+                    let (file, offset) = seen.damages.first().expect("an opening fails, so there is damage");
+                    let same = error.to_string().contains(&format!("{file}: damaged at byte {offset}"));
+                    // A foreign segment is told by its neighbour in an opening, by the majority in a survey.
+                    assert!(same || error.to_string().contains("belongs to"), "{name} at {at}: {error}");
+                    // Nothing is lost without being told.
+                    for seq in (1..=12).filter(|seq| !seen.records.contains(seq)) {
+                        let told = |(after, until): &(u64, Option<u64>)| {
+                            *after < seq && until.is_none_or(|until| seq <= until)
+                        };
+                        assert!(seen.holes.iter().any(told), "{name} at {at}: {seq} is gone: {seen:?}");
+                    }
+                }
+                (Err(error), Err(other)) => assert_eq!(error.kind(), other.kind(), "{name} at {at}"),
+                (Ok(_), Err(error)) => panic!("{name} at {at}: only the survey fails: {error}"),
+            }
+        }
+    }
+    println!("{bytes} flipped bytes, {damaged} of them damage to both");
+    assert!(damaged > 1000);
+}
+
+#[test]
+fn records_behind_damage_are_found_and_the_hole_is_exact() {
+    let disk = MemDisk::default();
+    let mut opened = open(&disk, &filled()).unwrap();
+    let mut places = Vec::new();
+    for first in [1, 3, 5, 7] {
+        places.push(append(&mut opened.writer, &[frame(first, 2)])[0].offset as usize);
+        opened.writer.sync().unwrap();
+    }
+    drop(opened);
+    let name = segment_name(1);
+    // In the header, and in the body.
+    for at in [places[1] + 20, places[1] + 60] {
+        let seen = survey(&flipped(&disk.image(), &name, at)).unwrap();
+        assert_eq!(seen.damages, [(name.clone(), places[1] as u64)]);
+        assert_eq!((seen.records, seen.holes), (vec![1, 2, 5, 6, 7, 8], vec![(2, Some(4))]));
+    }
+    // The last synced frame, which nothing promises yet, is a torn tail to everybody.
+    let seen = survey(&flipped(&disk.image(), &name, places[3] + 60)).unwrap();
+    assert_eq!((seen.damages, seen.holes), (vec![], vec![]));
+    assert!(seen.torn > Some(0));
+}
+
+/// A sealed segment that lost its end, in the middle of a frame's body, was reported as a file that cannot be read,
+/// without an offset: the body's length was compared with where the segment had ended, not with where the file ends.
+#[test]
+fn a_sealed_segment_cut_within_a_body_is_damage_with_file_and_offset() {
+    let files = closed_journal().image();
+    let name = segment_name(1);
+    for short in 1..files[&name].len() - 4096 {
+        let disk = image_of(&files);
+        let mut content = files[&name].clone();
+        content.truncate(content.len() - short);
+        disk.put(&name, content);
+        let error = error_of(open(&disk, &growing()));
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{short} bytes short: {error}");
+        assert!(error.to_string().contains(&format!("{name}: damaged at byte")), "{error}");
+        let seen = survey(&disk).unwrap();
+        assert_eq!(seen.holes.len(), 1, "{short} bytes short: {seen:?}");
+        assert_eq!(seen.records.len() as u64 + seen.holes[0].1.unwrap() - seen.holes[0].0, 12);
+    }
+}
+
+#[test]
+fn a_missing_segment_and_a_lost_end_are_holes() {
+    let files = closed_journal().image();
+    let missing = image_of(&files);
+    missing.delete(&segment_name(2));
+    let seen = survey(&missing).unwrap();
+    assert_eq!((seen.damages, seen.holes), (vec![(segment_name(2), 0)], vec![(6, Some(9))]));
+    assert_eq!(seen.records, [1, 2, 3, 4, 5, 6, 10, 11, 12]);
+
+    let headless = flipped(&files, &segment_name(3), 100);
+    let seen = survey(&headless).unwrap();
+    assert_eq!((seen.holes, seen.torn), (vec![(9, None)], None));
+
+    let first = flipped(&files, &segment_name(1), 100);
+    let seen = survey(&first).unwrap();
+    assert_eq!((seen.damages, seen.holes), (vec![(segment_name(1), 0)], vec![(0, Some(6))]));
+    assert_eq!(seen.records, (7..=12).collect::<Vec<u64>>());
+}
+
+/// Beside a writer that appends, syncs, rotates and trims, a survey never sees damage or a hole, and what it sees is
+/// dense.
+#[test]
+fn a_journal_that_is_being_written_and_trimmed_is_never_damaged() {
+    for options in [growing(), filled()] {
+        let disk = MemDisk::default();
+        let opened = open(&disk, &options).unwrap();
+        let (log, mut writer) = (opened.log, opened.writer);
+        let mut looks = 0_u64;
+        let mut records = 0;
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                for first in 1..=3000 {
+                    append(&mut writer, &[large(first, 300 + (first as usize * 37) % 900)]);
+                    writer.sync().unwrap();
+                    if first % 90 == 0 {
+                        log.trim(Seq(first - 60)).unwrap();
+                    }
+                }
+            });
+            let mut ended = false;
+            while !ended {
+                ended = writing.is_finished();
+                let mut survey = Survey::open(Arc::new(disk.clone()), Path::new("journal")).unwrap();
+                let mut last = None;
+                while let Some(finding) = survey.next_finding().unwrap() {
+                    match finding {
+                        Finding::Frame(frame) => {
+                            assert!(last.is_none_or(|last| last < frame.first), "{last:?} {frame:?}");
+                            last = Some(frame.last());
+                            records += 1;
+                        }
+                        Finding::Tail(_) => {}
+                        other => panic!("after {looks} looks: {other:?}"),
+                    }
+                }
+                looks += 1;
+                assert!(!ended || last == Some(Seq(3000)));
+            }
+        });
+        println!("{looks} looks, {records} records seen");
+        assert!(looks > 1);
+    }
+}
+
+#[test]
+fn a_salvage_stops_at_the_first_hole_unless_it_is_told_otherwise_or_the_store_has_it() {
+    let files = closed_journal().image();
+    let broken = flipped(&files, &segment_name(1), 4096 + 600);
+    let found = survey(&broken).unwrap();
+    assert_eq!(found.holes.len(), 1, "{found:?}");
+    let (after, until) = (found.holes[0].0, found.holes[0].1.unwrap());
+    assert!(after >= 1 && until < 12, "{found:?}");
+
+    let (to, done, seen) = salvaged(&broken, &SalvageOptions::default());
+    assert_eq!((done.last, done.sound, done.records), (Seq(after), false, after));
+    assert_eq!((&seen.damages, &seen.holes), (&found.damages, &found.holes));
+    let mut opened = open(&to, &growing()).unwrap();
+    assert_eq!((opened.id, assert_dense(&opened)), (done.id, after));
+    append(&mut opened.writer, &[frame(after + 1, 1)]);
+
+    for options in [
+        SalvageOptions { past_holes: true, ..SalvageOptions::default() },
+        SalvageOptions { watermark: Seq(until), ..SalvageOptions::default() },
+    ] {
+        let (to, done, _) = salvaged(&broken, &options);
+        assert_eq!(done.last, Seq(12));
+        let opened = open(&to, &growing()).unwrap();
+        let numbers: Vec<u64> = read_all(&opened.log, 0).unwrap().into_iter().map(|(seq, _)| seq).collect();
+        assert_eq!(numbers, (1..=after).chain(until + 1..=12).collect::<Vec<u64>>());
+        assert_eq!(opened.id, open(&image_of(&files), &growing()).unwrap().id, "it is the same journal");
+    }
+    let short = SalvageOptions { watermark: Seq(until - 1), ..SalvageOptions::default() };
+    assert_eq!(salvaged(&broken, &short).1.last, Seq(after), "a part of the hole is a loss");
+}
+
+#[test]
+fn a_salvage_of_any_damage_opens_and_is_a_prefix_and_of_none_is_everything() {
+    let files = closed_journal().image();
+    let (to, done, _) = salvaged(&image_of(&files), &SalvageOptions::default());
+    assert_eq!((done.last, done.records, done.sound), (Seq(12), 12, true));
+    assert_eq!(assert_dense(&open(&to, &growing()).unwrap()), 12);
+    let mut tried = 0;
+    for name in files.keys() {
+        for at in (12..files[name].len()).step_by(13) {
+            let (to, done, seen) = salvaged(&flipped(&files, name, at), &SalvageOptions::default());
+            let last = assert_dense(&open(&to, &growing()).unwrap());
+            assert_eq!(last, done.last.0);
+            assert_eq!(last < 12, !seen.holes.is_empty(), "{name} at {at}: what is missing was told");
+            tried += 1;
+        }
+    }
+    println!("{tried} damaged journals salvaged");
+
+    // The first segment is lost, but the store has what it held: nothing is missing.
+    let first = flipped(&files, &segment_name(1), 100);
+    let options = SalvageOptions { watermark: Seq(6), ..SalvageOptions::default() };
+    let (to, done, _) = salvaged(&first, &options);
+    assert_eq!((done.first_prev, done.last, done.records), (Seq(6), Seq(12), 6));
+    assert_eq!(open(&to, &growing()).unwrap().first_prev, Seq(6));
+    // Without that knowledge nothing can be fed to the store in its order.
+    assert_eq!(salvaged(&first, &SalvageOptions::default()).1.records, 0);
+}
+
+#[test]
+fn a_salvage_refuses_a_directory_that_holds_anything_and_a_journal_that_is_open() {
+    let (from, to) = (closed_journal(), MemDisk::default());
+    to.put("something", vec![1]);
+    let pair: Arc<dyn Disk> = Arc::new(TwoDirs { from: from.clone(), to: to.clone() });
+    let run = || {
+        let options = SalvageOptions { journal: growing(), ..SalvageOptions::default() };
+        salvage(&pair, Path::new("from"), Path::new("to"), &options, &mut |_| true, &mut |_, _, _| {})
+    };
+    assert_eq!(error_of(run()).kind(), ErrorKind::InvalidOption);
+    assert_eq!(to.names(), ["something"]);
+}
