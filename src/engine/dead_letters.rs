@@ -18,12 +18,13 @@ use crate::engine::pending::{Pending, Place, QueuedFrame};
 use crate::engine::record::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
+use crate::journal::frame::Frame;
 use crate::journal::options::{Durability, JournalOptions};
 use crate::journal::queue::Journal;
 use crate::seam::sync::{Mutex, MutexGuard};
 
 /// The folder beside the segments.
-const FOLDER: &str = "dead-letters";
+pub(crate) const FOLDER: &str = "dead-letters";
 /// Small in a simulation, where writing zeros takes most of the time.
 const SEGMENT_BYTES: u64 = if cfg!(feature = "simulation") { 64 << 10 } else { 1 << 20 };
 const REASON_BYTES_MAX: usize = 512;
@@ -63,6 +64,14 @@ struct State {
     last: Seq,
 }
 
+/// What the list's own queue says, a frame at a time.
+#[derive(Default)]
+pub(crate) struct History {
+    state: State,
+    /// Which letters are resolved once the store's watermark has reached a number.
+    resolved: BTreeMap<Seq, Vec<Seq>>,
+}
+
 /// The list, open.
 pub(crate) struct DeadLetters {
     queue: Journal,
@@ -81,26 +90,19 @@ impl DeadLetters {
         let options =
             JournalOptions { segment_bytes: SEGMENT_BYTES, spares_max: 0, ..JournalOptions::default() };
         let queue = Journal::open_on(disk, journal_dir.join(FOLDER), options, Durability::Sync)?;
-        let mut state = State::default();
-        let mut resolved: BTreeMap<Seq, Vec<Seq>> = BTreeMap::new();
+        let mut history = History::default();
         let mut reader = queue.read_after(Seq::ZERO);
         while let Some(frame) = reader.next_frame()? {
-            state.last = frame.last();
-            for (bytes, at) in frame.records().zip(0_u64..) {
-                let read = state.read(Fields(bytes), frame.first.plus(at), &mut resolved);
-                read.map_err(|error| {
-                    let (file, offset) = (queue.file_of(frame.location), frame.location.offset);
-                    let context = format!(
-                        "{}: damaged at byte {offset}: it is no dead letter; the list cannot be trusted",
-                        file.display()
-                    );
-                    error.wrap(ErrorKind::Damaged, context)
-                })?;
-            }
+            history.take(&frame).map_err(|error| {
+                let (file, offset) = (queue.file_of(frame.location), frame.location.offset);
+                let context = format!(
+                    "{}: damaged at byte {offset}: it is no dead letter; the list cannot be trusted",
+                    file.display()
+                );
+                error.wrap(ErrorKind::Damaged, context)
+            })?;
         }
-        for (_, letters) in resolved.into_iter().filter(|(at, _)| *at <= watermark) {
-            letters.iter().for_each(|letter| state.remove(*letter));
-        }
+        let state = history.as_of(watermark);
         Ok(DeadLetters { queue, state: Mutex::new(state), records_max })
     }
 
@@ -243,17 +245,7 @@ impl DeadLetters {
 
     /// The list.
     pub(crate) fn list(&self) -> Vec<DeadLetter> {
-        let state = self.lock();
-        let letters = state.letters.values();
-        let records = letters.flat_map(|letter| {
-            letter.records.iter().map(|(seq, key, removes)| DeadLetter {
-                seq: *seq,
-                key: key.clone(),
-                removes: *removes,
-                reason: letter.reason.clone(),
-            })
-        });
-        records.collect()
+        self.lock().letters.values().flat_map(Letter::list).collect()
     }
 
     /// How many records the list holds.
@@ -271,18 +263,60 @@ impl DeadLetters {
     }
 }
 
-impl State {
-    /// Takes what a record of the list's own queue says.
-    fn read(&mut self, mut fields: Fields, place: Seq, resolved: &mut BTreeMap<Seq, Vec<Seq>>) -> Result<()> {
-        match fields.u8()? {
-            LETTER => self.insert(parse_letter(fields, place)?),
-            RESOLVED => drop(resolved.insert(fields.seq()?, fields.seqs()?)),
-            CANCELLED => drop(resolved.remove(&fields.seq()?)),
-            _ => return Err(damaged("has an unknown kind")),
+impl History {
+    pub(crate) fn take(&mut self, frame: &Frame) -> Result<()> {
+        self.state.last = frame.last();
+        for (bytes, at) in frame.records().zip(0_u64..) {
+            let mut fields = Fields(bytes);
+            match fields.u8()? {
+                LETTER => self.state.insert(parse_letter(fields, frame.first.plus(at))?),
+                RESOLVED => drop(self.resolved.insert(fields.seq()?, fields.seqs()?)),
+                CANCELLED => drop(self.resolved.remove(&fields.seq()?)),
+                _ => return Err(damaged("has an unknown kind")),
+            }
         }
         Ok(())
     }
 
+    /// The list when the store's watermark is this.
+    fn as_of(self, watermark: Seq) -> State {
+        let mut state = self.state;
+        for (_, letters) in self.resolved.into_iter().filter(|(at, _)| *at <= watermark) {
+            letters.iter().for_each(|letter| state.remove(*letter));
+        }
+        state
+    }
+
+    /// Every letter, each with the watermark at which it is resolved, if it is.
+    pub(crate) fn letters(&self) -> Vec<(DeadLetter, Option<Seq>)> {
+        let resolved_at = |first: &Seq| {
+            let mut resolutions = self.resolved.iter();
+            resolutions.find(|(_, letters)| letters.contains(first)).map(|(at, _)| *at)
+        };
+        let letters = self.state.letters.iter();
+        letters.flat_map(|(first, letter)| letter.list().map(move |one| (one, resolved_at(first)))).collect()
+    }
+}
+
+impl Letter {
+    fn list(&self) -> impl Iterator<Item = DeadLetter> + '_ {
+        self.records.iter().map(|(seq, key, removes)| DeadLetter {
+            seq: *seq,
+            key: key.clone(),
+            removes: *removes,
+            reason: self.reason.clone(),
+        })
+    }
+}
+
+/// The watermark at which something is resolved, if that is what a frame of the list's queue says.
+pub(crate) fn resolution_at(frame: &Frame) -> Result<Option<Seq>> {
+    let Some(bytes) = frame.records().next() else { return Ok(None) };
+    let mut fields = Fields(bytes);
+    Ok(if fields.u8()? == RESOLVED { Some(fields.seq()?) } else { None })
+}
+
+impl State {
     fn insert(&mut self, (first, letter): (Seq, Letter)) {
         if let Some(previous) = self.letters.get(&first) {
             debug_assert_eq!(previous.records.len(), letter.records.len());

@@ -6,6 +6,7 @@ pub mod dead_letters;
 pub(crate) mod flusher;
 pub(crate) mod gate;
 pub mod health;
+pub mod inspect;
 pub mod layer;
 pub mod loader;
 pub(crate) mod parking;
