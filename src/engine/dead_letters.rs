@@ -102,7 +102,7 @@ impl DeadLetters {
                 error.wrap(ErrorKind::Damaged, context)
             })?;
         }
-        let state = history.as_of(watermark);
+        let state = history.into_state(watermark);
         Ok(DeadLetters { queue, state: Mutex::new(state), records_max })
     }
 
@@ -279,7 +279,7 @@ impl History {
     }
 
     /// The list when the store's watermark is this.
-    fn as_of(self, watermark: Seq) -> State {
+    fn into_state(self, watermark: Seq) -> State {
         let mut state = self.state;
         for (_, letters) in self.resolved.into_iter().filter(|(at, _)| *at <= watermark) {
             letters.iter().for_each(|letter| state.remove(*letter));

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use crate::disk::contract::Disk;
 use crate::engine::dead_letters::{DeadLetter, FOLDER, History, resolution_at};
 use crate::engine::record::{Operation, Record};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
 use crate::journal::frame::Frame;
-use crate::journal::salvage::{self, SalvageOptions, Salvaged};
+use crate::journal::salvage::{self, SalvageOptions, Salvaged, Told};
 use crate::journal::survey::{Damage, Finding, Survey};
 
 /// What a record does.
@@ -67,7 +67,7 @@ pub enum Part {
 /// What a frame of a layer's journal holds, in order.
 ///
 /// # Errors
-/// [`ErrorKind::Damaged`](crate::error::ErrorKind::Damaged) if a record is not one that a layer writes.
+/// [`ErrorKind::Damaged`] if a record is not one that a layer writes.
 pub fn records_of(frame: &Frame) -> Result<Vec<RecordSummary>> {
     let numbered = frame.records().zip(0_u64..);
     let summarized = numbered.map(|(bytes, at)| {
@@ -115,7 +115,7 @@ pub fn dead_letters(
             let held = segments.find(|segment| segment.number == frame.location.segment);
             let path = held.map_or_else(|| dir.clone(), |segment| segment.path.clone());
             let context = format!("{}: damaged at byte {}", path.display(), frame.location.offset);
-            let error = error.wrap(crate::error::ErrorKind::Damaged, context);
+            let error = error.wrap(ErrorKind::Damaged, context);
             tell(&Finding::Damage(Damage { path, offset: frame.location.offset, error }));
         }
     }
@@ -135,16 +135,15 @@ pub fn salvage_layer(
     from: &Path,
     to: &Path,
     options: &SalvageOptions,
-    tell: &mut dyn FnMut(Part, &Finding, bool, (u64, u64)),
+    tell: &mut dyn FnMut(Part, &Told<'_>),
 ) -> Result<(Salvaged, Option<Salvaged>)> {
     let mut holes = Vec::new();
-    let journal =
-        salvage::salvage(disk, from, to, options, &mut |_| true, &mut |finding, written, progress| {
-            if let Finding::Hole(hole) = finding {
-                holes.push((hole.after, hole.until.unwrap_or(Seq(u64::MAX))));
-            }
-            tell(Part::Journal, finding, written, progress);
-        })?;
+    let journal = salvage::salvage(disk, from, to, options, &mut |_| true, &mut |told| {
+        if let Finding::Hole(hole) = told.finding {
+            holes.push((hole.after, hole.until.unwrap_or(Seq(u64::MAX))));
+        }
+        tell(Part::Journal, told);
+    })?;
     let dir = dead_letters_dir(from);
     if !is_there(&**disk, &dir)? {
         return Ok((journal, None));
@@ -161,7 +160,7 @@ pub fn salvage_layer(
         &list_options,
         // What cannot be read is kept: an opening says what is wrong with it.
         &mut |frame| resolution_at(frame).ok().flatten().is_none_or(is_kept),
-        &mut |finding, written, progress| tell(Part::DeadLetters, finding, written, progress),
+        &mut |told| tell(Part::DeadLetters, told),
     )?;
     Ok((journal, Some(list)))
 }
@@ -170,6 +169,6 @@ fn is_there(disk: &dyn Disk, dir: &Path) -> Result<bool> {
     match disk.list(dir) {
         Ok(names) => Ok(names.iter().any(|name| name.ends_with(".seg"))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(crate::error::Error::io(format!("cannot list {}", dir.display()), error)),
+        Err(error) => Err(Error::io(format!("cannot list {}", dir.display()), error)),
     }
 }

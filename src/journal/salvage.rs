@@ -54,10 +54,21 @@ pub struct Salvaged {
     pub sound: bool,
 }
 
+/// A finding, and what the salvage made of it.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Told<'a> {
+    /// The finding.
+    pub finding: &'a Finding,
+    /// Whether it is in the new journal, which only a frame can be.
+    pub written: bool,
+    /// How many bytes have been read, and how many there are to read.
+    pub progress: (u64, u64),
+}
+
 /// Writes what is sound of the journal in `from` to a new one in `to`, which must be empty or not exist. Blocking.
 ///
-/// `keep` says of each frame that could be written whether it is wanted. `tell` hears of every finding, in order, and
-/// whether it is in the new journal, which only a frame can be; the two numbers are the bytes read and to be read.
+/// `keep` says of each frame that could be written whether it is wanted. `tell` hears of every finding, in order.
 ///
 /// # Errors
 /// [`ErrorKind::Locked`] if somebody has the journal open; [`ErrorKind::InvalidOption`] if `to` holds anything;
@@ -69,7 +80,7 @@ pub fn salvage(
     to: &Path,
     options: &SalvageOptions,
     keep: &mut dyn FnMut(&Frame) -> bool,
-    tell: &mut dyn FnMut(&Finding, bool, (u64, u64)),
+    tell: &mut dyn FnMut(&Told<'_>),
 ) -> Result<Salvaged> {
     options.journal.validate()?;
     // A journal without a lock file is one that nobody has open.
@@ -113,7 +124,7 @@ pub fn salvage(
             Finding::Damage(_) => done.sound = false,
             Finding::Frame(_) | Finding::Tail(_) => {}
         }
-        tell(&finding, written, survey.progress());
+        tell(&Told { finding: &finding, written, progress: survey.progress() });
     }
     done.first_prev = base.unwrap_or(Seq::ZERO);
     done.last = done.last.max(done.first_prev);

@@ -59,17 +59,13 @@ fn salvaged(disk: &MemDisk, options: &SalvageOptions) -> (MemDisk, Salvaged, See
     let (from, to) = (MemDisk::default(), MemDisk::default());
     before.iter().for_each(|(name, content)| from.put(name, content.clone()));
     let pair: Arc<dyn Disk> = Arc::new(TwoDirs { from: from.clone(), to: to.clone() });
-    let done = salvage(
-        &pair,
-        Path::new("from"),
-        Path::new("to"),
-        options,
-        &mut |_| true,
-        &mut |finding, written, _| match finding {
-            Finding::Frame(_) if !written => left_out.add(finding),
-            _ => seen.add(finding),
-        },
-    );
+    let done =
+        salvage(&pair, Path::new("from"), Path::new("to"), options, &mut |_| true, &mut |told| match told
+            .finding
+        {
+            Finding::Frame(_) if !told.written => left_out.add(told.finding),
+            finding => seen.add(finding),
+        });
     assert_eq!(from.image(), before, "the damaged journal was changed");
     (to, done.unwrap(), seen)
 }
@@ -335,7 +331,7 @@ fn a_salvage_refuses_a_directory_that_holds_anything_and_a_journal_that_is_open(
     let pair: Arc<dyn Disk> = Arc::new(TwoDirs { from: from.clone(), to: to.clone() });
     let run = || {
         let options = SalvageOptions { journal: growing(), ..SalvageOptions::default() };
-        salvage(&pair, Path::new("from"), Path::new("to"), &options, &mut |_| true, &mut |_, _, _| {})
+        salvage(&pair, Path::new("from"), Path::new("to"), &options, &mut |_| true, &mut |_| {})
     };
     assert_eq!(error_of(run()).kind(), ErrorKind::InvalidOption);
     assert_eq!(to.names(), ["something"]);

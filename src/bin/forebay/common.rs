@@ -1,0 +1,166 @@
+//! What the commands share: where a store is, how findings and keys are printed, and what becomes the exit status.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use forebay::disk::contract::Disk;
+use forebay::disk::os::OsDisk;
+use forebay::journal::survey::{Finding, Hole, Survey};
+use forebay::store::contract::{Progress, Store as _, StoreError};
+use forebay::{Error, ErrorKind, Key, Seq, SledStore};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// How much of a key or a namespace is shown, in bytes.
+const SHOWN_BYTES_MAX: usize = 48;
+
+/// What a command came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Good,
+    Bad,
+}
+
+impl Verdict {
+    pub(crate) fn good_if(good: bool) -> Verdict {
+        if good { Verdict::Good } else { Verdict::Bad }
+    }
+}
+
+/// Where a store is.
+#[derive(Clone, Debug)]
+pub(crate) struct StoreUrl(PathBuf);
+
+impl FromStr for StoreUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<StoreUrl, String> {
+        match text.strip_prefix("sled:") {
+            Some(path) if !path.is_empty() => Ok(StoreUrl(path.into())),
+            _ => Err("a store is given as sled:PATH".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sled:{}", self.0.display())
+    }
+}
+
+impl StoreUrl {
+    /// Opens it. One that does not exist is a slip of the pen: a new store would swallow the journal.
+    pub(crate) fn open(&self) -> Result<SledStore> {
+        if !self.0.join("db").is_file() {
+            bail!("there is no sled store in {}", self.0.display());
+        }
+        Ok(SledStore::open(&self.0)?)
+    }
+
+    /// How far it has come.
+    pub(crate) fn progress(&self) -> Result<Progress> {
+        let store = self.open()?;
+        let tenure = runtime()?.block_on(store.tenure()).map_err(StoreError::into_error)?;
+        Ok(tenure.progress)
+    }
+}
+
+/// What the commands that wait run on.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_time().build()?)
+}
+
+/// The operating system's files.
+pub(crate) fn disk() -> Arc<dyn Disk> {
+    Arc::new(OsDisk)
+}
+
+/// Looks at a directory that has to hold a journal.
+pub(crate) fn survey(dir: &Path) -> Result<Survey> {
+    let survey = Survey::open(disk(), dir)?;
+    if survey.segments().is_empty() {
+        bail!("there is no journal in {}", dir.display());
+    }
+    Ok(survey)
+}
+
+/// A bar on standard error, which shows itself on a terminal only.
+pub(crate) fn progress_bar(what: &'static str, unit: Unit) -> ProgressBar {
+    let template = match unit {
+        Unit::Bytes => "{msg} {bar:40} {bytes} of {total_bytes}, {eta} left",
+        Unit::Records => "{msg} {bar:40} {pos} of {len}, {eta} left",
+    };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(0).with_style(style).with_message(what)
+}
+
+/// What a bar counts.
+#[derive(Clone, Copy)]
+pub(crate) enum Unit {
+    Bytes,
+    Records,
+}
+
+/// Moves a bar to where a survey is.
+pub(crate) fn show_progress(bar: &ProgressBar, (done, total): (u64, u64)) {
+    bar.set_length(total);
+    bar.set_position(done);
+}
+
+/// A sentence about a finding that is not a frame and not an undamaged end.
+pub(crate) fn sentence(finding: &Finding) -> Option<String> {
+    match finding {
+        Finding::Damage(damage) => Some(damage.error.to_string()),
+        Finding::Hole(hole) => Some(hole_sentence(hole)),
+        Finding::Tail(tail) if tail.torn_bytes > 0 => Some(format!(
+            "{}: ends at byte {}; {} bytes behind it are of a write that was interrupted, or is going on",
+            tail.path.display(),
+            tail.offset,
+            tail.torn_bytes
+        )),
+        _ => None,
+    }
+}
+
+fn hole_sentence(hole: &Hole) -> String {
+    let first = hole.after.next();
+    match hole.until {
+        Some(until) if hole.after == Seq::ZERO => {
+            format!("lost: records {first} to {until} (without those that had been trimmed before)")
+        }
+        Some(until) => format!("lost: records {first} to {until}"),
+        None => format!("lost: records from {first} on; how many is not known"),
+    }
+}
+
+/// A namespace and a key, bounded and without anything that a terminal would act on.
+pub(crate) fn shown(key: &Key) -> (String, String) {
+    (escaped(key.namespace().as_bytes()), escaped(key.key()))
+}
+
+fn escaped(bytes: &[u8]) -> String {
+    let part = bytes.get(..SHOWN_BYTES_MAX).unwrap_or(bytes);
+    let cut = if part.len() < bytes.len() { "..." } else { "" };
+    format!("{}{cut}", part.escape_ascii())
+}
+
+/// Standard output, buffered.
+pub(crate) fn out() -> io::BufWriter<io::StdoutLock<'static>> {
+    io::BufWriter::new(io::stdout().lock())
+}
+
+/// Says why a command failed, and with which exit status.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        // Whoever was reading has seen enough.
+        return ExitCode::SUCCESS;
+    }
+    // If nobody can be told, the exit status has to do.
+    drop(writeln!(io::stderr(), "forebay: {error:#}"));
+    let kind = error.downcast_ref::<Error>().map(Error::kind);
+    ExitCode::from(if kind == Some(ErrorKind::Damaged) { 1 } else { 2 })
+}
