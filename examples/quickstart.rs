@@ -2,12 +2,12 @@
 //! finds.
 //!
 //! ```text
-//! cargo run --release --example quickstart
+//! cargo run --release --example quickstart [DIRECTORY]
 //! ```
 
 #![allow(clippy::print_stdout, reason = "a program that says what happens")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use forebay::{Cache, Durability, Forebay, SledStore, WritePolicy};
@@ -21,9 +21,11 @@ struct Product {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let directory = tempfile::tempdir().context("making a directory for the data")?;
-    first_run(directory.path()).await?;
-    second_run(directory.path()).await
+    let temporary = tempfile::tempdir().context("making a directory for the data")?;
+    let given = std::env::args_os().nth(1).map(PathBuf::from);
+    let directory = given.as_deref().unwrap_or(temporary.path());
+    first_run(directory).await?;
+    second_run(directory).await
 }
 
 async fn open(directory: &Path) -> Result<(Forebay, Cache<u64, Product>)> {

@@ -207,7 +207,7 @@ fn a_sound_journal_is_verified_inspected_and_printed_without_being_changed() {
         image(Path::new(&journal))
             == before
                 .into_iter()
-                .filter(|(path, _)| path.starts_with(&journal) && *path != PathBuf::from(&journal))
+                .filter(|(path, _)| path.starts_with(&journal) && *path != *journal)
                 .collect()
     );
 }
@@ -375,7 +375,7 @@ fn a_hole_that_the_store_holds_already_is_passed_over() {
     let without = files.path("without");
     forebay(&["salvage", &journal, "--out", &without]).expect(1, &["sound, but not written"]);
     let told = forebay(&["salvage", &journal, "--out", &out, "--store", &files.store()])
-        .expect(1, &["lost: records"]);
+        .expect(0, &["lost: records", "the store holds them", "nothing was lost"]);
     assert!(!told.out.contains("not written"), "{}", told.out);
     fs::remove_dir_all(&journal).unwrap();
     fs::rename(&out, &journal).unwrap();

@@ -390,7 +390,8 @@ impl Window {
                     let nonce_at = block_at + word as u64 * FRAME_ALIGN_BYTES;
                     let skip = nonce_at.checked_sub(FRAME_NONCE_AT).filter(|&at| at < step);
                     let head = skip.and_then(|skip| Some((skip, chunk.get(skip as usize..)?)));
-                    let found = head.and_then(|(skip, head)| Some((start + skip, FrameHeader::decode(head)?.0)));
+                    let found =
+                        head.and_then(|(skip, head)| Some((start + skip, FrameHeader::decode(head)?.0)));
                     if found.is_some() {
                         return Ok(found);
                     }

@@ -16,3 +16,5 @@ pub mod operating {}
 pub mod testing {}
 #[doc = include_str!("design.md")]
 pub mod design {}
+#[doc = include_str!("fuzzing.md")]
+pub mod fuzzing {}

@@ -30,18 +30,29 @@ pub(crate) fn run(dir: &Path, out_dir: &Path, store: Option<&StoreUrl>, past_hol
     }
     let mut sentences = Vec::new();
     let mut left_out = LeftOut::default();
-    let mut faults = 0_u64;
+    let mut lost = false;
     let bar = common::progress_bar("salvaging", Unit::Bytes);
     let done = inspect::salvage_layer(&common::disk(), dir, &partial, &options, &mut |part, told| {
         common::show_progress(&bar, told.progress);
-        faults += u64::from(matches!(told.finding, Finding::Damage(_) | Finding::Hole(_)));
         let what = if part == Part::Journal { "" } else { "dead letters: " };
         if let Finding::Frame(frame) = told.finding
             && !told.written
         {
             left_out.add(part, frame.first, frame.last());
         }
-        sentences.extend(common::sentence(told.finding).map(|sentence| format!("{what}{sentence}")));
+        let held = match told.finding {
+            Finding::Hole(hole)
+                if part == Part::Journal && hole.until.is_some_and(|u| u <= progress.applied) =>
+            {
+                ": the store holds them"
+            }
+            Finding::Hole(_) => {
+                lost = true;
+                ""
+            }
+            _ => "",
+        };
+        sentences.extend(common::sentence(told.finding).map(|sentence| format!("{what}{sentence}{held}")));
     });
     bar.finish_and_clear();
     let (journal, letters) = done?;
@@ -69,11 +80,15 @@ pub(crate) fn run(dir: &Path, out_dir: &Path, store: Option<&StoreUrl>, past_hol
             "the store holds records up to {held} already: open this journal with --replace-journal"
         )?;
     }
-    let whole = faults == 0 && left_out.0.is_empty();
+    let whole = !lost && left_out.0.is_empty();
     writeln!(
         out,
         "{}",
-        if whole { "nothing was lost" } else { "what is listed above is not in the new journal" }
+        if whole {
+            "nothing was lost"
+        } else {
+            "what is listed as lost or not written is not in the new journal"
+        }
     )?;
     out.flush()?;
     Ok(Verdict::good_if(whole))
