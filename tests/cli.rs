@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use forebay::journal::survey::{Finding, Survey};
@@ -67,6 +68,8 @@ struct Sluggish {
     store: SledStore,
     applies: bool,
     rejects: Option<&'static [u8]>,
+    /// Hears of every batch that is not applied.
+    refused: Option<mpsc::Sender<()>>,
 }
 
 impl Store for Sluggish {
@@ -91,6 +94,10 @@ impl Store for Sluggish {
         }
         if !self.applies {
             let error = Error::new(ErrorKind::Transient, "not now");
+            if let Some(refused) = &self.refused {
+                // Whoever listened has heard enough.
+                refused.send(()).ok();
+            }
             return Box::pin(async move { Err(StoreError::Transient(error)) });
         }
         self.store.apply(batch)
@@ -121,7 +128,14 @@ impl Files {
         applies: bool,
         rejects: Option<&'static [u8]>,
     ) -> (Forebay, BlockingCache<String, String>) {
-        let store = Sluggish { store: SledStore::open(self.path("store")).unwrap(), applies, rejects };
+        self.open_on(Sluggish { store: self.sled(), applies, rejects, refused: None })
+    }
+
+    fn sled(&self) -> SledStore {
+        SledStore::open(self.path("store")).unwrap()
+    }
+
+    fn open_on(&self, store: Sluggish) -> (Forebay, BlockingCache<String, String>) {
         let mut options = JournalOptions::default();
         options.segment_bytes = SEGMENT;
         options.spares_max = 0;
@@ -444,4 +458,48 @@ fn a_damaged_dead_letter_list_is_told_and_salvaged_with_the_journal() {
     let out = files.path("out");
     forebay(&["salvage", &files.journal(), "--out", &out, "--past-holes"])
         .expect(1, &[damaged, "written: 1 records of the dead-letter list"]);
+}
+
+/// A replay was begun, so the list says that its letters are settled once the store has reached the order's number; and
+/// then the order is lost. If the new list still said so, the next write with that number would make the letters vanish
+/// though nobody has sent them anywhere.
+#[test]
+fn a_letter_whose_replay_is_lost_is_in_the_salvaged_list_again() {
+    let files = with_letters();
+    let (sender, refused) = mpsc::channel();
+    let store = Sluggish { store: files.sled(), applies: false, rejects: None, refused: Some(sender) };
+    let (bay, shelf) = files.open_on(store);
+    let letter = bay.dead_letters().list().unwrap()[0].key.clone();
+    std::thread::scope(|scope| {
+        let replay = scope.spawn(|| bay.blocking().replay_dead_letters(&[letter]));
+        refused.recv().unwrap();
+        bay.blocking().close_within(Duration::ZERO).unwrap();
+        assert!(replay.join().unwrap().is_err());
+    });
+    drop((bay, shelf));
+    let (journal, out) = (files.journal(), files.path("out"));
+    forebay(&["dead-letters", &journal, "list"])
+        .expect(0, &["settled, if the store has reached 4", "2 dead letters"]);
+    // The order is the last segment's only frame.
+    files.flip(files.segments().len() - 1, 4096 + 60);
+    forebay(&["salvage", &journal, "--out", &out, "--store", &files.store()]).expect(
+        1,
+        &[
+            "lost: records 4 to 4",
+            "not written: dead letters: records",
+            "written: 2 records of the dead-letter",
+        ],
+    );
+    fs::remove_dir_all(&journal).unwrap();
+    fs::rename(&out, &journal).unwrap();
+    let (bay, shelf) = files.open(true, None);
+    put(&shelf, 9);
+    bay.blocking().flush().unwrap();
+    bay.blocking().close().unwrap();
+    drop((bay, shelf));
+    let listed = forebay(&["dead-letters", &journal, "list"]).expect(0, &["2 dead letters"]);
+    assert!(!listed.out.contains("settled"), "{}", listed.out);
+    forebay(&["dead-letters", &journal, "replay", "--store", &files.store(), "--all"])
+        .expect(0, &["0 dead letters"]);
+    assert_eq!(files.stored(), [7, 8, 9]);
 }
