@@ -128,12 +128,12 @@ impl Survey {
         for &number in &listing.segments {
             let path = dir.join(segment_name(number));
             // One that was trimmed meanwhile takes those before it along.
-            let Some(file) = open_if_there(&*disk, &path)? else {
+            let Some((file, header)) = look_at(&*disk, &path, number)? else {
                 seen.clear();
                 continue;
             };
             let bytes = file.len().map_err(|error| cannot("read", &path, error))?;
-            let place = match SegmentHeader::read(&*file, &path, number) {
+            let place = match header {
                 Ok(header) => Place::Sound(header),
                 Err(error) if error.kind() == ErrorKind::Damaged => damaged(&path, 0, error),
                 Err(error) => return Err(error),
@@ -245,12 +245,12 @@ impl Survey {
             None => return Ok(()),
         };
         let path = self.dir.join(segment_name(header.number));
-        let Some(file) = open_if_there(&*self.disk, &path)? else {
+        let Some((file, now)) = look_at(&*self.disk, &path, header.number)? else {
             self.last = None;
             return Ok(());
         };
         // The last segment, as long as it is empty, may be replaced by one that takes its number.
-        let header = match SegmentHeader::read(&*file, &path, header.number) {
+        let header = match now {
             Ok(now) if now.journal == header.journal => now,
             _ => header,
         };
@@ -373,12 +373,10 @@ impl Survey {
 
     /// Whether the file is the segment still. If it is not, it was trimmed, and what was read of it means nothing.
     fn still_there(&mut self, walk: &Walk) -> Result<bool> {
-        let there = match open_if_there(&*self.disk, &walk.scan.path)? {
-            Some(file) => match SegmentHeader::read(&*file, &walk.scan.path, walk.header.number) {
-                Ok(header) => header == walk.header,
-                Err(error) if error.kind() == ErrorKind::Damaged => true,
-                Err(error) => return Err(error),
-            },
+        let there = match look_at(&*self.disk, &walk.scan.path, walk.header.number)? {
+            Some((_, Ok(header))) => header == walk.header,
+            Some((_, Err(error))) if error.kind() == ErrorKind::Damaged => true,
+            Some((_, Err(error))) => return Err(error),
             None => false,
         };
         if !there {
@@ -464,6 +462,24 @@ fn open_if_there(disk: &dyn Disk, path: &Path) -> Result<Option<Box<dyn DiskFile
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(cannot("open", path, error)),
     }
+}
+
+/// The segment at `path` with its header; nothing if it was trimmed, before or after it was opened. What was trimmed may
+/// be written anew at any moment, so a header that is not sound counts only if the name is still there after it was
+/// read. A name is never given twice, but to the successor of an empty segment.
+#[allow(clippy::type_complexity, reason = "a file, and a header or what is wrong with it")]
+fn look_at(
+    disk: &dyn Disk,
+    path: &Path,
+    number: u64,
+) -> Result<Option<(Box<dyn DiskFile>, Result<SegmentHeader>)>> {
+    let Some(file) = open_if_there(disk, path)? else { return Ok(None) };
+    let header = SegmentHeader::read(&*file, path, number);
+    let doubtful = matches!(&header, Err(error) if error.kind() == ErrorKind::Damaged);
+    if doubtful && open_if_there(disk, path)?.is_none() {
+        return Ok(None);
+    }
+    Ok(Some((file, header)))
 }
 
 /// The identity that most segments have, the older one of two that are equally frequent.

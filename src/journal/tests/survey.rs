@@ -1,6 +1,7 @@
 //! The survey sees what an opening sees and changes nothing; a salvage keeps what can be proven and tells the rest.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::damage::{closed_journal, image_of};
 use super::*;
@@ -355,4 +356,186 @@ fn a_segment_that_is_not_the_one_its_successor_recorded_is_a_hole() {
     let seen = survey(&disk).unwrap();
     assert_eq!((seen.damages, seen.holes), (vec![(name, 4096)], vec![(0, Some(6))]));
     assert_eq!(seen.records, (7..=12).collect::<Vec<u64>>());
+}
+
+/// A disk that changes under whoever looks: until so many reads, or listings, have passed it is as it was before.
+struct Changing {
+    before: MemDisk,
+    after: MemDisk,
+    /// What is read after the change through files that were opened before it and have no name any more.
+    recycled: MemDisk,
+    left: Arc<AtomicUsize>,
+}
+
+struct ChangingFile {
+    before: Option<Box<dyn DiskFile>>,
+    after: Option<Box<dyn DiskFile>>,
+    left: Arc<AtomicUsize>,
+}
+
+/// Whether the change is still to come.
+fn is_before(left: &AtomicUsize) -> bool {
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
+impl ChangingFile {
+    fn now(&self) -> &dyn DiskFile {
+        let (first, other) = match is_before(&self.left) {
+            true => (&self.before, &self.after),
+            false => (&self.after, &self.before),
+        };
+        &**first.as_ref().or(other.as_ref()).unwrap()
+    }
+}
+
+impl DiskFile for ChangingFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        self.now().read_at(buf, offset)
+    }
+    fn write_all_at(&self, _: &[u8], _: u64) -> std::io::Result<()> {
+        panic!("a survey writes")
+    }
+    fn sync_data(&self) -> std::io::Result<()> {
+        panic!("a survey syncs")
+    }
+    fn len(&self) -> std::io::Result<u64> {
+        self.now().len()
+    }
+}
+
+impl Disk for Changing {
+    fn list(&self, path: &Path) -> std::io::Result<Vec<String>> {
+        if is_before(&self.left) { self.before.list(path) } else { self.after.list(path) }
+    }
+    fn open_read_only(&self, path: &Path) -> std::io::Result<Box<dyn DiskFile>> {
+        let (before, after) = (self.before.open(path), self.after.open(path));
+        let gone = if is_before(&self.left) { before.is_err() } else { after.is_err() };
+        if gone {
+            return Err(std::io::ErrorKind::NotFound.into());
+        }
+        let after = after.or_else(|_| self.recycled.open(path));
+        Ok(Box::new(ChangingFile { before: before.ok(), after: after.ok(), left: Arc::clone(&self.left) }))
+    }
+    fn open(&self, _: &Path) -> std::io::Result<Box<dyn DiskFile>> {
+        panic!("a survey opens for writing")
+    }
+    fn create_dir_all(&self, _: &Path) -> std::io::Result<()> {
+        panic!("a survey makes a directory")
+    }
+    fn create_new(&self, _: &Path) -> std::io::Result<Box<dyn DiskFile>> {
+        panic!("a survey makes a file")
+    }
+    fn rename(&self, _: &Path, _: &Path) -> std::io::Result<()> {
+        panic!("a survey renames")
+    }
+    fn remove(&self, _: &Path) -> std::io::Result<()> {
+        panic!("a survey removes")
+    }
+    fn sync_dir(&self, _: &Path) -> std::io::Result<()> {
+        panic!("a survey syncs a directory")
+    }
+    fn lock(&self, _: &Path) -> std::io::Result<Box<dyn DiskLock>> {
+        panic!("a survey locks")
+    }
+}
+
+/// Surveys while `before` becomes `after`, at every call of the disk in turn: never is there damage or a hole.
+fn survey_every_change(before: &MemDisk, after: &MemDisk, recycled: &MemDisk) -> Vec<Vec<u64>> {
+    let mut all = Vec::new();
+    for calls in 0..40 {
+        let left = Arc::new(AtomicUsize::new(calls));
+        let (before, after, recycled) = (before.clone(), after.clone(), recycled.clone());
+        let disk = Changing { before, after, recycled, left };
+        let mut survey = Survey::open(Arc::new(disk), Path::new("journal")).unwrap();
+        let mut seen = Seen::default();
+        while let Some(finding) = survey.next_finding().unwrap() {
+            seen.add(&finding);
+        }
+        let in_order = seen.records.windows(2).all(|pair| pair[0] < pair[1]);
+        assert!(
+            in_order && seen.damages.is_empty() && seen.holes.is_empty(),
+            "after {calls} calls: {seen:?}"
+        );
+        all.push(seen.records);
+    }
+    all
+}
+
+/// Half a frame was read, then the writer finished it, synced, and wrote another that says so: that is no damage.
+#[test]
+fn what_a_writer_finishes_between_two_looks_is_not_damaged() {
+    let disk = MemDisk::default();
+    let mut opened = open(&disk, &filled()).unwrap();
+    append(&mut opened.writer, &[frame(1, 1)]);
+    let at = append(&mut opened.writer, &[frame(2, 1)])[0].offset as usize;
+    opened.writer.sync().unwrap();
+    append(&mut opened.writer, &[frame(3, 1)]);
+    let before = image_of(&disk.image());
+    let mut content = before.content(&segment_name(1));
+    content[at + 58..].fill(0);
+    before.put(&segment_name(1), content);
+    let all = survey_every_change(&before, &disk, &MemDisk::default());
+    assert!(all.contains(&vec![1]) && all.contains(&vec![1, 2, 3]), "{all:?}");
+}
+
+/// Segments are trimmed between the listing and the reading, recycled, and listed with a gap.
+#[test]
+fn what_is_trimmed_between_two_looks_is_not_missing() {
+    let disk = closed_journal();
+    for trimmed in 1..=2 {
+        let after = image_of(&disk.image());
+        (1..=trimmed).for_each(|number| after.delete(&segment_name(number)));
+        // Their files are the third segment by now.
+        let recycled = MemDisk::default();
+        (1..=trimmed).for_each(|number| {
+            let mut content = disk.content(&segment_name(3));
+            content.resize(disk.content(&segment_name(number)).len(), 0);
+            recycled.put(&segment_name(number), content);
+        });
+        for recycled in [&MemDisk::default(), &recycled] {
+            let all = survey_every_change(&disk, &after, recycled);
+            assert!(all.iter().all(|records| records.ends_with(&[10, 11, 12])), "{all:?}");
+        }
+    }
+    // A listing that missed the second segment, which was renamed while it was read.
+    let gap = image_of(&disk.image());
+    gap.delete(&segment_name(2));
+    let after = image_of(&disk.image());
+    (1..=2).for_each(|number| after.delete(&segment_name(number)));
+    let left = Arc::new(AtomicUsize::new(1));
+    let changing = Changing { before: gap, after, recycled: MemDisk::default(), left };
+    let mut survey = Survey::open(Arc::new(changing), Path::new("journal")).unwrap();
+    let mut seen = Seen::default();
+    while let Some(finding) = survey.next_finding().unwrap() {
+        seen.add(&finding);
+    }
+    assert_eq!((seen.records, seen.damages, seen.holes), (vec![10, 11, 12], vec![], vec![]));
+    // After the first segment has been begun, it and the second go: what was begun is read, the rest follows.
+    let mut survey = Survey::open(Arc::new(disk.clone()), Path::new("journal")).unwrap();
+    let mut seen = Seen::default();
+    seen.add(&survey.next_finding().unwrap().unwrap());
+    (1..=2).for_each(|number| disk.delete(&segment_name(number)));
+    while let Some(finding) = survey.next_finding().unwrap() {
+        seen.add(&finding);
+    }
+    assert_eq!(seen.records, [1, 2, 3, 4, 5, 6, 10, 11, 12]);
+    assert_eq!((seen.damages, seen.holes), (vec![], vec![]));
+}
+
+#[test]
+fn a_damaged_end_of_which_nothing_is_left_is_a_hole_without_an_end() {
+    let disk = MemDisk::default();
+    let mut opened = open(&disk, &filled()).unwrap();
+    append(&mut opened.writer, &[frame(1, 1), frame(2, 1)]);
+    opened.writer.sync().unwrap();
+    let at = append(&mut opened.writer, &[frame(3, 1)])[0].offset as usize;
+    let mut content = disk.content(&segment_name(1));
+    // The last frame's header promises the second, but its own body is gone too.
+    content[at - 8] ^= 1;
+    content[at + 60] ^= 1;
+    let second = 4096 + frame(1, 1).body.len_on_disk() as usize;
+    content[second + 60] ^= 1;
+    disk.put(&segment_name(1), content);
+    let seen = survey(&disk).unwrap();
+    assert_eq!((seen.records, seen.damages.len(), seen.holes), (vec![1], 1, vec![(1, None)]));
 }
