@@ -21,6 +21,8 @@ const WRITING_MAX: Duration = Duration::from_millis(400);
 const WRITING_MIN: Duration = Duration::from_millis(5);
 /// The file systems that fill up, in MiB.
 const SMALL_DISK_MIB: u64 = 64;
+/// How often what has become free is taken.
+const FILLING: Duration = Duration::from_millis(20);
 /// More writes than an owner can make between its thaw and its learning that it is fenced.
 const ZOMBIES_WRITES: u64 = 1_000_000;
 
@@ -151,8 +153,8 @@ pub(crate) fn disk_full(arena: &mut Arena<'_>, disk: &SmallDisk) -> Result<()> {
     running.wait_ready()?;
     let lives = arena.time(Duration::ZERO, WRITING_MAX / 2);
     let mut alive = running.lives_for(lives)?;
-    disk.fill()?;
-    alive &= running.wait_for(|line| *line == Line::Full)?;
+    // What the child's journal gives back meanwhile is taken as well.
+    alive &= running.wait_while(|line| *line == Line::Full, FILLING, || disk.fill())?;
     let cleared = alive && arena.random.below(3) > 0;
     if cleared {
         disk.make_room()?;
@@ -223,7 +225,7 @@ impl SmallDisk {
 
     /// Takes all the room there is.
     fn fill(&self) -> Result<()> {
-        let mut ballast = File::create(self.path.join("ballast"))?;
+        let mut ballast = File::options().create(true).append(true).open(self.path.join("ballast"))?;
         for block in [1 << 16, 1 << 12] {
             loop {
                 match ballast.write_all(&vec![1; block]) {

@@ -75,6 +75,8 @@ fn open_on(store: impl Store + Clone, settings: &Settings) -> Result<Forebay> {
     let builder = if plain { Forebay::builder(flaky.inner().clone()) } else { Forebay::builder(flaky) };
     let mut journal = JournalOptions::default();
     journal.segment_bytes = 128 * 1024;
+    // Segments that are used again need no room.
+    journal.recycle = !settings.stalls;
     let bay = builder
         .journal(&settings.journal)
         .journal_options(journal)

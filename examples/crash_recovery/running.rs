@@ -88,14 +88,29 @@ impl Running {
 
     /// Waits for `wanted` among the news. `false`: the child ended before it came.
     pub(crate) fn wait_for(&mut self, wanted: impl Fn(&Line) -> bool) -> Result<bool> {
+        self.wait_while(wanted, ANSWERS_WITHIN, || Ok(()))
+    }
+
+    /// As [`Running::wait_for`], and does `meanwhile` once at the start and after each `interval`.
+    pub(crate) fn wait_while(
+        &mut self,
+        wanted: impl Fn(&Line) -> bool,
+        interval: Duration,
+        mut meanwhile: impl FnMut() -> Result<()>,
+    ) -> Result<bool> {
         let until = Instant::now() + ANSWERS_WITHIN;
         loop {
-            match self.news.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(line) if wanted(&line) => return Ok(true),
-                Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) => bail!("the child did not go on within {ANSWERS_WITHIN:?}"),
-                Err(RecvTimeoutError::Disconnected) => return Ok(false),
+            meanwhile()?;
+            let next = Instant::now() + interval;
+            loop {
+                match self.news.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                    Ok(line) if wanted(&line) => return Ok(true),
+                    Ok(_) => {}
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => return Ok(false),
+                }
             }
+            ensure!(Instant::now() < until, "the child did not go on within {ANSWERS_WITHIN:?}");
         }
     }
 

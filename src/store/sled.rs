@@ -547,6 +547,27 @@ mod tests {
         assert!(store.load(&key("a")).await.unwrap().is_some());
     }
 
+    /// The store bars sled's cleaning in its first step of an opening, by a directory that keeps sled from opening. A
+    /// process that dies in between leaves it behind; so would a refusal, in somebody else's database.
+    #[tokio::test]
+    async fn the_bar_of_an_opening_that_died_or_was_refused_keeps_nobody_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || SledStore::open_with(directory.path(), &SledOptions::new(), 64 * 1024);
+        let store = open().unwrap();
+        let tenure = store.claim(None).await.unwrap();
+        for seq in 1..=20 {
+            store.apply(&batch(tenure, seq, &seq.to_string(), Some(vec![1; 10_000]))).await.unwrap();
+        }
+        let files = |of: &SledStore| of.0.database.state.lock().unwrap().files.bar_cleaning();
+        files(&store).unwrap();
+        drop(store);
+        drop(open().expect("the bar is of no use any more"));
+        let theirs = Config::new().path(directory.path()).segment_size(64 * 1024).open().unwrap();
+        assert_eq!(open().expect_err("sled is open").kind(), ErrorKind::Locked);
+        drop(theirs);
+        drop(Config::new().path(directory.path()).segment_size(64 * 1024).open().expect("no bar was left"));
+    }
+
     #[test]
     fn a_sled_of_somebody_elses_is_refused() {
         let directory = tempfile::tempdir().unwrap();

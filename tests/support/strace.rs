@@ -1,7 +1,7 @@
 //! The system calls of a traced process, as `strace` tells them.
 //!
-//! Understands the calls that a sled database makes on its files, and panics at one that it does not know: a call that was
-//! passed over would make the files that are rebuilt from the others wrong.
+//! Understands the calls that a sled database makes on its files, and panics at one that it does not know: a call that
+//! was passed over would make the files that are rebuilt from the others wrong.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
