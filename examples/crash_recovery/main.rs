@@ -25,7 +25,8 @@
 //! - `disk-full`: the journal's small file system fills up. Writers are told, and go on by themselves when there is
 //!   room again, or are killed meanwhile. It is mounted in a user namespace; where the kernel refuses that, the rounds
 //!   are said not to have been run.
-//! - `store-full`: the same of the store's. sled takes no more until it is opened again, so the layer ends, and says why.
+//! - `store-full`: the same of the store's. sled takes no more until it is opened again, so the layer ends, and says
+//!   why.
 //! - `memory`, `descriptors`: `ulimit -v` and `ulimit -n` with random bounds. The child may die or refuse.
 //!
 //! Each kind has a layer of its own, and the same checks after every round.
