@@ -5,8 +5,9 @@
 //! those are merely kind: syncing a file does not make its name durable.
 //!
 //! It models one level of trust: a rename is atomic, changes to one name or one file reach the disk in order, and
-//! a write harms no byte that it does not write (what SQLite calls powersafe overwrite). Holes of sparse files count as used space. Directories are durable as soon as they are made, as the
-//! contract demands of [`Disk::create_dir_all`].
+//! a write harms no byte that it does not write (what SQLite calls powersafe overwrite). Holes of sparse files count
+//! as used space. Directories are durable as soon as they are made, as the contract demands of
+//! [`Disk::create_dir_all`].
 
 mod faults;
 mod images;

@@ -45,8 +45,8 @@ impl Op {
 /// says that all is well (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020).
 ///
 /// Directories are no pages of this kind: ext4, XFS and Btrfs stop writing when they cannot write their metadata, and
-/// forget no part of it in between. After a failed sync of a directory its changes are on their way as before, or undone
-/// altogether ([`FailedSync::PagesReverted`], which stands for the restart of a file system that had stopped).
+/// forget no part of it in between. After a failed sync of a directory its changes are on their way as before, or
+/// undone altogether ([`FailedSync::PagesReverted`], which stands for the restart of a file system that had stopped).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FailedSync {
     /// They stay readable until memory is short or the machine restarts (ext4, XFS).

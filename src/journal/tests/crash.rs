@@ -109,10 +109,10 @@ fn what_a_process_left_unsynced_is_synced_before_it_is_served() {
     check(&disk.crash(Keep::Nothing), &growing(), Told { synced: 5, trimmed: 0 }, "after serving");
 }
 
-/// A sync failed, the process said so and ended, and the machine stayed up. The kernel had marked the pages clean, so the
-/// next process read the records from memory, its own sync brought nothing to the disk, and it sealed them with the next
-/// segment and acknowledged more behind them. Then the power failed: what the seal vouched for was not there, and the
-/// journal could not be opened any more, with everything acknowledged since.
+/// A sync failed, the process said so and ended, and the machine stayed up. The kernel had marked the pages clean, so
+/// the next process read the records from memory, its own sync brought nothing to the disk, and it sealed them with the
+/// next segment and acknowledged more behind them. Then the power failed: what the seal vouched for was not there, and
+/// the journal could not be opened any more, with everything acknowledged since.
 #[test]
 fn what_a_failed_sync_left_readable_is_written_again_before_it_is_served() {
     for options in [growing(), filled()] {
