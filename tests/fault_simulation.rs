@@ -56,6 +56,7 @@ fn fault_simulation_of_the_whole_layer() {
 /// Fails, with the smallest run that fails alike and the command that repeats it.
 fn tell(found: Outcome) -> ! {
     let (first, promise) = (found.seed.clone(), found.violations[0].promise);
+    println!("seed {first} breaks {promise}; looking for its smallest part that does");
     let outcome = simulation::shrink::shrink(found, |outcome| {
         outcome.violations.iter().any(|violation| violation.promise == promise)
     });

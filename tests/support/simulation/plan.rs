@@ -261,7 +261,7 @@ fn place(draw: &mut Draw) -> Place {
 
 impl Op {
     fn draw(draw: &mut Draw, large: bool) -> Op {
-        match draw.below(32) {
+        match draw.below(36) {
             0..=9 => {
                 let through = draw.one_in(4);
                 let large = large && draw.one_in(2);
@@ -279,8 +279,8 @@ impl Op {
             23..=24 => Op::Evict(place(draw)),
             25 => Op::Invalidate(place(draw)),
             26 => Op::InvalidateAll(draw.below(CACHES as u64) as usize),
-            27 => Op::External { key: draw.below(2) as u32, all: draw.one_in(3) },
-            28..=30 => Op::GetExternal(draw.below(2) as u32),
+            27..=29 => Op::External { key: draw.below(2) as u32, all: draw.one_in(2) },
+            30..=34 => Op::GetExternal(draw.below(2) as u32),
             _ => Op::Sleep(Duration::from_millis(draw.below(40))),
         }
     }

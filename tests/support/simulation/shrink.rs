@@ -1,11 +1,15 @@
 //! Makes a failing run small: takes atoms of its plan away for as long as it still fails (delta debugging, Zeller and
 //! Hildebrandt, 2002).
 
+use std::time::{Duration, Instant};
+
 use crate::simulation::plan::{Kept, Plan, Seed};
 use crate::simulation::{Outcome, run};
 
 /// In how many orders a smaller plan is tried before it counts as sound.
-const ORDERS: u64 = 60;
+const ORDERS: u64 = 40;
+/// After so long the smallest so far has to do.
+const TIME_MAX: Duration = Duration::from_secs(60);
 
 /// The smallest failing run found; `failed` says whether an outcome is the failure that is looked for.
 pub fn shrink(first: Outcome, failed: impl Fn(&Outcome) -> bool) -> Outcome {
@@ -15,13 +19,17 @@ pub fn shrink(first: Outcome, failed: impl Fn(&Outcome) -> bool) -> Outcome {
         None => (0..Plan::draw(best.seed.plan).atoms()).collect(),
     };
     let mut chunk = kept.len().div_ceil(2);
+    let until = Instant::now() + TIME_MAX;
     while chunk > 0 {
         let mut at = 0;
         let mut smaller = false;
         while at < kept.len() {
+            if Instant::now() > until {
+                return best;
+            }
             let mut less = kept.clone();
             less.drain(at..(at + chunk).min(kept.len()));
-            match attempt(&best.seed, &less, &failed) {
+            match attempt(&best.seed, &less, until, &failed) {
                 Some(outcome) => {
                     (best, kept, smaller) = (outcome, less, true);
                 }
@@ -35,8 +43,13 @@ pub fn shrink(first: Outcome, failed: impl Fn(&Outcome) -> bool) -> Outcome {
     best
 }
 
-fn attempt(seed: &Seed, kept: &[usize], failed: impl Fn(&Outcome) -> bool) -> Option<Outcome> {
-    let orders = std::iter::once(seed.order).chain(1..ORDERS);
+fn attempt(
+    seed: &Seed,
+    kept: &[usize],
+    until: Instant,
+    failed: impl Fn(&Outcome) -> bool,
+) -> Option<Outcome> {
+    let orders = std::iter::once(seed.order).chain(1..ORDERS).take_while(|_| Instant::now() < until);
     let seeds = orders.map(|order| Seed { plan: seed.plan, order, kept: Kept(Some(kept.to_vec())) });
     seeds.map(|seed| run(&seed)).find(|outcome| failed(outcome))
 }

@@ -60,6 +60,8 @@ pub struct Inner {
     pub applied: Vec<Applied>,
     /// Every change that took effect.
     pub changes: BTreeSet<(Seq, Key)>,
+    /// What a tenure's store shows of an apply before it is durable.
+    pub shown: Option<(usize, BTreeMap<Key, Option<Versioned>>)>,
     /// What somebody else holds in the store.
     pub external: BTreeMap<Key, Versioned>,
     pub history: History,
@@ -90,6 +92,7 @@ impl World {
             epoch: Epoch(0),
             applied: Vec::new(),
             changes: BTreeSet::new(),
+            shown: None,
             external: BTreeMap::new(),
             history: History::default(),
             buffered: false,
@@ -336,6 +339,7 @@ impl CutStore {
 
     async fn apply_here(&self, batch: &Batch) -> Result<(), StoreError> {
         self.pass().await?;
+        self.show(batch).await?;
         {
             let mut world = self.world.lock();
             if let Some(seq) = world.rejects(batch) {
@@ -357,6 +361,26 @@ impl CutStore {
         if world.hit(percent) { Err(Self::transient("the simulation hides this apply")) } else { Ok(()) }
     }
 
+    /// Shows, now and then, what an apply will make true before it is durable: a cut takes it back.
+    async fn show(&self, batch: &Batch) -> Result<(), StoreError> {
+        let _shown = {
+            let mut world = self.world.lock();
+            if !world.draw.one_in(3) || batch.epoch < world.epoch {
+                return Ok(());
+            }
+            let watermark = tenure_of(&self.store).progress.applied;
+            let new = batch.ops.iter().filter(|op| op.seq > watermark);
+            let stored = new.map(|op| {
+                let version = op.seq;
+                (op.key.clone(), op.value.clone().map(|value| Versioned { value, version }))
+            });
+            world.shown = Some((self.tenure, stored.collect()));
+            Shown(&self.world)
+        };
+        self.pass().await?;
+        self.pass().await
+    }
+
     async fn load_here(&self, keys: &[Key]) -> Result<Vec<Option<Versioned>>, StoreError> {
         self.pass().await?;
         let loaded = {
@@ -367,6 +391,11 @@ impl CutStore {
             }
             let mut loaded = ready(self.store.load_many(keys))?;
             for (key, loaded) in keys.iter().zip(&mut loaded) {
+                if let Some((_, shown)) = world.shown.as_ref().filter(|(tenure, _)| *tenure == self.tenure)
+                    && let Some(shown) = shown.get(key)
+                {
+                    loaded.clone_from(shown);
+                }
                 if let Some(external) = world.external.get(key) {
                     *loaded = Some(external.clone());
                 }
@@ -375,6 +404,15 @@ impl CutStore {
         };
         self.pass().await?;
         Ok(loaded)
+    }
+}
+
+/// Hides what is shown, however the apply ends.
+struct Shown<'a>(&'a World);
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        self.0.lock().shown = None;
     }
 }
 
