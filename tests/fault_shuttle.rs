@@ -32,12 +32,12 @@ use forebay::{
     WritePolicy,
 };
 use shuttle::future::block_on;
-use shuttle::sync::{Mutex, mpsc};
+use shuttle::sync::{Condvar, Mutex, mpsc};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner, thread};
 use simulation::order::Drawn;
 use tokio::sync::oneshot;
 
-const TESTS: u32 = 6;
+const TESTS: u32 = 8;
 const BUFFERED: Durability = Durability::Buffered { sync_interval: Duration::from_millis(10) };
 
 /// Runs `body` in one order after the other until the time is up, or in the one that `FOREBAY_SEED` says.
@@ -81,6 +81,20 @@ fn in_many_orders(name: &str, body: impl Fn() + Send + Sync + Clone + 'static) {
 struct Told {
     committed: Mutex<Vec<(Seq, Ticket)>>,
     refused: Mutex<Vec<(Ticket, ErrorKind)>>,
+    answers: Mutex<usize>,
+    answered: Condvar,
+}
+
+impl Told {
+    fn answer(&self, count: usize) {
+        *self.answers.lock().unwrap() += count;
+        self.answered.notify_all();
+    }
+
+    fn wait_for(&self, count: usize) {
+        let answers = self.answers.lock().unwrap();
+        drop(self.answered.wait_while(answers, |answers| *answers < count).unwrap());
+    }
 }
 
 type Ticket = (usize, u32);
@@ -90,11 +104,14 @@ impl Sink for Told {
 
     fn committed(&self, group: &mut Vec<Committed<Ticket>>) {
         let group = group.drain(..).map(|committed| (committed.first, committed.ticket));
+        let count = group.len();
         self.committed.lock().unwrap().extend(group);
+        self.answer(count);
     }
 
     fn refused(&self, ticket: Ticket, error: &Error) {
         self.refused.lock().unwrap().push((ticket, error.kind()));
+        self.answer(1);
     }
 
     fn poisoned(&self, error: &Error) {
@@ -103,8 +120,9 @@ impl Sink for Told {
 }
 
 /// Every submission is answered once, in the order of its submitter, and numbers are dense; what is refused is refused
-/// because of the close, and nothing that came later is committed.
-fn hand_off(durability: Option<Durability>) {
+/// because of the close, and nothing that came later is committed. Without a close (unless it is `early`) everything is
+/// committed.
+fn hand_off(durability: Option<Durability>, early: bool) {
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
     let opened = durability.map(|_| Log::open(disk, Path::new("/journal"), &small()).unwrap());
     let journal = opened.map(|opened| (opened.log, opened.writer));
@@ -129,6 +147,9 @@ fn hand_off(durability: Option<Durability>) {
         let committer = Arc::clone(&committer);
         thread::spawn(move || committer.sync())
     };
+    if !early {
+        told.wait_for(6);
+    }
     committer.close().unwrap();
     submitters.into_iter().for_each(|submitter| submitter.join().unwrap());
     syncer.join().unwrap().unwrap();
@@ -143,14 +164,17 @@ fn hand_off(durability: Option<Durability>) {
         assert!(latest.get(submitter) < Some(number), "what follows a refused one is refused");
     }
     assert_eq!(committed.len() + refused.len(), 6, "every submission is answered once");
+    assert!(early || refused.is_empty(), "nothing is refused before the close");
 }
 
 #[test]
 fn fault_shuttle_commit_hand_off() {
     in_many_orders("commit hand-off", || {
-        hand_off(Some(Durability::Sync));
-        hand_off(Some(BUFFERED));
-        hand_off(None);
+        for early in [false, true] {
+            hand_off(Some(Durability::Sync), early);
+            hand_off(Some(BUFFERED), early);
+            hand_off(None, early);
+        }
     });
 }
 
@@ -192,17 +216,42 @@ fn fault_shuttle_pending_against_the_flusher() {
                     }
                 })
             };
-            for value in 1..=3 {
-                let policy = if value == 2 { WritePolicy::Through } else { WritePolicy::Behind };
+            for value in 1..=4 {
+                let policy = if value == 3 { WritePolicy::Through } else { WritePolicy::Behind };
                 block_on(cache.put_with(&1, value, policy)).unwrap();
                 *acknowledged.lock().unwrap() = value;
+                cache.evict(&1);
+                assert_eq!(block_on(cache.get(&1)).unwrap(), Some(value), "a write is read by its writer");
             }
             reader.join().unwrap();
             block_on(bay.flush()).unwrap();
             assert_eq!(bay.pending(), 0);
-            assert_eq!(block_on(cache.get(&1)).unwrap(), Some(3));
+            assert_eq!(block_on(cache.get(&1)).unwrap(), Some(4));
         });
     }
+}
+
+/// Of a write-through and a write-behind of one key, memory shows in the end what comes later in the order, as the store
+/// does.
+#[test]
+fn fault_shuttle_write_through_against_write_behind() {
+    in_many_orders("write-through against write-behind", || {
+        let store = MemoryStore::new();
+        let bay = layer(&SimDisk::new(), &store).batch_linger(Duration::ZERO).open_blocking().unwrap();
+        let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
+        let through = {
+            let cache = cache.clone();
+            thread::spawn(move || block_on(cache.put_with(&1, 1, WritePolicy::Through)).unwrap())
+        };
+        let behind = block_on(cache.put_with(&1, 2, WritePolicy::Behind)).unwrap();
+        let through = through.join().unwrap();
+        let later = if through > behind { Some(1) } else { Some(2) };
+        assert_eq!(block_on(cache.get(&1)).unwrap(), later);
+        block_on(bay.flush()).unwrap();
+        assert_eq!(block_on(cache.get(&1)).unwrap(), later);
+        cache.evict(&1);
+        assert_eq!(block_on(cache.get(&1)).unwrap(), later, "the store's");
+    });
 }
 
 /// A load that began before a change never leaves the older value in memory.
