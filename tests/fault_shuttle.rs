@@ -3,7 +3,13 @@
 //!
 //! A failing test prints the number of its order; `FOREBAY_SEED` set to that number repeats it.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "these are tests"
+)]
 
 #[allow(unreachable_pub, reason = "other tests include it, too")]
 #[path = "support/budget.rs"]

@@ -1,6 +1,14 @@
 //! The whole layer, simulated: what its threads do in which order, how long anything takes, what the disk and the store
 //! do and when everything stops is drawn from a seed. What may be drawn, and what is checked, stands in the manual.
 
+#![allow(
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "these are tests"
+)]
+
 #[allow(unreachable_pub, reason = "other tests include it, too")]
 #[path = "support/budget.rs"]
 mod budget;
