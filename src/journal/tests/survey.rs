@@ -497,11 +497,10 @@ fn what_is_trimmed_between_two_looks_is_not_missing() {
             assert!(all.iter().all(|records| records.ends_with(&[10, 11, 12])), "{all:?}");
         }
     }
-    // A listing that missed the second segment, which was renamed while it was read.
+    // A listing that missed the second segment, because it was made, with the third, while the names were read.
     let gap = image_of(&disk.image());
     gap.delete(&segment_name(2));
     let after = image_of(&disk.image());
-    (1..=2).for_each(|number| after.delete(&segment_name(number)));
     let left = Arc::new(AtomicUsize::new(1));
     let changing = Changing { before: gap, after, recycled: MemDisk::default(), left };
     let mut survey = Survey::open(Arc::new(changing), Path::new("journal")).unwrap();
@@ -509,7 +508,7 @@ fn what_is_trimmed_between_two_looks_is_not_missing() {
     while let Some(finding) = survey.next_finding().unwrap() {
         seen.add(&finding);
     }
-    assert_eq!((seen.records, seen.damages, seen.holes), (vec![10, 11, 12], vec![], vec![]));
+    assert_eq!((seen.records.len(), seen.damages, seen.holes), (12, vec![], vec![]));
     // After the first segment has been begun, it and the second go: what was begun is read, the rest follows.
     let mut survey = Survey::open(Arc::new(disk.clone()), Path::new("journal")).unwrap();
     let mut seen = Seen::default();
