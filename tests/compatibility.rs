@@ -283,7 +283,7 @@ fn a_journal_of_an_unknown_version_is_refused_and_left_untouched() {
         bytes[8] = 2;
         fs::write(top.path().join(file), bytes).unwrap();
         let before = image(&top.path().join("journal"));
-        let error = open(top.path(), None).err().expect("it has to be refused");
+        let error = open(top.path(), None).expect_err("it has to be refused");
         assert_eq!(error.kind(), ErrorKind::UnknownFormat, "{error}");
         let told = error.to_string();
         assert!(told.contains(file) && told.contains("format version 2"), "{told}");
@@ -315,7 +315,7 @@ fn a_store_of_an_unknown_layout_is_refused_and_left_untouched() {
         let content = || raw().iter().map(Result::unwrap).collect::<Vec<_>>();
         let before = content();
         let journal = image(&top.path().join("journal"));
-        let error = open(top.path(), None).err().expect("it has to be refused");
+        let error = open(top.path(), None).expect_err("it has to be refused");
         assert_eq!(error.kind(), ErrorKind::UnknownFormat, "{error}");
         assert!(error.to_string().contains(what), "{error}");
         assert!(content() == before && before.len() > 2, "the store was changed");
