@@ -1,8 +1,9 @@
 //! The n-th disk operation fails, for every n until the work completes untouched; then the disk heals.
 //!
-//! Either a write was refused with a clear error, or it is there after reopening. After a failed sync nothing is written
-//! any more and everybody is told (P12), whether the kernel keeps the pages that it could not write or reverts them.
-//! What was recovered after such a failure survives the next power cut like anything else. Nothing hangs.
+//! Either a write was refused with a clear error, or it is there after reopening. After a failed sync nothing is
+//! written any more and everybody is told (P12), whether the kernel keeps the pages that it could not write or
+//! reverts them. What was recovered after such a failure survives the next power cut like anything else. Nothing
+//! hangs.
 //!
 //! `FOREBAY_BUDGET` raises the time, `FOREBAY_SEED` says with which seed to begin.
 
@@ -104,7 +105,8 @@ impl Countdown {
         Countdown { after, disk, tally: Tally::default(), hits: 0 }
     }
 
-    /// The disk heals once somebody was told. A failure is told by one call, and by one more that cleans up at the most.
+    /// The disk heals once somebody was told. A failure is told by one call, and by one more that cleans up at the
+    /// most.
     fn told(&mut self, error: &Error) -> Result<(), String> {
         self.disk.heal();
         self.hits += 1;
@@ -324,7 +326,8 @@ fn search(
         seed += 1;
     }
     println!(
-        "{what}: seeds {:?}, {} operations failed, {} calls refused, {} ends of writing, {} images reopened afterwards, \
+        "{what}: seeds {:?}, {} operations failed, {} calls refused, {} ends of writing, {} images reopened \
+         afterwards, \
          in {:.1?}",
         first_seed()..seed,
         tally.faults,

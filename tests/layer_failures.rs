@@ -133,8 +133,8 @@ async fn an_older_owner_is_fenced_and_told() {
 }
 
 /// A write-through, or a replay of dead letters, was on its way through the committer while the flusher failed. The
-/// failure answered everybody who waited; these two came to wait right afterwards, and nobody answered them any more: the
-/// write-through learned after its timeout of 30 seconds that it was in doubt, the replay waited for ever.
+/// failure answered everybody who waited; these two came to wait right afterwards, and nobody answered them any more:
+/// the write-through learned after its timeout of 30 seconds that it was in doubt, the replay waited for ever.
 #[tokio::test]
 async fn who_comes_to_wait_right_after_the_layer_failed_is_told_as_well() {
     let layer = Layer::new();

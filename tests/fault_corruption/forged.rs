@@ -61,8 +61,8 @@ fn fault_corruption_lengths_that_lie_under_good_checksums() {
     });
 }
 
-/// A frame with another body under good checksums is what a lost write leaves of a file: sound in itself, and not what the
-/// next segment's header says of it.
+/// A frame with another body under good checksums is what a lost write leaves of a file: sound in itself, and not
+/// what the next segment's header says of it.
 #[test]
 fn fault_corruption_other_sound_frames_in_a_sealed_segment() {
     sweep("sealed frames exchanged", |samples, tally| {

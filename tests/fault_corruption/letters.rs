@@ -92,8 +92,8 @@ fn fault_corruption_of_the_dead_letters() {
     tally.print("dead letters, every byte flipped by one bit", began);
 }
 
-/// A record of the list that is sound in its frame and nonsense in itself was told as "a record of the dead-letter list has
-/// an unknown kind", and nobody could know which file to look at.
+/// A record of the list that is sound in its frame and nonsense in itself was told as "a record of the dead-letter
+/// list has an unknown kind", and nobody could know which file to look at.
 #[test]
 fn fault_corruption_of_what_a_dead_letter_says() {
     within("nonsense letters", || {

@@ -1,8 +1,9 @@
 //! Everything that rot, a bad copy or a careless hand can do to a journal's files, tried place by place.
 //!
-//! The result is all records that may still be believed, or an error that names file and offset; never a panic, a hang,
-//! an allocation from a damaged length, or records that are missing in silence. What may be cut in silence is a torn tail:
-//! what lies in the last segment behind the damage, above every offset that an undamaged frame promises as synced.
+//! The result is all records that may still be believed, or an error that names file and offset; never a panic, a
+//! hang, an allocation from a damaged length, or records that are missing in silence. What may be cut in silence is a
+//! torn tail: what lies in the last segment behind the damage, above every offset that an undamaged frame promises as
+//! synced.
 //!
 //! The layout is read here as the manual of the journal has it, by code of its own. `FOREBAY_BUDGET` raises the time.
 

@@ -105,7 +105,7 @@ impl Kind {
         let (disk, history) = (SimDisk::new(), Shared::default());
         let seen = watch(&disk, &history);
         work(&disk, &self.options, self.acknowledge, &history, &mut Draw(seed), (2, 13))?;
-        assert!(disk.count(Op::Rename) >= 3, "it rotates: {} renames", disk.count(Op::Rename));
+        tally.renames += disk.count(Op::Rename);
         for (at, moment) in (0..).zip(moments_of(&disk, &history, &seen)) {
             tally.operations += 1;
             let drawn = seed.wrapping_mul(1_000_003).wrapping_add(at);

@@ -34,10 +34,12 @@ struct Tally {
     images: u64,
     recoveries: u64,
     images_of_recoveries: u64,
+    renames: u64,
 }
 
 impl Tally {
     fn print(&self, what: &str, seeds: std::ops::Range<u64>, began: Instant) {
+        assert!(self.renames >= 4, "segments rotate: {} renames", self.renames);
         println!(
             "{what}: seeds {seeds:?}, {} operations cut, {} images reopened, {} recoveries cut at each operation, {} \
              images of those reopened, in {:.1?}",

@@ -1,7 +1,7 @@
 //! A layer that is worked with on a simulated disk and a store whose state can be copied, and what is known of it.
 //!
-//! The work follows from a seed: writes behind and through, removals, batches, two caches (one coalesces), keys that the
-//! store rejects, dead letters replayed and discarded, flushes, ends with and without a close.
+//! The work follows from a seed: writes behind and through, removals, batches, two caches (one coalesces), keys that
+//! the store rejects, dead letters replayed and discarded, flushes, ends with and without a close.
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
