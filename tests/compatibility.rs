@@ -164,8 +164,12 @@ fn write_layer(top: &Path) {
 
 /// A copy of the layer's fixture.
 fn layer_v1() -> TempDir {
+    layer("layer-v1.packed")
+}
+
+fn layer(name: &str) -> TempDir {
     let top = tempfile::tempdir().unwrap();
-    put_image(top.path(), &unpack(&fs::read(fixture("layer-v1.packed")).unwrap()));
+    put_image(top.path(), &unpack(&fs::read(fixture(name)).unwrap()));
     top
 }
 
@@ -189,7 +193,12 @@ fn a_queue_of_journal_format_1_opens_with_its_records_and_goes_on() {
 
 #[test]
 fn a_layer_of_format_1_opens_with_its_values_its_pending_records_and_its_dead_letters() {
-    let top = layer_v1();
+    for name in ["layer-v1.packed", "layer-v1-early.packed"] {
+        opens_whole(&layer(name));
+    }
+}
+
+fn opens_whole(top: &TempDir) {
     {
         // What the store held, before anything is drained.
         let store = SledStore::open(top.path().join("store")).unwrap();
