@@ -464,8 +464,8 @@ fn open_if_there(disk: &dyn Disk, path: &Path) -> Result<Option<Box<dyn DiskFile
     }
 }
 
-/// The segment at `path` with its header; nothing if it was trimmed, before or after it was opened. What was trimmed may
-/// be written anew at any moment, so a header that is not sound counts only if the name is still there after it was
+/// The segment at `path` with its header; nothing if it was trimmed, before or after it was opened. What was trimmed
+/// may be written anew at any moment, so a header that is not sound counts only if the name is still there after it was
 /// read. A name is never given twice, but to the successor of an empty segment.
 #[allow(clippy::type_complexity, reason = "a file, and a header or what is wrong with it")]
 fn look_at(
