@@ -237,8 +237,8 @@ fn fault_shuttle_pending_against_the_flusher() {
     }
 }
 
-/// Of a write-through and a write-behind of one key, memory shows in the end what comes later in the order, as the store
-/// does.
+/// Of a write-through and a write-behind of one key, memory shows in the end what comes later in the order, as the
+/// store does.
 #[test]
 fn fault_shuttle_write_through_against_write_behind() {
     in_many_orders("write-through against write-behind", || {

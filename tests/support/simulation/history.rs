@@ -2,7 +2,8 @@
 //!
 //! Every write has a value of its own, so that what is read or found in the store names its write. A write is
 //! *acknowledged* (then it has a sequence number), *refused* (then nobody may ever see it) or *doubtful*: it was in
-//! flight when its layer died, or was told so. A doubtful write takes effect before the next layer has opened, or never.
+//! flight when its layer died, or was told so. A doubtful write takes effect before the next layer has opened, or
+//! never.
 
 use std::collections::{BTreeMap, BTreeSet};
 

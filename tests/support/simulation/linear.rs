@@ -1,8 +1,8 @@
 //! Is there an order of a register's operations that explains what was read?
 //!
 //! The search of Wing and Gong ("Testing and verifying concurrent objects", 1993) with the memory of Lowe ("Testing for
-//! linearizability", 2017): operations are put into an order one by one, each only while no other has to come first, and
-//! no state (which operations are placed, what the register holds) is searched twice.
+//! linearizability", 2017): operations are put into an order one by one, each only while no other has to come first,
+//! and no state (which operations are placed, what the register holds) is searched twice.
 
 use std::collections::HashSet;
 
