@@ -103,8 +103,8 @@ impl Flusher {
         }
     }
 
-    /// Moves the watermark over numbers whose writes were refused, when nothing else is left to move it: whoever flushes
-    /// waits for them.
+    /// Moves the watermark over numbers whose writes were refused, when nothing else is left to move it: whoever
+    /// flushes waits for them.
     async fn pass_refused(&mut self) -> Result<(), ()> {
         let progress = Progress { applied: self.refused.get(), ..self.progress };
         match self.apply(Vec::new(), progress).await {
@@ -113,7 +113,8 @@ impl Flusher {
         }
     }
 
-    /// Waits for work (none means that refused numbers are to be passed), and for the batch to fill if the options say so and nobody is in a hurry.
+    /// Waits for work (none means that refused numbers are to be passed), and for the batch to fill if the options say
+    /// so and nobody is in a hurry.
     async fn next_batch(&mut self) -> Result<Vec<QueuedFrame>> {
         let core = Arc::clone(&self.core);
         let mut hand = Hand::default();

@@ -1,8 +1,8 @@
 //! What outlives the layers of a run: the disk, the store, the faults, and the record of all that happened.
 //!
 //! Every access of a layer to its disk and its store passes a *point*, where the order of the threads may change and
-//! the
-//! tenure may end: then its disk image is taken, and from there on the layer's own disk and store do nothing any more.
+//! the tenure may end: then its disk image is taken, and from there on the layer's own disk and store do nothing any
+//! more.
 //! The locks here are std's, held over no point.
 
 use std::collections::{BTreeMap, BTreeSet};
