@@ -13,6 +13,10 @@ pub mod manual;
 pub mod memory;
 pub mod metrics;
 pub mod options;
+#[cfg(not(feature = "mutation"))]
+mod safeguard;
+#[cfg(feature = "mutation")]
+pub mod safeguard;
 #[cfg(not(feature = "simulation"))]
 mod seam;
 #[cfg(feature = "simulation")]

@@ -1,4 +1,5 @@
-//! Recovery: any files in a journal's directory open to a journal, or to an error that names a file and changes nothing.
+//! Recovery: any files in a journal's directory open to a journal, or to an error that names a file and changes
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -17,6 +17,7 @@ use crate::ids::{NamespaceName, Seq};
 use crate::journal::frame::FrameBuilder;
 use crate::memory::resident::{Bound, Resident};
 use crate::options::WritePolicy;
+use crate::safeguard::Safeguard;
 
 /// How many entries a cache holds in memory unless it says otherwise.
 const CAPACITY_DEFAULT: usize = 10_000;
@@ -135,7 +136,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         let mut frame = FrameBuilder::new();
         let effect = self.view.encode(self.layer.metrics(), &mut frame, key, value)?;
         let written = self.layer.write(frame.finish(), policy, Effects::One(effect)).await;
-        if written.as_ref().is_err_and(|error| error.kind() == ErrorKind::InDoubt) {
+        let doubtful = written.as_ref().is_err_and(|error| error.kind() == ErrorKind::InDoubt);
+        if doubtful && Safeguard::DropWhatIsInDoubt.holds() {
             self.invalidate(key);
         }
         written.map(Receipt::new)

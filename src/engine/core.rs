@@ -13,6 +13,7 @@ use crate::ids::{Epoch, Seq};
 use crate::journal::sink::{Committed, Sink};
 use crate::metrics::Metrics;
 use crate::options::LayerOptions;
+use crate::safeguard::Safeguard;
 use crate::seam::sync::Mutex;
 use crate::seam::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -217,6 +218,9 @@ impl Core {
                     outcome
                 }
                 Until::Applied => {
+                    if !Safeguard::ThroughUnseenUntilApplied.holds() {
+                        ticket.publish(first);
+                    }
                     waited_for = Some(first);
                     pending.commit(frame, Some(ticket), memory_max)
                 }

@@ -21,6 +21,7 @@ use crate::journal::frame::Frame;
 use crate::journal::log::Log;
 use crate::journal::reader::Reader;
 use crate::options::LayerOptions;
+use crate::safeguard::Safeguard;
 use crate::seam::{clock, random};
 use crate::store::contract::{Batch, Op, Progress, Store, StoreError};
 
@@ -206,7 +207,10 @@ impl Flusher {
     async fn deliver(&mut self, mut frames: Vec<QueuedFrame>) -> Result<(), ()> {
         // The store must never be ahead of the durable journal: a journal that ends before the store's
         // watermark is how a lost journal is told.
-        let synced = self.committer.sync();
+        let synced = match Safeguard::SyncBeforeApply.holds() {
+            true => self.committer.sync(),
+            false => Ok(()),
+        };
         let mut parked = Vec::new();
         let outcome = match synced {
             Err(error) => Err(error),
@@ -399,7 +403,11 @@ impl Flusher {
         tickets.into_iter().for_each(|(last, ticket)| ticket.answer(Ok(last)));
         if let Some(log) = &self.log {
             // Segments that stay behind cost room, not data; the next batch tries again.
-            self.core.warn(log.trim(progress.journaled).err());
+            let passed = match Safeguard::TrimBehindWatermark.holds() {
+                true => progress.journaled,
+                false => self.core.pending.lock().last_committed(),
+            };
+            self.core.warn(log.trim(passed).err());
         }
         Ok(())
     }

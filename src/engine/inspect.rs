@@ -1,7 +1,7 @@
 //! A layer's files seen from outside: what a journal's records are about, its dead letters, and salvaging both.
 //!
 //! For operators' tools. Nothing here opens a layer, and nothing hands out a value: of a value its length is told.
-//! The reading functions take no lock and change nothing, as [`Survey`](crate::journal::survey::Survey) does.
+//! The reading functions take no lock and change nothing, as [`Survey`] does.
 
 use std::io;
 use std::path::{Path, PathBuf};

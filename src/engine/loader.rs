@@ -12,6 +12,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::watch;
 
 use crate::memory::fence::Mark;
+use crate::safeguard::Safeguard;
 use crate::seam::sync::{Mutex, MutexGuard};
 
 /// The loads of one cache that are under way.
@@ -55,7 +56,7 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     pub fn board(&self, key: &K, mark: &Mark) -> Turn<'_, K, T> {
         let mut flights = self.lock();
         if let Some(flight) = flights.get(key)
-            && flight.mark == *mark
+            && (flight.mark == *mark || !Safeguard::JoinNoOlderLoad.holds())
         {
             return Turn::Join(Join(flight.outcome.clone()));
         }

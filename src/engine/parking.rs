@@ -12,6 +12,7 @@ use crate::engine::record::Operation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
 use crate::options::OnRejected;
+use crate::safeguard::Safeguard;
 use crate::store::contract::{Op, StoreError};
 
 impl Flusher {
@@ -30,7 +31,7 @@ impl Flusher {
         let Some(letters) = &self.letters else { return Ok(()) };
         let mut kept = Vec::with_capacity(frames.len());
         for frame in frames.drain(..) {
-            if !letters.concerns(&frame)? {
+            if !letters.concerns(&frame)? || !Safeguard::ParkLaterWrites.holds() {
                 kept.push(frame);
             } else if frame.location.is_none() {
                 let context = "the key has dead letters, which would come after this write";

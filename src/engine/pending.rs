@@ -18,6 +18,7 @@ use crate::engine::record::Record;
 use crate::error::Result;
 use crate::ids::{Key, Seq};
 use crate::journal::frame::{Frame, FrameBody, Location, records_of};
+use crate::safeguard::Safeguard;
 use crate::seam::random::HashBuilder;
 use crate::seam::sync::{Mutex, MutexGuard};
 
@@ -149,7 +150,8 @@ impl Pending {
         memory_bytes_max: u64,
     ) -> Result<bool> {
         let size = frame.bytes;
-        let over = self.spilled.is_some() || self.memory_bytes.saturating_add(size) > memory_bytes_max;
+        let spilling = self.spilled.is_some() && Safeguard::SpillInOrder.holds();
+        let over = spilling || self.memory_bytes.saturating_add(size) > memory_bytes_max;
         let spill = over && frame.location.is_some();
         self.count(&frame);
         if let Some(ticket) = ticket {
@@ -176,14 +178,14 @@ impl Pending {
     pub(crate) fn find(&self, key: &Key) -> Found {
         match self.index.get(key) {
             Some(slot) => Found::Pending { version: slot.version, place: slot.place.clone() },
-            None if self.unsettled.contains_key(key) => Found::Unsettled,
+            None if self.is_unsettled(key) => Found::Unsettled,
             None => Found::Absent,
         }
     }
 
     /// Whether a write-through of `key` is under way.
     pub(crate) fn is_unsettled(&self, key: &Key) -> bool {
-        self.unsettled.contains_key(key)
+        Safeguard::UnsettledReads.holds() && self.unsettled.contains_key(key)
     }
 
     /// Which frames are only in the journal: after the first and up to the second number.
@@ -249,7 +251,11 @@ impl Pending {
             let (seq, record) = numbered?;
             if frame.location.is_none() {
                 self.settle(&record.key);
-            } else if self.index.get(&record.key).is_some_and(|slot| slot.version == seq) {
+            } else if self
+                .index
+                .get(&record.key)
+                .is_some_and(|slot| slot.version == seq || !Safeguard::RetireByNumber.holds())
+            {
                 self.index.remove(&record.key);
             }
         }

@@ -20,6 +20,7 @@ use crate::journal::committer::Committer;
 use crate::journal::log::Log;
 use crate::journal::recovery::Opened;
 use crate::options::LayerOptions;
+use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle};
 use crate::seam::sync::{Mutex, RwLock, thread};
 use crate::store::contract::{Batch, Progress, Store, StoreError, Tenure};
@@ -64,7 +65,7 @@ fn check_identity(tenure: &Tenure, journal: Option<&Opened>, replace: bool) -> R
     };
     let watermark = tenure.progress.journaled;
     if tenure.journal == Some(journal.id) {
-        if watermark > journal.last && !replace {
+        if watermark > journal.last && !replace && Safeguard::JournalReachesWatermark.holds() {
             return refuse(format!(
                 "the store holds journaled records up to {watermark}, but journal {} ends at {}: its end was \
                  lost, with whatever else was queued there",
@@ -131,7 +132,10 @@ fn start(
     };
     let mut last = watermark;
     if let Some(journal) = &journal {
-        last = last.max(journal.last);
+        last = match Safeguard::NumbersNeverReused.holds() {
+            true => last.max(journal.last),
+            false => journal.last,
+        };
         replay(&journal.log, &pending, tenure.progress)?;
     }
     pending.lock().start_at(last);

@@ -30,6 +30,7 @@ use crate::journal::log::Log;
 use crate::journal::options::Durability;
 use crate::journal::sink::{Committed, Sink, Submission};
 use crate::journal::writer::{GroupFrame, Writer};
+use crate::safeguard::Safeguard;
 use crate::seam::clock;
 use crate::seam::sync::thread::{self, JoinHandle};
 use crate::seam::sync::{Condvar, Mutex, MutexGuard};
@@ -516,7 +517,7 @@ impl<T> Order<T> {
             _ => {}
         }
         if !locations.is_empty() {
-            if sync {
+            if sync && Safeguard::AcknowledgeAfterSync.holds() {
                 writer.sync()?;
             } else {
                 self.unsynced = true;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
+use crate::safeguard::Safeguard;
 
 /// The largest body of a frame, in bytes.
 pub const FRAME_BODY_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -53,7 +54,7 @@ impl FrameHeader {
         put(&mut rest, &self.prev.0.to_le_bytes());
         put(&mut rest, &self.nonce.to_le_bytes());
         put(&mut rest, &self.synced_offset.to_le_bytes());
-        let crc = crc32c::crc32c(&fields);
+        let crc = header_checksum(&fields);
         out.extend_from_slice(&crc.to_le_bytes());
         out.extend_from_slice(&fields);
         crc
@@ -63,7 +64,7 @@ impl FrameHeader {
     pub(crate) fn decode(bytes: &[u8]) -> Option<(FrameHeader, u32)> {
         let (crc, fields) = bytes.get(..FRAME_HEADER_BYTES as usize)?.split_first_chunk::<4>()?;
         let crc = u32::from_le_bytes(*crc);
-        if crc32c::crc32c(fields) != crc {
+        if header_checksum(fields) != crc {
             return None;
         }
         let mut rest = fields;
@@ -97,7 +98,7 @@ impl FrameHeader {
 
     /// Whether a frame with a sound checksum can follow a frame that ended with `prev`; if not, why.
     pub(crate) fn follows(&self, prev: Seq) -> Result<(), String> {
-        if self.prev != prev {
+        if self.prev != prev && Safeguard::Continuity.holds() {
             return Err(format!("follows record {}, but the frame before it ends with {prev}", self.prev));
         }
         if self.first <= self.prev {
@@ -110,6 +111,18 @@ impl FrameHeader {
             return Err("claims to hold no records, but has a body or a place".to_owned());
         }
         Ok(())
+    }
+}
+
+/// The checksum of all of a header behind it.
+fn header_checksum(fields: &[u8]) -> u32 {
+    match Safeguard::NumberInChecksum.holds() {
+        true => crc32c::crc32c(fields),
+        // As if the first record's number were not part of it.
+        false => crc32c::crc32c_append(
+            crc32c::crc32c(fields.get(..12).unwrap_or(&[])),
+            fields.get(20..).unwrap_or(&[]),
+        ),
     }
 }
 

@@ -58,13 +58,13 @@
 //! up to the recorded chain. Damage stops the open, and nothing is changed.
 //!
 //! # Recovery
-//! Opening syncs the last segment and the directory before it reads, so that nothing is served that a power cut
-//! could still take back. Frames behind the last promise are written once more, as they are, and synced: after a
-//! sync that failed in an earlier process they may be readable and yet not on the disk. A recovered segment is
-//! never appended to: the next frame goes to a new segment, whose header seals the recovered one at its sound end.
-//! Until then no content has changed on the disk, so recovering again, after a crash at any point, comes to the
-//! same end; and a full disk does not keep a backlog from being opened and drained. A last segment without frames
-//! is replaced by its successor, which takes its number and its predecessor, in one atomic rename.
+//! Opening syncs the directory before it lists it, and serves nothing that a power cut could still take back: frames
+//! behind the last promise are written once more, as they are, and synced, because after a sync that failed in an
+//! earlier process they may be readable and yet not on the disk. A recovered segment is never appended to: the next
+//! frame goes to a new segment, whose header seals the recovered one at its sound end. Until then no content has
+//! changed on the disk, so recovering again, after a crash at any point, comes to the same end; and a full disk does
+//! not keep a backlog from being opened and drained. A last segment without frames is replaced by its successor, which
+//! takes its number and its predecessor, in one atomic rename.
 
 pub mod committer;
 pub mod frame;

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::JournalId;
 use crate::journal::options::JournalOptions;
 use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, Segment, SegmentHeader, cannot, segment_name};
+use crate::safeguard::Safeguard;
 use crate::seam::random;
 use crate::seam::sync::thread::{self, JoinHandle};
 use crate::seam::sync::{Condvar, Mutex, MutexGuard};
@@ -141,16 +142,20 @@ impl Pool {
             let nonce = u64::from_le_bytes(nonce);
             let header = SegmentHeader { journal, number, nonce, capacity, prepared, predecessor };
             file.write_all_at(&header.encode(), 0)?;
-            file.sync_data()?;
+            if Safeguard::SegmentSync.holds() {
+                file.sync_data()?;
+            }
             self.disk.rename(&taken, &path)?;
             Ok(header)
         };
         let header =
             named().map_err(|error| self.discard(&taken, cannot("make a segment of", &taken, error)))?;
         // Not DiskFull, whatever it was: a failed sync leaves the outcome unknown.
-        self.disk.sync_dir(&self.dir).map_err(|error| {
-            Error::with_source(ErrorKind::Io, format!("cannot sync {}", self.dir.display()), error)
-        })?;
+        if Safeguard::DirectorySync.holds() {
+            self.disk.sync_dir(&self.dir).map_err(|error| {
+                Error::with_source(ErrorKind::Io, format!("cannot sync {}", self.dir.display()), error)
+            })?;
+        }
         let segment = Segment::new(header, path, SEGMENT_HEADER_BYTES, predecessor.last);
         let file: Arc<dyn DiskFile> = Arc::from(file);
         segment.share(&file);
@@ -179,7 +184,9 @@ impl Pool {
             let error = cannot("retire", &segment.path, error);
             return Err((Some(segment), error));
         }
-        self.disk.sync_dir(&self.dir).map_err(|error| (None, cannot("sync", &self.dir, error)))?;
+        if Safeguard::TrimSync.holds() {
+            self.disk.sync_dir(&self.dir).map_err(|error| (None, cannot("sync", &self.dir, error)))?;
+        }
         self.state().ready.extend(spare);
         self.changed.notify_all();
         Ok(())

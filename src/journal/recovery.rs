@@ -18,6 +18,7 @@ use crate::journal::pool::Pool;
 use crate::journal::scan::{LOCK_NAME, Listing, Scan};
 use crate::journal::segment::{Seal, Segment, SegmentHeader, cannot, damage, segment_name};
 use crate::journal::writer::Writer;
+use crate::safeguard::Safeguard;
 use crate::seam::random;
 
 /// A journal that was opened.
@@ -94,10 +95,6 @@ fn read_headers(disk: &dyn Disk, dir: &Path, numbers: &[u64]) -> Result<Vec<Segm
     for &number in numbers {
         let path = dir.join(segment_name(number));
         let file = disk.open(&path).map_err(|error| cannot("open", &path, error))?;
-        if numbers.last() == Some(&number) {
-            // The others were synced before they got a successor.
-            file.sync_data().map_err(|error| cannot("sync", &path, error))?;
-        }
         let header = SegmentHeader::read(&*file, &path, number)?;
         if let Some(before) = headers.last() {
             check_neighbours(dir, before, &header)?;
@@ -152,7 +149,9 @@ fn scan_all(disk: &dyn Disk, dir: &Path, headers: &[SegmentHeader]) -> Result<Op
             Some(successor) => scan.sealed(&successor.predecessor)?,
             None => {
                 torn_bytes = scan.last_segment()?;
-                scan.write_tail_again()?;
+                if Safeguard::TailWrittenAgain.holds() {
+                    scan.write_tail_again()?;
+                }
             }
         }
         tail = scan.found;

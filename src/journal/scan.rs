@@ -16,6 +16,7 @@ use crate::journal::pool::parse_spare_name;
 use crate::journal::segment::{
     SEGMENT_HEADER_BYTES, Seal, SegmentHeader, cannot, damage, parse_segment_name,
 };
+use crate::safeguard::Safeguard;
 
 /// The file that whoever has the journal open holds.
 pub(crate) const LOCK_NAME: &str = "lock";
@@ -142,7 +143,7 @@ impl Scan {
     /// Whether the segment, walked to its end, is another one than its successor recorded; if so, a sentence.
     pub(crate) fn differs(&self, seal: &Seal) -> Option<String> {
         let found = &self.found;
-        (found != seal).then(|| {
+        (found != seal && Safeguard::Seal.holds()).then(|| {
             format!(
                 "its frames end at byte {} with record {} and chain {:#010x}, but its successor says byte {}, \
                  record {} and chain {:#010x}",
@@ -167,18 +168,18 @@ impl Scan {
             Stop::Unsound(why) => why,
         };
         match self.promised_beyond()? {
-            Some(promised) => {
+            Some(promised) if Safeguard::SyncedOffset.holds() => {
                 let why = format!("{why}, though everything up to byte {promised} had been synced");
                 Ok(End::Damaged(why, promised))
             }
-            None => Ok(End::Torn(self.torn_bytes()?)),
+            _ => Ok(End::Torn(self.torn_bytes()?)),
         }
     }
 
     /// Makes the frames durable that no promise covers, by writing again what they are.
     ///
-    /// The sync before the reading is not enough: if a sync failed in an earlier process, its pages may still be
-    /// readable, and clean, and not on the disk. What is written now is what is read, so it can harm nothing. A promise
+    /// To sync them is not enough: if a sync failed in an earlier process, its pages may still be readable, and clean,
+    /// and not on the disk. What is written now is what is read, so it can harm nothing. A promise
     /// at the end is left out of the segment instead: it has done its duty.
     pub(crate) fn write_tail_again(&mut self) -> Result<()> {
         if let Some(before) = self.before_promise {
@@ -221,7 +222,7 @@ impl Scan {
         let Some((header, crc)) = FrameHeader::decode(head) else {
             return unsound("no sound frame header");
         };
-        if header.nonce != self.nonce {
+        if header.nonce != self.nonce && Safeguard::Nonce.holds() {
             return unsound("a frame of another use of this file");
         }
         if let Err(why) = header.follows(self.found.last) {
@@ -231,7 +232,9 @@ impl Scan {
             return unsound("a frame that runs beyond the end");
         }
         let body_at = self.found.end + FRAME_HEADER_BYTES;
-        if self.window.checksum(body_at, u64::from(header.body_len))? != header.body_crc {
+        if self.window.checksum(body_at, u64::from(header.body_len))? != header.body_crc
+            && Safeguard::BodyChecksum.holds()
+        {
             return unsound("a frame with a body that fails its checksum");
         }
         self.before_promise = (header.count == 0).then_some(self.found);

@@ -11,6 +11,7 @@ use crate::disk::contract::{Disk, DiskFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Seq};
 use crate::journal::frame::{put, take_u32, take_u64};
+use crate::safeguard::Safeguard;
 use crate::seam::sync::Mutex;
 use crate::seam::sync::atomic::{AtomicU64, Ordering};
 
@@ -89,7 +90,7 @@ impl SegmentHeader {
         let (Some(version), Some(crc)) = (take_u32(&mut rest), take_u32(&mut rest)) else {
             return damaged("the header is cut short");
         };
-        if version != FORMAT_VERSION {
+        if version != FORMAT_VERSION && Safeguard::FormatVersion.holds() {
             let context = format!(
                 "{}: format version {version}; this version of the crate knows {FORMAT_VERSION}. Nothing was changed",
                 path.display()

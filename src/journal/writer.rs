@@ -13,6 +13,7 @@ use crate::ids::Seq;
 use crate::journal::frame::{FRAME_HEADER_BYTES, FrameBody, FrameBuilder, FrameHeader, Location};
 use crate::journal::log::Log;
 use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, Segment, cannot};
+use crate::safeguard::Safeguard;
 
 /// Larger bodies are written from where they are instead of being copied into the group's buffer.
 const COPIED_BODY_BYTES_MAX: usize = 256 * 1024;
@@ -293,7 +294,9 @@ impl Writer {
 
     /// Moves to a new segment with room for a frame of `need` bytes.
     fn rotate(&mut self, need: u64) -> Result<()> {
-        self.sync()?;
+        if Safeguard::SyncBeforeSuccessor.holds() {
+            self.sync()?;
+        }
         let wanted = SEGMENT_HEADER_BYTES.saturating_add(need).saturating_add(FRAME_HEADER_BYTES);
         let capacity = wanted.max(self.log.options.segment_bytes);
         let (number, predecessor) = if self.tail.end == SEGMENT_HEADER_BYTES {

@@ -10,6 +10,7 @@
 use std::sync::PoisonError;
 
 use crate::memory::servable::Generation;
+use crate::safeguard::Safeguard;
 use crate::seam::sync::atomic::{AtomicU64, Ordering};
 use crate::seam::sync::{Mutex, MutexGuard};
 
@@ -66,7 +67,9 @@ impl Fences {
     /// Runs `fill` if nothing moved since `mark`, and says whether it did.
     pub fn fill(&self, mark: &Mark, fill: impl FnOnce()) -> bool {
         let moves = self.stripe(mark.hash);
-        if *moves != mark.moves || self.generation() != mark.generation {
+        let moved = *moves != mark.moves && Safeguard::FenceOnFill.holds();
+        let bumped = self.generation() != mark.generation && Safeguard::GenerationOnFill.holds();
+        if moved || bumped {
             return false;
         }
         fill();

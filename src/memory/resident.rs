@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind};
 use crate::ids::Seq;
 use crate::memory::fence::{Fences, Mark};
 use crate::memory::servable::{Generation, Servable, servable};
+use crate::safeguard::Safeguard;
 use crate::seam::random::HashBuilder;
 
 /// What a value costs, in the unit of the capacity; less than one counts as one.
@@ -138,6 +139,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// [`MemoryFailed`]; then the key, with all others, is unservable as well.
     pub fn invalidate(&self, key: &K) -> Result<(), MemoryFailed> {
         self.guarded(|| {
+            if self.entries.peek(key).is_none() && !Safeguard::FenceForAbsentKeys.holds() {
+                return;
+            }
             self.fences.change(self.hasher.hash_one(key), || drop(self.entries.remove(key)));
         })
     }

@@ -37,6 +37,7 @@ use bytes::{Buf, BufMut, Bytes};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, JournalId, Key, Seq};
+use crate::safeguard::Safeguard;
 use crate::store::contract::{Batch, BoxFuture, Progress, Store, StoreError, Tenure, Versioned};
 use crate::store::sled_files::Files;
 use crate::store::sled_open::{self, damaged, open_failed, sled_error};
@@ -287,7 +288,7 @@ fn claim(db: &Db, state: &mut State, journal: Option<JournalId>) -> Result<Tenur
 
 fn apply(db: &Db, state: &mut State, batch: &Batch) -> Result<(), StoreError> {
     let held = state.tenure;
-    if batch.epoch < held.epoch {
+    if batch.epoch < held.epoch && Safeguard::EpochFence.holds() {
         return Err(StoreError::Fenced { current: held.epoch });
     }
     let watermark = held.progress.applied;
@@ -331,11 +332,18 @@ fn apply(db: &Db, state: &mut State, batch: &Batch) -> Result<(), StoreError> {
 
 /// Makes `changes` and the new tenure true and durable, together. The only place that writes.
 fn write(db: &Db, state: &mut State, mut changes: SledBatch, tenure: Tenure) -> Result<(), StoreError> {
+    if !Safeguard::WatermarkInTransaction.holds() {
+        db.apply_batch(std::mem::take(&mut changes)).map_err(apply_failed)?;
+        db.flush().map_err(apply_failed)?;
+        state.files.sync().map_err(StoreError::Fatal)?;
+    }
     changes.insert(META_KEY, encode_meta(&tenure));
     db.apply_batch(changes).map_err(apply_failed)?;
     // Never `flush_async`, which can deadlock; this thread may wait.
     db.flush().map_err(apply_failed)?;
-    state.files.sync().map_err(StoreError::Fatal)?;
+    if Safeguard::StoreSync.holds() {
+        state.files.sync().map_err(StoreError::Fatal)?;
+    }
     state.tenure = tenure;
     Ok(())
 }

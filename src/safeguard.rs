@@ -1,0 +1,115 @@
+//! What keeps the promises, one by one, so that each can be left out to see which test notices.
+//!
+//! In every ordinary build all of them hold, and the compiler knows it. Only the feature `mutation`, for the crate's
+//! own tests, lets the environment variable `FOREBAY_WITHOUT` name one that does not.
+
+/// The variable that names a safeguard to do without.
+#[cfg(feature = "mutation")]
+const WITHOUT: &str = "FOREBAY_WITHOUT";
+
+macro_rules! safeguards {
+    ($($(#[doc = $what:literal])+ $name:ident,)+) => {
+        /// Something without which a promise breaks.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(not(feature = "mutation"), allow(unreachable_pub, reason = "public only for the tests"))]
+        pub enum Safeguard {
+            $($(#[doc = $what])+ $name,)+
+        }
+
+        #[cfg(feature = "mutation")]
+        impl Safeguard {
+            /// All of them, with what each does.
+            pub const ALL: &[(Safeguard, &str, &str)] =
+                &[$((Safeguard::$name, stringify!($name), concat!($($what),+)),)+];
+        }
+    };
+}
+
+safeguards! {
+    /// The directory is synced before a new segment in it is used.
+    DirectorySync,
+    /// A new segment's header is synced before the file gets its name.
+    SegmentSync,
+    /// A trimmed segment is durably gone before the next one goes.
+    TrimSync,
+    /// The numbers of a frame's records are part of its header's checksum.
+    NumberInChecksum,
+    /// A frame's body has a checksum, and it is looked at.
+    BodyChecksum,
+    /// A frame belongs to this use of its file.
+    Nonce,
+    /// A frame continues the one before it.
+    Continuity,
+    /// A segment ends where and how its successor says.
+    Seal,
+    /// An unsound frame below a promised offset is damage, not a torn tail.
+    SyncedOffset,
+    /// A journal of an unknown format is refused.
+    FormatVersion,
+    /// What may be readable and not durable is written again and synced before it is served.
+    TailWrittenAgain,
+    /// A segment is synced before it gets a successor.
+    SyncBeforeSuccessor,
+    /// After a failed sync nothing is written any more.
+    PoisonAfterFailedSync,
+    /// A write is acknowledged, and seen, after its sync.
+    AcknowledgeAfterSync,
+    /// The journal is synced before the store gets what is in it.
+    SyncBeforeApply,
+    /// The journal keeps what the store lacks.
+    TrimBehindWatermark,
+    /// A journal that ends before the store's watermark is refused.
+    JournalReachesWatermark,
+    /// The numbers of writes that the journal does not hold are not given again.
+    NumbersNeverReused,
+    /// An apply forgets the record it applied, not a newer one of its key.
+    RetireByNumber,
+    /// Once frames are left to the journal, later ones are, too, until the flusher has caught up.
+    SpillInOrder,
+    /// What the store shows of a key is not believed while a write-through of it is under way.
+    UnsettledReads,
+    /// A write-through is seen once the store holds it.
+    ThroughUnseenUntilApplied,
+    /// A key whose write is in doubt is dropped from memory.
+    DropWhatIsInDoubt,
+    /// Later writes of a parked key are parked behind it.
+    ParkLaterWrites,
+    /// A load that began before a change of its key is not kept.
+    FenceOnFill,
+    /// So for keys that are not in memory.
+    FenceForAbsentKeys,
+    /// A load that began before a bulk invalidation is not kept.
+    GenerationOnFill,
+    /// A read does not join a load that began before a change of its key.
+    JoinNoOlderLoad,
+    /// The store refuses an older owner.
+    EpochFence,
+    /// The store takes nothing at or below its watermark.
+    ApplyOnce,
+    /// The sled store writes data and watermark in one transaction.
+    WatermarkInTransaction,
+    /// The sled store syncs its file itself.
+    StoreSync,
+}
+
+impl Safeguard {
+    /// Whether it holds.
+    #[cfg(not(feature = "mutation"))]
+    pub(crate) const fn holds(self) -> bool {
+        true
+    }
+
+    /// Whether it holds.
+    #[cfg(feature = "mutation")]
+    pub(crate) fn holds(self) -> bool {
+        use std::sync::LazyLock;
+
+        static MISSING: LazyLock<Option<Safeguard>> = LazyLock::new(|| {
+            let name = std::env::var(WITHOUT).ok()?;
+            let found = Safeguard::ALL.iter().find(|(_, known, _)| *known == name);
+            // An unknown name must not pass for a safeguard that nobody misses.
+            Some(found.expect("FOREBAY_WITHOUT names a safeguard").0)
+        });
+        *MISSING != Some(self)
+    }
+}

@@ -1,0 +1,202 @@
+//! What keeps the promises is taken away, one safeguard at a time, and the tests have to notice.
+//!
+//! Each mutant runs the tests that are named for it, in processes of their own with `FOREBAY_WITHOUT` set, until one of
+//! them fails. One that none of them notices is a missing test. A test that hangs has noticed nothing.
+//!
+//! `FOREBAY_WITHOUT=Nonce cargo test --test fault_images` does the same by hand; `FOREBAY_MUTANT` narrows this test to
+//! some of them (comma-separated).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "these are tests"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use forebay::safeguard::Safeguard;
+
+/// Longer than any of these tests takes where it passes.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// How many mutants run beside each other.
+const AT_ONCE: usize = 2;
+
+/// A test file, the feature it is built with, and a part of its tests' names.
+type Test = (&'static str, Option<&'static str>, &'static str);
+
+const IMAGES: Test = ("fault_images", None, "journal");
+const LAYER_IMAGES: Test = ("fault_images", None, "layer");
+const COUNTDOWN: Test = ("fault_countdown", None, "fault");
+const CORRUPTION: Test = ("fault_corruption", None, "fault");
+const POWER_CUT: Test = ("fault_sled_power_cut", None, "small");
+const SIMULATION: Test = ("fault_simulation", Some("simulation"), "fault");
+/// The library's own tests.
+const UNIT: Test = ("forebay", None, "journal::");
+const CONFORMANCE: Test = ("store_conformance", None, "conforms");
+
+/// Who is to notice, in the order in which they are asked.
+fn witnesses(safeguard: Safeguard) -> &'static [Test] {
+    use Safeguard as S;
+    match safeguard {
+        S::DirectorySync | S::SegmentSync | S::TrimSync | S::SyncBeforeSuccessor => &[IMAGES],
+        S::Nonce => &[LAYER_IMAGES, IMAGES],
+        S::TailWrittenAgain => &[COUNTDOWN, LAYER_IMAGES],
+        S::NumberInChecksum | S::BodyChecksum | S::SyncedOffset | S::FormatVersion => &[CORRUPTION],
+        S::Continuity | S::Seal => &[UNIT],
+        S::PoisonAfterFailedSync => &[COUNTDOWN],
+        S::AcknowledgeAfterSync | S::SyncBeforeApply | S::TrimBehindWatermark => &[LAYER_IMAGES],
+        S::NumbersNeverReused | S::RetireByNumber => &[SIMULATION],
+        S::SpillInOrder => &[("layer_promises", None, "p2")],
+        S::FenceOnFill | S::FenceForAbsentKeys | S::JoinNoOlderLoad | S::ThroughUnseenUntilApplied => {
+            &[SIMULATION]
+        }
+        S::GenerationOnFill => &[("layer_reads", None, "older_load")],
+        S::DropWhatIsInDoubt | S::UnsettledReads => &[("layer_writes", None, "through")],
+        S::ParkLaterWrites => &[LAYER_IMAGES],
+        S::JournalReachesWatermark => &[("layer_promises", None, "p11")],
+        S::EpochFence => &[SIMULATION],
+        S::ApplyOnce => &[CONFORMANCE],
+        S::WatermarkInTransaction | S::StoreSync => &[POWER_CUT],
+    }
+}
+
+/// What became of a test.
+enum Verdict {
+    Passed,
+    /// After how many seeds.
+    Failed(u64),
+    Hung,
+}
+
+#[test]
+fn fault_every_missing_safeguard_is_noticed() {
+    let began = Instant::now();
+    let only = std::env::var("FOREBAY_MUTANT").ok();
+    let mutants: Vec<_> = Safeguard::ALL
+        .iter()
+        .filter(|(_, name, _)| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == *name)))
+        .collect();
+    assert!(!mutants.is_empty(), "FOREBAY_MUTANT names no safeguard");
+    let binaries = build(mutants.iter().flat_map(|(safeguard, _, _)| witnesses(*safeguard)));
+    let scratch = tempfile::tempdir().unwrap();
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new(BTreeMap::new());
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some((at, (safeguard, name, _))) =
+                    mutants.iter().enumerate().nth(next.fetch_add(1, Relaxed))
+                {
+                    let noticed = witnesses(*safeguard).iter().find_map(|test| {
+                        match run(&binaries[test], test.2, name, &scratch.path().join(name)) {
+                            Verdict::Passed => None,
+                            Verdict::Failed(seeds) => Some(Ok((test.0, seeds))),
+                            Verdict::Hung => Some(Err(format!("{name}: {} hangs", test.0))),
+                        }
+                    });
+                    found.lock().unwrap().insert(at, noticed);
+                }
+            });
+        }
+    });
+    let mut missed = Vec::new();
+    println!("| without | what it does | noticed by | after seeds |\n| --- | --- | --- | --- |");
+    for ((_, name, what), noticed) in mutants.iter().zip(found.into_inner().unwrap().into_values()) {
+        match noticed {
+            Some(Ok((test, seeds))) => println!("| `{name}` |{what} | `{test}` | {seeds} |"),
+            Some(Err(hung)) => missed.push(hung),
+            None => missed.push(format!("{name}: nobody noticed")),
+        }
+    }
+    println!("{} mutants in {:.0?}", mutants.len(), began.elapsed());
+    assert!(missed.is_empty(), "{missed:#?}");
+}
+
+/// Builds the test files, as far as they are not built, and finds them.
+fn build<'a>(tests: impl Iterator<Item = &'a Test>) -> BTreeMap<&'a Test, PathBuf> {
+    let tests: BTreeSet<&Test> = tests.collect();
+    let features: BTreeSet<Option<&str>> = tests.iter().map(|(_, feature, _)| *feature).collect();
+    let mut built: BTreeMap<(Option<&str>, String), PathBuf> = BTreeMap::new();
+    for feature in features {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["test", "--no-run", "--message-format=json", "--manifest-path"]);
+        cargo.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        cargo.args(feature.iter().flat_map(|feature| ["--features", *feature]));
+        let names: BTreeSet<&str> =
+            tests.iter().filter(|test| test.1 == feature).map(|test| test.0).collect();
+        for name in names {
+            if name == UNIT.0 {
+                cargo.arg("--lib")
+            } else {
+                cargo.args(["--test", name])
+            };
+        }
+        let output = cargo.output().expect("cargo can be started");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let message: serde_json::Value = serde_json::from_slice(line).expect("cargo writes JSON");
+            let text = |at: &str| message.pointer(at).and_then(serde_json::Value::as_str);
+            // The operator's binary comes along, and has the library's name.
+            let is_test = message.pointer("/profile/test").and_then(serde_json::Value::as_bool) == Some(true);
+            if let (Some(name), Some(path), true) = (text("/target/name"), text("/executable"), is_test) {
+                built.insert((feature, name.to_owned()), path.into());
+            }
+        }
+    }
+    let path = |test: &Test| built.get(&(test.1, test.0.to_owned())).cloned();
+    tests
+        .into_iter()
+        .map(|test| (test, path(test).unwrap_or_else(|| panic!("cargo built no {}", test.0))))
+        .collect()
+}
+
+/// Runs the tests of a file whose names contain `filter`, without a safeguard.
+fn run(binary: &Path, filter: &str, without: &str, output: &Path) -> Verdict {
+    let file = File::create(output).unwrap();
+    let mut child = Command::new(binary)
+        .arg(filter)
+        .env("FOREBAY_WITHOUT", without)
+        .env("RUST_BACKTRACE", "0")
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdout(file.try_clone().unwrap())
+        .stderr(file)
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if began.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return Verdict::Hung;
+        }
+        // Std has no wait with a limit; nothing but this loop's end hangs on how long this is.
+        thread::sleep(Duration::from_millis(20));
+    };
+    let said = std::fs::read_to_string(output).unwrap();
+    assert!(!said.contains("running 0 tests"), "{filter} names no test of {}", binary.display());
+    if status.success() {
+        return Verdict::Passed;
+    }
+    // The first seed is 0, and a failure names its own.
+    let seed = said.rsplit("FOREBAY_SEED=").next().filter(|_| said.contains("FOREBAY_SEED="));
+    let digits = seed.map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+    Verdict::Failed(
+        digits.and_then(|digits| digits.parse::<u64>().ok()).map_or(1, |seed| seed.saturating_add(1)),
+    )
+}
