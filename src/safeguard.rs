@@ -64,6 +64,8 @@ safeguards! {
     NumbersNeverReused,
     /// An apply forgets the record it applied, not a newer one of its key.
     RetireByNumber,
+    /// Memory is looked at when it shows everything that was acknowledged.
+    MemoryCatchesUp,
     /// Once frames are left to the journal, later ones are, too, until the flusher has caught up.
     SpillInOrder,
     /// What the store shows of a key is not believed while a write-through of it is under way.

@@ -55,7 +55,7 @@ fn witnesses(safeguard: Safeguard) -> &'static [Test] {
         S::Continuity | S::Seal => &[UNIT],
         S::PoisonAfterFailedSync => &[COUNTDOWN],
         S::AcknowledgeAfterSync | S::SyncBeforeApply | S::TrimBehindWatermark => &[LAYER_IMAGES],
-        S::NumbersNeverReused | S::RetireByNumber => &[SIMULATION],
+        S::NumbersNeverReused | S::RetireByNumber | S::MemoryCatchesUp => &[SIMULATION],
         S::SpillInOrder => &[("layer_promises", None, "p2")],
         S::FenceOnFill | S::FenceForAbsentKeys | S::JoinNoOlderLoad | S::ThroughUnseenUntilApplied => {
             &[SIMULATION]

@@ -88,6 +88,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// # Errors
     /// As [`Cache::get`].
     pub async fn contains(&self, key: &K) -> Result<bool> {
+        self.layer.catch_up();
         if self.view.resident.contains(key) {
             return Ok(true);
         }
@@ -145,12 +146,14 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
 
     /// Drops a key from memory only to make room; nothing is said about its value.
     pub fn evict(&self, key: &K) {
+        self.layer.catch_up();
         self.view.resident.evict(key);
     }
 
     /// Drops a key from memory because its value in the store has changed: no load that began before the call
     /// will be kept, and no read that begins after it joins one. What is pending is the truth and stays.
     pub fn invalidate(&self, key: &K) {
+        self.layer.catch_up();
         // A failure has made all of memory unservable, the key included.
         if self.view.resident.invalidate(key).is_err() {
             self.layer.metrics().memory_failures.add(1);
@@ -159,6 +162,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
 
     /// As [`Cache::invalidate`] for every key, present or absent, at the cost of one.
     pub fn invalidate_all(&self) {
+        self.layer.catch_up();
         self.view.resident.invalidate_all();
     }
 
@@ -171,6 +175,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// How many entries are in memory, ones that are no longer servable included.
     #[must_use]
     pub fn resident_count(&self) -> usize {
+        self.layer.catch_up();
         self.view.resident.count()
     }
 

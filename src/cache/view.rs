@@ -107,6 +107,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
 
     /// The value in memory.
     pub(crate) fn in_memory(&self, layer: &Layer, key: &K) -> Option<V> {
+        layer.catch_up();
         let entry = self.resident.get(key)?;
         layer.metrics().memory_hits.add(1);
         Some(entry.value)

@@ -1,5 +1,7 @@
 //! What hangs on a write until it is committed or applied, and what happens then.
 
+use std::mem;
+
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
@@ -44,10 +46,10 @@ pub struct Ticket {
     pub(crate) bytes: u32,
 }
 
-impl Ticket {
+impl Effects {
     /// Makes the frame that starts at `first` visible in memory.
-    pub(crate) fn publish(&mut self, first: Seq) {
-        match std::mem::replace(&mut self.effects, Effects::None) {
+    pub(crate) fn publish(self, first: Seq) {
+        match self {
             Effects::None => {}
             Effects::One(effect) => effect.publish(first),
             Effects::Many(effects) => {
@@ -57,11 +59,18 @@ impl Ticket {
             }
         }
     }
+}
 
-    /// As [`Ticket::publish`] for a frame that was written through: of a key that was written behind meanwhile memory
+impl Ticket {
+    /// What the frame changes in memory; the ticket has it no more.
+    pub(crate) fn take_effects(&mut self) -> Effects {
+        mem::replace(&mut self.effects, Effects::None)
+    }
+
+    /// As [`Effects::publish`] for a frame that was written through: of a key that was written behind meanwhile memory
     /// has the newer value already, and keeps it.
     pub(crate) fn publish_applied(&mut self, first: Seq, superseded: &[bool]) {
-        let effects = match std::mem::replace(&mut self.effects, Effects::None) {
+        let effects = match self.take_effects() {
             Effects::None => Vec::new(),
             Effects::One(effect) => vec![Some(effect)],
             Effects::Many(effects) => effects,

@@ -4,10 +4,10 @@ use std::sync::{Arc, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use crate::engine::commit::{Ticket, Until};
+use crate::engine::commit::{Effects, Ticket, Until};
 use crate::engine::gate::Gate;
 use crate::engine::health::{Health, HealthState};
-use crate::engine::pending::{Backlog, PendingView, QueuedFrame};
+use crate::engine::pending::{Backlog, PendingView, QueuedFrame, Revealed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, Seq};
 use crate::journal::sink::{Committed, Sink};
@@ -16,9 +16,6 @@ use crate::options::LayerOptions;
 use crate::safeguard::Safeguard;
 use crate::seam::sync::Mutex;
 use crate::seam::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-
-/// How many frames are revealed under one lock, so that readers are not kept out for longer than some microseconds.
-const REVEALED_AT_ONCE: usize = 64;
 
 /// How far the layer has come and how it is; watched by all who wait.
 #[derive(Clone, Debug)]
@@ -199,45 +196,43 @@ impl Core {
             self.abandon_tickets(&status.error.unwrap_or_else(closed));
         }
     }
+}
 
-    /// Makes frames visible under one lock, then answers those who wait for no more than that.
-    fn reveal(&self, frames: impl ExactSizeIterator<Item = Committed<Ticket>>) {
-        let memory_max = self.options.pending_memory_bytes_max;
-        let mut answers = Vec::with_capacity(frames.len());
-        let (mut records, mut spilled_records) = (0, 0);
-        let (mut waited_for, mut failure) = (None, None);
-        let mut pending = self.pending.lock();
-        for Committed { first, body, location, mut ticket } in frames {
-            let frame = QueuedFrame::committed(first, &body, location);
-            let (count, last) = (u64::from(frame.count), frame.last());
-            let outcome = match ticket.until {
-                Until::Committed => {
-                    let outcome = pending.commit(frame, None, memory_max);
-                    ticket.publish(first);
-                    answers.push((ticket, outcome.as_ref().map(|_| last).map_err(Clone::clone)));
-                    outcome
+impl Sink for Core {
+    type Ticket = Ticket;
+
+    /// Reveals the frames and answers their writers, before memory has taken the frames in: see [`PendingView`].
+    fn committed(&self, group: &mut Vec<Committed<Ticket>>) {
+        let mut answers = Vec::with_capacity(group.len());
+        let (mut records, mut waited_for) = (0, None);
+        let revealed: Vec<Revealed> = group
+            .drain(..)
+            .map(|Committed { first, body, location, mut ticket }| {
+                let frame = QueuedFrame::committed(first, &body, location);
+                records += u64::from(frame.count);
+                if ticket.until == Until::Committed {
+                    let effects = ticket.take_effects();
+                    answers.push((ticket, frame.last()));
+                    return Revealed { frame, ticket: None, effects };
                 }
-                Until::Applied => {
-                    if !Safeguard::ThroughUnseenUntilApplied.holds() {
-                        ticket.publish(first);
-                    }
-                    waited_for = Some(first);
-                    pending.commit(frame, Some(ticket), memory_max)
-                }
-            };
-            match outcome {
-                Ok(spilled) => {
-                    records += count;
-                    spilled_records += if spilled { count } else { 0 };
-                }
-                Err(error) => failure = Some(error),
-            }
-        }
-        let backlog = pending.backlog();
-        drop(pending);
+                waited_for = Some(first);
+                let effects = match Safeguard::ThroughUnseenUntilApplied.holds() {
+                    true => Effects::None,
+                    false => ticket.take_effects(),
+                };
+                Revealed { frame, ticket: Some(ticket), effects }
+            })
+            .collect();
+        self.pending.reveal(revealed.into_iter());
+        answers.into_iter().for_each(|(ticket, last)| ticket.answer(Ok(last)));
         self.metrics.records_committed.add(records);
-        self.metrics.records_spilled.add(spilled_records);
-        answers.into_iter().for_each(|(ticket, outcome)| ticket.answer(outcome));
+        self.pending.catch_up();
+        let (backlog, (spilled, failure)) = {
+            let mut pending = self.pending.lock();
+            (pending.backlog(), pending.outcome())
+        };
+        self.metrics.records_spilled.add(spilled);
+        self.work.notify_one();
         match waited_for {
             Some(seq) => {
                 self.hurry(seq);
@@ -250,17 +245,6 @@ impl Core {
         if let Some(error) = failure {
             self.fail(HealthState::Failed, error);
         }
-    }
-}
-
-impl Sink for Core {
-    type Ticket = Ticket;
-
-    fn committed(&self, group: &mut Vec<Committed<Ticket>>) {
-        while !group.is_empty() {
-            self.reveal(group.drain(..group.len().min(REVEALED_AT_ONCE)));
-        }
-        self.work.notify_one();
     }
 
     fn refused(&self, ticket: Ticket, error: &Error) {

@@ -21,6 +21,7 @@ use crate::journal::log::Log;
 use crate::journal::sink::Submission;
 use crate::metrics::{Metrics, Stats};
 use crate::options::{Backpressure, LayerOptions, WritePolicy};
+use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Runtime};
 use crate::seam::sync::thread::{self, JoinHandle};
 use crate::seam::sync::{Mutex, MutexGuard, RwLock};
@@ -92,6 +93,14 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// Makes memory show every write that was acknowledged before the call. To be called before a cache's memory is
+    /// looked at or changed.
+    pub fn catch_up(&self) {
+        if Safeguard::MemoryCatchesUp.holds() {
+            self.core.pending.catch_up();
+        }
+    }
+
     /// The open caches.
     pub fn views(&self) -> &Views {
         &self.views

@@ -1,8 +1,9 @@
 //! The memory view of what the store lacks: which value each pending key has, and the queue for the flusher.
 //!
-//! One lock guards it all. A commit reveals a frame here and updates the caches' memory under that lock, so a
-//! reader who misses memory sees either everything of the frame or nothing, and never an older value after a
-//! newer one.
+//! One lock guards it all, with an inbox before it. A committed frame is seen as soon as it is in the inbox: whoever
+//! takes the lock takes the frames in first, here and into the caches' memory, and whoever reads memory without it
+//! looks whether there are any. So a reader who misses memory sees either everything of the frame or nothing, and never
+//! an older value after a newer one, and writers are answered before that work is done.
 //!
 //! Frames beyond the memory budget are left to the journal ("spilled"): the index then holds places instead of
 //! values, and the flusher reads the frames back in order. Once spilling has begun it goes on until the
@@ -13,13 +14,14 @@ use std::sync::PoisonError;
 
 use bytes::Bytes;
 
-use crate::engine::commit::Ticket;
+use crate::engine::commit::{Effects, Ticket};
 use crate::engine::record::Record;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{Key, Seq};
 use crate::journal::frame::{Frame, FrameBody, Location, records_of};
 use crate::safeguard::Safeguard;
 use crate::seam::random::HashBuilder;
+use crate::seam::sync::atomic::{AtomicUsize, Ordering};
 use crate::seam::sync::{Mutex, MutexGuard};
 
 /// Where a pending value is.
@@ -90,6 +92,9 @@ impl QueuedFrame {
     }
 }
 
+/// How many frames are taken into memory under one lock.
+const TAKEN_IN_AT_ONCE: usize = 64;
+
 #[derive(Debug)]
 struct Slot {
     version: Seq,
@@ -115,21 +120,97 @@ pub(crate) struct Pending {
     memory_bytes: u64,
     backlog: Backlog,
     last_committed: Seq,
+    /// How many records were left to the journal since somebody asked.
+    spilled_records: u64,
+    /// A frame could not be taken in.
+    failure: Option<Error>,
 }
 
-/// The view behind its lock.
-#[derive(Default)]
-pub(crate) struct PendingView(Mutex<Pending>);
+/// A frame that is committed, and what it changes.
+pub(crate) struct Revealed {
+    pub(crate) frame: QueuedFrame,
+    /// Of who waits for its apply.
+    pub(crate) ticket: Option<Ticket>,
+    /// On memory, at once.
+    pub(crate) effects: Effects,
+}
+
+/// The view behind its lock, and the inbox before it.
+///
+/// A committed frame goes to the inbox, where it is seen: nobody gets the lock before what is in the inbox has been
+/// taken into the view and into memory, and who reads memory without the lock asks first whether anything waits. So
+/// writers can be answered before that is done.
+pub(crate) struct PendingView {
+    inbox: Mutex<VecDeque<Revealed>>,
+    /// How many frames are in the inbox, or on their way from it into memory.
+    unseen: AtomicUsize,
+    state: Mutex<Pending>,
+    memory_bytes_max: u64,
+}
 
 impl PendingView {
+    pub(crate) fn new(memory_bytes_max: u64) -> PendingView {
+        let (inbox, state) = (Mutex::default(), Mutex::default());
+        PendingView { inbox, unseen: AtomicUsize::new(0), state, memory_bytes_max }
+    }
+
+    /// The view, with everything that is committed.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Pending> {
-        // Code of the user's types that runs under this lock is caught before it gets here, so a poisoned lock
-        // means a defect of this module; going on with the same state is what the flusher would do anyway.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = lock(&self.state);
+        self.take_in(&mut state, usize::MAX);
+        state
+    }
+
+    /// Reveals frames: every read that begins from now on sees them.
+    pub(crate) fn reveal(&self, frames: impl ExactSizeIterator<Item = Revealed>) {
+        let mut inbox = lock(&self.inbox);
+        self.unseen.fetch_add(frames.len(), Ordering::SeqCst);
+        inbox.extend(frames);
+    }
+
+    /// Makes memory show everything that is committed.
+    pub(crate) fn catch_up(&self) {
+        // Some at a time, so that readers are not kept out for longer than some microseconds.
+        while self.unseen.load(Ordering::SeqCst) > 0 {
+            self.take_in(&mut lock(&self.state), TAKEN_IN_AT_ONCE);
+        }
+    }
+
+    /// Takes frames from the inbox, in their order, since only one has the state.
+    fn take_in(&self, state: &mut Pending, at_most: usize) {
+        if self.unseen.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let some: Vec<Revealed> = {
+            let mut inbox = lock(&self.inbox);
+            let count = inbox.len().min(at_most);
+            inbox.drain(..count).collect()
+        };
+        let count = some.len();
+        for Revealed { frame, ticket, effects } in some {
+            let (first, records) = (frame.first, u64::from(frame.count));
+            match state.commit(frame, ticket, self.memory_bytes_max) {
+                Ok(spilled) => state.spilled_records += if spilled { records } else { 0 },
+                Err(error) => state.failure = Some(error),
+            }
+            effects.publish(first);
+        }
+        self.unseen.fetch_sub(count, Ordering::SeqCst);
     }
 }
 
+/// Code of the user's types that runs under these locks is caught before it gets here, so a poisoned lock means a
+/// defect of this module; going on with the same state is what the flusher would do anyway.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Pending {
+    /// How many records were left to the journal since the last call, and whether a frame could not be taken in.
+    pub(crate) fn outcome(&mut self) -> (u64, Option<Error>) {
+        (std::mem::take(&mut self.spilled_records), self.failure.take())
+    }
+
     /// Sets where a recovered layer starts: everything committed before it, nothing of it in memory.
     pub(crate) fn start_at(&mut self, last_committed: Seq) {
         self.last_committed = last_committed;

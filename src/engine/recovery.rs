@@ -120,7 +120,7 @@ fn start(
     journal: Option<Opened>,
 ) -> Result<Arc<Layer>> {
     let watermark = tenure.progress.applied;
-    let pending = PendingView::default();
+    let pending = PendingView::new(options.pending_memory_bytes_max);
     let letters = match &options.journal_dir {
         Some(dir) => {
             let records_max = options.dead_letter_records_max;
