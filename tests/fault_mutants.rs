@@ -54,7 +54,9 @@ fn witnesses(safeguard: Safeguard) -> &'static [Test] {
         S::NumberInChecksum | S::BodyChecksum | S::SyncedOffset | S::FormatVersion => &[CORRUPTION],
         S::Continuity | S::Seal => &[UNIT],
         S::PoisonAfterFailedSync => &[COUNTDOWN],
-        S::AcknowledgeAfterSync | S::SyncBeforeApply | S::TrimBehindWatermark => &[LAYER_IMAGES],
+        S::AcknowledgeAfterSync => &[LAYER_IMAGES, SIMULATION],
+        S::SyncBeforeApply => &[LAYER_IMAGES, ("layer_promises", None, "p2")],
+        S::TrimBehindWatermark => &[("layer_promises", None, "p1")],
         S::NumbersNeverReused | S::RetireByNumber | S::MemoryCatchesUp => &[SIMULATION],
         S::SpillInOrder => &[("layer_promises", None, "p2")],
         S::FenceOnFill | S::FenceForAbsentKeys | S::JoinNoOlderLoad | S::ThroughUnseenUntilApplied => {
@@ -62,7 +64,7 @@ fn witnesses(safeguard: Safeguard) -> &'static [Test] {
         }
         S::GenerationOnFill => &[("layer_reads", None, "older_load")],
         S::DropWhatIsInDoubt | S::UnsettledReads => &[("layer_writes", None, "through")],
-        S::ParkLaterWrites => &[LAYER_IMAGES],
+        S::ParkLaterWrites => &[LAYER_IMAGES, ("layer_failures", None, "parked")],
         S::JournalReachesWatermark => &[("layer_promises", None, "p11")],
         S::EpochFence => &[SIMULATION],
         S::ApplyOnce => &[CONFORMANCE],

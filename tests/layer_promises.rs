@@ -185,6 +185,28 @@ async fn p2_a_batch_that_failed_is_not_passed_over() {
     }
 }
 
+/// P1: what the store lacks stays in the journal, however much of it there is behind what the store has taken.
+#[tokio::test]
+async fn p1_what_the_store_lacks_is_never_trimmed() {
+    let layer = Layer::new();
+    let hand = Hand::stalled(&layer.store);
+    let bay = layer.builder_on(hand.clone()).batch_records_max(1).open().await.unwrap();
+    let cache: Cache<u32, Vec<u8>> = bay.cache("n").open().unwrap();
+    // 400 KB in segments of 64 KiB.
+    for n in 0..200 {
+        cache.put(&n, vec![n as u8; 2000]).await.unwrap();
+    }
+    hand.release_one();
+    // The second apply comes when the first is done with, trimming included.
+    hand.wait_for_applies(2).await;
+    let left = Layer { disk: layer.disk.crash(CrashPolicy::ProcessKilled), store: layer.store.clone() };
+    let again = left.open().await;
+    let cache: Cache<u32, Vec<u8>> = again.cache("n").open().unwrap();
+    for n in 0..200 {
+        assert_eq!(cache.get(&n).await.unwrap(), Some(vec![n as u8; 2000]), "{n}");
+    }
+}
+
 /// P10: a journal whose records the store holds does not stay on the disk.
 #[tokio::test]
 async fn p10_what_the_store_holds_is_trimmed_from_the_journal() {
