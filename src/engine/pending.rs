@@ -171,15 +171,16 @@ impl PendingView {
     /// Makes memory show everything that is committed.
     pub(crate) fn catch_up(&self) {
         // Some at a time, so that readers are not kept out for longer than some microseconds.
-        while self.unseen.load(Ordering::SeqCst) > 0 {
-            self.take_in(&mut lock(&self.state), TAKEN_IN_AT_ONCE);
-        }
+        while self.unseen.load(Ordering::SeqCst) > 0
+            && self.take_in(&mut lock(&self.state), TAKEN_IN_AT_ONCE) > 0
+        {}
     }
 
-    /// Takes frames from the inbox, in their order, since only one has the state.
-    fn take_in(&self, state: &mut Pending, at_most: usize) {
+    /// Takes frames from the inbox, in their order, since only one has the state. Returns how many; with none left, all
+    /// are in memory, whoever took them.
+    fn take_in(&self, state: &mut Pending, at_most: usize) -> usize {
         if self.unseen.load(Ordering::SeqCst) == 0 {
-            return;
+            return 0;
         }
         let some: Vec<Revealed> = {
             let mut inbox = lock(&self.inbox);
@@ -196,6 +197,7 @@ impl PendingView {
             effects.publish(first);
         }
         self.unseen.fetch_sub(count, Ordering::SeqCst);
+        count
     }
 }
 

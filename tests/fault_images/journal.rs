@@ -7,7 +7,7 @@ use forebay::JournalOptions;
 use forebay::disk::simulated::{CrashPolicy, Op, Operation, SimDisk};
 
 use crate::journal_run::{Acknowledge, Draw, History, Run, Shared, layout, open, work};
-use crate::{Tally, budget, first_seed, policies, single_losses};
+use crate::{Tally, budget, first_seed, policies, policies_of_recovery, single_losses};
 
 /// The disk right before an operation, and what was known then.
 struct Moment {
@@ -86,13 +86,7 @@ impl Kind {
         }
         tally.recoveries += 1;
         for moment in moments_of(&image, &history, &seen) {
-            for policy in [
-                CrashPolicy::ProcessKilled,
-                CrashPolicy::OnlySynced,
-                CrashPolicy::Everything,
-                CrashPolicy::Random { seed },
-                CrashPolicy::Garbled { seed },
-            ] {
+            for policy in policies_of_recovery(seed) {
                 tally.images_of_recoveries += 1;
                 let place = || format!("then {policy:?} before {:?}", moment.operation);
                 self.check(&moment, policy).map_err(|what| format!("{}: {what}", place()))?;

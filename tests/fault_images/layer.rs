@@ -11,7 +11,7 @@ use crate::history_store::HistoryStore;
 use crate::journal_run::Draw;
 use crate::layer_run::{DISCARDED, History, Kind, REPLAYED, Run, Shared, key_of};
 use crate::watchdog::within;
-use crate::{Tally, budget, first_seed, policies, single_losses};
+use crate::{Tally, budget, first_seed, policies, policies_of_recovery, single_losses};
 
 /// Disk and store at one moment, and what was known then.
 #[derive(Clone)]
@@ -100,13 +100,7 @@ fn recover(
     }
     tally.recoveries += 1;
     for moment in moments_of(&image, &store, &history, &seen) {
-        for policy in [
-            CrashPolicy::ProcessKilled,
-            CrashPolicy::OnlySynced,
-            CrashPolicy::Everything,
-            CrashPolicy::Random { seed },
-            CrashPolicy::Garbled { seed },
-        ] {
+        for policy in policies_of_recovery(seed) {
             tally.images_of_recoveries += 1;
             let result = check(kind, &moment, policy);
             result.map_err(|what| format!("then {policy:?} before {}: {what}", moment.before))?;

@@ -76,6 +76,17 @@ fn policies(seed: u64) -> Vec<CrashPolicy> {
     ]
 }
 
+/// The crashes that every operation of a recovery gets.
+fn policies_of_recovery(seed: u64) -> [CrashPolicy; 5] {
+    [
+        CrashPolicy::ProcessKilled,
+        CrashPolicy::OnlySynced,
+        CrashPolicy::Everything,
+        CrashPolicy::Random { seed },
+        CrashPolicy::Garbled { seed },
+    ]
+}
+
 /// Those that lose one thing, for everything that can be lost; of the sectors at most `sectors_max`, evenly, and others
 /// for another seed.
 fn single_losses(disk: &SimDisk, sectors_max: usize, seed: u64) -> Vec<CrashPolicy> {

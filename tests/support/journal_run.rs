@@ -136,18 +136,18 @@ impl History {
 
 /// A history that an observer of the disk reads while it grows.
 #[derive(Clone, Default)]
-pub struct Shared(Arc<Mutex<History>>);
+pub struct Shared<H = History>(Arc<Mutex<H>>);
 
-impl Shared {
-    pub fn new(history: History) -> Shared {
+impl<H: Clone> Shared<H> {
+    pub fn new(history: H) -> Shared<H> {
         Shared(Arc::new(Mutex::new(history)))
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, History> {
+    pub fn lock(&self) -> MutexGuard<'_, H> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn now(&self) -> History {
+    pub fn now(&self) -> H {
         self.lock().clone()
     }
 }

@@ -6,7 +6,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::disk::contract::Disk;
@@ -16,7 +16,7 @@ use forebay::{
 };
 
 use crate::history_store::HistoryStore;
-use crate::journal_run::{Draw, layout};
+use crate::journal_run::{self, Draw, layout};
 
 /// A cache's number and a key in it. The store takes every op of `PLAIN`, coalesced ones of `COALESCED`, and none of
 /// `REJECTED` unless it is told to.
@@ -87,22 +87,7 @@ impl History {
     }
 }
 
-#[derive(Clone, Default)]
-pub struct Shared(Arc<Mutex<History>>);
-
-impl Shared {
-    pub fn new(history: History) -> Shared {
-        Shared(Arc::new(Mutex::new(history)))
-    }
-
-    pub fn lock(&self) -> MutexGuard<'_, History> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn now(&self) -> History {
-        self.lock().clone()
-    }
-}
+pub type Shared = journal_run::Shared<History>;
 
 /// How a layer is opened.
 #[derive(Clone, Debug)]

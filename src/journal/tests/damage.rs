@@ -23,6 +23,19 @@ pub(super) fn closed_journal() -> MemDisk {
     disk
 }
 
+/// Gives the first frame of a segment another body under good checksums, as a lost write would leave it.
+pub(super) fn give_another_sound_body(disk: &MemDisk, name: &str) {
+    let mut content = disk.content(name);
+    let (header, _) = FrameHeader::decode(&content[4096..]).unwrap();
+    let body = 4096 + 56..4096 + 56 + header.body_len as usize;
+    content[body.end - 1] ^= 1;
+    let header = FrameHeader { body_crc: crc32c::crc32c(&content[body.clone()]), ..header };
+    let mut head = Vec::new();
+    header.encode(&mut head);
+    content[4096..body.start].copy_from_slice(&head);
+    disk.put(name, content);
+}
+
 pub(super) fn image_of(files: &BTreeMap<String, Vec<u8>>) -> MemDisk {
     let disk = MemDisk::default();
     for (name, content) in files {
@@ -251,15 +264,7 @@ fn a_sealed_segment_with_other_sound_frames_than_its_successor_recorded_is_damag
     // A frame of the same size and place with other content and good checksums, as a lost write would leave it.
     let disk = closed_journal();
     let name = segment_name(1);
-    let mut content = disk.content(&name);
-    let (header, _) = FrameHeader::decode(&content[4096..]).unwrap();
-    let body = 4096 + 56..4096 + 56 + header.body_len as usize;
-    content[body.end - 1] ^= 1;
-    let header = FrameHeader { body_crc: crc32c::crc32c(&content[body.clone()]), ..header };
-    let mut head = Vec::new();
-    header.encode(&mut head);
-    content[4096..body.start].copy_from_slice(&head);
-    disk.put(&name, content);
+    give_another_sound_body(&disk, &name);
     let error = error_of(open(&disk, &growing()));
     assert_eq!(error.kind(), ErrorKind::Damaged);
     assert!(error.to_string().contains("its successor says"), "{error}");

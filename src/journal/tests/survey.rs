@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::damage::{closed_journal, image_of};
+use super::damage::{closed_journal, give_another_sound_body, image_of};
 use super::*;
 use crate::disk::contract::{Disk, DiskFile, DiskLock};
-use crate::journal::frame::FrameHeader;
 use crate::journal::salvage::{SalvageOptions, Salvaged, salvage};
 use crate::journal::survey::{Finding, Survey};
 
@@ -344,15 +343,7 @@ fn a_salvage_refuses_a_directory_that_holds_anything_and_a_journal_that_is_open(
 fn a_segment_that_is_not_the_one_its_successor_recorded_is_a_hole() {
     let disk = closed_journal();
     let name = segment_name(1);
-    let mut content = disk.content(&name);
-    let (header, _) = FrameHeader::decode(&content[4096..]).unwrap();
-    let body = 4096 + 56..4096 + 56 + header.body_len as usize;
-    content[body.end - 1] ^= 1;
-    let header = FrameHeader { body_crc: crc32c::crc32c(&content[body.clone()]), ..header };
-    let mut head = Vec::new();
-    header.encode(&mut head);
-    content[4096..body.start].copy_from_slice(&head);
-    disk.put(&name, content);
+    give_another_sound_body(&disk, &name);
     let seen = survey(&disk).unwrap();
     assert_eq!((seen.damages, seen.holes), (vec![(name, 4096)], vec![(0, Some(6))]));
     assert_eq!(seen.records, (7..=12).collect::<Vec<u64>>());
