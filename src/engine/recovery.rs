@@ -22,6 +22,7 @@ use crate::journal::recovery::Opened;
 use crate::options::LayerOptions;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle};
+use crate::seam::priority;
 use crate::seam::sync::{Mutex, RwLock, thread};
 use crate::store::contract::{Batch, Progress, Store, StoreError, Tenure};
 
@@ -182,6 +183,7 @@ fn run_flusher(flusher: Flusher) -> Result<(Handle, FlusherThread)> {
     let thread = thread::Builder::new()
         .name("forebay-flush".into())
         .spawn(move || {
+            priority::give_way();
             runtime.block_on(async {
                 // A sender that is gone means a layer that is gone, which is a stop as well.
                 let stop = async { drop(stopped.wait_for(|stop| *stop).await) };

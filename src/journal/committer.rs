@@ -37,8 +37,9 @@ use crate::seam::sync::{Condvar, Mutex, MutexGuard};
 
 /// After so many groups written for others, a caller hands the baton to the next one that comes.
 const ROUNDS_FOR_OTHERS_MAX: u32 = 16;
-/// How long the thread looks out for more after a group: less than a sync takes, and about what it costs to be woken.
-const LINGER_MAX: Duration = Duration::from_micros(50);
+/// How long the thread waits after a group for half of those who are expected, and then, awake, for the rest: less than
+/// a sync takes, and about what it costs to be woken.
+const LINGER_MAX: [Duration; 2] = [Duration::from_micros(100), Duration::from_micros(50)];
 /// How many places a vector keeps after a large group.
 const GROUP_KEPT: usize = 1024;
 
@@ -245,14 +246,15 @@ impl<S: Sink> Shared<S> {
     }
 
     /// Looks out for those who were just answered: they come again at once, as a rule, and a group that leaves without
-    /// them makes them wait for two syncs. A lone writer is never kept waiting, since it alone is expected, and finds
-    /// the thread awake: to be woken costs a good part of a sync.
+    /// them makes them wait for two syncs. To be woken takes as long as some of them take to come, so half of them wake
+    /// the thread, which is awake for the last one. A lone writer is never kept waiting, since it alone is expected.
     fn linger<'a>(&'a self, mut line: Guard<'a, S>, expected: usize) -> Guard<'a, S> {
+        let [asleep, awake] = LINGER_MAX;
         if expected > 1 {
-            return self.wait_for(line, expected, Some(LINGER_MAX));
+            line = self.wait_for(line, expected.div_ceil(2), Some(asleep));
         }
-        let until = clock::now() + LINGER_MAX;
-        while line.waiting.is_empty() && !line.closed && clock::now() < until {
+        let until = clock::now() + awake;
+        while line.waiting.len() < expected && !line.closed && clock::now() < until {
             drop(line);
             thread::yield_now();
             line = lock(&self.line);
@@ -478,10 +480,8 @@ impl<S: Sink> Shared<S> {
 
     fn check(&self, submission: &Submission<S::Ticket>) -> Result<()> {
         if submission.body.count() == 0 {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "a batch without records has no place in the order",
-            ));
+            let context = "a batch without records has no place in the order";
+            return Err(Error::new(ErrorKind::Unsupported, context));
         }
         if submission.journaled && self.mode == Mode::Unjournaled {
             return Err(Error::new(

@@ -38,6 +38,7 @@ use bytes::{Buf, BufMut, Bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, JournalId, Key, Seq};
 use crate::safeguard::Safeguard;
+use crate::seam::priority;
 use crate::store::contract::{Batch, BoxFuture, Progress, Store, StoreError, Tenure, Versioned};
 use crate::store::sled_files::Files;
 use crate::store::sled_open::{self, damaged, open_failed, sled_error};
@@ -169,8 +170,8 @@ impl SledStore {
         let state = Mutex::new(State { tenure, files, chunked });
         let database = Arc::new(Database { db: Some(db), state, failed: OnceLock::new() });
         Ok(SledStore(Arc::new(Handle {
-            writer: Workers::start("forebay-store", 1)?,
-            loaders: Workers::start("forebay-load", LOAD_THREADS)?,
+            writer: Workers::start("forebay-store", 1, priority::give_way)?,
+            loaders: Workers::start("forebay-load", LOAD_THREADS, || {})?,
             database,
         })))
     }

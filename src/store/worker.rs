@@ -24,18 +24,21 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` threads called `name`.
+    /// Starts `count` threads called `name`, each of which begins with `first`.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] if the system refuses a thread; those that run already end again.
-    pub(crate) fn start(name: &str, count: usize) -> Result<Workers> {
+    pub(crate) fn start(name: &str, count: usize, first: fn()) -> Result<Workers> {
         let (sender, receiver) = unbounded();
         let mut workers = Workers { sender: Some(sender), threads: Vec::with_capacity(count) };
         for _ in 0..count {
             let receiver: Receiver<Job> = receiver.clone();
             let thread = std::thread::Builder::new()
                 .name(name.to_owned())
-                .spawn(move || receiver.iter().for_each(|job| job()))
+                .spawn(move || {
+                    first();
+                    receiver.iter().for_each(|job| job());
+                })
                 .map_err(|error| Error::io(format!("starting a thread \"{name}\""), error))?;
             workers.threads.push(thread);
         }
@@ -91,7 +94,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_reaches_the_caller_and_the_thread_lives_on() {
-        let workers = Workers::start("test", 1).unwrap();
+        let workers = Workers::start("test", 1, || {}).unwrap();
         let error = workers.run::<()>(|| panic!("boom")).await.unwrap_err();
         assert!(
             matches!(&error, StoreError::Fatal(error) if error.to_string().contains("boom")),
@@ -102,7 +105,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_whose_future_was_dropped_still_runs_before_the_workers_end() {
-        let workers = Workers::start("test", 1).unwrap();
+        let workers = Workers::start("test", 1, || {}).unwrap();
         let done = Arc::new(AtomicBool::new(false));
         let (release, released) = mpsc::channel::<()>();
         let job = {
