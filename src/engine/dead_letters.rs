@@ -227,7 +227,7 @@ impl DeadLetters {
     }
 
     /// Forgets resolved letters. Returns their keys, each with its newest sequence number.
-    pub(crate) fn forget(&self, letters: &BTreeSet<Seq>) -> Result<HashMap<Key, Seq>> {
+    pub(crate) fn forget(&self, letters: &BTreeSet<Seq>) -> HashMap<Key, Seq> {
         let mut state = self.lock();
         let mut keys = HashMap::new();
         for letter in letters {
@@ -236,11 +236,14 @@ impl DeadLetters {
             }
             state.remove(*letter);
         }
-        if state.letters.is_empty() {
-            // Nothing in the queue is needed any more, the record of this resolution included.
-            self.queue.trim(state.last)?;
-        }
-        Ok(keys)
+        keys
+    }
+
+    /// Gives the list's files back if it is empty: then nothing in them is needed any more, the records of its
+    /// resolutions included.
+    pub(crate) fn trim(&self) -> Result<()> {
+        let state = self.lock();
+        if state.letters.is_empty() { self.queue.trim(state.last) } else { Ok(()) }
     }
 
     /// The list.

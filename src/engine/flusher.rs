@@ -402,12 +402,14 @@ impl Flusher {
         }
         tickets.into_iter().for_each(|(last, ticket)| ticket.answer(Ok(last)));
         if let Some(log) = &self.log {
-            // Segments that stay behind cost room, not data; the next batch tries again.
+            // Segments that stay behind, the dead letters' included, cost room, not data; the next batch tries again.
             let passed = match Safeguard::TrimBehindWatermark.holds() {
                 true => progress.journaled,
                 false => self.core.pending.lock().last_committed(),
             };
-            self.core.warn(log.trim(passed).err());
+            let trimmed = log.trim(passed);
+            let letters = self.letters.as_ref().map_or(Ok(()), |letters| letters.trim());
+            self.core.warn(trimmed.and(letters).err());
         }
         Ok(())
     }

@@ -69,7 +69,10 @@ impl Flusher {
             }
         };
         let outcome = match self.apply(ops, progress).await {
-            Ok(()) => self.finish_control(&chosen, discard),
+            Ok(()) => {
+                self.finish_control(&chosen, discard);
+                Ok(())
+            }
             Err(Refusal::Over) => return Err(()),
             Err(Refusal::Record(seq, error)) => {
                 self.core.metrics.records_rejected.add(1);
@@ -112,9 +115,9 @@ impl Flusher {
         Ok((chosen, ops.finish(), discard))
     }
 
-    fn finish_control(&self, chosen: &BTreeSet<Seq>, discard: bool) -> Result<()> {
-        let Some(letters) = &self.letters else { return Ok(()) };
-        let keys = letters.forget(chosen)?;
+    fn finish_control(&self, chosen: &BTreeSet<Seq>, discard: bool) {
+        let Some(letters) = &self.letters else { return };
+        let keys = letters.forget(chosen);
         let mut pending = self.core.pending.lock();
         for (key, newest) in &keys {
             pending.unbury(key, *newest);
@@ -122,6 +125,5 @@ impl Flusher {
                 self.views.invalidate(key.namespace());
             }
         }
-        Ok(())
     }
 }
