@@ -126,7 +126,7 @@ fn check_poisoned(mut run: Run) -> Result<(), String> {
     let mut frame = FrameBuilder::new();
     frame.push(&[b"refused"]).unwrap();
     let frame = GroupFrame { first: run.opened.writer.last().plus(1000), body: frame.finish() };
-    let appended = run.opened.writer.append(&[frame]).1;
+    let appended = run.opened.writer.append(&[frame], &mut Vec::new()).err();
     let synced = run.opened.writer.sync().err();
     let trimmed = run.opened.log.trim(Seq(u64::MAX)).err();
     let closed = run.opened.writer.close().err();

@@ -205,25 +205,22 @@ impl Sink for Core {
     fn committed(&self, group: &mut Vec<Committed<Ticket>>) {
         let mut answers = Vec::with_capacity(group.len());
         let (mut records, mut waited_for) = (0, None);
-        let revealed: Vec<Revealed> = group
-            .drain(..)
-            .map(|Committed { first, body, location, mut ticket }| {
-                let frame = QueuedFrame::committed(first, &body, location);
-                records += u64::from(frame.count);
-                if ticket.until == Until::Committed {
-                    let effects = ticket.take_effects();
-                    answers.push((ticket, frame.last()));
-                    return Revealed { frame, ticket: None, effects };
-                }
-                waited_for = Some(first);
-                let effects = match Safeguard::ThroughUnseenUntilApplied.holds() {
-                    true => Effects::None,
-                    false => ticket.take_effects(),
-                };
-                Revealed { frame, ticket: Some(ticket), effects }
-            })
-            .collect();
-        self.pending.reveal(revealed.into_iter());
+        let revealed = group.drain(..).map(|Committed { first, body, location, mut ticket }| {
+            let frame = QueuedFrame::committed(first, &body, location);
+            records += u64::from(frame.count);
+            if ticket.until == Until::Committed {
+                let effects = ticket.take_effects();
+                answers.push((ticket, frame.last()));
+                return Revealed { frame, ticket: None, effects };
+            }
+            waited_for = Some(first);
+            let effects = match Safeguard::ThroughUnseenUntilApplied.holds() {
+                true => Effects::None,
+                false => ticket.take_effects(),
+            };
+            Revealed { frame, ticket: Some(ticket), effects }
+        });
+        self.pending.reveal(revealed);
         answers.into_iter().for_each(|(ticket, last)| ticket.answer(Ok(last)));
         self.metrics.records_committed.add(records);
         self.pending.catch_up();

@@ -161,7 +161,7 @@ impl PendingView {
         state
     }
 
-    /// Reveals frames: every read that begins from now on sees them.
+    /// Reveals frames: every read that begins from now on sees them. The iterator runs under a lock.
     pub(crate) fn reveal(&self, frames: impl ExactSizeIterator<Item = Revealed>) {
         let mut inbox = lock(&self.inbox);
         self.unseen.fetch_add(frames.len(), Ordering::SeqCst);
@@ -182,19 +182,16 @@ impl PendingView {
         if self.unseen.load(Ordering::SeqCst) == 0 {
             return 0;
         }
-        let some: Vec<Revealed> = {
-            let mut inbox = lock(&self.inbox);
-            let count = inbox.len().min(at_most);
-            inbox.drain(..count).collect()
-        };
-        let count = some.len();
-        for Revealed { frame, ticket, effects } in some {
+        let mut count = 0;
+        while count < at_most {
+            let Some(Revealed { frame, ticket, effects }) = lock(&self.inbox).pop_front() else { break };
             let (first, records) = (frame.first, u64::from(frame.count));
             match state.commit(frame, ticket, self.memory_bytes_max) {
                 Ok(spilled) => state.spilled_records += if spilled { records } else { 0 },
                 Err(error) => state.failure = Some(error),
             }
             effects.publish(first);
+            count += 1;
         }
         self.unseen.fetch_sub(count, Ordering::SeqCst);
         count

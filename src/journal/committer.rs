@@ -24,13 +24,12 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
-use crate::journal::frame::Location;
 use crate::journal::guard::{guarded, outcome_unknown, panicked};
 use crate::journal::log::Log;
 use crate::journal::options::Durability;
+use crate::journal::order::Order;
 use crate::journal::sink::{Committed, Sink, Submission};
-use crate::journal::writer::{GroupFrame, Writer};
-use crate::safeguard::Safeguard;
+use crate::journal::writer::Writer;
 use crate::seam::clock;
 use crate::seam::sync::thread::{self, JoinHandle};
 use crate::seam::sync::{Condvar, Mutex, MutexGuard};
@@ -40,8 +39,6 @@ const ROUNDS_FOR_OTHERS_MAX: u32 = 16;
 /// How long the thread waits after a group for half of those who are expected, and then, awake, for the rest: less than
 /// a sync takes, and about what it costs to be woken.
 const LINGER_MAX: [Duration; 2] = [Duration::from_micros(100), Duration::from_micros(50)];
-/// How many places a vector keeps after a large group.
-const GROUP_KEPT: usize = 1024;
 
 /// Commits submissions in one order. Dropping it closes it; an error of that is lost then, so rather call
 /// [`Committer::close`].
@@ -90,20 +87,6 @@ struct Line<T> {
     closed: bool,
 }
 
-/// The baton: all that only one may touch at a time. Its vectors are reused between groups.
-struct Order<T> {
-    journal: Option<(Arc<Log>, Writer)>,
-    /// The last sequence number given.
-    last: Seq,
-    /// Whether something was written that no sync point covers.
-    unsynced: bool,
-    /// How many submissions came while the last group was written and synced.
-    came_meanwhile: usize,
-    group: Vec<Submission<T>>,
-    frames: Vec<GroupFrame>,
-    committed: Vec<Committed<T>>,
-}
-
 impl<S: Sink> Committer<S> {
     /// Starts committing after `last`, to a journal or, with `None`, to the order alone.
     ///
@@ -121,15 +104,7 @@ impl<S: Sink> Committer<S> {
             (Some(_), Durability::Sync) => Mode::Sync,
             (Some(_), Durability::Buffered { sync_interval }) => Mode::Buffered(sync_interval),
         };
-        let order = Order {
-            journal,
-            last,
-            unsynced: false,
-            came_meanwhile: 0,
-            group: Vec::new(),
-            frames: Vec::new(),
-            committed: Vec::new(),
-        };
+        let order = Order::new(journal, last);
         let line = Line {
             waiting: Vec::new(),
             order: Some(Box::new(order)),
@@ -382,9 +357,7 @@ impl<S: Sink> Shared<S> {
         line.rounds = line.rounds.saturating_add(1);
         drop(line);
         self.commit(order);
-        order.group.shrink_to(GROUP_KEPT);
-        order.frames.shrink_to(GROUP_KEPT);
-        order.committed.shrink_to(GROUP_KEPT);
+        order.shrink();
         lock(&self.line)
     }
 
@@ -396,8 +369,8 @@ impl<S: Sink> Shared<S> {
         let sync = self.mode == Mode::Sync;
         let written = guarded("writing to the journal", || order.write(sync));
         order.frames.clear();
-        let (locations, full) = match written {
-            Ok(written) => written,
+        let full = match written {
+            Ok(full) => full,
             Err(cause) => {
                 let later = self.poison(&cause);
                 let in_flight = outcome_unknown(&cause);
@@ -407,7 +380,7 @@ impl<S: Sink> Shared<S> {
                 });
             }
         };
-        let mut locations = locations.into_iter();
+        let mut locations = order.locations.drain(..);
         let mut published = None;
         for submission in order.group.drain(..) {
             let location = if submission.journaled { locations.next() } else { None };
@@ -490,40 +463,6 @@ impl<S: Sink> Shared<S> {
             ));
         }
         Ok(())
-    }
-}
-
-impl<T> Order<T> {
-    /// Writes the group's frames, and syncs them if asked to. Returns where they lie, and why some at the end were
-    /// not written if the disk was full.
-    fn write(&mut self, sync: bool) -> Result<(Vec<Location>, Option<Error>)> {
-        let Some((_, writer)) = &mut self.journal else { return Ok((Vec::new(), None)) };
-        let mut last = self.last;
-        for submission in &self.group {
-            if submission.journaled {
-                self.frames.push(GroupFrame { first: last.next(), body: submission.body.clone() });
-            }
-            last = last.plus(u64::from(submission.body.count()));
-        }
-        if self.frames.is_empty() {
-            return Ok((Vec::new(), None));
-        }
-        let (locations, error) = writer.append(&self.frames);
-        match &error {
-            Some(error) if error.kind() != ErrorKind::DiskFull => return Err(error.clone()),
-            None if locations.len() != self.frames.len() => {
-                return Err(Error::new(ErrorKind::Poisoned, "the journal's writer lost count of its frames"));
-            }
-            _ => {}
-        }
-        if !locations.is_empty() {
-            if sync && Safeguard::AcknowledgeAfterSync.holds() {
-                writer.sync()?;
-            } else {
-                self.unsynced = true;
-            }
-        }
-        Ok((locations, error))
     }
 }
 

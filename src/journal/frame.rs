@@ -208,6 +208,10 @@ impl FrameBuilder {
             return Err(Error::new(ErrorKind::TooLarge, context));
         }
         let length = u32::try_from(record).expect("it is below the cap of 256 MiB");
+        if self.bytes.is_empty() {
+            // A single record, which is the rule, is one allocation with its padding.
+            self.bytes.reserve_exact((whole as usize).next_multiple_of(FRAME_ALIGN_BYTES as usize));
+        }
         self.bytes.extend_from_slice(&length.to_le_bytes());
         for part in parts {
             self.bytes.extend_from_slice(part);

@@ -71,6 +71,7 @@ pub mod frame;
 mod guard;
 pub mod log;
 pub mod options;
+mod order;
 mod pool;
 pub mod queue;
 pub mod reader;

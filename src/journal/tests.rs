@@ -59,9 +59,16 @@ fn large(first: u64, len: usize) -> GroupFrame {
     frame_of(first, &[vec![first as u8; len]])
 }
 
+/// Appends: what was written, and what stopped it.
+fn try_append(writer: &mut Writer, group: &[GroupFrame]) -> (Vec<Location>, Option<Error>) {
+    let mut written = Vec::new();
+    let error = writer.append(group, &mut written).err();
+    (written, error)
+}
+
 /// Appends and publishes; every frame must have been written.
 fn append(writer: &mut Writer, group: &[GroupFrame]) -> Vec<Location> {
-    let (locations, error) = writer.append(group);
+    let (locations, error) = try_append(writer, group);
     assert!(error.is_none(), "{error:?}");
     assert_eq!(locations.len(), group.len());
     writer.publish(writer.last());

@@ -5,6 +5,7 @@
 //! failed sync is the end of writing. It never waits for anybody but the disk, and takes no sequence numbers:
 //! those come with the frames.
 
+use std::mem;
 use std::sync::Arc;
 
 use crate::disk::contract::DiskFile;
@@ -19,6 +20,8 @@ use crate::safeguard::Safeguard;
 const COPIED_BODY_BYTES_MAX: usize = 256 * 1024;
 /// What the group's buffer may keep of its size between two groups.
 const BUFFER_KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How many locations may stay allocated between two groups.
+const STAGED_KEPT_MAX: usize = 1024;
 
 /// The one appender of a log. Owned by the committer.
 pub struct Writer {
@@ -30,6 +33,8 @@ pub struct Writer {
     /// None only until the first append after an open: a recovered segment is never appended to.
     active: Option<Active>,
     buffer: Vec<u8>,
+    /// Empty, to be filled again.
+    staged: Vec<Location>,
     closed: bool,
 }
 
@@ -76,7 +81,7 @@ impl SyncPoint {
 impl Writer {
     /// A writer behind a recovered segment, whose content is durable up to `tail.end`.
     pub(crate) fn recovered(log: Arc<Log>, tail: Seal, before_tail: Seal) -> Writer {
-        Writer { log, tail, before_tail, active: None, buffer: Vec::new(), closed: false }
+        Writer { log, tail, before_tail, active: None, buffer: Vec::new(), staged: Vec::new(), closed: false }
     }
 
     /// A writer into a segment that was just made.
@@ -87,19 +92,22 @@ impl Writer {
     }
 
     /// Appends frames, with one write for each segment touched (and two for a body over 256 KiB, which is not
-    /// copied). Returns where each frame that was written lies, in order, and the error that stopped it, if one
-    /// did. Frames without a location were not written and will not come back. Blocking.
+    /// copied). Adds to `written` where each frame that was written lies, in order, also if an error stopped it: frames
+    /// without a location were not written and will not come back. Blocking.
     ///
     /// # Errors
     /// [`ErrorKind::DiskFull`]: later appends may succeed. Anything else is for good: [`ErrorKind::Poisoned`] with
     /// an unknown outcome of what was in flight, [`ErrorKind::Closed`] after [`Writer::close`],
     /// [`ErrorKind::Unsupported`] for frames that are out of order or empty (nothing is written then).
-    pub fn append(&mut self, group: &[GroupFrame]) -> (Vec<Location>, Option<Error>) {
-        let mut locations = Vec::with_capacity(group.len());
-        let error = self.append_all(group, &mut locations).err();
+    pub fn append(&mut self, group: &[GroupFrame], written: &mut Vec<Location>) -> Result<()> {
+        let mut staged = Staged { tail: self.tail, locations: mem::take(&mut self.staged) };
+        let result = self.append_all(group, &mut staged, written);
         self.buffer.clear();
         self.buffer.shrink_to(BUFFER_KEPT_BYTES_MAX);
-        (locations, error)
+        staged.locations.clear();
+        staged.locations.shrink_to(STAGED_KEPT_MAX);
+        self.staged = staged.locations;
+        result
     }
 
     /// Makes everything appended durable, and moves the synced offset. Blocking.
@@ -177,32 +185,36 @@ impl Writer {
         self.sync()
     }
 
-    fn append_all(&mut self, group: &[GroupFrame], written: &mut Vec<Location>) -> Result<()> {
+    fn append_all(
+        &mut self,
+        group: &[GroupFrame],
+        staged: &mut Staged,
+        written: &mut Vec<Location>,
+    ) -> Result<()> {
         if self.closed {
             return Err(Error::new(ErrorKind::Closed, "the journal is closed"));
         }
         self.log.check_usable()?;
         check_order(self.tail.last, group)?;
-        let mut staged = Staged { tail: self.tail, locations: Vec::with_capacity(group.len()) };
         for frame in group {
             let need = frame.body.len_on_disk();
             if !self.fits(staged.tail.end, need) {
-                self.flush(&mut staged, written)?;
+                self.flush(staged, written)?;
                 self.rotate(need)?;
                 staged.tail = self.tail;
             }
             if frame.body.padded().len() > COPIED_BODY_BYTES_MAX {
                 // The header comes last: without it the body is nothing.
-                self.flush(&mut staged, written)?;
+                self.flush(staged, written)?;
                 self.write_body(frame.body.padded(), staged.tail.end + FRAME_HEADER_BYTES)?;
-                self.stage(frame, &mut staged)?;
-                self.flush(&mut staged, written)?;
+                self.stage(frame, staged)?;
+                self.flush(staged, written)?;
             } else {
-                self.stage(frame, &mut staged)?;
+                self.stage(frame, staged)?;
                 self.buffer.extend_from_slice(frame.body.padded());
             }
         }
-        self.flush(&mut staged, written)
+        self.flush(staged, written)
     }
 
     /// Puts a frame's header into the buffer.

@@ -209,8 +209,8 @@ impl<'a> Run<'a> {
             frames.iter().map(|sizes| history.issue(sizes)).collect()
         };
         let writer = &mut self.opened.writer;
-        let (written, error) = writer.append(&group);
-        if let Some(error) = error {
+        let mut written = Vec::new();
+        if let Err(error) = writer.append(&group, &mut written) {
             let last = writer.last().0;
             let mut history = self.history.lock();
             if error.kind() == forebay::ErrorKind::DiskFull {

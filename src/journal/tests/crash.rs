@@ -19,9 +19,7 @@ fn work(disk: &MemDisk, options: &JournalOptions, told: &mut Told) -> Result<()>
     for group in [1, 1600, 3, 700, 2, 900] {
         // Three frames in a group; some groups fill a segment, one needs a segment of its own.
         let frames = [frame(next, group), frame(next + group, 1), frame(next + group + 1, 2)];
-        if let (_, Some(error)) = writer.append(&frames) {
-            return Err(error);
-        }
+        writer.append(&frames, &mut Vec::new())?;
         next += group + 3;
         writer.publish(Seq(next - 1));
         if group != 3 {

@@ -16,7 +16,7 @@ fn what_was_appended_is_read_back_before_and_after_a_reopen() {
     assert_eq!((frame.first, frame.last(), frame.prev), (Seq(4), Seq(4), Seq(3)));
     writer.close().unwrap();
     writer.close().unwrap();
-    assert_eq!(writer.append(&[super::frame(5, 1)]).1.unwrap().kind(), ErrorKind::Closed);
+    assert_eq!(try_append(&mut writer, &[super::frame(5, 1)]).1.unwrap().kind(), ErrorKind::Closed);
     drop((log, writer));
 
     let opened = open(&disk, &growing()).unwrap();
@@ -32,7 +32,7 @@ fn holes_of_writes_that_bypass_the_journal_are_kept() {
     let disk = MemDisk::default();
     let mut opened = open(&disk, &growing()).unwrap();
     append(&mut opened.writer, &[frame(10, 2), frame(20, 1)]);
-    let (none, error) = opened.writer.append(&[frame(21, 1), frame(21, 1)]);
+    let (none, error) = try_append(&mut opened.writer, &[frame(21, 1), frame(21, 1)]);
     assert!(none.is_empty() && error.unwrap().kind() == ErrorKind::Unsupported);
     drop(opened);
     let opened = open(&disk, &growing()).unwrap();
@@ -46,7 +46,7 @@ fn a_reader_sees_what_is_published_and_no_more() {
     let Opened { log, mut writer, .. } = open(&disk, &growing()).unwrap();
     let mut reader = log.read_after(Seq::ZERO);
     assert!(reader.next_frame().unwrap().is_none());
-    assert!(writer.append(&[frame(1, 1), frame(2, 1)]).1.is_none());
+    assert!(try_append(&mut writer, &[frame(1, 1), frame(2, 1)]).1.is_none());
     assert!(reader.next_frame().unwrap().is_none(), "written and not published");
     writer.publish(Seq(1));
     assert_eq!(reader.next_frame().unwrap().unwrap().first, Seq(1));
@@ -202,10 +202,10 @@ fn a_full_disk_refuses_the_frames_that_do_not_fit_and_heals() {
         append(&mut writer, &[large(1, 60_000)]);
         let (name, after) = (operation.split(' ').next().unwrap(), usize::from(operation.ends_with("spare")));
         disk.fail(name, after, io::ErrorKind::StorageFull, false);
-        let (written, error) = writer.append(&[frame(2, 1), large(3, 60_000)]);
+        let (written, error) = try_append(&mut writer, &[frame(2, 1), large(3, 60_000)]);
         let error = error.unwrap();
         assert_eq!(error.kind(), ErrorKind::DiskFull, "{operation}: {error}");
-        let (again, error) = writer.append(&[large(10, 50_000)]);
+        let (again, error) = try_append(&mut writer, &[large(10, 50_000)]);
         assert!(again.is_empty() && error.unwrap().kind() == ErrorKind::DiskFull, "{operation}");
         disk.heal();
         let next = 2 + written.len() as u64;
@@ -228,7 +228,7 @@ fn what_a_full_disk_took_of_a_group_counts_and_the_rest_never_comes_back() {
         let mut opened = open(&disk, &options).unwrap();
         append(&mut opened.writer, &[frame(1, 1)]);
         disk.fail("write", 0, io::ErrorKind::StorageFull, true);
-        let (written, error) = opened.writer.append(&[frame(2, 1), large(3, 9_000), frame(4, 1)]);
+        let (written, error) = try_append(&mut opened.writer, &[frame(2, 1), large(3, 9_000), frame(4, 1)]);
         assert_eq!((written.len(), error.unwrap().kind()), (1, ErrorKind::DiskFull));
         assert_eq!(opened.writer.last(), Seq(2));
         assert!(opened.log.read_frame(written[0]).unwrap().is_some());
@@ -257,7 +257,7 @@ fn a_failed_sync_poisons_for_ever_and_says_so() {
         assert!(error.to_string().contains("outcome of those in flight is unknown"), "{error}");
         // The disk works again, but nobody knows what it forgot.
         assert_eq!(error_of(writer.sync()).kind(), ErrorKind::Poisoned);
-        assert_eq!(writer.append(&[frame(2, 1)]).1.unwrap().kind(), ErrorKind::Poisoned);
+        assert_eq!(try_append(&mut writer, &[frame(2, 1)]).1.unwrap().kind(), ErrorKind::Poisoned);
         assert_eq!(error_of(writer.close()).kind(), ErrorKind::Poisoned);
         assert_eq!(error_of(writer.sync_point().sync()).kind(), ErrorKind::Poisoned);
         assert_eq!(read_all(&log, 0).unwrap().len(), 1, "reading goes on");
@@ -276,11 +276,11 @@ fn other_failures_of_a_write_or_a_rotation_poison_too() {
         let mut opened = open(&disk, &growing()).unwrap();
         append(&mut opened.writer, &[frame(1, 1)]);
         disk.fail(operation, 0, kind, true);
-        let (written, error) = opened.writer.append(&[large(2, 61_200), large(3, 60_000)]);
+        let (written, error) = try_append(&mut opened.writer, &[large(2, 61_200), large(3, 60_000)]);
         assert!(written.is_empty(), "{operation}");
         assert_eq!(error.unwrap().kind(), ErrorKind::Poisoned, "{operation}");
         assert_eq!(
-            opened.writer.append(&[frame(4, 1)]).1.unwrap().kind(),
+            try_append(&mut opened.writer, &[frame(4, 1)]).1.unwrap().kind(),
             ErrorKind::Poisoned,
             "{operation}"
         );
