@@ -1,0 +1,169 @@
+//! Instructions per call of the put and get paths, counted by valgrind's callgrind: repeatable on a busy machine, where
+//! times are not. Compared with what `benches/instructions.json` records.
+//!
+//! Only what the calling thread executes in user space is counted. Under `Buffered`, and with nobody else writing, that
+//! is all of a put but the drain: encoding, queueing, framing, and the memory's part.
+
+#![allow(clippy::print_stdout, reason = "a benchmark speaks on the terminal")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hint::black_box;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::{Parser, ValueEnum};
+use comfy_table::Table;
+use forebay::{Cache, Durability, Forebay, MemoryStore};
+use tokio::runtime::Runtime;
+
+/// So many calls are counted.
+const CALLS: u64 = 5_000;
+const KEYS: u64 = 1_000;
+const VALUE_BYTES: usize = 100;
+/// How far a count may be from the recorded one, in per cent of it.
+const MARGIN_PERCENT: f64 = 5.0;
+const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.json");
+
+/// Instructions per call, beside the recorded ones.
+#[derive(Parser, Debug)]
+struct Arguments {
+    /// Writes the counts down instead of comparing them.
+    #[arg(long)]
+    record: bool,
+    /// Changes nothing: all of it takes some seconds.
+    #[arg(long)]
+    smoke: bool,
+    /// Makes the calls of one path, to be counted.
+    #[arg(long, hide = true)]
+    call: Option<Call>,
+    /// Passed by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// What is called.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Call {
+    Put,
+    Remove,
+    GetHit,
+    GetPending,
+    GetAbsent,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    if let Some(call) = arguments.call {
+        return make_calls(call);
+    }
+    let counted: BTreeMap<String, u64> = Call::value_variants()
+        .iter()
+        .map(|call| Ok((name_of(*call)?, count(*call)?)))
+        .collect::<Result<_>>()?;
+    if arguments.record {
+        let text = serde_json::to_string_pretty(&counted)? + "\n";
+        return fs::write(RECORD, text).with_context(|| format!("writing {RECORD}"));
+    }
+    let text = fs::read_to_string(RECORD).with_context(|| format!("reading {RECORD}"))?;
+    let recorded: BTreeMap<String, u64> = serde_json::from_str(&text).with_context(|| RECORD.to_owned())?;
+    compare(&counted, &recorded)
+}
+
+fn compare(counted: &BTreeMap<String, u64>, recorded: &BTreeMap<String, u64>) -> Result<()> {
+    let mut table = Table::new();
+    table.set_header(["call", "instructions", "recorded", "change"]);
+    let mut far = Vec::new();
+    for (call, count) in counted {
+        let before = *recorded.get(call).ok_or_else(|| anyhow!("{RECORD} lacks {call}"))?;
+        let change = (*count as f64 / before as f64 - 1.0) * 100.0;
+        table.add_row([call.clone(), count.to_string(), before.to_string(), format!("{change:+.1} %")]);
+        if change.abs() > MARGIN_PERCENT {
+            far.push(call.as_str());
+        }
+    }
+    println!("{table}");
+    ensure!(
+        far.is_empty(),
+        "more than {MARGIN_PERCENT} % from what is recorded: {}; if that is meant, or the compiler is another one, \
+         write it down with `cargo bench --bench instructions -- --record`",
+        far.join(", ")
+    );
+    Ok(())
+}
+
+/// Runs this program under callgrind.
+fn count(call: Call) -> Result<u64> {
+    let directory = tempfile::tempdir()?;
+    let out = directory.path().join("callgrind.out");
+    let child = Command::new("valgrind")
+        .args(["--tool=callgrind", "--collect-atstart=no", "--toggle-collect=*counted_calls*"])
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(std::env::current_exe()?)
+        .args(["--call", &name_of(call)?])
+        .output()
+        .context(
+            "valgrind cannot be started; it counts the instructions (Debian: apt-get install valgrind)",
+        )?;
+    ensure!(child.status.success(), "{call:?}: {}", String::from_utf8_lossy(&child.stderr));
+    let text = fs::read_to_string(&out).with_context(|| format!("reading {}", out.display()))?;
+    let total =
+        text.lines().find_map(|line| line.strip_prefix("totals: ")).context("callgrind wrote no totals")?;
+    let total: u64 = total.trim().parse().context("callgrind's totals")?;
+    ensure!(total > CALLS, "{call:?}: callgrind counted {total} instructions, so it did not see the calls");
+    Ok(total / CALLS)
+}
+
+fn name_of(call: Call) -> Result<String> {
+    Ok(call.to_possible_value().context("every call has a name")?.get_name().to_owned())
+}
+
+fn make_calls(call: Call) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let opening = Forebay::builder(MemoryStore::new())
+        .journal(directory.path().join("journal"))
+        .durability(Durability::Buffered { sync_interval: Duration::from_secs(1) })
+        // The flusher stays out of the way, and nothing is spilled.
+        .batch_linger(Duration::from_secs(60))
+        .batch_records_max(1_000_000)
+        .open();
+    let bay = runtime.block_on(opening)?;
+    let cache: Cache<u64, Vec<u8>> = bay.cache("counted").capacity(100_000).open()?;
+    // Until nothing grows any more.
+    calls(&runtime, &cache, Call::Put)?;
+    if !matches!(call, Call::GetPending) {
+        calls(&runtime, &cache, call)?;
+    }
+    if matches!(call, Call::GetPending) {
+        (0..KEYS).for_each(|key| cache.evict(&key));
+    }
+    counted_calls(&runtime, &cache, call)?;
+    Ok(())
+}
+
+/// What callgrind looks out for.
+#[inline(never)]
+fn counted_calls(runtime: &Runtime, cache: &Cache<u64, Vec<u8>>, call: Call) -> Result<()> {
+    black_box(calls(runtime, cache, call))
+}
+
+fn calls(runtime: &Runtime, cache: &Cache<u64, Vec<u8>>, call: Call) -> Result<()> {
+    runtime.block_on(async {
+        for number in 0..CALLS {
+            let key = number % KEYS;
+            match call {
+                Call::Put => drop(black_box(cache.put(&key, vec![1; VALUE_BYTES]).await?)),
+                Call::Remove => drop(black_box(cache.remove(&key).await?)),
+                Call::GetHit => drop(black_box(cache.get(&key).await?)),
+                Call::GetPending => {
+                    drop(black_box(cache.get(&key).await?));
+                    cache.evict(&key);
+                }
+                Call::GetAbsent => drop(black_box(cache.get(&(KEYS + key)).await?)),
+            }
+        }
+        Ok(())
+    })
+}
