@@ -69,8 +69,9 @@ struct Tally {
     images: u64,
 }
 
-fn first_seed() -> u64 {
-    std::env::var("FOREBAY_SEED").map_or(0, |text| text.parse().expect("FOREBAY_SEED is a number"))
+/// A seed to repeat, in every way.
+fn given_seed() -> Option<u64> {
+    std::env::var("FOREBAY_SEED").ok().map(|text| text.parse().expect("FOREBAY_SEED is a number"))
 }
 
 /// An error that names what failed, and is of a kind that a failing disk explains.
@@ -308,9 +309,11 @@ fn search(
     first: &[usize],
     run: impl Fn((Way, u64), u64) -> Result<Option<Tally>, String> + Clone + Send + 'static,
 ) {
-    let (began, mut tally, mut seed) = (Instant::now(), Tally::default(), first_seed());
-    while seed == first_seed() || began.elapsed() < time {
-        for way in (0..WAYS.len()).filter(|way| seed > first_seed() || first.contains(way)) {
+    let (began, mut tally, first_seed) = (Instant::now(), Tally::default(), given_seed().unwrap_or(0));
+    let mut seed = first_seed;
+    while seed == first_seed || began.elapsed() < time {
+        let all = seed > first_seed || given_seed().is_some();
+        for way in (0..WAYS.len()).filter(|way| all || first.contains(way)) {
             let way = WAYS[way];
             for after in 0.. {
                 let place = format!("FOREBAY_SEED={seed}, operation {after}, {way:?}");
@@ -329,7 +332,7 @@ fn search(
         "{what}: seeds {:?}, {} operations failed, {} calls refused, {} ends of writing, {} images reopened \
          afterwards, \
          in {:.1?}",
-        first_seed()..seed,
+        first_seed..seed,
         tally.faults,
         tally.refused,
         tally.poisoned,
