@@ -5,7 +5,7 @@
 use std::io::ErrorKind as Io;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, mpsc};
-use std::thread;
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use forebay::disk::contract::Disk;
@@ -44,6 +44,8 @@ struct Recorder {
 struct Told {
     /// Ticket and first sequence number, in the order of telling.
     committed: Vec<(u64, u64)>,
+    /// The thread that told it.
+    committed_by: Vec<ThreadId>,
     refused: Vec<(u64, Error)>,
     poisoned: Vec<Error>,
 }
@@ -82,6 +84,7 @@ impl Sink for Recorder {
             _ => {}
         }
         let mut told = self.told.lock().unwrap();
+        told.committed_by.extend(group.iter().map(|_| thread::current().id()));
         told.committed.extend(group.drain(..).map(|one| (one.ticket, one.first.0)));
         self.changed.notify_all();
     }
@@ -115,10 +118,12 @@ fn body(bytes: usize) -> FrameBody {
     builder.finish()
 }
 
+fn submission(ticket: u64) -> Submission<u64> {
+    Submission { body: body(8), journaled: true, ticket }
+}
+
 fn submit(committer: &Committer<Recorder>, tickets: impl IntoIterator<Item = u64>) {
-    for ticket in tickets {
-        committer.submit(Submission { body: body(8), journaled: true, ticket });
-    }
+    tickets.into_iter().for_each(|ticket| committer.submit(submission(ticket)));
 }
 
 /// The first sequence numbers of the frames that a reopened journal holds.
@@ -148,6 +153,37 @@ fn what_comes_while_a_group_syncs_is_one_group_and_nothing_is_told_before_its_sy
     assert_eq!(told.committed, (1..=100).map(|n| (n, n)).collect::<Vec<_>>());
     assert!(disk.syncs(SEGMENT) - before <= 2, "{} syncs", disk.syncs(SEGMENT) - before);
     assert_eq!(frames(&disk.crash(CrashPolicy::OnlySynced)), (1..=100).collect::<Vec<_>>());
+}
+
+/// To wake the thread and to be woken by it would cost a lone caller a good part of a sync.
+#[test]
+fn a_caller_that_may_block_and_is_alone_commits_for_itself_and_others_go_to_the_thread() {
+    let (disk, sink) = (SimDisk::new(), Recorder::new(Mood::Sound));
+    let committer = open(&disk, Durability::Sync, &sink);
+    committer.submit_blocking(submission(1));
+    assert_eq!(sink.told.lock().unwrap().committed_by, [thread::current().id()], "before it returned");
+    assert_eq!(frames(&disk.crash(CrashPolicy::OnlySynced)), [1]);
+    let gate = disk.hold_syncs(SEGMENT);
+    let alone = thread::scope(|scope| {
+        let committer = &committer;
+        let alone = scope.spawn(move || {
+            committer.submit_blocking(submission(2));
+            thread::current().id()
+        });
+        assert!(gate.wait_for(1));
+        // Neither waits for the disk, and the one who does writes nothing for them.
+        committer.submit(submission(3));
+        committer.submit_blocking(submission(4));
+        assert_eq!(sink.told.lock().unwrap().committed.len(), 1);
+        gate.open();
+        alone.join().unwrap()
+    });
+    let told = sink.wait(4, 0);
+    assert_eq!(told.committed, [(1, 1), (2, 2), (3, 3), (4, 4)]);
+    assert_eq!(told.committed_by[1], alone);
+    for by in &told.committed_by[2..] {
+        assert!(*by != alone && *by != thread::current().id(), "the committer's thread");
+    }
 }
 
 #[test]
@@ -429,7 +465,11 @@ fn callers_that_combine_are_all_told_once_in_order_and_nobody_is_left_behind() {
         thread::scope(|scope| {
             for thread in 0..THREADS {
                 let committer = &committer;
-                scope.spawn(move || submit(committer, (0..EACH).map(|n| thread * EACH + n)));
+                let tickets = (0..EACH).map(move |n| thread * EACH + n);
+                scope.spawn(move || match thread % 2 {
+                    0 => submit(committer, tickets),
+                    _ => tickets.for_each(|ticket| committer.submit_blocking(submission(ticket))),
+                });
             }
             // With NEVER nobody but the callers themselves can save one who is left behind.
             if durability != NEVER {

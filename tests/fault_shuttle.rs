@@ -144,7 +144,11 @@ fn hand_off(durability: Option<Durability>, early: bool) {
                     let mut body = FrameBuilder::new();
                     body.push(&[b"record"]).unwrap();
                     let ticket = (submitter, number);
-                    committer.submit(Submission { body: body.finish(), journaled, ticket });
+                    let submission = Submission { body: body.finish(), journaled, ticket };
+                    match submitter {
+                        0 => committer.submit_blocking(submission),
+                        _ => committer.submit(submission),
+                    }
                 }
             })
         })

@@ -11,7 +11,8 @@
 //! then has the same duty. Both are looked at under one lock, so no submission can be left behind.
 //!
 //! - Under [`Durability::Sync`] one thread has the baton whenever there is work: it writes a whole group, syncs
-//!   once, tells the sink. While it syncs, the next group forms.
+//!   once, tells the sink. While it syncs, the next group forms. A caller that may block and finds nobody at work does
+//!   that for itself: to wake the thread and to be woken by it costs a good part of a sync.
 //! - Under [`Durability::Buffered`], and without a journal, the submitting caller takes the baton if it is free, and
 //!   else leaves its submission to the one who has it. A thread syncs at the interval, and not while it holds
 //!   the baton: writers go on meanwhile.
@@ -68,7 +69,6 @@ struct Shared<S: Sink> {
     baton: Condvar,
     /// There is something to do for the thread.
     work: Condvar,
-    /// Why nothing is written any more.
     poison: OnceLock<Error>,
     /// One sync at a time, so that synced offsets and failures are told in order.
     syncing: Mutex<()>,
@@ -84,6 +84,8 @@ struct Line<T> {
     rounds: u32,
     /// At how many submissions the thread is to be woken, under [`Durability::Sync`]; more than any while it works.
     wanted: usize,
+    /// The thread has nothing to do and expects nobody.
+    idle: bool,
     closed: bool,
 }
 
@@ -104,13 +106,13 @@ impl<S: Sink> Committer<S> {
             (Some(_), Durability::Sync) => Mode::Sync,
             (Some(_), Durability::Buffered { sync_interval }) => Mode::Buffered(sync_interval),
         };
-        let order = Order::new(journal, last);
         let line = Line {
             waiting: Vec::new(),
-            order: Some(Box::new(order)),
+            order: Some(Box::new(Order::new(journal, last))),
             asking: 0,
             rounds: 0,
             wanted: usize::MAX,
+            idle: true,
             closed: false,
         };
         let shared = Arc::new(Shared {
@@ -135,6 +137,15 @@ impl<S: Sink> Committer<S> {
     /// Takes a batch into the order. The outcome, errors included, goes to the sink: before this returns or later,
     /// on this thread or another. Never waits for a sync; under [`Durability::Buffered`] it may write, for others too.
     pub fn submit(&self, submission: Submission<S::Ticket>) {
+        self.enter(submission, false);
+    }
+
+    /// As [`Committer::submit`], on a thread that may wait for the disk: if nobody is committing, it does so itself.
+    pub fn submit_blocking(&self, submission: Submission<S::Ticket>) {
+        self.enter(submission, true);
+    }
+
+    fn enter(&self, submission: Submission<S::Ticket>, may_block: bool) {
         let shared = &*self.shared;
         if let Err(error) = shared.check(&submission) {
             return shared.refuse(submission.ticket, &error);
@@ -144,9 +155,15 @@ impl<S: Sink> Committer<S> {
             drop(line);
             return shared.refuse(submission.ticket, &Error::new(ErrorKind::Closed, "the journal is closed"));
         }
+        let alone = line.idle && line.waiting.is_empty() && line.order.is_some();
         line.waiting.push(submission);
         if shared.mode == Mode::Sync {
-            if line.waiting.len() >= line.wanted {
+            if may_block && alone {
+                // Once: whoever comes meanwhile has woken the thread.
+                let (line, mut order) = shared.take(line);
+                let line = shared.round(line, &mut order);
+                drop(shared.put_down(line, order));
+            } else if line.waiting.len() >= line.wanted {
                 shared.work.notify_one();
             }
             return;
@@ -161,8 +178,7 @@ impl<S: Sink> Committer<S> {
         }
     }
 
-    /// Makes everything durable that was committed before the call. Blocking. Under [`Durability::Sync`] and without a
-    /// journal there is nothing to do.
+    /// Makes everything durable that was committed before the call. Blocking; nothing to do unless it is buffered.
     ///
     /// # Errors
     /// [`ErrorKind::Poisoned`] if it could not be made durable, or if the committer was poisoned before.
@@ -207,7 +223,9 @@ impl<S: Sink> Shared<S> {
     fn commit_groups(&self) {
         let mut line = lock(&self.line);
         loop {
+            line.idle = true;
             line = self.wait_for(line, 1, None);
+            line.idle = false;
             if line.waiting.is_empty() {
                 return;
             }
@@ -438,7 +456,7 @@ impl<S: Sink> Shared<S> {
         let context = "refused and not written, because the journal failed earlier";
         let error = cause.clone().wrap(ErrorKind::Poisoned, context);
         if self.poison.set(error.clone()).is_ok() {
-            // A panic has been reported by the panic hook, and there is nothing left to refuse for it.
+            // The panic hook has reported a panic, and there is nothing left to refuse for it.
             drop(guarded("telling that the journal failed", || {
                 self.sink.poisoned(&cause.clone().wrap(ErrorKind::Poisoned, "the journal failed"));
                 Ok(())
@@ -457,10 +475,8 @@ impl<S: Sink> Shared<S> {
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
         if submission.journaled && self.mode == Mode::Unjournaled {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "a write is to be journaled, but there is no journal",
-            ));
+            let context = "a write is to be journaled, but there is no journal";
+            return Err(Error::new(ErrorKind::Unsupported, context));
         }
         Ok(())
     }

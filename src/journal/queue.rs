@@ -155,7 +155,7 @@ impl Journal {
     fn commit(&self, body: FrameBody) -> Result<Seq> {
         let slot = Arc::new(Slot { answer: OnceLock::new(), waiter: thread::current() });
         let ticket = Ticket(Arc::clone(&slot));
-        self.committer.submit(Submission { body, journaled: true, ticket });
+        self.committer.submit_blocking(Submission { body, journaled: true, ticket });
         loop {
             if let Some(answer) = slot.answer.get() {
                 return answer.clone();
