@@ -16,5 +16,7 @@ pub mod operating {}
 pub mod testing {}
 #[doc = include_str!("design.md")]
 pub mod design {}
+#[doc = include_str!("speed.md")]
+pub mod speed {}
 #[doc = include_str!("fuzzing.md")]
 pub mod fuzzing {}
