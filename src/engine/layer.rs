@@ -175,7 +175,11 @@ impl Layer {
         self.enter(records, bytes, !journaled).await?;
         let (sender, answer) = oneshot::channel();
         let ticket = Ticket { until, effects, answer: sender, records, bytes };
-        self.committer.submit(Submission { body, journaled, ticket });
+        let submission = Submission { body, journaled, ticket };
+        match clock::may_block() {
+            true => self.committer.submit_blocking(submission),
+            false => self.committer.submit(submission),
+        }
         Ok(answer)
     }
 

@@ -1,16 +1,17 @@
 //! Time, and what drives futures.
 
 #[cfg(feature = "simulation")]
-pub(crate) use crate::seam::simulated::{Handle, Runtime, block_on, now, runtime, sleep};
+pub(crate) use crate::seam::simulated::{Handle, Runtime, block_on, may_block, now, runtime, sleep};
 #[cfg(not(feature = "simulation"))]
 pub(crate) use {
-    real::{block_on, now, runtime},
+    real::{block_on, may_block, now, runtime},
     tokio::runtime::{Handle, Runtime},
     tokio::time::sleep,
 };
 
 #[cfg(not(feature = "simulation"))]
 mod real {
+    use std::cell::Cell;
     use std::io;
     use std::pin::pin;
     use std::sync::Arc;
@@ -29,6 +30,32 @@ mod real {
         Builder::new_multi_thread().worker_threads(1).thread_name("forebay-timers").enable_all().build()
     }
 
+    thread_local! {
+        static BLOCKED: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Whether this thread is in a call that blocks it, so that it may wait for the disk itself.
+    pub(crate) fn may_block() -> bool {
+        BLOCKED.get()
+    }
+
+    /// Says so until it is dropped.
+    struct Blocked {
+        before: bool,
+    }
+
+    impl Blocked {
+        fn begin() -> Blocked {
+            Blocked { before: BLOCKED.replace(true) }
+        }
+    }
+
+    impl Drop for Blocked {
+        fn drop(&mut self) {
+            BLOCKED.set(self.before);
+        }
+    }
+
     /// Drives a future on this thread. A store whose futures need tokio finds the layer's own runtime.
     pub(crate) fn block_on<T>(runtime: Option<&Handle>, future: impl Future<Output = T>) -> T {
         // Inside a task of somebody's runtime the task's budget would run out and stay so: this future is not
@@ -38,7 +65,7 @@ mod real {
         let mut context = Context::from_waker(&waker);
         loop {
             let polled = {
-                let _entered = runtime.map(Handle::enter);
+                let (_entered, _blocked) = (runtime.map(Handle::enter), Blocked::begin());
                 future.as_mut().poll(&mut context)
             };
             match polled {

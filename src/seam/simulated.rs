@@ -5,7 +5,7 @@
 //! wait; when it does so is the scheduler's choice. It also passes a little whenever it is looked at, so that a loop
 //! that waits for it to pass ends.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::convert::Infallible;
@@ -258,9 +258,22 @@ impl Handle {
     }
 }
 
+shuttle::thread_local! {
+    static BLOCKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this simulated thread is in a call that blocks it.
+pub(crate) fn may_block() -> bool {
+    BLOCKED.with(Cell::get)
+}
+
 /// Drives a future on this simulated thread.
 pub(crate) fn block_on<T>(_: Option<&Handle>, future: impl Future<Output = T>) -> T {
-    shuttle::future::block_on(future)
+    let before = BLOCKED.with(|blocked| blocked.replace(true));
+    let output = shuttle::future::block_on(future);
+    // After a panic nothing more happens in this run.
+    BLOCKED.with(|blocked| blocked.set(before));
+    output
 }
 
 pub(crate) fn fill(bytes: &mut [u8]) -> Result<(), Infallible> {
