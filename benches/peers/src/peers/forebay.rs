@@ -1,0 +1,151 @@
+//! Forebay through its public faces: written behind, written through, and the journal alone.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use forebay::journal::queue::Journal;
+use forebay::{BlockingCache, Cache, Durability, Forebay, JournalOptions, Seq, SledStore, WritePolicy};
+
+use crate::load::{Load, Taken, measure_tasks};
+use crate::subject::{Class, Entry, Face, Subject, TaskPut, Writer};
+
+pub(crate) const BEHIND: Entry = Entry {
+    name: "forebay",
+    classes: &[
+        (
+            Class::Synced,
+            "written behind, Durability::Sync, over SledStore; drained to the store all the while",
+        ),
+        (
+            Class::Unsynced,
+            "written behind, Durability::Buffered synced every 100 ms, over SledStore; drained as well",
+        ),
+    ],
+    faces: &[Face::Threads, Face::Tasks],
+    open: |directory, class| Ok(Box::new(Layer::open(directory, Some(durability(class)))?)),
+};
+
+pub(crate) const THROUGH: Entry = Entry {
+    name: "forebay-through",
+    classes: &[(Class::Synced, "written through to SledStore, without a journal")],
+    faces: &[Face::Threads, Face::Tasks],
+    open: |directory, _| Ok(Box::new(Layer::open(directory, None)?)),
+};
+
+pub(crate) const JOURNAL: Entry = Entry {
+    name: "forebay-journal",
+    classes: &[
+        (Class::Synced, "the module journal alone, Durability::Sync; trimmed between the measurements"),
+        (
+            Class::Unsynced,
+            "the module journal alone, Durability::Buffered synced every 100 ms; trimmed likewise",
+        ),
+    ],
+    faces: &[Face::Threads],
+    open: |directory, class| {
+        let journal = Journal::open(directory.join("journal"), JournalOptions::default(), durability(class))?;
+        Ok(Box::new(Queue { journal, last: AtomicU64::new(0) }))
+    },
+};
+
+fn durability(class: Class) -> Durability {
+    match class {
+        Class::Synced => Durability::Sync,
+        Class::Unsynced => Durability::Buffered { sync_interval: Duration::from_millis(100) },
+    }
+}
+
+struct Layer {
+    bay: Forebay,
+    cache: Cache<u64, Vec<u8>>,
+    blocking: BlockingCache<u64, Vec<u8>>,
+}
+
+impl Layer {
+    /// Without a durability: without a journal, and the writes go through.
+    fn open(directory: &Path, behind: Option<Durability>) -> Result<Layer> {
+        let builder = Forebay::builder(SledStore::open(directory.join("store"))?);
+        let (builder, policy) = match behind {
+            Some(durability) => {
+                (builder.journal(directory.join("journal")).durability(durability), WritePolicy::Behind)
+            }
+            None => (builder, WritePolicy::Through),
+        };
+        let bay = builder.open_blocking()?;
+        let cache: Cache<u64, Vec<u8>> = bay.cache("peers").capacity(100_000).write_policy(policy).open()?;
+        let blocking = cache.blocking();
+        Ok(Layer { bay, cache, blocking })
+    }
+}
+
+impl Subject for Layer {
+    fn writer(&self) -> Result<Box<dyn Writer + '_>> {
+        Ok(Box::new(LayerWriter(&self.blocking)))
+    }
+
+    fn measure_tasks(&self, load: &Load) -> Result<Taken> {
+        measure_tasks(&LayerTask(self.cache.clone()), load)
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.bay.blocking().flush()?;
+        Ok(())
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        let closed = self.bay.blocking().close()?;
+        ensure!(closed.queued == 0, "{} records are queued after a flush", closed.queued);
+        Ok(())
+    }
+}
+
+struct LayerWriter<'a>(&'a BlockingCache<u64, Vec<u8>>);
+
+impl Writer for LayerWriter<'_> {
+    fn put(&mut self, key: u64, value: Vec<u8>) -> Result<()> {
+        self.0.put(&key, value)?;
+        Ok(())
+    }
+}
+
+#[derive(Clone)]
+struct LayerTask(Cache<u64, Vec<u8>>);
+
+impl TaskPut for LayerTask {
+    async fn put(&self, key: u64, value: Vec<u8>) -> Result<()> {
+        self.0.put(&key, value).await?;
+        Ok(())
+    }
+}
+
+struct Queue {
+    journal: Journal,
+    last: AtomicU64,
+}
+
+impl Subject for Queue {
+    fn writer(&self) -> Result<Box<dyn Writer + '_>> {
+        Ok(Box::new(QueueWriter(self)))
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.journal.sync()?;
+        Ok(self.journal.trim(Seq(self.last.load(Ordering::Acquire)))?)
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        Ok(self.journal.close()?)
+    }
+}
+
+struct QueueWriter<'a>(&'a Queue);
+
+impl Writer for QueueWriter<'_> {
+    fn put(&mut self, key: u64, value: Vec<u8>) -> Result<()> {
+        let place = self.0.journal.append(&[&key.to_le_bytes(), &value])?;
+        self.0.last.fetch_max(place.0, Ordering::AcqRel);
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! The run: opens, lets put in turn, settles, closes, and writes what came out.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::arguments::{Arguments, entry};
+use crate::calls;
+use crate::load::{Load, measure_threads};
+use crate::machine::Machine;
+use crate::report;
+use crate::results::{Figures, Id, Results, Row};
+use crate::subject::{Class, Entry, Face, Measure, Subject};
+use crate::table;
+
+/// More writers than this are async tasks only.
+const THREADS_MAX: usize = 256;
+
+/// # Errors
+/// What the first of them that failed says, and which it is.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if let (Some(name), Some(directory)) = (&arguments.traced, &arguments.directory) {
+        let class = arguments.durability.first().copied().unwrap_or(Class::Synced);
+        return calls::put_traced(
+            &entry(name)?,
+            class,
+            directory,
+            arguments.writers.first().copied().unwrap_or(1),
+        );
+    }
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/forebay");
+    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
+    let json = target.canonicalize()?.join("peers.json");
+    let results = if arguments.report {
+        Results::read(&json)?
+    } else {
+        let mut results = measure_all(arguments, &target)?;
+        if arguments.add && json.exists() {
+            results.keep_from(Results::read(&json)?);
+        }
+        results.write(&json)?;
+        results
+    };
+    table::print(&results);
+    for path in [json.with_extension("html"), json.with_extension("md")] {
+        report::write(&results, &path)?;
+        eprintln!("Also in {}", path.display());
+    }
+    eprintln!("The same figures: {}", json.display());
+    Ok(())
+}
+
+fn measure_all(arguments: &Arguments, target: &Path) -> Result<Results> {
+    // On the disk that the repository is on: a temporary directory may be memory.
+    let directory = tempfile::Builder::new().prefix("peers-").tempdir_in(target)?;
+    let entries = arguments.entries()?;
+    let mut results = Results { machine: Machine::look(directory.path())?, ..Results::default() };
+    for &class in &arguments.durability {
+        let entries: Vec<Entry> =
+            entries.iter().filter(|entry| entry.settings(class).is_some()).copied().collect();
+        if !arguments.no_trace {
+            for entry in &entries {
+                results.calls.push(calls::trace(entry, class, directory.path())?);
+            }
+        }
+        results.rows.extend(measure_class(arguments, class, &entries, directory.path())?);
+    }
+    Ok(results)
+}
+
+/// One of them, opened once and kept open for all of its durability's rounds.
+struct Opened {
+    entry: Entry,
+    subject: Box<dyn Subject>,
+    directory: PathBuf,
+}
+
+fn measure_class(
+    arguments: &Arguments,
+    class: Class,
+    entries: &[Entry],
+    directory: &Path,
+) -> Result<Vec<Row>> {
+    let mut opened = Vec::new();
+    for entry in entries {
+        let own = directory.join(format!("{}-{}", entry.name, class.name()));
+        fs::create_dir(&own).with_context(|| format!("making {}", own.display()))?;
+        let subject = (entry.open)(&own, class).with_context(|| format!("opening {}", entry.name))?;
+        opened.push(Opened { entry: *entry, subject, directory: own });
+    }
+    sync_file_system(directory)?;
+    let mut rows = Vec::new();
+    for &value_bytes in &arguments.value_bytes {
+        for &writers in &arguments.writers {
+            eprintln!("{}, values of {value_bytes} bytes, {writers} writers", class.sentence());
+            rows.extend(measure_group(arguments, class, &opened, writers, value_bytes)?);
+        }
+    }
+    for Opened { entry, subject, directory } in opened {
+        subject.close().with_context(|| format!("closing {}", entry.name))?;
+        fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
+    }
+    Ok(rows)
+}
+
+/// All of them with one load, in turn, round by round.
+fn measure_group(
+    arguments: &Arguments,
+    class: Class,
+    opened: &[Opened],
+    writers: usize,
+    value_bytes: usize,
+) -> Result<Vec<Row>> {
+    let measure = arguments.measure();
+    let of = Measure { writers, value_bytes, warm_up: measure / 4, measure };
+    let load = Load { of, threads: std::thread::available_parallelism()?.get().min(writers) };
+    let mut cells: Vec<(&Opened, Face, Vec<Figures>)> = Vec::new();
+    for one in opened {
+        for face in Face::ALL {
+            if one.entry.faces.contains(&face) && (face == Face::Tasks || writers <= THREADS_MAX) {
+                cells.push((one, face, Vec::new()));
+            }
+        }
+    }
+    for _ in 0..arguments.rounds() {
+        for (one, face, rounds) in &mut cells {
+            let subject = one.subject.as_ref();
+            let measured = match face {
+                Face::Threads => measure_threads(subject, &of),
+                Face::Tasks => subject.measure_tasks(&load),
+            };
+            let named = || format!("{}, {} {}", one.entry.name, writers, face.name());
+            rounds.push(measured.with_context(named)?.figures());
+            subject.settle().with_context(named)?;
+            if class == Class::Unsynced {
+                // Else the next one would pay for what this one left to the system.
+                sync_file_system(&one.directory)?;
+            }
+        }
+        // Nobody comes always after the same.
+        if !cells.is_empty() {
+            cells.rotate_left(1);
+        }
+    }
+    let row = |(one, face, rounds): &(&Opened, Face, Vec<Figures>)| {
+        Row::of(Id { what: one.entry.name, class, face: *face, writers, value_bytes }, rounds)
+    };
+    let mut rows: Vec<Row> = cells.iter().map(row).collect();
+    let place = |row: &Row| opened.iter().position(|one| one.entry.name == row.what);
+    rows.sort_by_key(|row| (row.face.clone(), place(row)));
+    Ok(rows)
+}
+
+fn sync_file_system(directory: &Path) -> Result<()> {
+    let directory = File::open(directory).with_context(|| format!("opening {}", directory.display()))?;
+    Ok(rustix::fs::syncfs(directory)?)
+}

@@ -1,0 +1,144 @@
+//! The tables: in the terminal, and the same cells for the reports.
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+
+use crate::results::{Results, Row};
+use crate::subject::{Class, Face};
+use crate::targets::targets;
+
+const TERMINAL_CHARS: u16 = 150;
+
+/// A table without its looks.
+pub(crate) struct Cells {
+    pub(crate) title: String,
+    pub(crate) header: Vec<&'static str>,
+    pub(crate) rows: Vec<Vec<String>>,
+    /// How many columns are words; the rest are figures.
+    pub(crate) words: usize,
+}
+
+/// A table for each durability, face and size of values, with a row for each of them and number of writers.
+pub(crate) fn figures(results: &Results) -> Vec<Cells> {
+    let mut sizes: Vec<usize> = results.rows.iter().map(|row| row.value_bytes).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    let mut tables = Vec::new();
+    for value_bytes in sizes {
+        for class in Class::ALL {
+            for face in Face::ALL {
+                let mut chosen: Vec<&Row> = results
+                    .rows
+                    .iter()
+                    .filter(|row| {
+                        row.value_bytes == value_bytes
+                            && row.durability == class.name()
+                            && row.face == face.name()
+                    })
+                    .collect();
+                chosen.sort_by(|a, b| {
+                    a.writers.cmp(&b.writers).then_with(|| b.writes_per_s.total_cmp(&a.writes_per_s))
+                });
+                if !chosen.is_empty() {
+                    let callers = match face {
+                        Face::Threads => "OS threads",
+                        Face::Tasks => "async tasks",
+                    };
+                    tables.push(Cells {
+                        title: format!("{callers}, values of {value_bytes} bytes, {}", class.sentence()),
+                        header: vec![
+                            "what", "writers", "p50 us", "(spread)", "p99 us", "p99.9 us", "writes/s",
+                            "(spread)",
+                        ],
+                        rows: chosen.into_iter().map(cells_of).collect(),
+                        words: 1,
+                    });
+                }
+            }
+        }
+    }
+    tables
+}
+
+fn cells_of(row: &Row) -> Vec<String> {
+    vec![
+        row.what.clone(),
+        row.writers.to_string(),
+        format!("{:.1}", row.p50_us),
+        format!("{:.1} to {:.1}", row.p50_us_low, row.p50_us_high),
+        format!("{:.1}", row.p99_us),
+        format!("{:.1}", row.p999_us),
+        format!("{:.0}", row.writes_per_s),
+        format!("{:.0} to {:.0}", row.writes_per_s_low, row.writes_per_s_high),
+    ]
+}
+
+/// What each is opened with, and what it was seen to call.
+pub(crate) fn calls(results: &Results) -> Cells {
+    let mut rows = Vec::new();
+    for class in Class::ALL {
+        for entry in crate::peers::registry::ENTRIES {
+            let Some(settings) = entry.settings(class) else { continue };
+            if !results.rows.iter().any(|row| row.what == entry.name && row.durability == class.name()) {
+                continue;
+            }
+            let calls = results.calls(entry.name, class);
+            rows.push(vec![
+                entry.name.to_owned(),
+                class.name().to_owned(),
+                settings.to_owned(),
+                calls.map_or_else(|| "not traced".to_owned(), |calls| calls.sentence()),
+                calls.map_or_else(String::new, |calls| format!("{:.0}", calls.bytes_per_put)),
+                calls
+                    .and_then(|calls| calls.puts_per_sync_of_64)
+                    .map_or_else(String::new, |puts| format!("{puts:.1}")),
+            ]);
+        }
+    }
+    Cells {
+        title: "What each is opened with, and the system calls of one writer's put".to_owned(),
+        header: vec![
+            "what",
+            "durability",
+            "opened with",
+            "calls per put (strace)",
+            "bytes per put",
+            "puts per sync, 64 threads",
+        ],
+        rows,
+        words: 4,
+    }
+}
+
+pub(crate) fn reached(results: &Results) -> Cells {
+    Cells {
+        title: "Targets: ratios within a round".to_owned(),
+        header: vec!["ratio", "wanted", "median", "(spread)", "verdict"],
+        rows: targets(results).iter().map(|target| target.columns().to_vec()).collect(),
+        words: 2,
+    }
+}
+
+pub(crate) fn all(results: &Results) -> Vec<Cells> {
+    let mut tables = figures(results);
+    tables.extend([calls(results), reached(results)]);
+    tables.retain(|table| !table.rows.is_empty());
+    tables
+}
+
+pub(crate) fn print(results: &Results) {
+    for cells in all(results) {
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
+        // The settings are sentences; they break so that the rest stays in sight.
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(TERMINAL_CHARS);
+        table.set_header(&cells.header);
+        table.add_rows(&cells.rows);
+        table
+            .column_iter_mut()
+            .skip(cells.words)
+            .for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+        println!("{}\n{table}\n", cells.title);
+    }
+    println!("Medians over the rounds, and the lowest and highest round.");
+}
