@@ -14,6 +14,8 @@ pub mod faults {}
 pub mod operating {}
 #[doc = include_str!("testing.md")]
 pub mod testing {}
+#[doc = include_str!("measuring.md")]
+pub mod measuring {}
 #[doc = include_str!("design.md")]
 pub mod design {}
 #[doc = include_str!("speed.md")]

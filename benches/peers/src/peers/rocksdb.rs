@@ -1,6 +1,6 @@
 //! RocksDB: a put into its write-ahead log, synced or not; concurrent puts share a write and a sync.
 
-use ::rocksdb::{DB, Options, WaitForCompactOptions, WriteOptions};
+use ::rocksdb::{DB, Options, WriteOptions};
 use anyhow::Result;
 
 use crate::subject::{Class, Entry, Face, Subject, Writer};
@@ -38,8 +38,7 @@ impl Subject for Rocks {
     }
 
     fn settle(&self) -> Result<()> {
-        self.db.flush_wal(true)?;
-        Ok(self.db.wait_for_compact(&WaitForCompactOptions::default())?)
+        Ok(self.db.flush_wal(true)?)
     }
 }
 
