@@ -1,7 +1,8 @@
 //! Which system calls a put really makes: counted by `strace`, with one thread and with many.
 //!
-//! The program starts itself again under `strace`, lets one of them put, and reads the trace: only calls on files in that
-//! one's directory, and only between two marks. Whoever is said to be synced and asks for no sync is an error.
+//! The program starts itself again under `strace`, lets one of them put, and reads the trace: only calls on files
+//! in that one's directory, and only between two marks. Whoever is said to be synced and asks for no sync is an
+//! error.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -46,6 +47,11 @@ impl Calls {
     /// How often a put of the only writer makes something durable.
     pub(crate) fn syncs_per_put(&self) -> f64 {
         SYNCS.iter().filter_map(|name| self.per_put.get(*name)).sum()
+    }
+
+    /// How often a put of the only writer writes.
+    pub(crate) fn writes_per_put(&self) -> f64 {
+        self.per_put.iter().filter(|(name, _)| name.contains("write")).map(|(_, count)| count).sum()
     }
 
     /// For the table: what is called at least once in twenty puts.

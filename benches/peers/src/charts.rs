@@ -1,6 +1,8 @@
-//! The report's pictures, as SVG: how long a put takes with each, and how many fit into a second as writers become more.
+//! The report's pictures, as SVG: how long a put takes with each, and how many fit into a second as writers
+//! become more.
 //!
-//! Each line and bar carries its name beside it, so that nobody has to match colours; ours are blue, the bare calls black.
+//! Each line and bar carries its name beside it, so that nobody has to match colours; ours are blue, the bare
+//! calls black.
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;

@@ -1,4 +1,5 @@
-//! The bare system calls: `raw`, the floor of one durable write, and `raw-group`, the ceiling of writers that share one.
+//! The bare system calls: `raw`, the floor of one durable write, and `raw-group`, the ceiling of writers that
+//! share one.
 //!
 //! Both write into a file that was written once before, so that a sync changes no metadata, one record behind the other
 //! and from the start again at the end.

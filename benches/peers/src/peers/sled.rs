@@ -1,5 +1,5 @@
-//! sled 0.34. Its `flush` writes and does not sync on Linux, so a durable put is insert, flush, and an `fdatasync` of its
-//! file by a descriptor of our own.
+//! sled 0.34. Its `flush` writes and does not sync on Linux, so a durable put is insert, flush, and an
+//! `fdatasync` of its file by a descriptor of our own.
 
 use std::fs::File;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! SQLite with its write-ahead log: one connection behind a lock, which is faster than many that wait for its file lock.
+//! SQLite with its write-ahead log: one connection behind a lock, which is faster than many that wait for its
+//! file lock.
 
 use std::sync::{Mutex, PoisonError};
 
