@@ -22,9 +22,9 @@ tr.missed td:last-child { color: #c41e3a; }
 ";
 
 const READ: &str = "\
-What is called synced survives a power cut, as far as the disk honours a sync. What is called not synced differs: some \
-hand each put to the operating system before they return, so that it survives the end of the process; others keep it in \
-the process. The last table tells what each was seen to call.";
+What is called synced survives a power cut, as far as the disk honours a sync. What is called not synced \
+differs: some hand each put to the operating system before they return, so that it survives the end of the \
+process; others keep it in the process. The last table tells what each was seen to call.";
 
 /// Writes the report that the path's extension asks for.
 ///
