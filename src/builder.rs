@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cache::batch::Batch;
-use crate::cache::typed::{CacheBuilder, Receipt};
+use crate::cache::opening::CacheBuilder;
+use crate::cache::typed::Receipt;
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::disk::contract::Disk;
 use crate::disk::os::OsDisk;
@@ -19,7 +20,7 @@ use crate::ids::{Key, Seq};
 use crate::journal::options::{Durability, JournalOptions};
 use crate::metrics::Stats;
 use crate::options::{Backpressure, LayerOptions, OnRejected};
-use crate::seam::clock::block_on;
+use crate::seam::clock::{Clock, Ticker, block_on};
 use crate::store::contract::Store;
 
 /// An open layer: one journal, one store, one order. Cheap to clone.
@@ -46,7 +47,12 @@ impl fmt::Debug for Forebay {
 impl Forebay {
     /// Starts to describe a layer in front of `store`.
     pub fn builder(store: impl Store) -> Builder {
-        Builder { store: Arc::new(store), options: LayerOptions::default(), disk: Arc::new(OsDisk) }
+        Builder {
+            store: Arc::new(store),
+            options: LayerOptions::default(),
+            disk: Arc::new(OsDisk),
+            ticker: Ticker::default(),
+        }
     }
 
     /// Starts to describe a cache of the namespace `name`.
@@ -256,6 +262,7 @@ pub struct Builder {
     store: Arc<dyn Store>,
     options: LayerOptions,
     disk: Arc<dyn Disk>,
+    ticker: Ticker,
 }
 
 macro_rules! setters {
@@ -321,13 +328,20 @@ impl Builder {
         self
     }
 
+    /// The clock that ages in memory are read from; what waits does so by the system's. Default: the system's
+    /// monotonic clock.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.ticker = Ticker::new(clock);
+        self
+    }
+
     /// Opens the layer: claims the store, replays the journal, and starts to drain.
     ///
     /// # Errors
     /// A bad option; a journal that is locked, damaged, of an unknown format or not this store's; the store's.
     /// Dropping the future may leave the store claimed, which only fences its older owner.
     pub async fn open(self) -> Result<Forebay> {
-        let layer = recovery::open(self.store, self.options, self.disk).await?;
+        let layer = recovery::open(self.store, self.options, self.disk, self.ticker).await?;
         Ok(Forebay { layer })
     }
 

@@ -50,6 +50,8 @@ pub enum ErrorKind {
     Transient,
     /// The store failed for good.
     StoreFailed,
+    /// A loader that the reader brought failed, or a load panicked.
+    LoadFailed,
     /// The layer, or the part of it that was asked, is closed.
     Closed,
     /// The namespace is open already with other types or other options.

@@ -1,8 +1,8 @@
-//! Counters of a layer, and the plain snapshot that a caller reads.
+//! Counters of a layer and of its caches, and the plain snapshot that a caller reads.
 //!
 //! Counters only grow. Reading them takes no lock, so a snapshot may be off by what happened meanwhile.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -21,29 +21,119 @@ impl Counter {
     }
 }
 
-macro_rules! stats {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// The live counters of a layer.
-        #[derive(Debug, Default)]
-        pub struct Metrics { $($(#[$doc])* pub $name: Counter,)* }
+/// A [`Counter`] that many threads add to at once: each mostly to a cell of its own.
+#[derive(Debug, Default)]
+pub struct StripedCounter([Cell; STRIPES]);
 
-        /// The counters of a layer at one moment; all count from when the layer opened.
+const STRIPES: usize = 16;
+
+/// On a cache line of its own, with its neighbour that is fetched along.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Cell(AtomicU64);
+
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static STRIPE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES;
+}
+
+impl StripedCounter {
+    /// Adds one.
+    pub fn increment(&self) {
+        // While a thread ends it may have no stripe any more.
+        let stripe = STRIPE.try_with(|stripe| *stripe).unwrap_or(0);
+        if let Some(Cell(cell)) = self.0.get(stripe) {
+            cell.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What has been added so far.
+    #[must_use]
+    pub fn value(&self) -> u64 {
+        self.0.iter().map(|Cell(cell)| cell.load(Ordering::Relaxed)).sum()
+    }
+}
+
+macro_rules! stats {
+    (
+        $(#[$live_doc:meta])* $live:ident { $($(#[$more_doc:meta])* $more:ident: $kind:ty,)* }
+        $(#[$still_doc:meta])* $still:ident
+        $($(#[$doc:meta])* $name:ident,)*
+    ) => {
+        $(#[$live_doc])*
+        #[derive(Debug, Default)]
+        pub struct $live { $($(#[$more_doc])* pub $more: $kind,)* $($(#[$doc])* pub $name: Counter,)* }
+
+        $(#[$still_doc])*
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
-        pub struct Stats { $($(#[$doc])* pub $name: u64,)* }
+        pub struct $still { $($(#[$more_doc])* pub $more: u64,)* $($(#[$doc])* pub $name: u64,)* }
 
-        impl Metrics {
+        impl $live {
             /// A snapshot.
             #[must_use]
-            pub fn snapshot(&self) -> Stats {
-                Stats { $($name: self.$name.value(),)* }
+            pub fn snapshot(&self) -> $still {
+                $still { $($more: self.$more.value(),)* $($name: self.$name.value(),)* }
             }
         }
     };
 }
 
 stats! {
-    /// Reads answered from memory.
+    /// The live counters of a cache.
+    CacheMetrics {
+        /// Reads answered from memory, with a value or with the knowledge that there is none.
+        memory_hits: StripedCounter,
+    }
+    /// The counters of a cache at one moment; all count from when the cache was first opened, and count reads.
+    CacheStats
+    /// Reads answered from a pending record.
+    pending_hits,
+    /// Reads answered by the store with a value, their own load's or one that they joined.
+    store_hits,
+    /// Reads answered by a loader with a value, likewise.
+    loader_hits,
+    /// Reads that found neither.
+    not_found,
+    /// Reads that went beyond memory because there was nothing.
+    misses_absent,
+    /// ... because its time to live was up.
+    misses_expired,
+    /// ... because it had been idle for too long.
+    misses_idle,
+    /// ... because everything of its generation had been invalidated.
+    misses_invalidated,
+    /// ... because it was older than the reader accepted.
+    misses_too_old,
+    /// Hits in memory past their time to live, loaded again in the background.
+    stale_while_revalidating,
+    /// Hits in memory past their time to live, by choice of a reader who would have had to wait.
+    stale_instead_of_waiting,
+    /// Hits in memory past their time to live, because the load failed.
+    stale_if_error,
+    /// Loads begun, of single keys; those of a call for many count each.
+    loads,
+    /// Loads begun in the background: after a stale hit, or early.
+    background_loads,
+    /// Loads that failed.
+    failed_loads,
+    /// Reads that met a failure so short ago that no load was tried.
+    throttled_loads,
+    /// Reads that waited for another one's load.
+    joined_loads,
+    /// Loaded values not kept, because a write, an invalidation or a later load came in between.
+    refused_fills,
+    /// Values not kept, because the weigher or another part of the key's or value's code panicked.
+    memory_failures,
+}
+
+stats! {
+    /// The live counters of a layer.
+    Metrics {}
+    /// The counters of a layer at one moment; all count from when the layer opened.
+    Stats
+    /// Reads answered from memory. Counted by the caches.
     memory_hits,
     /// Reads answered from a pending record.
     pending_hits,
@@ -51,7 +141,7 @@ stats! {
     store_loads,
     /// Reads that waited for another read's load instead of asking the store again.
     joined_loads,
-    /// Loaded values not kept, because a write or an invalidation came in between.
+    /// Loaded values not kept, because a write, an invalidation or a later load came in between.
     refused_fills,
     /// Values not kept in memory, because the weigher or another part of the key's or value's code panicked.
     memory_failures,

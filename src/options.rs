@@ -15,6 +15,9 @@ pub enum WritePolicy {
     Behind,
     /// Once the store holds it durably. Such a write is not journaled.
     Through,
+    /// As [`WritePolicy::Through`], but the key leaves memory instead of being kept there: its next reader loads it.
+    /// For values that are written and seldom read.
+    Around,
 }
 
 /// What a write does when the queue is full.
@@ -144,7 +147,7 @@ fn within(option: &str, value: u64, min: u64, max: u64) -> Result<()> {
     Err(Error::new(ErrorKind::InvalidOption, format!("{option} is {value}; allowed are {min} to {max}")))
 }
 
-fn within_time(option: &str, value: Duration, min: Duration, max: Duration) -> Result<()> {
+pub(crate) fn within_time(option: &str, value: Duration, min: Duration, max: Duration) -> Result<()> {
     if (min..=max).contains(&value) {
         return Ok(());
     }

@@ -84,6 +84,16 @@ safeguards! {
     GenerationOnFill,
     /// A read does not join a load that began before a change of its key.
     JoinNoOlderLoad,
+    /// A value's age counts from the start of its load.
+    AgeFromLoadStart,
+    /// A load that failed is not tried again before its interval is over.
+    LoadThrottle,
+    /// A reader that accepts no staleness is not answered from memory.
+    ZeroToleranceReadsTheStore,
+    /// A key that is written around memory leaves it before the write, too.
+    AroundDropsBefore,
+    /// A key that is written around memory leaves it when the store has taken the write.
+    AroundDropsAfter,
     /// The store refuses an older owner.
     EpochFence,
     /// The store takes nothing at or below its watermark.

@@ -31,7 +31,10 @@ use forebay::journal::committer::Committer;
 use forebay::journal::frame::FrameBuilder;
 use forebay::journal::log::Log;
 use forebay::journal::sink::{Committed, Sink, Submission};
-use forebay::memory::resident::{Bound, Resident};
+use forebay::memory::freshness::Freshness;
+use forebay::memory::resident::{Bound, Brought, Own, Resident};
+use forebay::memory::servable::Ask;
+use forebay::seam::clock::{Moment, Ticker};
 use forebay::seam::simulated;
 use forebay::{
     Backpressure, Builder, Cache, Durability, Error, ErrorKind, Forebay, JournalOptions, MemoryStore, Seq,
@@ -264,35 +267,39 @@ fn fault_shuttle_write_through_against_write_behind() {
     });
 }
 
+fn seen(memory: &Resident<u32, u64>) -> Option<u64> {
+    memory.look(&1, &Ask::default()).ok().and_then(|held| held.value)
+}
+
 /// A load that began before a change never leaves the older value in memory.
 #[test]
 fn fault_shuttle_fences_against_fills() {
     in_many_orders("fences against fills", || {
-        let memory: Arc<Resident<u32, u64>> = Arc::new(Resident::new(Bound::Entries(10)).unwrap());
+        let memory: Arc<Resident<u32, u64>> =
+            Arc::new(Resident::new(Bound::Entries(10), Freshness::default(), Ticker::default()).unwrap());
         let store = Arc::new(Mutex::new(0_u64));
         let loaders: Vec<_> = (0..2)
             .map(|_| {
                 let (memory, store) = (Arc::clone(&memory), Arc::clone(&store));
                 thread::spawn(move || {
-                    let mark = memory.mark(&1);
+                    let start = memory.start(&1);
                     let loaded = *store.lock().unwrap();
-                    memory.fill(&1, &loaded, Seq(loaded), &mark).unwrap();
+                    let (value, version) = (Some(&loaded), Seq(loaded));
+                    let brought = Brought { value, version, of_loader: false, own: Own::default() };
+                    memory.fill(&1, &brought, &start).unwrap();
                 })
             })
             .collect();
         *store.lock().unwrap() = 1;
         memory.invalidate(&1).unwrap();
-        assert!(
-            memory.get(&1).is_none_or(|entry| entry.value == 1),
-            "older than the invalidation of the key"
-        );
+        assert!(seen(&memory).is_none_or(|value| value == 1), "older than the invalidation of the key");
         *store.lock().unwrap() = 2;
         memory.invalidate_all();
-        assert!(memory.get(&1).is_none_or(|entry| entry.value == 2), "older than the invalidation of all");
+        assert!(seen(&memory).is_none_or(|value| value == 2), "older than the invalidation of all");
         *store.lock().unwrap() = 3;
-        memory.written(1, Some(3), Seq(3)).unwrap();
+        memory.written(1, Some(3), Seq(3), Moment::default(), Own::default()).unwrap();
         loaders.into_iter().for_each(|loader| loader.join().unwrap());
-        assert_eq!(memory.get(&1).map(|entry| entry.value), Some(3));
+        assert_eq!(seen(&memory), Some(3));
     });
 }
 

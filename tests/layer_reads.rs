@@ -4,79 +4,9 @@
 
 mod support;
 
-use std::sync::Arc;
-
-use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
-use forebay::{Cache, ErrorKind, Forebay, JournalId, Key, MemoryStore, WritePolicy};
+use forebay::{Cache, ErrorKind, Forebay, WritePolicy};
+use support::held_loads::HeldLoads;
 use support::{Layer, poll_once};
-use tokio::sync::watch;
-
-/// A store whose loads take their answer at once and give it when they are let go.
-#[derive(Clone)]
-struct HeldLoads {
-    store: MemoryStore,
-    begun: Arc<watch::Sender<u64>>,
-    open: Arc<watch::Sender<bool>>,
-    panics: Arc<watch::Sender<bool>>,
-}
-
-impl HeldLoads {
-    fn new(store: &MemoryStore) -> HeldLoads {
-        HeldLoads {
-            store: store.clone(),
-            begun: Arc::new(watch::Sender::new(0)),
-            open: Arc::new(watch::Sender::new(true)),
-            panics: Arc::new(watch::Sender::new(false)),
-        }
-    }
-
-    fn hold(&self) {
-        self.open.send_replace(false);
-    }
-
-    fn let_go(&self) {
-        self.open.send_replace(true);
-    }
-
-    fn loads(&self) -> u64 {
-        *self.begun.borrow()
-    }
-
-    async fn answer<T>(&self, taken: T) -> T {
-        self.begun.send_modify(|begun| *begun += 1);
-        self.open.subscribe().wait_for(|open| *open).await.unwrap();
-        assert!(!*self.panics.borrow(), "a store's defect");
-        taken
-    }
-}
-
-impl Store for HeldLoads {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.tenure()
-    }
-
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.claim(journal)
-    }
-
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
-        Box::pin(async move {
-            let taken = self.store.load(key).await;
-            self.answer(taken).await
-        })
-    }
-
-    fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
-        Box::pin(async move {
-            let taken = self.store.load_many(keys).await;
-            self.answer(taken).await
-        })
-    }
-
-    fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.store.apply(batch)
-    }
-}
 
 /// What may happen to a key while an older load of it is on its way.
 #[derive(Clone, Copy, Debug)]
@@ -189,22 +119,43 @@ async fn a_cancelled_or_panicking_load_releases_those_who_wait() {
     let mut waiter = Box::pin(cache.get(&1));
     assert!(poll_once(&mut leader).await.is_none() && poll_once(&mut waiter).await.is_none());
     drop(leader);
-    assert!(poll_once(&mut waiter).await.is_none());
-    assert_eq!(held.loads(), 2, "the waiter loads for itself");
-    drop(waiter);
-
-    let leader = tokio::spawn({
-        let cache = cache.clone();
-        async move { cache.get(&1).await }
-    });
-    held.begun.subscribe().wait_for(|begun| *begun == 3).await.unwrap();
-    let mut waiter = Box::pin(cache.get(&1));
-    assert!(poll_once(&mut waiter).await.is_none());
-    held.panics.send_replace(true);
     held.let_go();
-    assert!(leader.await.expect_err("the store panicked").is_panic());
-    held.panics.send_replace(false);
-    assert_eq!(waiter.await.unwrap(), None);
+    assert_eq!(waiter.await.unwrap(), None, "the waiter goes on with the load");
+    assert_eq!(held.loads(), 1);
+
+    held.hold();
+    let mut given_up = Box::pin(cache.get(&1));
+    assert!(poll_once(&mut given_up).await.is_none());
+    drop(given_up);
+    let (mut one, mut other) = (Box::pin(cache.get(&1)), Box::pin(cache.get(&1)));
+    assert!(poll_once(&mut one).await.is_none() && poll_once(&mut other).await.is_none());
+    assert_eq!(held.loads(), 3, "a load that nobody waited for is gone, and the next two share one");
+    held.panic(true);
+    held.let_go();
+    for reader in [one, other] {
+        let error = reader.await.expect_err("the store panicked");
+        assert_eq!(error.kind(), ErrorKind::LoadFailed, "{error}");
+    }
+    held.panic(false);
+    assert_eq!(cache.get(&1).await.unwrap(), None);
+}
+
+/// Somebody read two caches with `join!`-like code of their own that polled one read until it was done and only then the
+/// other. The other led a load, so a third reader, of the same key, waited for as long as the first one took, and for
+/// ever where the first one waited for the third.
+#[tokio::test]
+async fn a_reader_that_is_not_polled_holds_up_nobody() {
+    let layer = Layer::new();
+    let held = HeldLoads::new(&layer.store);
+    let (_bay, cache) = open(&held, &layer).await;
+    held.hold();
+    let mut first = Box::pin(cache.get(&1));
+    assert!(poll_once(&mut first).await.is_none());
+    let second = Box::pin(cache.get(&1));
+    held.let_go();
+    assert_eq!(second.await.unwrap(), None, "it drives the load itself");
+    assert_eq!(held.loads(), 1);
+    assert_eq!(first.await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -225,10 +176,8 @@ async fn many_are_read_in_order_in_one_call_and_join_what_is_on_its_way() {
     assert!(poll_once(&mut many).await.is_none());
     assert_eq!(held.loads(), 2, "one call for all that nobody loads yet");
     held.let_go();
-    // Both are polled: whoever leads a load has to be, for those who joined it.
-    let (many, single) = tokio::join!(many, single);
-    assert_eq!(many.unwrap(), [Some(9), Some(3), None, Some(9), Some(0)]);
-    assert_eq!(single.unwrap(), Some(3));
+    assert_eq!(many.await.unwrap(), [Some(9), Some(3), None, Some(9), Some(0)]);
+    assert_eq!(single.await.unwrap(), Some(3));
 }
 
 #[tokio::test]

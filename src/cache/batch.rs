@@ -22,8 +22,8 @@ pub struct Batch {
     layer: Arc<Layer>,
     frame: FrameBuilder,
     effects: Vec<Box<dyn Effect>>,
-    /// What to do with memory if the outcome stays unknown.
-    on_doubt: Vec<Box<dyn FnOnce() + Send>>,
+    /// What drops each key from memory if the outcome stays unknown, and whether it is dropped before the write, too.
+    drops: Vec<(Box<dyn Fn() + Send>, bool)>,
     policy: Option<WritePolicy>,
     through: bool,
 }
@@ -34,7 +34,7 @@ impl Batch {
             layer,
             frame: FrameBuilder::new(),
             effects: Vec::new(),
-            on_doubt: Vec::new(),
+            drops: Vec::new(),
             policy: None,
             through: false,
         }
@@ -64,7 +64,8 @@ impl Batch {
         Ok(self)
     }
 
-    /// Sets when the batch is acknowledged, whatever its caches' policies are.
+    /// Sets when the batch is acknowledged, whatever its caches' policies are; [`WritePolicy::Around`] is as
+    /// [`WritePolicy::Through`] here, since whether a key stays in memory is its cache's choice.
     pub fn write_policy(&mut self, policy: WritePolicy) -> &mut Self {
         self.policy = Some(policy);
         self
@@ -92,11 +93,12 @@ impl Batch {
         }
         let default = if self.through { WritePolicy::Through } else { WritePolicy::Behind };
         let policy = self.policy.unwrap_or(default);
+        self.drops.iter().filter(|(_, before)| *before).for_each(|(drop, _)| drop());
         let body = self.frame.finish();
         let effects = Effects::Many(last_of_each_key(&body, self.effects)?);
         let written = self.layer.write(body, policy, effects).await;
         if written.as_ref().is_err_and(|error| error.kind() == ErrorKind::InDoubt) {
-            self.on_doubt.into_iter().for_each(|invalidate| invalidate());
+            self.drops.iter().for_each(|(drop, _)| drop());
         }
         written.map(Receipt::new)
     }
@@ -109,15 +111,10 @@ impl Batch {
         &mut self.frame
     }
 
-    pub(crate) fn added(
-        &mut self,
-        effect: Box<dyn Effect>,
-        policy: WritePolicy,
-        on_doubt: Box<dyn FnOnce() + Send>,
-    ) {
+    pub(crate) fn added(&mut self, effect: Box<dyn Effect>, policy: WritePolicy, drop: Box<dyn Fn() + Send>) {
         self.effects.push(effect);
-        self.on_doubt.push(on_doubt);
-        self.through |= policy == WritePolicy::Through;
+        self.drops.push((drop, policy == WritePolicy::Around));
+        self.through |= policy != WritePolicy::Behind;
     }
 }
 

@@ -2,12 +2,17 @@
 //!
 //! Needs no runtime and does not panic inside one, where it blocks the thread it is called on.
 
+use std::error::Error as StdError;
+use std::future::Future;
+use std::pin::Pin;
+
 use crate::cache::batch::Batch;
+use crate::cache::entry::{Entry, Loaded, ReadOptions, WriteOptions};
+use crate::cache::source::LoadError;
 use crate::cache::typed::{Cache, Receipt};
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::error::Result;
-use crate::options::WritePolicy;
-use crate::seam::clock::block_on;
+use crate::seam::clock::{Handle, block_on};
 
 /// A [`Cache`] for callers without a runtime. Errors and costs are the same.
 #[derive(Clone, Debug)]
@@ -30,6 +35,95 @@ impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
     /// As there.
     pub fn get(&self, key: &K) -> Result<Option<V>> {
         self.run(self.cache.get(key))
+    }
+
+    /// See [`Cache::get_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn get_with(&self, key: &K, options: &ReadOptions) -> Result<Option<V>> {
+        self.run(self.cache.get_with(key, options))
+    }
+
+    /// See [`Cache::get_entry`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn get_entry(&self, key: &K) -> Result<Entry<V>> {
+        self.run(self.cache.get_entry(key))
+    }
+
+    /// See [`Cache::get_entry_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn get_entry_with(&self, key: &K, options: &ReadOptions) -> Result<Entry<V>> {
+        self.run(self.cache.get_entry_with(key, options))
+    }
+
+    /// See [`Cache::get_many_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn get_many_with(&self, keys: &[K], options: &ReadOptions) -> Result<Vec<Option<V>>> {
+        self.run(self.cache.get_many_with(keys, options))
+    }
+
+    /// See [`Cache::get_or_load`]. The loader runs on a thread of the layer's own, and may block it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn get_or_load<T, E>(
+        &self,
+        key: &K,
+        load: impl FnOnce(K) -> Result<T, E> + Send + 'static,
+    ) -> Result<Option<V>>
+    where
+        T: Into<Loaded<V>> + Send + 'static,
+        E: LoadError,
+    {
+        self.get_or_load_with(key, &ReadOptions::new(), load).map(|entry| entry.value)
+    }
+
+    /// See [`Cache::get_or_load_with`]; the loader is as in [`BlockingCache::get_or_load`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn get_or_load_with<T, E>(
+        &self,
+        key: &K,
+        options: &ReadOptions,
+        load: impl FnOnce(K) -> Result<T, E> + Send + 'static,
+    ) -> Result<Entry<V>>
+    where
+        T: Into<Loaded<V>> + Send + 'static,
+        E: LoadError,
+    {
+        self.run(self.cache.get_or_load_with(key, options, aside(&self.cache.layer.runtime, load)))
+    }
+
+    /// See [`Cache::get_many_or_load`]; the loader is as in [`BlockingCache::get_or_load`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn get_many_or_load<T, E>(
+        &self,
+        keys: &[K],
+        load: impl FnOnce(Vec<K>) -> Result<Vec<T>, E> + Send + 'static,
+    ) -> Result<Vec<Option<V>>>
+    where
+        T: Into<Loaded<V>> + Send + 'static,
+        E: LoadError,
+    {
+        self.run(self.cache.get_many_or_load(keys, aside(&self.cache.layer.runtime, load)))
+    }
+
+    /// See [`Cache::refresh`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn refresh(&self, key: &K) -> Result<Option<V>> {
+        self.run(self.cache.refresh(key))
     }
 
     /// See [`Cache::get_many`].
@@ -60,8 +154,8 @@ impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
     ///
     /// # Errors
     /// As there.
-    pub fn put_with(&self, key: &K, value: V, policy: WritePolicy) -> Result<Receipt> {
-        self.run(self.cache.put_with(key, value, policy))
+    pub fn put_with(&self, key: &K, value: V, options: impl Into<WriteOptions>) -> Result<Receipt> {
+        self.run(self.cache.put_with(key, value, options))
     }
 
     /// See [`Cache::remove`].
@@ -76,8 +170,8 @@ impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
     ///
     /// # Errors
     /// As there.
-    pub fn remove_with(&self, key: &K, policy: WritePolicy) -> Result<Receipt> {
-        self.run(self.cache.remove_with(key, policy))
+    pub fn remove_with(&self, key: &K, options: impl Into<WriteOptions>) -> Result<Receipt> {
+        self.run(self.cache.remove_with(key, options))
     }
 
     /// Commits a batch; see [`Batch::commit`].
@@ -92,5 +186,26 @@ impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
     #[must_use]
     pub fn cache(&self) -> &Cache<K, V> {
         &self.cache
+    }
+}
+
+type Aside<T> = Pin<Box<dyn Future<Output = Result<T, Box<dyn StdError + Send + Sync>>> + Send>>;
+
+/// A loader that blocks, on a thread that may be blocked.
+fn aside<A, T, E>(
+    runtime: &Handle,
+    load: impl FnOnce(A) -> Result<T, E> + Send + 'static,
+) -> impl FnOnce(A) -> Aside<T> + Send + 'static
+where
+    A: Send + 'static,
+    T: Send + 'static,
+    E: LoadError,
+{
+    let runtime = runtime.clone();
+    move |asked| {
+        Box::pin(async move {
+            let loaded = runtime.spawn_blocking(move || load(asked).map_err(Into::into)).await;
+            loaded.unwrap_or_else(|_| Err("the loader panicked, or the layer closed".into()))
+        })
     }
 }

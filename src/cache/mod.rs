@@ -3,5 +3,9 @@
 pub mod batch;
 pub mod blocking;
 pub mod codec;
+pub mod entry;
+pub mod opening;
+pub(crate) mod reading;
+pub mod source;
 pub mod typed;
 pub mod view;

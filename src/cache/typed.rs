@@ -1,26 +1,26 @@
 //! A typed cache: one namespace of a layer, with keys and values of the user's types.
 
-use std::any::type_name;
 use std::fmt;
-use std::marker::PhantomData;
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cache::batch::Batch;
 use crate::cache::blocking::BlockingCache;
-use crate::cache::codec::{Bincode, Codec, Coder};
+use crate::cache::entry::{Entry, Loaded, ReadOptions, WriteOptions};
+use crate::cache::opening::{LIFE_MAX, LIFE_MIN};
+use crate::cache::source::{LoadError, loader, many_loader};
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
 use crate::engine::commit::Effects;
-use crate::engine::layer::{Layer, View};
-use crate::engine::loader::Flights;
+use crate::engine::layer::Layer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{NamespaceName, Seq};
+use crate::ids::Seq;
 use crate::journal::frame::FrameBuilder;
-use crate::memory::resident::{Bound, Resident};
-use crate::options::WritePolicy;
+use crate::memory::resident::Own;
+use crate::memory::servable::Ask;
+use crate::metrics::CacheStats;
+use crate::options::{WritePolicy, within_time};
 use crate::safeguard::Safeguard;
-
-/// How many entries a cache holds in memory unless it says otherwise.
-const CAPACITY_DEFAULT: usize = 10_000;
 
 /// The proof of an acknowledged write: its place in the layer's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,17 +62,63 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// The value of `key`: from memory, from what is pending, or from the store. `None` if there is none.
     ///
     /// Never older than the last write that was acknowledged before the call. A hit costs no I/O and does not
-    /// wait. Dropping the future changes nothing; who shares its load tries again. Keep polling it, though: others
-    /// may be waiting for the load that this call leads.
+    /// wait. Dropping the future changes nothing: who shares its load goes on with it.
     ///
     /// # Errors
-    /// The store's; [`ErrorKind::Decode`] if what is stored is not a `V`; [`ErrorKind::InDoubt`] if the layer
-    /// failed while a write-through of this key was under way; [`ErrorKind::Closed`].
+    /// The store's, unless the cache serves [stale values](crate::CacheBuilder::stale_if_error) in its stead;
+    /// [`ErrorKind::Decode`] if what is stored is not a `V`; [`ErrorKind::InDoubt`] if the layer failed while a
+    /// write-through of this key was under way; [`ErrorKind::LoadFailed`] if the load panicked;
+    /// [`ErrorKind::Closed`].
     pub async fn get(&self, key: &K) -> Result<Option<V>> {
-        match self.view.in_memory(&self.layer, key) {
-            Some(value) => Ok(Some(value)),
-            None => self.view.load(&self.layer, key).await,
+        match self.view.hit(&self.layer, key) {
+            Some(value) => Ok(value),
+            None => {
+                // On the heap, so that the future of a hit stays small.
+                let ask = Ask::default();
+                let beyond = self.view.read_beyond(&self.layer, key, &ask, None, None);
+                Box::pin(beyond).await.map(|entry| entry.value)
+            }
         }
+    }
+
+    /// As [`Cache::get`], with a bound of its own on how stale the value may be.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use forebay::{Cache, Forebay, MemoryStore, ReadOptions};
+    /// # let bay = Forebay::builder(MemoryStore::new()).open_blocking()?;
+    /// # let cache: Cache<u64, u32> = bay.cache("prices").time_to_live(Duration::from_secs(60)).open()?;
+    /// # let cache = cache.blocking();
+    /// cache.put(&7, 3_490)?;
+    /// let quick = ReadOptions::new().max_staleness(Duration::from_secs(5));
+    /// assert_eq!(cache.get_with(&7, &quick)?, Some(3_490)); // not older than five seconds
+    /// let exact = ReadOptions::new().max_staleness(Duration::ZERO);
+    /// assert_eq!(cache.get_with(&7, &exact)?, Some(3_490)); // from the store
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::get`].
+    pub async fn get_with(&self, key: &K, options: &ReadOptions) -> Result<Option<V>> {
+        self.get_entry_with(key, options).await.map(|entry| entry.value)
+    }
+
+    /// As [`Cache::get`], with the proof: version, age, where it was found, and the bound that it met.
+    ///
+    /// Costs a look at the clock more than [`Cache::get`].
+    ///
+    /// # Errors
+    /// As [`Cache::get`].
+    pub async fn get_entry(&self, key: &K) -> Result<Entry<V>> {
+        self.get_entry_with(key, &ReadOptions::new()).await
+    }
+
+    /// As [`Cache::get_with`], with the proof.
+    ///
+    /// # Errors
+    /// As [`Cache::get`].
+    pub async fn get_entry_with(&self, key: &K, options: &ReadOptions) -> Result<Entry<V>> {
+        self.view.read(&self.layer, key, options, false, || None).await
     }
 
     /// The values of several keys, in their order. What is not in memory is loaded in one call.
@@ -80,7 +126,98 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// # Errors
     /// As [`Cache::get`]; one failure fails all.
     pub async fn get_many(&self, keys: &[K]) -> Result<Vec<Option<V>>> {
-        self.view.load_many(&self.layer, keys).await
+        self.view.read_many(&self.layer, keys, &ReadOptions::new(), None).await
+    }
+
+    /// As [`Cache::get_many`], with a bound on how stale the values may be.
+    ///
+    /// # Errors
+    /// As [`Cache::get_many`].
+    pub async fn get_many_with(&self, keys: &[K], options: &ReadOptions) -> Result<Vec<Option<V>>> {
+        self.view.read_many(&self.layer, keys, options, None).await
+    }
+
+    /// Cache-aside of an outside source: the value of `key` from memory, from what is pending, from the layer's store,
+    /// or else from `loader`, which is given the key. `None` if none of them has one.
+    ///
+    /// What a loader brings stays in memory, under the cache's freshness or its own ([`Loaded`]), and is *not* written
+    /// to the layer's store: the source has it. So a key that was put into this cache is never loaded. All readers of
+    /// an absent key share one run of one of their loaders; a value whose key was written or invalidated since the
+    /// run began is returned to who waited for it and not kept. While a stale value is served, the loader may run in
+    /// the background, until the layer closes.
+    ///
+    /// Dropping the future changes nothing for others: the load goes on as long as somebody waits for it. The loader
+    /// must not block its thread. One that holds a handle of this layer keeps the layer open while it runs.
+    ///
+    /// ```
+    /// # use forebay::{Cache, Forebay, MemoryStore};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// # let bay = Forebay::builder(MemoryStore::new()).open().await?;
+    /// let users: Cache<u64, String> = bay.cache("users").open()?;
+    /// let ask = |id: u64| async move { Ok::<_, std::io::Error>(Some(format!("user {id}"))) };
+    /// assert_eq!(users.get_or_load(&7, ask).await?, Some("user 7".to_string()));
+    /// assert_eq!(users.get(&7).await?, Some("user 7".to_string())); // memory has it
+    /// # Ok::<(), forebay::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::LoadFailed`] if the loader failed or panicked, for all who waited for it; else as [`Cache::get`].
+    pub async fn get_or_load<T, E, F>(
+        &self,
+        key: &K,
+        load: impl FnOnce(K) -> F + Send + 'static,
+    ) -> Result<Option<V>>
+    where
+        F: Future<Output = Result<T, E>> + Send + 'static,
+        T: Into<Loaded<V>>,
+        E: LoadError,
+    {
+        self.get_or_load_with(key, &ReadOptions::new(), load).await.map(|entry| entry.value)
+    }
+
+    /// As [`Cache::get_or_load`], with a bound on how stale the value may be, and with the proof.
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`].
+    pub async fn get_or_load_with<T, E, F>(
+        &self,
+        key: &K,
+        options: &ReadOptions,
+        load: impl FnOnce(K) -> F + Send + 'static,
+    ) -> Result<Entry<V>>
+    where
+        F: Future<Output = Result<T, E>> + Send + 'static,
+        T: Into<Loaded<V>>,
+        E: LoadError,
+    {
+        self.view.read(&self.layer, key, options, true, || Some(loader(load))).await
+    }
+
+    /// As [`Cache::get_or_load`] for several keys, in their order. The loader is given those that neither memory nor
+    /// the store has and that nobody loads yet, if there are any, in one call, and answers in their order.
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`]; one failure fails all, though what did load is kept.
+    pub async fn get_many_or_load<T, E, F>(
+        &self,
+        keys: &[K],
+        load: impl FnOnce(Vec<K>) -> F + Send + 'static,
+    ) -> Result<Vec<Option<V>>>
+    where
+        F: Future<Output = Result<Vec<T>, E>> + Send + 'static,
+        T: Into<Loaded<V>>,
+        E: LoadError,
+    {
+        self.view.read_many(&self.layer, keys, &ReadOptions::new(), Some(many_loader(load))).await
+    }
+
+    /// Loads `key` from the store again, and returns what it found; others have what memory has until then. Of what a
+    /// loader brought the store knows nothing: see [`Cache::get_or_load_with`] and [`ReadOptions::max_staleness`].
+    ///
+    /// # Errors
+    /// As [`Cache::get`]; memory keeps what it has.
+    pub async fn refresh(&self, key: &K) -> Result<Option<V>> {
+        self.get_with(key, &ReadOptions::new().max_staleness(Duration::ZERO)).await
     }
 
     /// Whether `key` has a value; loads it if it is not in memory.
@@ -88,11 +225,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// # Errors
     /// As [`Cache::get`].
     pub async fn contains(&self, key: &K) -> Result<bool> {
-        self.layer.catch_up();
-        if self.view.resident.contains(key) {
-            return Ok(true);
-        }
-        Ok(self.view.load(&self.layer, key).await?.is_some())
+        Ok(self.get(key).await?.is_some())
     }
 
     /// Writes a value under the cache's policy.
@@ -106,15 +239,20 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// written. [`ErrorKind::InDoubt`], [`ErrorKind::Poisoned`]: it may or may not take effect.
     /// [`ErrorKind::Fenced`], [`ErrorKind::Closed`]: the layer takes no more writes.
     pub async fn put(&self, key: &K, value: V) -> Result<Receipt> {
-        self.write(key, Some(value), self.view.policy).await
+        self.write(key, Some(value), self.view.policy, Own::default()).await
     }
 
-    /// Writes a value under another policy than the cache's.
+    /// Writes a value under other options than the cache's: a [`WritePolicy`], or [`WriteOptions`].
     ///
     /// # Errors
-    /// As [`Cache::put`].
-    pub async fn put_with(&self, key: &K, value: V, policy: WritePolicy) -> Result<Receipt> {
-        self.write(key, Some(value), policy).await
+    /// As [`Cache::put`]; [`ErrorKind::InvalidOption`].
+    pub async fn put_with(&self, key: &K, value: V, options: impl Into<WriteOptions>) -> Result<Receipt> {
+        let options = options.into();
+        let own = options.own();
+        for (option, life) in [("time_to_live", own.time_to_live), ("time_to_idle", own.time_to_idle)] {
+            life.map_or(Ok(()), |life| within_time(option, life, LIFE_MIN, LIFE_MAX))?;
+        }
+        self.write(key, Some(value), options.chosen_policy().unwrap_or(self.view.policy), own).await
     }
 
     /// Removes a key under the cache's policy; an absent one, too, is a write.
@@ -122,21 +260,34 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// # Errors
     /// As [`Cache::put`].
     pub async fn remove(&self, key: &K) -> Result<Receipt> {
-        self.write(key, None, self.view.policy).await
+        self.write(key, None, self.view.policy, Own::default()).await
     }
 
     /// Removes a key under another policy than the cache's.
     ///
     /// # Errors
     /// As [`Cache::put`].
-    pub async fn remove_with(&self, key: &K, policy: WritePolicy) -> Result<Receipt> {
-        self.write(key, None, policy).await
+    pub async fn remove_with(&self, key: &K, options: impl Into<WriteOptions>) -> Result<Receipt> {
+        let policy = options.into().chosen_policy().unwrap_or(self.view.policy);
+        self.write(key, None, policy, Own::default()).await
     }
 
-    async fn write(&self, key: &K, value: Option<V>, policy: WritePolicy) -> Result<Receipt> {
+    async fn write(&self, key: &K, value: Option<V>, policy: WritePolicy, own: Own) -> Result<Receipt> {
         let mut frame = FrameBuilder::new();
-        let effect = self.view.encode(self.layer.metrics(), &mut frame, key, value)?;
-        let written = self.layer.write(frame.finish(), policy, Effects::One(effect)).await;
+        let around = policy == WritePolicy::Around;
+        let effect = self.view.encode(self.layer.metrics(), &mut frame, key, value, own, around)?;
+        let mut effects = Effects::One(effect);
+        if around {
+            // Before, so that an outcome that stays unknown finds memory without the older value; and with the
+            // effect, when the store has the new one.
+            if Safeguard::AroundDropsBefore.holds() {
+                self.invalidate(key);
+            }
+            if !Safeguard::AroundDropsAfter.holds() {
+                effects = Effects::None;
+            }
+        }
+        let written = self.layer.write(frame.finish(), policy, effects).await;
         let doubtful = written.as_ref().is_err_and(|error| error.kind() == ErrorKind::InDoubt);
         if doubtful && Safeguard::DropWhatIsInDoubt.holds() {
             self.invalidate(key);
@@ -156,7 +307,23 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.layer.catch_up();
         // A failure has made all of memory unservable, the key included.
         if self.view.resident.invalidate(key).is_err() {
-            self.layer.metrics().memory_failures.add(1);
+            self.view.memory_failed(self.layer.metrics());
+        }
+    }
+
+    /// As [`Cache::invalidate`], because the store's value is now of this version: does nothing if memory has that
+    /// version or a newer one, and drops what is older or of an unknown version. Says whether it dropped, or would
+    /// have if there had been something.
+    ///
+    /// The same call again finds what was loaded since, so it may be repeated, and may come late.
+    pub fn invalidate_version(&self, key: &K, version: Seq) -> bool {
+        self.layer.catch_up();
+        match self.view.resident.invalidate_version(key, version) {
+            Ok(dropped) => dropped,
+            Err(_) => {
+                self.view.memory_failed(self.layer.metrics());
+                true
+            }
         }
     }
 
@@ -164,6 +331,29 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     pub fn invalidate_all(&self) {
         self.layer.catch_up();
         self.view.resident.invalidate_all();
+    }
+
+    /// Changes how long values are fresh; `None` is for as long as they are there. Holds at once for what is in memory,
+    /// except where a write or a loader chose for itself, and for as long as the layer is open.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`].
+    pub fn set_time_to_live(&self, time_to_live: Option<Duration>) -> Result<()> {
+        time_to_live.map_or(Ok(()), |life| within_time("time_to_live", life, LIFE_MIN, LIFE_MAX))?;
+        self.view.resident.set_time_to_live(time_to_live);
+        Ok(())
+    }
+
+    /// How long values are fresh.
+    #[must_use]
+    pub fn time_to_live(&self) -> Option<Duration> {
+        self.view.resident.time_to_live()
+    }
+
+    /// What this cache's reads have counted.
+    #[must_use]
+    pub fn stats(&self) -> CacheStats {
+        self.view.metrics.snapshot()
     }
 
     /// The namespace's name.
@@ -192,126 +382,11 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
                 format!("cache \"{}\" and the batch belong to different layers", self.view.namespace);
             return Err(Error::new(ErrorKind::InvalidOption, context));
         }
-        let effect = self.view.encode(self.layer.metrics(), batch.frame(), key, value)?;
-        let invalidate = self.clone();
-        let doubtful = key.clone();
+        let around = self.view.policy == WritePolicy::Around;
+        let (frame, own) = (batch.frame(), Own::default());
+        let effect = self.view.encode(self.layer.metrics(), frame, key, value, own, around)?;
+        let (invalidate, doubtful) = (self.clone(), key.clone());
         batch.added(effect, self.view.policy, Box::new(move || invalidate.invalidate(&doubtful)));
         Ok(())
     }
-}
-
-/// The options of a cache that is about to be opened.
-#[must_use = "nothing is opened until `open` is called"]
-pub struct CacheBuilder<K, V, C = Bincode> {
-    layer: Arc<Layer>,
-    name: String,
-    bound: Bound<K, V>,
-    policy: Option<WritePolicy>,
-    coalesce: bool,
-    codec: PhantomData<C>,
-}
-
-impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
-    pub(crate) fn new(layer: Arc<Layer>, name: &str) -> Self {
-        CacheBuilder {
-            layer,
-            name: name.into(),
-            bound: Bound::Entries(CAPACITY_DEFAULT),
-            policy: None,
-            coalesce: true,
-            codec: PhantomData,
-        }
-    }
-}
-
-impl<K: CacheKey, V: CacheValue, C: Codec> CacheBuilder<K, V, C> {
-    /// How many entries may be in memory. Default: 10,000.
-    pub fn capacity(mut self, entries: usize) -> Self {
-        self.bound = Bound::Entries(entries);
-        self
-    }
-
-    /// How much weight may be in memory, in the unit of `weigh`. A value that `weigh` panics on is not kept.
-    pub fn weight_capacity(
-        mut self,
-        weight: u64,
-        weigh: impl Fn(&K, &V) -> u32 + Send + Sync + 'static,
-    ) -> Self {
-        self.bound = Bound::Weight(weight, Box::new(weigh));
-        self
-    }
-
-    /// When writes are acknowledged. Default: behind on a layer with a journal, through on one without.
-    pub fn write_policy(mut self, policy: WritePolicy) -> Self {
-        self.policy = Some(policy);
-        self
-    }
-
-    /// Whether, of several writes of a key in one apply, only the last is sent to the store. Default: true.
-    pub fn coalesce(mut self, coalesce: bool) -> Self {
-        self.coalesce = coalesce;
-        self
-    }
-
-    /// How keys and values become bytes. Default: [`Bincode`].
-    pub fn codec<D: Codec>(self) -> CacheBuilder<K, V, D> {
-        let CacheBuilder { layer, name, bound, policy, coalesce, codec: _ } = self;
-        CacheBuilder { layer, name, bound, policy, coalesce, codec: PhantomData }
-    }
-
-    /// Opens the cache, or returns the open one.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidName`], [`ErrorKind::InvalidOption`]; [`ErrorKind::NamespaceInUse`] if the namespace
-    /// is open with other types or options; [`ErrorKind::Unsupported`] for write-behind without a journal.
-    pub fn open(self) -> Result<Cache<K, V>> {
-        let namespace = NamespaceName::parse(&self.name)?;
-        let has_journal = self.layer.has_journal();
-        let default = if has_journal { WritePolicy::Behind } else { WritePolicy::Through };
-        let policy = self.policy.unwrap_or(default);
-        if policy == WritePolicy::Behind && !has_journal {
-            let context = format!("cache \"{namespace}\": write-behind needs a layer with a journal");
-            return Err(Error::new(ErrorKind::Unsupported, context));
-        }
-        let coder = Coder::of::<C>();
-        let described = self.describe(policy, coder.id())?;
-        let (bound, coalesce) = (self.bound, self.coalesce);
-        let view = self.layer.views().open(&namespace, || {
-            let view: TypedView<K, V> = TypedView {
-                namespace: namespace.clone(),
-                policy,
-                coalesce,
-                described: described.clone(),
-                coder,
-                resident: Resident::new(bound)?,
-                flights: Flights::default(),
-            };
-            Ok(Arc::new(view) as Arc<dyn View>)
-        })?;
-        match view.into_any().downcast::<TypedView<K, V>>() {
-            Ok(view) if view.described == described => Ok(Cache { layer: self.layer, view }),
-            Ok(view) => Err(in_use(&namespace, &view.described, &described)),
-            Err(_) => Err(in_use(&namespace, "other types", &described)),
-        }
-    }
-
-    /// The options in words, so that two openings of a namespace can be compared and told apart.
-    fn describe(&self, policy: WritePolicy, codec: u8) -> Result<String> {
-        let bound = match &self.bound {
-            Bound::Entries(0) | Bound::Weight(0, _) => {
-                let context = format!("cache \"{}\": capacity is 0; it has to be at least 1", self.name);
-                return Err(Error::new(ErrorKind::InvalidOption, context));
-            }
-            Bound::Entries(entries) => format!("{entries} entries"),
-            Bound::Weight(weight, _) => format!("weight {weight}"),
-        };
-        let (key, value) = (type_name::<K>(), type_name::<V>());
-        let coalesce = if self.coalesce { "coalescing" } else { "every update" };
-        Ok(format!("{key} -> {value}, {bound}, {policy:?}, {coalesce}, codec {codec}"))
-    }
-}
-
-fn in_use(namespace: &NamespaceName, open: &str, asked: &str) -> Error {
-    let context = format!("cache \"{namespace}\" is open with {open}, and was asked for with {asked}");
-    Error::new(ErrorKind::NamespaceInUse, context)
 }

@@ -12,7 +12,9 @@ use crate::engine::core::{Core, closed, unanswered};
 use crate::engine::dead_letters::{DeadLetter, DeadLetters};
 use crate::engine::gate::NotEntered;
 use crate::engine::health::{Closed, Health, HealthState};
+use crate::engine::reads::Reads;
 use crate::engine::record::{Operation, push};
+use crate::engine::tasks::Tasks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, NamespaceName, Seq};
 use crate::journal::committer::Committer;
@@ -21,16 +23,16 @@ use crate::journal::log::Log;
 use crate::journal::sink::Submission;
 use crate::metrics::{Metrics, Stats};
 use crate::options::{Backpressure, LayerOptions, WritePolicy};
-use crate::safeguard::Safeguard;
-use crate::seam::clock::{self, Handle, Runtime};
+use crate::seam::clock::{self, Handle, Runtime, Ticker};
 use crate::seam::sync::thread::{self, JoinHandle};
-use crate::seam::sync::{Mutex, MutexGuard, RwLock};
-use crate::store::contract::Store;
+use crate::seam::sync::{Mutex, MutexGuard};
 
 /// The memory of a typed cache, as far as the engine needs to know it.
 pub trait View: Any + Send + Sync {
     /// Makes everything in it unservable.
     fn invalidate_all(&self);
+    /// How many reads it answered.
+    fn memory_hits(&self) -> u64;
     /// For going back to the type.
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
@@ -67,6 +69,11 @@ impl Views {
             .for_each(|(_, view)| view.invalidate_all());
     }
 
+    /// How many reads were answered from memory.
+    pub fn memory_hits(&self) -> u64 {
+        self.lock().values().map(|view| view.memory_hits()).sum()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<NamespaceName, Arc<dyn View>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,8 +88,9 @@ pub(crate) struct FlusherThread {
 /// An open layer.
 pub struct Layer {
     pub(crate) core: Arc<Core>,
-    /// Let go when the layer stops, so that the store can be opened again though handles are left.
-    pub(crate) store: RwLock<Option<Arc<dyn Store>>>,
+    pub(crate) reads: Arc<Reads>,
+    pub(crate) tasks: Tasks,
+    pub(crate) ticker: Ticker,
     pub(crate) committer: Arc<Committer<Core>>,
     pub(crate) log: Option<Arc<Log>>,
     pub(crate) letters: Option<Arc<DeadLetters>>,
@@ -96,9 +104,22 @@ impl Layer {
     /// Makes memory show every write that was acknowledged before the call. To be called before a cache's memory is
     /// looked at or changed.
     pub fn catch_up(&self) {
-        if Safeguard::MemoryCatchesUp.holds() {
-            self.core.pending.catch_up();
-        }
+        self.reads.catch_up();
+    }
+
+    /// What is beyond memory.
+    pub fn reads(&self) -> &Arc<Reads> {
+        &self.reads
+    }
+
+    /// What goes on in the background.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// The clock that ages are read from.
+    pub fn ticker(&self) -> &Ticker {
+        &self.ticker
     }
 
     /// The open caches.
@@ -138,7 +159,7 @@ impl Layer {
                 let answer = self.submit(body, Until::Committed, true, effects).await?;
                 answer.await.map_err(|_| unanswered())?
             }
-            WritePolicy::Through => {
+            WritePolicy::Through | WritePolicy::Around => {
                 let answer = self.submit(body, Until::Applied, false, effects).await?;
                 match self.within(self.core.options.through_timeout, answer).await {
                     Some(answer) => answer.map_err(|_| unanswered())?,
@@ -283,7 +304,8 @@ impl Layer {
 
     /// What has been counted.
     pub fn stats(&self) -> Stats {
-        self.core.metrics.snapshot()
+        // Counted by the caches, each for itself, so that a hit counts once.
+        Stats { memory_hits: self.views.memory_hits(), ..self.core.metrics.snapshot() }
     }
 
     /// The dead-letter list, oldest first.
@@ -382,7 +404,8 @@ impl Layer {
         drop(self.committer.close());
         let panicked = Error::new(ErrorKind::StoreFailed, "the flusher's thread panicked");
         self.core.fail(HealthState::Closed, if runtime.is_err() { panicked } else { closed() });
-        drop(self.store.write().unwrap_or_else(PoisonError::into_inner).take());
+        self.tasks.end();
+        self.reads.let_go();
         if let Some(log) = &self.log {
             log.shutdown();
         }

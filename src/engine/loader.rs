@@ -1,49 +1,101 @@
 //! One load per key at a time.
 //!
-//! A flight carries the mark at which it began. A reader joins it only if nothing has moved since, so a read
-//! that begins after a write or an invalidation never joins an older load (Facebook's memcache leases, NSDI
-//! 2013, settle the same race with tokens). A flight whose reader is cancelled or panics releases those who
-//! wait; each of them tries again, and one of them loads.
+//! A flight carries where it started. A reader joins it only if nothing has moved since, so a read that begins after a
+//! write or an invalidation never joins an older load (Facebook's memcache leases, NSDI 2013, settle the same race with
+//! tokens); and only if it is young enough for the reader.
+//!
+//! A flight belongs to all who wait for it, and whoever of them is polled drives it: none of them can hold up the
+//! others by not being polled or by going away. When the last one goes away, the load is dropped. If it panics, all of
+//! them are told. One flight may load several keys.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
 use std::hash::Hash;
-use std::sync::{Arc, PoisonError};
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError, Weak};
+use std::task::{Context, Poll, Wake, Waker};
 
-use tokio::sync::watch;
-
-use crate::memory::fence::Mark;
+use crate::memory::resident::Start;
 use crate::safeguard::Safeguard;
+use crate::seam::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::seam::sync::{Mutex, MutexGuard};
+
+/// A load that lands with one outcome for each of its keys.
+pub type Load<T> = Pin<Box<dyn Future<Output = Vec<T>> + Send>>;
 
 /// The loads of one cache that are under way.
 pub struct Flights<K, T> {
-    flights: Mutex<HashMap<K, Arc<Flight<T>>>>,
+    flights: Mutex<HashMap<K, Listed<T>>>,
+}
+
+/// Where the flight of a key is found.
+struct Listed<T> {
+    start: Start,
+    flight: Weak<Flight<T>>,
+    seat: usize,
 }
 
 struct Flight<T> {
-    mark: Mark,
-    /// `None` until it has landed; closed without a value if it was abandoned.
-    outcome: watch::Receiver<Option<T>>,
+    state: Mutex<State<T>>,
+    waiting: Arc<Waiting>,
+    joined: AtomicU64,
+}
+
+enum State<T> {
+    /// Its keys are still being collected.
+    Boarding,
+    /// Nobody polls it.
+    Idle(Load<T>),
+    /// Somebody polls it.
+    Polled,
+    /// The outcomes are there.
+    Landed(Vec<T>),
+    /// There will be none.
+    Crashed,
+}
+
+/// Who is to be woken when a flight gets on.
+#[derive(Default)]
+struct Waiting {
+    wakers: Mutex<BTreeMap<u64, Waker>>,
+    /// Somebody has woken the flight since its poll began.
+    woken: AtomicBool,
 }
 
 /// What a reader is to do about an absent key.
-pub enum Turn<'a, K: Hash + Eq, T> {
-    /// Load it, and land.
-    Lead(Lead<'a, K, T>),
-    /// Somebody loads it; wait.
+pub enum Turn<T> {
+    /// Its flight loads the key.
+    Lead(Join<T>),
+    /// Somebody loads it already.
     Join(Join<T>),
 }
 
-/// The duty to load. Dropping it without landing releases those who wait.
-pub struct Lead<'a, K: Hash + Eq, T> {
-    flights: &'a Flights<K, T>,
-    key: K,
+/// A flight that collects its keys. Dropping it without [`Departure::depart`] releases those who joined.
+pub struct Departure<K: Hash + Eq, T> {
+    flights: Arc<Flights<K, T>>,
     flight: Arc<Flight<T>>,
-    outcome: watch::Sender<Option<T>>,
+    keys: Vec<K>,
 }
 
-/// A place on somebody else's flight.
-pub struct Join<T>(watch::Receiver<Option<T>>);
+/// A place on a flight: a future of its outcome, or of nothing if the load panicked.
+pub struct Join<T> {
+    flight: Arc<Flight<T>>,
+    seat: usize,
+    number: u64,
+}
+
+/// Takes a flight off the list when its load ends, however it does.
+struct Listing<K: Hash + Eq, T> {
+    flights: Arc<Flights<K, T>>,
+    flight: Weak<Flight<T>>,
+    keys: Vec<K>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl<K, T> Default for Flights<K, T> {
     fn default() -> Self {
@@ -51,86 +103,152 @@ impl<K, T> Default for Flights<K, T> {
     }
 }
 
-impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
-    /// Joins the flight of `key` that began where the fences stand now, or begins one.
-    pub fn board(&self, key: &K, mark: &Mark) -> Turn<'_, K, T> {
-        let mut flights = self.lock();
-        if let Some(flight) = flights.get(key)
-            && (flight.mark == *mark || !Safeguard::JoinNoOlderLoad.holds())
+impl<K: Hash + Eq + Clone, T> Flights<K, T> {
+    /// A flight for keys that nobody loads.
+    #[must_use]
+    pub fn departure(self: &Arc<Self>) -> Departure<K, T> {
+        let flight =
+            Flight { state: Mutex::new(State::Boarding), waiting: Arc::default(), joined: AtomicU64::new(0) };
+        Departure { flights: Arc::clone(self), flight: Arc::new(flight), keys: Vec::new() }
+    }
+}
+
+impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> Departure<K, T> {
+    /// Joins the flight of `key` that began where the fences stand now and that `suits`; or takes the key on this one.
+    pub fn board(&mut self, key: &K, start: &Start, suits: impl FnOnce(&Start) -> bool) -> Turn<T> {
+        let mut flights = lock(&self.flights.flights);
+        if let Some(listed) = flights.get(key)
+            && (listed.start.mark == start.mark || !Safeguard::JoinNoOlderLoad.holds())
+            && suits(&listed.start)
+            && let Some(flight) = listed.flight.upgrade()
         {
-            return Turn::Join(Join(flight.outcome.clone()));
+            return Turn::Join(Join::new(flight, listed.seat));
         }
-        let (sender, outcome) = watch::channel(None);
-        let flight = Arc::new(Flight { mark: *mark, outcome });
-        flights.insert(key.clone(), Arc::clone(&flight));
-        drop(flights);
-        Turn::Lead(Lead { flights: self, key: key.clone(), flight, outcome: sender })
+        let seat = self.keys.len();
+        let flight = Arc::downgrade(&self.flight);
+        flights.insert(key.clone(), Listed { start: *start, flight, seat });
+        self.keys.push(key.clone());
+        Turn::Lead(Join::new(Arc::clone(&self.flight), seat))
+    }
+
+    /// Starts the load of the keys that were taken, in their order.
+    pub fn depart(mut self, load: impl Future<Output = Vec<T>> + Send + 'static) {
+        let keys = mem::take(&mut self.keys);
+        let listing =
+            Listing { flights: Arc::clone(&self.flights), flight: Arc::downgrade(&self.flight), keys };
+        let load: Load<T> = Box::pin(async move {
+            let landed = load.await;
+            drop(listing);
+            landed
+        });
+        *lock(&self.flight.state) = State::Idle(load);
+        self.flight.waiting.wake_all();
+    }
+}
+
+impl<K: Hash + Eq, T> Drop for Departure<K, T> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.flight.state);
+        if matches!(*state, State::Boarding) {
+            *state = State::Crashed;
+            drop(state);
+            self.flights.strike(&self.keys, &Arc::downgrade(&self.flight));
+            self.flight.waiting.wake_all();
+        }
     }
 }
 
 impl<K: Hash + Eq, T> Flights<K, T> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, Arc<Flight<T>>>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<K: Hash + Eq, T> Lead<'_, K, T> {
-    /// Ends the flight with its outcome.
-    pub fn land(self, outcome: T) {
-        self.outcome.send_replace(Some(outcome));
-    }
-}
-
-impl<K: Hash + Eq, T> Drop for Lead<'_, K, T> {
-    fn drop(&mut self) {
-        let mut flights = self.flights.lock();
-        // A newer flight may have taken the place.
-        if flights.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
-            flights.remove(&self.key);
+    /// Forgets where these keys are loaded, as far as it is still this flight: a newer one may have taken the place.
+    fn strike(&self, keys: &[K], flight: &Weak<Flight<T>>) {
+        let mut flights = lock(&self.flights);
+        for key in keys {
+            if flights.get(key).is_some_and(|listed| Weak::ptr_eq(&listed.flight, flight)) {
+                flights.remove(key);
+            }
         }
     }
 }
 
-impl<T: Clone> Join<T> {
-    /// Waits for the outcome; `None` if the flight was abandoned.
-    pub async fn outcome(mut self) -> Option<T> {
-        let landed = self.0.wait_for(Option::is_some).await.ok()?;
-        landed.clone()
+impl<K: Hash + Eq, T> Drop for Listing<K, T> {
+    fn drop(&mut self) {
+        self.flights.strike(&self.keys, &self.flight);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::memory::fence::Fences;
-
-    #[tokio::test]
-    async fn a_reader_joins_only_what_began_where_the_fences_stand_now() {
-        let (flights, fences) = (Flights::<u32, &str>::default(), Fences::default());
-        let mark = fences.mark(1);
-        let Turn::Lead(old) = flights.board(&1, &mark) else { panic!("nobody loads yet") };
-        let Turn::Join(joined) = flights.board(&1, &mark) else { panic!("somebody loads") };
-        fences.change(1, || {});
-        let Turn::Lead(new) = flights.board(&1, &fences.mark(1)) else {
-            panic!("the flight is too old to join")
-        };
-        old.land("old");
-        assert_eq!(joined.outcome().await, Some("old"));
-        let Turn::Join(joined) = flights.board(&1, &fences.mark(1)) else {
-            panic!("the new flight is still up")
-        };
-        new.land("new");
-        assert_eq!(joined.outcome().await, Some("new"));
+impl Waiting {
+    fn wake_all(&self) {
+        let wakers = mem::take(&mut *lock(&self.wakers));
+        wakers.into_values().for_each(Waker::wake);
     }
+}
 
-    #[tokio::test]
-    async fn an_abandoned_flight_releases_those_who_wait() {
-        let (flights, fences) = (Flights::<u32, &str>::default(), Fences::default());
-        let mark = fences.mark(1);
-        let Turn::Lead(lead) = flights.board(&1, &mark) else { panic!("nobody loads yet") };
-        let Turn::Join(joined) = flights.board(&1, &mark) else { panic!("somebody loads") };
-        drop(lead);
-        assert_eq!(joined.outcome().await, None);
-        assert!(matches!(flights.board(&1, &mark), Turn::Lead(_)));
+impl Wake for Waiting {
+    fn wake(self: Arc<Self>) {
+        self.woken.store(true, Ordering::SeqCst);
+        self.wake_all();
+    }
+}
+
+impl<T> Join<T> {
+    fn new(flight: Arc<Flight<T>>, seat: usize) -> Join<T> {
+        let number = flight.joined.fetch_add(1, Ordering::SeqCst);
+        Join { flight, seat, number }
+    }
+}
+
+impl<T: Clone> Future for Join<T> {
+    type Output = Option<T>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        let Join { flight, seat, number } = &*self;
+        let mut state = lock(&flight.state);
+        match &*state {
+            State::Landed(outcomes) => return Poll::Ready(outcomes.get(*seat).cloned()),
+            State::Crashed => return Poll::Ready(None),
+            State::Boarding | State::Idle(_) | State::Polled => {}
+        }
+        lock(&flight.waiting.wakers).insert(*number, context.waker().clone());
+        let mut load = match mem::replace(&mut *state, State::Polled) {
+            State::Idle(load) => load,
+            // Who polls it, or makes it depart, wakes this one.
+            other => {
+                *state = other;
+                return Poll::Pending;
+            }
+        };
+        drop(state);
+        flight.waiting.woken.store(false, Ordering::SeqCst);
+        let waker = Waker::from(Arc::clone(&flight.waiting));
+        let polled = catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(&mut Context::from_waker(&waker))));
+        match polled {
+            Ok(Poll::Pending) => {
+                *lock(&flight.state) = State::Idle(load);
+                // Somebody who was woken in between found the flight being polled, and waits: not for this one alone.
+                if flight.waiting.woken.load(Ordering::SeqCst) {
+                    flight.waiting.wake_all();
+                }
+                Poll::Pending
+            }
+            Ok(Poll::Ready(outcomes)) => {
+                let outcome = outcomes.get(*seat).cloned();
+                *lock(&flight.state) = State::Landed(outcomes);
+                flight.waiting.wake_all();
+                Poll::Ready(outcome)
+            }
+            Err(_panic) => {
+                *lock(&flight.state) = State::Crashed;
+                flight.waiting.wake_all();
+                // What a panic left behind may panic again when it is dropped.
+                drop(catch_unwind(AssertUnwindSafe(|| drop(load))));
+                Poll::Ready(None)
+            }
+        }
+    }
+}
+
+impl<T> Drop for Join<T> {
+    fn drop(&mut self) {
+        lock(&self.flight.waiting.wakers).remove(&self.number);
     }
 }

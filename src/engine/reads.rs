@@ -5,24 +5,61 @@
 
 use std::sync::{Arc, PoisonError};
 
-use crate::engine::core::closed;
+use crate::engine::core::{Core, closed};
 use crate::engine::dead_letters::DeadLetters;
 use crate::engine::health::HealthState;
-use crate::engine::layer::Layer;
 use crate::engine::pending::{Found, Place};
 use crate::engine::record::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
 use crate::journal::frame::Location;
 use crate::journal::log::Log;
+use crate::metrics::Metrics;
+use crate::safeguard::Safeguard;
+use crate::seam::clock::Handle;
+use crate::seam::sync::RwLock;
 use crate::store::contract::{Store, StoreError, Versioned};
 
-impl Layer {
+/// What reading needs of a layer, apart from it: a load may outlive the call that began it, but keeps no layer open.
+pub struct Reads {
+    pub(crate) core: Arc<Core>,
+    /// Let go when the layer stops, so that the store can be opened again though handles are left.
+    pub(crate) store: RwLock<Option<Arc<dyn Store>>>,
+    pub(crate) log: Option<Arc<Log>>,
+    pub(crate) letters: Option<Arc<DeadLetters>>,
+    /// The layer's own runtime: it drives the timers, so that callers need no runtime.
+    pub(crate) runtime: Handle,
+}
+
+/// What was found beyond memory.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The value; `None` if there is none.
+    pub value: Option<Versioned>,
+    /// Whether it was pending, rather than the store's.
+    pub pending: bool,
+}
+
+impl Answer {
+    fn pending(value: Option<Versioned>) -> Answer {
+        Answer { value, pending: true }
+    }
+}
+
+impl Reads {
+    /// Makes memory show every write that was acknowledged before the call. To be called before a cache's memory is
+    /// looked at or changed.
+    pub fn catch_up(&self) {
+        if Safeguard::MemoryCatchesUp.holds() {
+            self.core.pending.catch_up();
+        }
+    }
+
     /// The value of `key` that is not in memory: pending, or the store's. `None` if there is none.
     ///
     /// # Errors
     /// The store's, or the journal's if it no longer holds what it has committed.
-    pub async fn load(&self, key: &Key) -> Result<Option<Versioned>> {
+    pub async fn load(&self, key: &Key) -> Result<Answer> {
         let store = self.store()?;
         loop {
             let settled = self.core.settled.notified();
@@ -33,11 +70,11 @@ impl Layer {
                 Found::Pending { version, place } => match self.fetch(place).await? {
                     Fetched::Value(value) => {
                         self.core.metrics.pending_hits.add(1);
-                        return Ok(Some(Versioned { value, version }));
+                        return Ok(Answer::pending(Some(Versioned { value, version })));
                     }
                     Fetched::Removed => {
                         self.core.metrics.pending_hits.add(1);
-                        return Ok(None);
+                        return Ok(Answer::pending(None));
                     }
                     // Applied and recycled meanwhile.
                     Fetched::Gone => continue,
@@ -53,7 +90,7 @@ impl Layer {
             let loaded = store.load(key).await.map_err(StoreError::into_error)?;
             // A write-through that began meanwhile may have shown what a power cut can still take back.
             if !self.core.pending.lock().is_unsettled(key) {
-                return Ok(loaded);
+                return Ok(Answer { value: loaded, pending: false });
             }
         }
     }
@@ -72,9 +109,9 @@ impl Layer {
     /// Loads several keys, in their order; what is not pending in one call to the store.
     ///
     /// # Errors
-    /// As [`Layer::load`]; one failure fails all.
-    pub async fn load_many(&self, keys: &[Key]) -> Result<Vec<Option<Versioned>>> {
-        let mut found: Vec<Option<Option<Versioned>>> = Vec::with_capacity(keys.len());
+    /// As [`Reads::load`]; one failure fails all.
+    pub async fn load_many(&self, keys: &[Key]) -> Result<Vec<Answer>> {
+        let mut found: Vec<Option<Answer>> = Vec::with_capacity(keys.len());
         let mut absent = Vec::new();
         for key in keys {
             let pending = self.core.pending.lock().find(key);
@@ -102,14 +139,24 @@ impl Layer {
             let value = match found {
                 Some(value) => value,
                 None => {
-                    let value = loaded.next().flatten();
+                    let loaded = Answer { value: loaded.next().flatten(), pending: false };
                     let unsettled = self.core.pending.lock().is_unsettled(key);
-                    if unsettled { self.load(key).await? } else { value }
+                    if unsettled { self.load(key).await? } else { loaded }
                 }
             };
             all.push(value);
         }
         Ok(all)
+    }
+
+    /// The layer's counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.core.metrics
+    }
+
+    /// Lets the store go.
+    pub(crate) fn let_go(&self) {
+        drop(self.store.write().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     fn store(&self) -> Result<Arc<dyn Store>> {

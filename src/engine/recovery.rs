@@ -14,6 +14,8 @@ use crate::engine::dead_letters::DeadLetters;
 use crate::engine::flusher::{Flusher, Source};
 use crate::engine::layer::{FlusherThread, Layer, Views};
 use crate::engine::pending::{PendingView, QueuedFrame};
+use crate::engine::reads::Reads;
+use crate::engine::tasks::Tasks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, JournalId, Seq};
 use crate::journal::committer::Committer;
@@ -21,7 +23,7 @@ use crate::journal::log::Log;
 use crate::journal::recovery::Opened;
 use crate::options::LayerOptions;
 use crate::safeguard::Safeguard;
-use crate::seam::clock::{self, Handle};
+use crate::seam::clock::{self, Handle, Ticker};
 use crate::seam::priority;
 use crate::seam::sync::{Mutex, RwLock, thread};
 use crate::store::contract::{Batch, Progress, Store, StoreError, Tenure};
@@ -34,6 +36,7 @@ pub(crate) async fn open(
     store: Arc<dyn Store>,
     options: LayerOptions,
     disk: Arc<dyn Disk>,
+    ticker: Ticker,
 ) -> Result<Arc<Layer>> {
     options.validate()?;
     let tenure = store.tenure().await.map_err(StoreError::into_error)?;
@@ -48,7 +51,7 @@ pub(crate) async fn open(
     let id = journal.as_ref().map(|journal| journal.id);
     let mut tenure = store.claim(id).await.map_err(StoreError::into_error)?;
     forget_lost_journal(&*store, &mut tenure, journal.as_ref()).await?;
-    blocking(move || start(store, options, disk, tenure, journal)).await
+    blocking(move || start(store, options, disk, ticker, tenure, journal)).await
 }
 
 /// Whether this journal is the one that the store was fed from, and whole.
@@ -117,6 +120,7 @@ fn start(
     store: Arc<dyn Store>,
     options: LayerOptions,
     disk: Arc<dyn Disk>,
+    ticker: Ticker,
     tenure: Tenure,
     journal: Option<Opened>,
 ) -> Result<Arc<Layer>> {
@@ -158,8 +162,15 @@ fn start(
         refused: Cell::new(Seq::ZERO),
     };
     let (runtime, thread) = run_flusher(flusher)?;
-    let (flusher, store) = (Mutex::new(Some(thread)), RwLock::new(Some(store)));
-    Ok(Arc::new(Layer { core, store, committer, log, letters, views, runtime, flusher }))
+    let reads = Arc::new(Reads {
+        core: Arc::clone(&core),
+        store: RwLock::new(Some(store)),
+        log: log.clone(),
+        letters: letters.clone(),
+        runtime: runtime.clone(),
+    });
+    let (flusher, tasks) = (Mutex::new(Some(thread)), Tasks::new(runtime.clone()));
+    Ok(Arc::new(Layer { core, reads, tasks, ticker, committer, log, letters, views, runtime, flusher }))
 }
 
 /// Takes what the store lacks from the journal: keys and places into memory, values stay on the disk.

@@ -64,6 +64,16 @@ impl Fences {
         change()
     }
 
+    /// Runs `change`, and moves the fence of the key with this hash if that says that something changed.
+    pub fn change_if(&self, hash: u64, change: impl FnOnce() -> bool) -> bool {
+        let mut moves = self.stripe(hash);
+        // Moved first, and back: a panic must not leave it where it was.
+        *moves += 1;
+        let changed = change();
+        *moves -= u64::from(!changed);
+        changed
+    }
+
     /// Runs `fill` if nothing moved since `mark`, and says whether it did.
     pub fn fill(&self, mark: &Mark, fill: impl FnOnce()) -> bool {
         let moves = self.stripe(mark.hash);

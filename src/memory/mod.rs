@@ -1,5 +1,6 @@
 //! What is in memory and may be served. No I/O happens here.
 
 pub mod fence;
+pub mod freshness;
 pub mod resident;
 pub mod servable;

@@ -4,8 +4,12 @@
 //! (hashing, comparing, cloning, weighing) may panic here: then everything in memory becomes unservable, which
 //! needs none of that code, and the write or load that brought the value goes on without memory.
 
+use std::cell::Cell;
 use std::hash::{BuildHasher, Hash};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
@@ -13,9 +17,14 @@ use quick_cache::{OptionsBuilder, Weighter};
 use crate::error::{Error, ErrorKind};
 use crate::ids::Seq;
 use crate::memory::fence::{Fences, Mark};
-use crate::memory::servable::{Generation, Servable, servable};
+use crate::memory::freshness::{Freshness, LiveDuration};
+use crate::memory::servable::{
+    Ask, Excuse, Generation, MissReason, Rules, Servable, Situation, Stamp, is_due_early, is_timed, life,
+    servable,
+};
 use crate::safeguard::Safeguard;
-use crate::seam::random::HashBuilder;
+use crate::seam::clock::{Moment, Ticker};
+use crate::seam::random::{self, HashBuilder};
 
 /// What a value costs, in the unit of the capacity; less than one counts as one.
 pub type Weigh<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
@@ -28,15 +37,78 @@ pub enum Bound<K, V> {
     Weight(u64, Weigh<K, V>),
 }
 
-/// A value in memory.
+/// What is in memory of a key.
 #[derive(Clone, Debug)]
-pub struct Entry<V> {
-    /// The value.
-    pub value: V,
-    /// Who wrote it.
-    pub version: Seq,
+struct Entry<V> {
+    /// `None` says that the key has no value.
+    value: Option<V>,
+    /// Who wrote it; zero if nobody knows.
+    version: Seq,
     generation: Generation,
+    since: Moment,
     weight: u32,
+    /// How long its load took; nothing if it was written.
+    took_us: u32,
+    cut: u16,
+    of_loader: bool,
+    /// What few entries have, so that the others stay small.
+    extra: Option<Arc<Extra>>,
+}
+
+/// What an entry has beside the cache's rules.
+#[derive(Debug)]
+struct Extra {
+    own: Own,
+    /// When it was used last.
+    used: AtomicU64,
+}
+
+/// What an entry is told to do instead of what its cache says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Its time to live.
+    pub time_to_live: Option<Duration>,
+    /// Its time to idle.
+    pub time_to_idle: Option<Duration>,
+}
+
+/// What a look at memory found that may be served.
+#[derive(Clone, Debug)]
+pub struct Held<V> {
+    /// The value; `None` if the key is known to have none.
+    pub value: Option<V>,
+    /// Who wrote it; zero if nobody knows.
+    pub version: Seq,
+    /// How old it is. Only measured if that matters for the answer; else nothing.
+    pub age: Duration,
+    /// Why it is served though its time is up.
+    pub excuse: Option<Excuse>,
+    /// Whether it should be loaded again, while it is served.
+    pub reload: bool,
+    /// The age that it was allowed to have; none if nothing limited it.
+    pub bound: Option<Duration>,
+}
+
+/// Where a load starts: taken before anything is looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// Where the fences stood.
+    pub mark: Mark,
+    /// When that was.
+    pub since: Moment,
+}
+
+/// What a load brought.
+#[derive(Clone, Copy, Debug)]
+pub struct Brought<'a, V> {
+    /// The value; `None` if there is none.
+    pub value: Option<&'a V>,
+    /// Who wrote it; zero if nobody knows.
+    pub version: Seq,
+    /// Whether a reader's loader was asked.
+    pub of_loader: bool,
+    /// What it is told to do instead of what the cache says.
+    pub own: Own,
 }
 
 #[derive(Clone)]
@@ -48,12 +120,35 @@ impl<K, V> Weighter<K, Entry<V>> for ByEntry {
     }
 }
 
+impl<V> Entry<V> {
+    fn stamp(&self) -> Stamp {
+        let own = self.extra.as_ref().map(|extra| extra.own).unwrap_or_default();
+        let used = self
+            .extra
+            .as_ref()
+            .map_or(self.since, |extra| Moment::of_nanos(extra.used.load(Ordering::Relaxed)));
+        Stamp {
+            generation: self.generation,
+            since: self.since,
+            used,
+            absent: self.value.is_none(),
+            of_loader: self.of_loader,
+            cut: self.cut,
+            time_to_live: own.time_to_live,
+            time_to_idle: own.time_to_idle,
+        }
+    }
+}
+
 /// The entries of one cache and its fences.
 pub struct Resident<K, V> {
     entries: Cache<K, Entry<V>, ByEntry, HashBuilder>,
     hasher: HashBuilder,
     fences: Fences,
     weigh: Option<Weigh<K, V>>,
+    freshness: Freshness,
+    time_to_live: LiveDuration,
+    ticker: Ticker,
 }
 
 /// The values or code of the user's panicked; memory was emptied of everything it might have confused.
@@ -65,7 +160,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] if the bound is one that the engine cannot take.
-    pub fn new(bound: Bound<K, V>) -> Result<Self, Error> {
+    pub fn new(bound: Bound<K, V>, freshness: Freshness, ticker: Ticker) -> Result<Self, Error> {
         // An estimate of the number of entries sizes the table; a weight says nothing of it, so a middling one.
         let (estimate, capacity, weigh) = match bound {
             Bound::Entries(entries) => (entries, u64::try_from(entries).unwrap_or(u64::MAX), None),
@@ -80,56 +175,206 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             .map_err(|error| Error::with_source(ErrorKind::InvalidOption, "capacity", error.to_string()))?;
         let hasher = HashBuilder::default();
         let entries = Cache::with_options(options, ByEntry, hasher.clone(), DefaultLifecycle::default());
-        Ok(Resident { entries, hasher, fences: Fences::default(), weigh })
+        let (fences, time_to_live) = (Fences::default(), LiveDuration::new(None));
+        Ok(Resident { entries, hasher, fences, weigh, freshness, time_to_live, ticker })
     }
 
-    /// The value in memory, if there is one that may be served.
-    pub fn get(&self, key: &K) -> Option<Entry<V>> {
-        let entry = self.entries.get(key)?;
-        match servable(entry.generation, self.fences.generation()) {
-            Servable::Fresh => Some(entry),
-            Servable::Miss(_) => None,
+    /// How long a value is fresh, from now on and for what is in memory.
+    pub fn set_time_to_live(&self, time_to_live: Option<Duration>) {
+        self.time_to_live.set(time_to_live);
+    }
+
+    /// How long a value is fresh.
+    #[must_use]
+    pub fn time_to_live(&self) -> Option<Duration> {
+        self.time_to_live.value()
+    }
+
+    /// What else the cache asks of its entries.
+    #[must_use]
+    pub fn freshness(&self) -> &Freshness {
+        &self.freshness
+    }
+
+    /// The clock that ages are read from.
+    #[must_use]
+    pub fn ticker(&self) -> &Ticker {
+        &self.ticker
+    }
+
+    /// What is in memory of a key and may be served to this reader. Counts as a use.
+    ///
+    /// # Errors
+    /// Why it may not.
+    #[inline]
+    pub fn look(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
+        let Some(entry) = self.entries.get(key) else { return Err(MissReason::Absent) };
+        let (stamp, rules) = (entry.stamp(), self.rules());
+        if is_timed(&stamp, &rules, ask) {
+            return self.judged(entry, &stamp, &rules, ask);
+        }
+        match servable(&stamp, &rules, stamp.since, ask) {
+            Servable::Miss(reason) => Err(reason),
+            _ => Ok(Held {
+                value: entry.value,
+                version: entry.version,
+                age: Duration::ZERO,
+                excuse: None,
+                reload: false,
+                bound: None,
+            }),
         }
     }
 
-    /// Whether a read would be answered from memory. Does not count as a use.
-    pub fn contains(&self, key: &K) -> bool {
-        let floor = self.fences.generation();
-        self.entries.peek(key).is_some_and(|entry| servable(entry.generation, floor) == Servable::Fresh)
+    /// As [`Resident::look`], with the age measured in any case.
+    ///
+    /// # Errors
+    /// Why it may not be served.
+    pub fn look_closely(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
+        let Some(entry) = self.entries.get(key) else { return Err(MissReason::Absent) };
+        let stamp = entry.stamp();
+        self.judged(entry, &stamp, &self.rules(), ask)
     }
 
-    /// Marks the fences before a load of `key`.
-    pub fn mark(&self, key: &K) -> Mark {
-        self.fences.mark(self.hasher.hash_one(key))
+    fn judged(
+        &self,
+        entry: Entry<V>,
+        stamp: &Stamp,
+        rules: &Rules<'_>,
+        ask: &Ask,
+    ) -> Result<Held<V>, MissReason> {
+        let now = self.ticker.now();
+        let (age, excuse, reload) = match servable(stamp, rules, now, ask) {
+            Servable::Fresh { age, left } => (age, None, left.is_some_and(|left| self.is_due(&entry, left))),
+            Servable::Stale { age, because } => (age, Some(because), because == Excuse::WhileRevalidating),
+            Servable::Miss(reason) => return Err(reason),
+        };
+        if let Some(extra) = &entry.extra {
+            extra.used.store(now.nanos(), Ordering::Relaxed);
+        }
+        let window = match (excuse, ask.situation) {
+            (Some(Excuse::WhileRevalidating), _) => self.freshness.stale_while_revalidate,
+            (Some(Excuse::LoadFailed), _) => self.freshness.stale_if_error,
+            _ => Duration::ZERO,
+        };
+        let life = match (excuse, ask.situation) {
+            (Some(Excuse::InsteadOfWaiting), Situation::Waiting(most)) => Some(most),
+            _ => life(stamp, rules).map(|life| life.saturating_add(window)),
+        };
+        let bound = life.into_iter().chain(ask.max_staleness).min();
+        Ok(Held { value: entry.value, version: entry.version, age, excuse, reload, bound })
     }
 
-    /// Takes a committed write: `None` removes. Older loads of the key can no longer land.
+    fn is_due(&self, entry: &Entry<V>, left: Duration) -> bool {
+        let took = Duration::from_micros(u64::from(entry.took_us));
+        match self.freshness.early_refresh {
+            Some(beta) if entry.value.is_some() => is_due_early(left, took, beta, drawn),
+            _ => false,
+        }
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        Rules {
+            floor: self.fences.generation(),
+            time_to_live: self.time_to_live.value(),
+            freshness: &self.freshness,
+        }
+    }
+
+    /// Whether a reader who starts at `now` may have what a load brings that started at `since`, with the fences
+    /// where they still stand.
+    #[must_use]
+    pub fn may_join(&self, since: Moment, now: Moment, ask: &Ask) -> bool {
+        let rules = self.rules();
+        let stamp = Stamp { generation: rules.floor, since, used: now, of_loader: true, ..Stamp::default() };
+        matches!(servable(&stamp, &rules, now, ask), Servable::Fresh { .. })
+    }
+
+    /// Where a load of `key` starts. Taken before the load looks anywhere.
+    pub fn start(&self, key: &K) -> Start {
+        // The time first: an age may come out too high, never too low.
+        let since = self.ticker.now();
+        Start { mark: self.fences.mark(self.hasher.hash_one(key)), since }
+    }
+
+    /// Takes a committed write that was handed over at `since`: `None` removes. Older loads of the key can no longer
+    /// land.
     ///
     /// # Errors
     /// [`MemoryFailed`]; the write itself is none of this module's business and goes on.
-    pub fn written(&self, key: K, value: Option<V>, version: Seq) -> Result<(), MemoryFailed> {
+    pub fn written(
+        &self,
+        key: K,
+        value: Option<V>,
+        version: Seq,
+        since: Moment,
+        own: Own,
+    ) -> Result<(), MemoryFailed> {
         self.guarded(|| {
             let weight = value.as_ref().map_or(0, |value| self.weight(&key, value));
+            let extra = self.extra(own, since);
+            let cut = self.cut();
             self.fences.change(self.hasher.hash_one(&key), || match value {
                 None => drop(self.entries.remove(&key)),
                 Some(value) => {
                     let generation = self.fences.generation();
-                    self.entries.insert(key, Entry { value, version, generation, weight });
+                    let (value, took_us, of_loader) = (Some(value), 0, false);
+                    let entry =
+                        Entry { value, version, generation, since, weight, took_us, cut, of_loader, extra };
+                    self.entries.insert(key, entry);
                 }
             });
         })
     }
 
-    /// Keeps a loaded value, unless its key was written or invalidated since `mark`; says whether it did.
+    /// Keeps what a load brought, unless its key was written or invalidated since the start, or memory has a newer
+    /// version or a later load's; says whether it did. Of an absent key, what memory had is dropped, and the absence
+    /// is kept if the cache remembers absences.
     ///
     /// # Errors
     /// [`MemoryFailed`]; the load's result is good all the same.
-    pub fn fill(&self, key: &K, value: &V, version: Seq, mark: &Mark) -> Result<bool, MemoryFailed> {
+    pub fn fill(&self, key: &K, brought: &Brought<'_, V>, start: &Start) -> Result<bool, MemoryFailed> {
+        let &Brought { value, version, of_loader, own } = brought;
         self.guarded(|| {
-            let (key, value, weight) = (key.clone(), value.clone(), self.weight(key, value));
-            self.fences.fill(mark, || {
-                self.entries.insert(key, Entry { value, version, generation: mark.generation(), weight });
-            })
+            let weight = value.map_or(1, |value| self.weight(key, value));
+            let took_us = match self.freshness.early_refresh {
+                Some(_) => {
+                    u32::try_from(self.ticker.now().since(start.since).as_micros()).unwrap_or(u32::MAX)
+                }
+                None => 0,
+            };
+            let since = match Safeguard::AgeFromLoadStart.holds() {
+                true => start.since,
+                false => self.ticker.now(),
+            };
+            let entry = Entry {
+                value: value.cloned(),
+                version,
+                generation: start.mark.generation(),
+                since,
+                weight,
+                took_us,
+                cut: self.cut(),
+                of_loader,
+                extra: self.extra(own, since),
+            };
+            let keeps =
+                value.is_some() || own.time_to_live.or(self.freshness.negative_time_to_live).is_some();
+            let (key, lost, others) = (key.clone(), Cell::new(false), Cell::new(false));
+            let kept = self.fences.fill(&start.mark, || {
+                self.entries.remove_if(&key, |there| {
+                    let later = there.since > start.since || there.version > version && version > Seq::ZERO;
+                    let current = there.generation >= start.mark.generation();
+                    lost.set(later && current);
+                    // That the store lacks a key says nothing about what a loader brought.
+                    others.set(value.is_none() && !of_loader && there.of_loader && current);
+                    !lost.get() && !others.get() && !keeps
+                });
+                if !lost.get() && !others.get() && keeps {
+                    self.entries.insert(key, entry);
+                }
+            });
+            kept && !lost.get()
         })
     }
 
@@ -139,10 +384,29 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// [`MemoryFailed`]; then the key, with all others, is unservable as well.
     pub fn invalidate(&self, key: &K) -> Result<(), MemoryFailed> {
         self.guarded(|| {
-            if self.entries.peek(key).is_none() && !Safeguard::FenceForAbsentKeys.holds() {
+            if !self.entries.contains_key(key) && !Safeguard::FenceForAbsentKeys.holds() {
                 return;
             }
             self.fences.change(self.hasher.hash_one(key), || drop(self.entries.remove(key)));
+        })
+    }
+
+    /// As [`Resident::invalidate`], unless memory holds this version or a newer one; says whether it did not.
+    ///
+    /// # Errors
+    /// As [`Resident::invalidate`].
+    pub fn invalidate_version(&self, key: &K, version: Seq) -> Result<bool, MemoryFailed> {
+        self.guarded(|| {
+            let floor = self.fences.generation();
+            self.fences.change_if(self.hasher.hash_one(key), || {
+                let current = Cell::new(false);
+                self.entries.remove_if(key, |there| {
+                    let proven = there.generation >= floor && there.version > Seq::ZERO;
+                    current.set(proven && there.version >= version);
+                    !current.get()
+                });
+                !current.get()
+            })
         })
     }
 
@@ -165,6 +429,19 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         self.weigh.as_ref().map_or(1, |weigh| weigh(key, value).max(1))
     }
 
+    fn extra(&self, own: Own, used: Moment) -> Option<Arc<Extra>> {
+        let needed = own != Own::default() || self.freshness.time_to_idle.is_some();
+        needed.then(|| Arc::new(Extra { own, used: AtomicU64::new(used.nanos()) }))
+    }
+
+    /// A new entry's share of jitter.
+    fn cut(&self) -> u16 {
+        match self.freshness.jitter {
+            0 => 0,
+            most => u16::try_from(drawn() % (u32::from(most) + 1)).unwrap_or(most),
+        }
+    }
+
     fn guarded<R>(&self, change: impl FnOnce() -> R) -> Result<R, MemoryFailed> {
         catch_unwind(AssertUnwindSafe(change)).map_err(|_panic| {
             self.fences.change_all();
@@ -173,77 +450,150 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     }
 }
 
+/// Without randomness nothing is cut, and what might be loaded early is.
+fn drawn() -> u32 {
+    random::u32().unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn resident() -> Resident<u32, String> {
-        Resident::new(Bound::Entries(100)).unwrap()
+        of(Bound::Entries(100))
+    }
+
+    fn of(bound: Bound<u32, String>) -> Resident<u32, String> {
+        Resident::new(bound, Freshness::default(), Ticker::default()).unwrap()
+    }
+
+    fn write(memory: &Resident<u32, String>, key: u32, value: Option<String>, seq: u64) {
+        memory.written(key, value, Seq(seq), Moment::default(), Own::default()).unwrap();
+    }
+
+    fn fill(
+        memory: &Resident<u32, String>,
+        value: &str,
+        seq: u64,
+        start: &Start,
+    ) -> Result<bool, MemoryFailed> {
+        let value = Some(value.to_owned());
+        let brought =
+            Brought { value: value.as_ref(), version: Seq(seq), of_loader: false, own: Own::default() };
+        memory.fill(&1, &brought, start)
+    }
+
+    fn seen(memory: &Resident<u32, String>) -> Option<String> {
+        memory.look(&1, &Ask::default()).ok().and_then(|held| held.value)
     }
 
     #[test]
     fn a_load_never_overwrites_what_was_written_after_it_began() {
         let memory = resident();
-        let mark = memory.mark(&1);
-        memory.written(1, Some("new".into()), Seq(2)).unwrap();
-        assert_eq!(memory.fill(&1, &"old".into(), Seq(1), &mark), Ok(false));
-        assert_eq!(memory.get(&1).unwrap().value, "new");
+        let start = memory.start(&1);
+        write(&memory, 1, Some("new".into()), 2);
+        assert_eq!(fill(&memory, "old", 1, &start), Ok(false));
+        assert_eq!(seen(&memory).unwrap(), "new");
     }
 
     #[test]
     fn a_load_of_an_absent_key_never_lands_after_its_removal_or_a_bulk_invalidation() {
         let memory = resident();
-        let mark = memory.mark(&1);
-        memory.written(1, None, Seq(2)).unwrap();
-        assert_eq!(memory.fill(&1, &"old".into(), Seq(1), &mark), Ok(false));
-        let mark = memory.mark(&1);
+        let start = memory.start(&1);
+        write(&memory, 1, None, 2);
+        assert_eq!(fill(&memory, "old", 1, &start), Ok(false));
+        let start = memory.start(&1);
         memory.invalidate_all();
-        assert_eq!(memory.fill(&1, &"old".into(), Seq(1), &mark), Ok(false));
-        let mark = memory.mark(&1);
+        assert_eq!(fill(&memory, "old", 1, &start), Ok(false));
+        let start = memory.start(&1);
         memory.invalidate(&1).unwrap();
-        assert_eq!(memory.fill(&1, &"old".into(), Seq(1), &mark), Ok(false));
-        assert!(memory.get(&1).is_none());
+        assert_eq!(fill(&memory, "old", 1, &start), Ok(false));
+        assert_eq!(seen(&memory), None);
     }
 
     #[test]
     fn a_bulk_invalidation_hides_what_was_there_and_nothing_later() {
         let memory = resident();
-        memory.written(1, Some("a".into()), Seq(1)).unwrap();
+        write(&memory, 1, Some("a".into()), 1);
         memory.invalidate_all();
-        assert!(memory.get(&1).is_none() && !memory.contains(&1));
-        memory.written(1, Some("b".into()), Seq(2)).unwrap();
-        assert_eq!(memory.get(&1).unwrap().value, "b");
+        assert_eq!(seen(&memory), None);
+        write(&memory, 1, Some("b".into()), 2);
+        assert_eq!(seen(&memory).unwrap(), "b");
     }
 
     #[test]
     fn a_panicking_weigher_empties_memory_instead_of_leaving_an_old_value() {
         let weigh: Weigh<u32, String> =
             Box::new(|_, value| if value == "bad" { panic!("weigher") } else { 1 });
-        let memory = Resident::new(Bound::Weight(100, weigh)).unwrap();
-        memory.written(1, Some("old".into()), Seq(1)).unwrap();
-        assert_eq!(memory.written(1, Some("bad".into()), Seq(2)), Err(MemoryFailed));
-        assert!(memory.get(&1).is_none());
-        memory.written(1, Some("good".into()), Seq(3)).unwrap();
-        assert_eq!(memory.get(&1).unwrap().value, "good");
+        let memory = of(Bound::Weight(100, weigh));
+        write(&memory, 1, Some("old".into()), 1);
+        let bad = memory.written(1, Some("bad".into()), Seq(2), Moment::default(), Own::default());
+        assert_eq!(bad, Err(MemoryFailed));
+        assert_eq!(seen(&memory), None);
+        write(&memory, 1, Some("good".into()), 3);
+        assert_eq!(seen(&memory).unwrap(), "good");
     }
 
     #[test]
     fn memory_is_bounded_by_count_and_by_weight() {
         let memory = resident();
-        (0..10_000).for_each(|key| memory.written(key, Some("v".into()), Seq(1)).unwrap());
+        (0..10_000).for_each(|key| write(&memory, key, Some("v".into()), 1));
         assert!(memory.count() <= 100, "{}", memory.count());
         let weigh: Weigh<u32, String> = Box::new(|_, value| u32::try_from(value.len()).unwrap());
-        let memory = Resident::new(Bound::Weight(100_000, weigh)).unwrap();
-        (0..10_000).for_each(|key| memory.written(key, Some("v".repeat(1000)), Seq(1)).unwrap());
+        let memory = of(Bound::Weight(100_000, weigh));
+        (0..10_000).for_each(|key| write(&memory, key, Some("v".repeat(1000)), 1));
         assert!(memory.count() <= 100, "{}", memory.count());
     }
 
     #[test]
     fn a_value_heavier_than_the_capacity_does_not_leave_the_old_one() {
         let weigh: Weigh<u32, String> = Box::new(|_, value| u32::try_from(value.len()).unwrap());
-        let memory = Resident::new(Bound::Weight(100, weigh)).unwrap();
-        memory.written(1, Some("old".into()), Seq(1)).unwrap();
-        memory.written(1, Some("x".repeat(1000)), Seq(2)).unwrap();
-        assert!(memory.get(&1).is_none_or(|entry| entry.version == Seq(2)));
+        let memory = of(Bound::Weight(100, weigh));
+        write(&memory, 1, Some("old".into()), 1);
+        write(&memory, 1, Some("x".repeat(1000)), 2);
+        assert!(seen(&memory).is_none_or(|value| value.len() == 1000));
+    }
+
+    #[test]
+    fn a_load_that_began_earlier_or_found_an_older_version_does_not_replace_a_later_one() {
+        let memory = resident();
+        let (early, late) = (memory.start(&1), memory.start(&1));
+        assert_eq!(fill(&memory, "late", 5, &late), Ok(true));
+        assert_eq!(fill(&memory, "early", 5, &early), Ok(false), "the earlier look loses");
+        assert_eq!(fill(&memory, "older", 4, &memory.start(&1)), Ok(false), "the older version loses");
+        assert_eq!(fill(&memory, "newer", 6, &memory.start(&1)), Ok(true));
+        memory.invalidate_all();
+        assert_eq!(
+            fill(&memory, "again", 4, &memory.start(&1)),
+            Ok(true),
+            "what is unservable is in nobody's way"
+        );
+    }
+
+    #[test]
+    fn a_load_that_finds_nothing_drops_what_memory_had() {
+        let memory = resident();
+        write(&memory, 1, Some("old".into()), 1);
+        let nothing = Brought { value: None, version: Seq::ZERO, of_loader: false, own: Own::default() };
+        assert_eq!(memory.fill(&1, &nothing, &memory.start(&1)), Ok(true));
+        assert_eq!(memory.look(&1, &Ask::default()).expect_err("gone"), MissReason::Absent);
+    }
+
+    #[test]
+    fn a_version_is_invalidated_once_and_only_if_memory_cannot_prove_it() {
+        let memory = resident();
+        write(&memory, 1, Some("five".into()), 5);
+        for version in [4, 5] {
+            let start = memory.start(&1);
+            assert_eq!(memory.invalidate_version(&1, Seq(version)), Ok(false));
+            assert_eq!(start.mark, memory.start(&1).mark, "{version}: nothing has moved");
+        }
+        let start = memory.start(&1);
+        assert_eq!(memory.invalidate_version(&1, Seq(6)), Ok(true));
+        assert_eq!(seen(&memory), None);
+        assert_eq!(fill(&memory, "five", 5, &start), Ok(false), "it began before");
+        assert_eq!(fill(&memory, "nobody knows which", 0, &memory.start(&1)), Ok(true));
+        assert_eq!(memory.invalidate_version(&1, Seq(6)), Ok(true), "not proven to be that version");
+        assert_eq!(seen(&memory), None);
     }
 }

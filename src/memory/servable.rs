@@ -1,43 +1,192 @@
 //! The one place that decides whether something found in memory may be served.
 //!
-//! A pure function of what was found and of what has been invalidated since.
+//! Pure functions: of what was found, of what has been invalidated since, of the time, and of what the reader accepts.
+//! Ages count from the start of the load that brought a value, or from the write. A bound is exclusive: what may be a
+//! second old is served while it is younger than a second, so a bound of zero is met by nothing in memory.
+
+use std::time::Duration;
+
+use crate::memory::freshness::Freshness;
+use crate::safeguard::Safeguard;
+use crate::seam::clock::Moment;
 
 /// A cache's count of bulk invalidations. An entry carries the count at which its value was known to be current.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(pub u64);
+
+/// What the decision has to know of an entry.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stamp {
+    /// What it belongs to.
+    pub generation: Generation,
+    /// When its load began, or its write.
+    pub since: Moment,
+    /// When it was used last; at first when it came.
+    pub used: Moment,
+    /// Whether it says that the key has no value.
+    pub absent: bool,
+    /// Whether it came from a reader's loader, or was found absent there, and not in the layer's store alone.
+    pub of_loader: bool,
+    /// The share of its life that jitter took, in 1/65,536.
+    pub cut: u16,
+    /// Its own time to live, instead of the cache's.
+    pub time_to_live: Option<Duration>,
+    /// Its own time to idle, instead of the cache's.
+    pub time_to_idle: Option<Duration>,
+}
+
+/// What a cache asks of all its entries at the moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules<'a> {
+    /// The oldest generation that may be served.
+    pub floor: Generation,
+    /// How long a value is fresh.
+    pub time_to_live: Option<Duration>,
+    /// The rest.
+    pub freshness: &'a Freshness,
+}
+
+/// What a reader accepts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ask {
+    /// The oldest that may be served, whatever else would allow more.
+    pub max_staleness: Option<Duration>,
+    /// Whether the reader brought a loader, so that an absence counts only if the loader found it.
+    pub has_loader: bool,
+    /// How the reader stands.
+    pub situation: Situation,
+}
+
+/// What a reader has tried before it looks.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub enum Situation {
+    /// Nothing.
+    #[default]
+    Looking,
+    /// Somebody loads the key already, and rather than wait the reader takes a value up to this age.
+    Waiting(Duration),
+    /// Loading the key failed.
+    Failed,
+}
 
 /// The decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Servable {
     /// Serve it.
-    Fresh,
+    Fresh {
+        /// How old it is.
+        age: Duration,
+        /// How much of its life is left, if that is limited.
+        left: Option<Duration>,
+    },
+    /// Serve it though its time is up.
+    Stale {
+        /// How old it is.
+        age: Duration,
+        /// Why it is served all the same.
+        because: Excuse,
+    },
     /// Look elsewhere.
     Miss(MissReason),
 }
 
-/// Why something that was found is not served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why something whose time is up is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Excuse {
+    /// It is loaded again in the background.
+    WhileRevalidating,
+    /// Somebody loads it again, and the reader chose not to wait.
+    InsteadOfWaiting,
+    /// Loading it again failed.
+    LoadFailed,
+}
+
+/// Why something is not served from memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MissReason {
+    /// There is nothing; or only a note that the store lacks the key, and the reader has a loader to ask.
+    Absent,
+    /// Its time to live is up, and nothing excuses it.
+    Expired,
+    /// It was not used for its time to idle.
+    Idle,
     /// Everything of its generation was invalidated.
     Invalidated,
+    /// It is older than the reader accepts.
+    TooOld,
 }
 
-/// Whether an entry of the generation `entry` may be served when `floor` is the oldest generation that may.
+/// Whether an entry may be served.
+///
+/// If neither entry nor rules nor reader limit an age, the answer does not depend on `now`, except for the age in it.
 #[must_use]
-pub fn servable(entry: Generation, floor: Generation) -> Servable {
-    if entry < floor { Servable::Miss(MissReason::Invalidated) } else { Servable::Fresh }
+pub fn servable(entry: &Stamp, rules: &Rules<'_>, now: Moment, ask: &Ask) -> Servable {
+    let miss = Servable::Miss;
+    if entry.generation < rules.floor {
+        return miss(MissReason::Invalidated);
+    }
+    if entry.absent && ask.has_loader && !entry.of_loader {
+        return miss(MissReason::Absent);
+    }
+    let age = now.since(entry.since);
+    let too_old =
+        |most: Duration| age >= most && (!most.is_zero() || Safeguard::ZeroToleranceReadsTheStore.holds());
+    if ask.max_staleness.is_some_and(too_old) {
+        return miss(MissReason::TooOld);
+    }
+    let idle = entry.time_to_idle.or(rules.freshness.time_to_idle);
+    if idle.is_some_and(|most| now.since(entry.used) >= most) {
+        return miss(MissReason::Idle);
+    }
+    let Some(life) = life(entry, rules) else { return Servable::Fresh { age, left: None } };
+    if let Some(left) = life.checked_sub(age).filter(|left| !left.is_zero()) {
+        return Servable::Fresh { age, left: Some(left) };
+    }
+    if entry.absent {
+        return miss(MissReason::Expired);
+    }
+    let beyond = |window: Duration| age < life.saturating_add(window);
+    let because = match ask.situation {
+        _ if beyond(rules.freshness.stale_while_revalidate) => Excuse::WhileRevalidating,
+        Situation::Waiting(most) if age < most => Excuse::InsteadOfWaiting,
+        Situation::Failed if beyond(rules.freshness.stale_if_error) => Excuse::LoadFailed,
+        _ => return miss(MissReason::Expired),
+    };
+    Servable::Stale { age, because }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Whether the answer for this entry hangs on the time.
+#[must_use]
+pub fn is_timed(entry: &Stamp, rules: &Rules<'_>, ask: &Ask) -> bool {
+    ask.max_staleness.is_some()
+        || entry.time_to_idle.or(rules.freshness.time_to_idle).is_some()
+        || life(entry, rules).is_some()
+}
 
-    #[test]
-    fn an_older_generation_is_a_miss_and_every_other_is_fresh() {
-        assert_eq!(servable(Generation(1), Generation(2)), Servable::Miss(MissReason::Invalidated));
-        assert_eq!(servable(Generation(2), Generation(2)), Servable::Fresh);
-        assert_eq!(servable(Generation(3), Generation(2)), Servable::Fresh);
+/// How long an entry is fresh; for ever without an answer. Jitter only ever shortens it.
+#[must_use]
+pub fn life(entry: &Stamp, rules: &Rules<'_>) -> Option<Duration> {
+    let cache = if entry.absent { rules.freshness.negative_time_to_live } else { rules.time_to_live };
+    let whole = entry.time_to_live.or(cache)?;
+    let share = u128::from(entry.cut) * whole.as_nanos() / (1 << 16);
+    Some(whole.saturating_sub(Duration::from_nanos(u64::try_from(share).unwrap_or(u64::MAX))))
+}
+
+/// Whether a fresh entry is loaded again already, so that its expiry does not meet all its readers at once.
+///
+/// XFetch (Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015): a reader
+/// reloads if `took * beta * -ln(u)` reaches what is left, with `u` drawn evenly from (0, 1]. `draw` is asked for the
+/// 32 bits of `u` only if some draw could say yes.
+pub fn is_due_early(left: Duration, took: Duration, beta: f64, draw: impl FnOnce() -> u32) -> bool {
+    let reach = took.as_secs_f64() * beta;
+    let least_u = 0.5_f64.powi(32);
+    if reach * -least_u.ln() < left.as_secs_f64() {
+        return false;
     }
+    let u = (f64::from(draw()) + 1.0) * least_u;
+    reach * -u.ln() >= left.as_secs_f64()
 }

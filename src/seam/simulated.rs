@@ -247,6 +247,14 @@ impl Handle {
     }
 
     #[allow(clippy::unused_self, reason = "as tokio's")]
+    pub(crate) fn spawn(
+        &self,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> shuttle::future::JoinHandle<()> {
+        shuttle::future::spawn(task)
+    }
+
+    #[allow(clippy::unused_self, reason = "as tokio's")]
     pub(crate) fn spawn_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,

@@ -1,0 +1,194 @@
+//! What reads return and what reads and writes can be asked for: plain values.
+
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::ids::Seq;
+use crate::memory::resident::Own;
+use crate::memory::servable::{Ask, Excuse, Situation};
+use crate::options::WritePolicy;
+
+/// What a read found, with the proof of how current that is. Of a key without a value there is one, too.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Entry<V> {
+    /// The value; `None` if there is none.
+    pub value: Option<V>,
+    /// Which write the value is from, in the layer's order; unknown of a loader's value and of an absent one.
+    pub version: Option<Seq>,
+    /// How long before the answer it was known to be current: since its write, or since its load began.
+    pub age: Duration,
+    /// Where this read found it.
+    pub source: Source,
+    /// The bound that it met.
+    pub bound: MetBound,
+    /// If it is served though its time is up: why.
+    pub stale: Option<Excuse>,
+    /// The failure in whose stead it is served.
+    pub error: Option<Error>,
+}
+
+/// Where a read found its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// In the cache's memory.
+    Memory,
+    /// Among what is committed and not yet in the store.
+    Pending,
+    /// In the store.
+    Store,
+    /// At the loader's, where the store had nothing.
+    Loader,
+}
+
+/// How stale an answer could have been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MetBound {
+    /// Not at all: it is pending, or its load began after the read did.
+    Current,
+    /// Younger than this when it was taken; the tightest of what the cache and the reader ask for.
+    Within(Duration),
+    /// Of any age: neither cache nor reader limits it.
+    Unbounded,
+}
+
+impl MetBound {
+    pub(crate) fn of(bound: Option<Duration>) -> MetBound {
+        bound.map_or(MetBound::Unbounded, MetBound::Within)
+    }
+}
+
+/// What one read asks for. By default what its cache offers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadOptions {
+    max_staleness: Option<Duration>,
+    instead_of_waiting: Option<Duration>,
+}
+
+impl ReadOptions {
+    /// As the cache offers it.
+    #[must_use]
+    pub fn new() -> ReadOptions {
+        ReadOptions::default()
+    }
+
+    /// Serve nothing of this age or older, whatever else would allow it; zero reads the store. What is pending is
+    /// newer than the store, and always current.
+    ///
+    /// A load that began after the read did meets every bound, however long it takes.
+    #[must_use]
+    pub fn max_staleness(mut self, age: Duration) -> ReadOptions {
+        self.max_staleness = Some(age);
+        self
+    }
+
+    /// Rather than wait for somebody else's load, take what memory has, if it is younger than this. Who would have to
+    /// load by itself does so.
+    #[must_use]
+    pub fn stale_instead_of_waiting(mut self, age: Duration) -> ReadOptions {
+        self.instead_of_waiting = Some(age);
+        self
+    }
+
+    pub(crate) fn ask(&self, has_loader: bool) -> Ask {
+        Ask { max_staleness: self.max_staleness, has_loader, situation: Situation::Looking }
+    }
+
+    pub(crate) fn instead_of_waiting(&self) -> Option<Duration> {
+        self.instead_of_waiting
+    }
+}
+
+/// What one write asks for. By default what its cache says. A [`WritePolicy`] alone will do, too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WriteOptions {
+    policy: Option<WritePolicy>,
+    own: Own,
+}
+
+impl WriteOptions {
+    /// As the cache says.
+    #[must_use]
+    pub fn new() -> WriteOptions {
+        WriteOptions::default()
+    }
+
+    /// When the write is acknowledged, and whether its value stays in memory.
+    #[must_use]
+    pub fn policy(mut self, policy: WritePolicy) -> WriteOptions {
+        self.policy = Some(policy);
+        self
+    }
+
+    /// How long the value is fresh in memory, instead of as long as the cache says. The store does not keep this: a
+    /// value that is loaded again is as fresh as any other.
+    #[must_use]
+    pub fn time_to_live(mut self, time_to_live: Duration) -> WriteOptions {
+        self.own.time_to_live = Some(time_to_live);
+        self
+    }
+
+    /// How long the value stays in memory unused, likewise.
+    #[must_use]
+    pub fn time_to_idle(mut self, time_to_idle: Duration) -> WriteOptions {
+        self.own.time_to_idle = Some(time_to_idle);
+        self
+    }
+
+    pub(crate) fn chosen_policy(&self) -> Option<WritePolicy> {
+        self.policy
+    }
+
+    pub(crate) fn own(&self) -> Own {
+        self.own
+    }
+}
+
+impl From<WritePolicy> for WriteOptions {
+    fn from(policy: WritePolicy) -> WriteOptions {
+        WriteOptions::new().policy(policy)
+    }
+}
+
+/// What a loader brings; a plain `Option` of a value will do, too.
+#[derive(Clone, Debug)]
+pub struct Loaded<V> {
+    pub(crate) value: Option<V>,
+    pub(crate) own: Own,
+}
+
+impl<V> Loaded<V> {
+    /// This value.
+    #[must_use]
+    pub fn new(value: V) -> Loaded<V> {
+        Loaded { value: Some(value), own: Own::default() }
+    }
+
+    /// That there is no value.
+    #[must_use]
+    pub fn absent() -> Loaded<V> {
+        Loaded { value: None, own: Own::default() }
+    }
+
+    /// How long this is fresh in memory, instead of as long as the cache says.
+    #[must_use]
+    pub fn time_to_live(mut self, time_to_live: Duration) -> Loaded<V> {
+        self.own.time_to_live = Some(time_to_live);
+        self
+    }
+
+    /// How long it stays in memory unused, instead of as long as the cache says.
+    #[must_use]
+    pub fn time_to_idle(mut self, time_to_idle: Duration) -> Loaded<V> {
+        self.own.time_to_idle = Some(time_to_idle);
+        self
+    }
+}
+
+impl<V> From<Option<V>> for Loaded<V> {
+    fn from(value: Option<V>) -> Loaded<V> {
+        Loaded { value, own: Own::default() }
+    }
+}

@@ -1,0 +1,279 @@
+//! From the options of a cache to the open cache.
+
+use std::any::type_name;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cache::codec::{Bincode, Codec, Coder};
+use crate::cache::typed::Cache;
+use crate::cache::view::{CacheKey, CacheValue, TypedView};
+use crate::engine::layer::{Layer, View};
+use crate::engine::throttle::Throttle;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::NamespaceName;
+use crate::memory::freshness::Freshness;
+use crate::memory::resident::{Bound, Resident};
+use crate::metrics::CacheMetrics;
+use crate::options::{WritePolicy, within_time};
+
+/// How many entries a cache holds in memory unless it says otherwise.
+const CAPACITY_DEFAULT: usize = 10_000;
+
+/// The shortest and the longest time to live.
+pub(crate) const LIFE_MIN: Duration = Duration::from_millis(1);
+pub(crate) const LIFE_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+
+const LOAD_THROTTLE_DEFAULT: Duration = Duration::from_secs(1);
+
+/// The options of a cache that is about to be opened.
+#[must_use = "nothing is opened until `open` is called"]
+pub struct CacheBuilder<K, V, C = Bincode> {
+    layer: Arc<Layer>,
+    name: String,
+    bound: Bound<K, V>,
+    policy: Option<WritePolicy>,
+    coalesce: bool,
+    time_to_live: Option<Duration>,
+    freshness: Freshness,
+    jitter: f64,
+    load_throttle: Option<Duration>,
+    codec: PhantomData<C>,
+}
+
+impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
+    pub(crate) fn new(layer: Arc<Layer>, name: &str) -> Self {
+        CacheBuilder {
+            layer,
+            name: name.into(),
+            bound: Bound::Entries(CAPACITY_DEFAULT),
+            policy: None,
+            coalesce: true,
+            time_to_live: None,
+            freshness: Freshness::default(),
+            jitter: 0.0,
+            load_throttle: None,
+            codec: PhantomData,
+        }
+    }
+}
+
+impl<K: CacheKey, V: CacheValue, C: Codec> CacheBuilder<K, V, C> {
+    /// How many entries may be in memory. Default: 10,000.
+    pub fn capacity(mut self, entries: usize) -> Self {
+        self.bound = Bound::Entries(entries);
+        self
+    }
+
+    /// How much weight may be in memory, in the unit of `weigh`. A value that `weigh` panics on is not kept.
+    pub fn weight_capacity(
+        mut self,
+        weight: u64,
+        weigh: impl Fn(&K, &V) -> u32 + Send + Sync + 'static,
+    ) -> Self {
+        self.bound = Bound::Weight(weight, Box::new(weigh));
+        self
+    }
+
+    /// When writes are acknowledged. Default: behind on a layer with a journal, through on one without.
+    pub fn write_policy(mut self, policy: WritePolicy) -> Self {
+        self.policy = Some(policy);
+        self
+    }
+
+    /// Whether, of several writes of a key in one apply, only the last is sent to the store. Default: true.
+    pub fn coalesce(mut self, coalesce: bool) -> Self {
+        self.coalesce = coalesce;
+        self
+    }
+
+    /// How keys and values become bytes. Default: [`Bincode`].
+    pub fn codec<D: Codec>(self) -> CacheBuilder<K, V, D> {
+        let CacheBuilder {
+            layer,
+            name,
+            bound,
+            policy,
+            coalesce,
+            time_to_live,
+            freshness,
+            jitter,
+            load_throttle,
+            codec: _,
+        } = self;
+        let codec = PhantomData;
+        CacheBuilder {
+            layer,
+            name,
+            bound,
+            policy,
+            coalesce,
+            time_to_live,
+            freshness,
+            jitter,
+            load_throttle,
+            codec,
+        }
+    }
+
+    /// How long a value in memory is fresh, from when its load began or it was written. What is pending is always
+    /// fresh. Default: for as long as it is there. See [`Cache::set_time_to_live`].
+    pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
+        self.time_to_live = Some(time_to_live);
+        self
+    }
+
+    /// How long a value stays servable in memory while nobody reads it. Default: for as long as it is there.
+    pub fn time_to_idle(mut self, time_to_idle: Duration) -> Self {
+        self.freshness.time_to_idle = Some(time_to_idle);
+        self
+    }
+
+    /// For how long a key that was found absent is taken to be absent. Default: not at all; each read asks the store.
+    pub fn negative_time_to_live(mut self, time_to_live: Duration) -> Self {
+        self.freshness.negative_time_to_live = Some(time_to_live);
+        self
+    }
+
+    /// By up to what share, from 0 to 1, each entry's time to live is cut at random, so that what came together does
+    /// not expire together. It is never made longer. Default: 0.
+    pub fn time_to_live_jitter(mut self, share: f64) -> Self {
+        self.jitter = share;
+        self
+    }
+
+    /// Loads an entry again in the background before it expires: the likelier, the longer its load took and the
+    /// closer the end is (XFetch; Vattani, Chierichetti, Lowenstein, VLDB 2015). `beta` is usually 1; more is earlier.
+    /// Default: never.
+    pub fn early_refresh(mut self, beta: f64) -> Self {
+        self.freshness.early_refresh = Some(beta);
+        self
+    }
+
+    /// For how long after its time to live a value is served while it is loaded again in the background. Default: zero.
+    pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
+        self.freshness.stale_while_revalidate = window;
+        self
+    }
+
+    /// For how long after its time to live a value is served if loading it again fails; [`Cache::get_entry`] says so.
+    /// Default: zero.
+    pub fn stale_if_error(mut self, window: Duration) -> Self {
+        self.freshness.stale_if_error = window;
+        self
+    }
+
+    /// How long after a failed load of a key the next one is tried; meanwhile its readers get what may be served
+    /// stale, or that failure. Default: one second if there is a stale window, otherwise zero: each read tries.
+    pub fn load_throttle(mut self, interval: Duration) -> Self {
+        self.load_throttle = Some(interval);
+        self
+    }
+
+    /// Opens the cache, or returns the open one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidName`], [`ErrorKind::InvalidOption`]; [`ErrorKind::NamespaceInUse`] if the namespace
+    /// is open with other types or options; [`ErrorKind::Unsupported`] for write-behind without a journal.
+    pub fn open(self) -> Result<Cache<K, V>> {
+        let namespace = NamespaceName::parse(&self.name)?;
+        let has_journal = self.layer.has_journal();
+        let default = if has_journal { WritePolicy::Behind } else { WritePolicy::Through };
+        let policy = self.policy.unwrap_or(default);
+        if policy == WritePolicy::Behind && !has_journal {
+            let context = format!("cache \"{namespace}\": write-behind needs a layer with a journal");
+            return Err(Error::new(ErrorKind::Unsupported, context));
+        }
+        let coder = Coder::of::<C>();
+        let freshness = self.freshness()?;
+        let described = self.describe(policy, coder.id(), &freshness)?;
+        let (bound, coalesce, time_to_live) = (self.bound, self.coalesce, self.time_to_live);
+        let ticker = self.layer.ticker().clone();
+        let view = self.layer.views().open(&namespace, || {
+            let throttle = Throttle::new(freshness.load_throttle);
+            let resident = Resident::new(bound, freshness, ticker)?;
+            resident.set_time_to_live(time_to_live);
+            let view: TypedView<K, V> = TypedView {
+                namespace: namespace.clone(),
+                policy,
+                coalesce,
+                described: described.clone(),
+                coder,
+                resident,
+                flights: Arc::default(),
+                loader_flights: Arc::default(),
+                throttle,
+                metrics: CacheMetrics::default(),
+            };
+            Ok(Arc::new(view) as Arc<dyn View>)
+        })?;
+        match view.into_any().downcast::<TypedView<K, V>>() {
+            Ok(view) if view.described == described => Ok(Cache { layer: self.layer, view }),
+            Ok(view) => Err(in_use(&namespace, &view.described, &described)),
+            Err(_) => Err(in_use(&namespace, "other types", &described)),
+        }
+    }
+
+    /// The freshness, checked.
+    fn freshness(&self) -> Result<Freshness> {
+        let mut freshness = self.freshness.clone();
+        let lives = [
+            ("time_to_live", self.time_to_live),
+            ("time_to_idle", freshness.time_to_idle),
+            ("negative_time_to_live", freshness.negative_time_to_live),
+        ];
+        for (option, life) in lives {
+            life.map_or(Ok(()), |life| within_time(option, life, LIFE_MIN, LIFE_MAX))?;
+        }
+        let has_window = !freshness.stale_while_revalidate.is_zero() || !freshness.stale_if_error.is_zero();
+        let throttle = if has_window { LOAD_THROTTLE_DEFAULT } else { Duration::ZERO };
+        freshness.load_throttle = self.load_throttle.unwrap_or(throttle);
+        let windows = [
+            ("stale_while_revalidate", freshness.stale_while_revalidate),
+            ("stale_if_error", freshness.stale_if_error),
+            ("load_throttle", freshness.load_throttle),
+        ];
+        for (option, window) in windows {
+            within_time(option, window, Duration::ZERO, LIFE_MAX)?;
+        }
+        if !(0.0..=1.0).contains(&self.jitter) {
+            return Err(out_of_range("time_to_live_jitter", self.jitter, "0 to 1"));
+        }
+        // 0 to 65,535 of 65,536 parts.
+        freshness.jitter = (self.jitter * f64::from(u16::MAX)).round() as u16;
+        match freshness.early_refresh {
+            Some(beta) if !(0.0..=1000.0).contains(&beta) => {
+                Err(out_of_range("early_refresh", beta, "0 to 1000"))
+            }
+            _ => Ok(freshness),
+        }
+    }
+
+    /// The options in words, so that two openings of a namespace can be compared and told apart.
+    fn describe(&self, policy: WritePolicy, codec: u8, freshness: &Freshness) -> Result<String> {
+        let bound = match &self.bound {
+            Bound::Entries(0) | Bound::Weight(0, _) => {
+                let context = format!("cache \"{}\": capacity is 0; it has to be at least 1", self.name);
+                return Err(Error::new(ErrorKind::InvalidOption, context));
+            }
+            Bound::Entries(entries) => format!("{entries} entries"),
+            Bound::Weight(weight, _) => format!("weight {weight}"),
+        };
+        let (key, value) = (type_name::<K>(), type_name::<V>());
+        let coalesce = if self.coalesce { "coalescing" } else { "every update" };
+        let words = format!("{key} -> {value}, {bound}, {policy:?}, {coalesce}, codec {codec}");
+        Ok(match (self.time_to_live, freshness) {
+            (None, freshness) if *freshness == Freshness::default() => words,
+            (time_to_live, freshness) => format!("{words}, time to live {time_to_live:?}, {freshness:?}"),
+        })
+    }
+}
+
+fn out_of_range(option: &str, value: f64, allowed: &str) -> Error {
+    Error::new(ErrorKind::InvalidOption, format!("{option} is {value}; allowed are {allowed}"))
+}
+
+fn in_use(namespace: &NamespaceName, open: &str, asked: &str) -> Error {
+    let context = format!("cache \"{namespace}\" is open with {open}, and was asked for with {asked}");
+    Error::new(ErrorKind::NamespaceInUse, context)
+}

@@ -1,0 +1,421 @@
+//! How a cache reads: memory, then what is pending, then the store, then the reader's loader; one load per key.
+//!
+//! Whether something in memory may be served is decided by `memory::servable` alone. Here is what follows from the
+//! answer: a load, a load in the background, or, when a load fails, a second look at what may be served in its stead.
+
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use crate::cache::entry::{Entry, Loaded, MetBound, ReadOptions, Source};
+use crate::cache::source::{Loader, ManyLoader, panicked};
+use crate::cache::view::{CacheKey, CacheValue, TypedView};
+use crate::engine::layer::Layer;
+use crate::engine::loader::{Departure, Flights, Turn};
+use crate::engine::reads::{Answer, Reads};
+use crate::engine::throttle::is_failing_source;
+use crate::error::{Error, Result};
+use crate::ids::{Key, Seq};
+use crate::memory::resident::{Brought, Held, Own, Start};
+use crate::memory::servable::{Ask, Excuse, MissReason, Situation};
+use crate::seam::clock::Moment;
+use crate::store::contract::Versioned;
+
+/// What a load brought to all who wait for it.
+#[derive(Clone)]
+pub(crate) struct Landed<V> {
+    value: Option<V>,
+    version: Seq,
+    since: Moment,
+    source: Source,
+}
+
+pub(crate) type Outcome<V> = Result<Landed<V>>;
+
+/// A key that a flight loads.
+struct Led<K> {
+    key: K,
+    stored: Key,
+    start: Start,
+}
+
+impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
+    /// What memory has and may be served, if it does; counted either way. Loads it again where that is due.
+    #[inline]
+    pub(crate) fn hit(self: &Arc<Self>, layer: &Layer, key: &K) -> Option<Option<V>> {
+        layer.catch_up();
+        match self.resident.look(key, &Ask::default()) {
+            Ok(held) => {
+                self.count_hit(held.excuse);
+                if held.reload {
+                    self.load_in_background(layer, key, None);
+                }
+                Some(held.value)
+            }
+            Err(reason) => {
+                self.count_miss(reason);
+                None
+            }
+        }
+    }
+
+    /// Reads with the proof. `loader` is made only if memory does not have the answer.
+    pub(crate) async fn read(
+        self: &Arc<Self>,
+        layer: &Layer,
+        key: &K,
+        options: &ReadOptions,
+        has_loader: bool,
+        loader: impl FnOnce() -> Option<Loader<K, V>>,
+    ) -> Result<Entry<V>> {
+        let ask = options.ask(has_loader);
+        layer.catch_up();
+        match self.resident.look_closely(key, &ask) {
+            Ok(held) => {
+                self.count_hit(held.excuse);
+                if held.reload {
+                    self.load_in_background(layer, key, loader());
+                }
+                Ok(entry_held(held, None))
+            }
+            Err(reason) => {
+                self.count_miss(reason);
+                self.read_beyond(layer, key, &ask, options.instead_of_waiting(), loader()).await
+            }
+        }
+    }
+
+    /// Reads what memory does not have: pending, then the store, then the loader, one load per key at a time.
+    pub(crate) async fn read_beyond(
+        self: &Arc<Self>,
+        layer: &Layer,
+        key: &K,
+        ask: &Ask,
+        instead_of_waiting: Option<Duration>,
+        loader: Option<Loader<K, V>>,
+    ) -> Result<Entry<V>> {
+        let stored = self.stored_key(key)?;
+        let start = self.resident.start(key);
+        if let Some(pending) = layer.reads().peek(&stored)
+            && (pending.is_some() || loader.is_none())
+        {
+            layer.metrics().pending_hits.add(1);
+            let answer = Answer { value: pending, pending: true };
+            let landed = self.keep_answer(layer.reads(), key, answer, &start);
+            let landed = landed.map_err(|error| self.in_namespace(error))?;
+            return Ok(self.entry_landed(landed, &start, ask));
+        }
+        if let Some(error) = self.throttle.recent(key, start.since) {
+            self.metrics.throttled_loads.add(1);
+            return self.instead_of(layer, key, ask, error);
+        }
+        let mut departure = self.flights(loader.is_some()).departure();
+        let suits = |other: &Start| self.resident.may_join(other.since, start.since, ask);
+        let join = match departure.board(key, &start, suits) {
+            Turn::Lead(join) => {
+                self.depart(layer.reads(), departure, Led { key: key.clone(), stored, start }, loader);
+                join
+            }
+            Turn::Join(join) => {
+                drop(departure);
+                if let Some(most) = instead_of_waiting {
+                    let waiting = Ask { situation: Situation::Waiting(most), ..*ask };
+                    if let Ok(held) = self.resident.look_closely(key, &waiting) {
+                        self.count_hit(held.excuse);
+                        return Ok(entry_held(held, None));
+                    }
+                }
+                self.count_join(layer);
+                join
+            }
+        };
+        match join.await.unwrap_or_else(|| Err(panicked())) {
+            Ok(landed) => Ok(self.entry_landed(landed, &start, ask)),
+            Err(error) => self.instead_of(layer, key, ask, error),
+        }
+    }
+
+    /// The values of several keys, in their order; what nobody loads yet in one call, of the store and of the loader.
+    pub(crate) async fn read_many(
+        self: &Arc<Self>,
+        layer: &Layer,
+        keys: &[K],
+        options: &ReadOptions,
+        loader: Option<ManyLoader<K, V>>,
+    ) -> Result<Vec<Option<V>>> {
+        let ask = options.ask(loader.is_some());
+        let mut values = Vec::with_capacity(keys.len());
+        let mut missing = Vec::new();
+        layer.catch_up();
+        // What can fail comes first: a flight that has been boarded has to depart.
+        for (at, key) in keys.iter().enumerate() {
+            match self.resident.look(key, &ask) {
+                Ok(held) => {
+                    self.count_hit(held.excuse);
+                    if held.reload && loader.is_none() {
+                        self.load_in_background(layer, key, None);
+                    }
+                    values.push(held.value);
+                    continue;
+                }
+                Err(reason) => self.count_miss(reason),
+            }
+            match self.throttle.recent(key, self.resident.ticker().now()) {
+                Some(error) => {
+                    self.metrics.throttled_loads.add(1);
+                    values.push(self.instead_of(layer, key, &ask, error)?.value);
+                }
+                None => {
+                    missing.push((at, key, self.stored_key(key)?));
+                    values.push(None);
+                }
+            }
+        }
+        if missing.is_empty() {
+            return Ok(values);
+        }
+        let mut departure = self.flights(loader.is_some()).departure();
+        let (mut led, mut joins) = (Vec::new(), Vec::new());
+        for (at, key, stored) in missing {
+            let start = self.resident.start(key);
+            let suits = |other: &Start| self.resident.may_join(other.since, start.since, &ask);
+            let join = match departure.board(key, &start, suits) {
+                Turn::Lead(join) => {
+                    led.push(Led { key: key.clone(), stored, start });
+                    join
+                }
+                Turn::Join(join) => {
+                    self.count_join(layer);
+                    join
+                }
+            };
+            joins.push((at, key, start, join));
+        }
+        if !led.is_empty() {
+            self.metrics.loads.add(u64::try_from(led.len()).unwrap_or(u64::MAX));
+            let (view, reads) = (Arc::clone(self), Arc::clone(layer.reads()));
+            departure.depart(async move { view.load_many(&reads, led, loader).await });
+        }
+        for (at, key, start, join) in joins {
+            let entry = match join.await.unwrap_or_else(|| Err(panicked())) {
+                Ok(landed) => self.entry_landed(landed, &start, &ask),
+                Err(error) => self.instead_of(layer, key, &ask, error)?,
+            };
+            if let Some(value) = values.get_mut(at) {
+                *value = entry.value;
+            }
+        }
+        Ok(values)
+    }
+
+    /// Loads a key while its readers have what memory has; does nothing if somebody loads it already.
+    fn load_in_background(self: &Arc<Self>, layer: &Layer, key: &K, loader: Option<Loader<K, V>>) {
+        // A key that is in memory was encoded when it came, so this one will be, too; if not, its readers are told
+        // when its time is up.
+        let Ok(stored) = self.stored_key(key) else { return };
+        let start = self.resident.start(key);
+        if self.throttle.recent(key, start.since).is_some() {
+            return;
+        }
+        let mut departure = self.flights(loader.is_some()).departure();
+        if let Turn::Lead(join) = departure.board(key, &start, |_| true) {
+            self.depart(layer.reads(), departure, Led { key: key.clone(), stored, start }, loader);
+            self.metrics.background_loads.add(1);
+            layer.tasks().spawn(async move { drop(join.await) });
+        }
+    }
+
+    fn flights(&self, has_loader: bool) -> &Arc<Flights<K, Outcome<V>>> {
+        if has_loader { &self.loader_flights } else { &self.flights }
+    }
+
+    fn depart(
+        self: &Arc<Self>,
+        reads: &Arc<Reads>,
+        departure: Departure<K, Outcome<V>>,
+        led: Led<K>,
+        loader: Option<Loader<K, V>>,
+    ) {
+        self.metrics.loads.add(1);
+        let (view, reads) = (Arc::clone(self), Arc::clone(reads));
+        departure.depart(async move { vec![view.load(&reads, led, loader).await] });
+    }
+
+    async fn load(&self, reads: &Reads, led: Led<K>, loader: Option<Loader<K, V>>) -> Outcome<V> {
+        let Led { key, stored, start } = led;
+        let landed = async {
+            let answer = reads.load(&stored).await?;
+            match loader {
+                Some(loader) if answer.value.is_none() => {
+                    Ok(self.keep_loaded(reads, &key, loader(key.clone()).await?, &start))
+                }
+                _ => self.keep_answer(reads, &key, answer, &start),
+            }
+        };
+        let outcome = caught(landed).await.map_err(|error| self.in_namespace(error));
+        self.ended(&key, &outcome);
+        outcome
+    }
+
+    async fn load_many(
+        &self,
+        reads: &Reads,
+        led: Vec<Led<K>>,
+        loader: Option<ManyLoader<K, V>>,
+    ) -> Vec<Outcome<V>> {
+        let stored: Vec<Key> = led.iter().map(|led| led.stored.clone()).collect();
+        let found = caught(async {
+            let answers = reads.load_many(&stored).await?;
+            let Some(loader) = loader else { return Ok((answers, None)) };
+            let lacking = led.iter().zip(&answers).filter(|(_, answer)| answer.value.is_none());
+            let lacking: Vec<K> = lacking.map(|(led, _)| led.key.clone()).collect();
+            // A failing loader fails what it was asked for, not what the store has.
+            let loaded = if lacking.is_empty() { Ok(Vec::new()) } else { caught(loader(lacking)).await };
+            Ok((answers, Some(loaded.map(Vec::into_iter))))
+        });
+        let (answers, mut loaded) = match found.await {
+            Ok((answers, loaded)) => (answers.into_iter().map(Ok).collect(), loaded),
+            Err(error) => (vec![Err(error); led.len()], None),
+        };
+        let landed =
+            led.iter().zip::<Vec<Result<Answer>>>(answers).map(|(Led { key, start, .. }, answer)| {
+                let outcome = answer.and_then(|answer| match &mut loaded {
+                    Some(loaded) if answer.value.is_none() => {
+                        let loaded = loaded.as_mut().map_err(|error| error.clone())?;
+                        let loaded = loaded.next().unwrap_or_else(Loaded::absent);
+                        Ok(self.keep_loaded(reads, key, loaded, start))
+                    }
+                    _ => self.keep_answer(reads, key, answer, start),
+                });
+                let outcome = outcome.map_err(|error| self.in_namespace(error));
+                self.ended(key, &outcome);
+                outcome
+            });
+        landed.collect()
+    }
+
+    /// Notes how a load ended.
+    fn ended(&self, key: &K, outcome: &Outcome<V>) {
+        self.metrics.failed_loads.add(u64::from(outcome.is_err()));
+        self.throttle.note(key, outcome.as_ref().err(), self.resident.ticker().now());
+    }
+
+    /// Decodes what was found and keeps it in memory, if nothing has changed since the start.
+    fn keep_answer(&self, reads: &Reads, key: &K, answer: Answer, start: &Start) -> Outcome<V> {
+        let source = if answer.pending { Source::Pending } else { Source::Store };
+        let (value, version) = match answer.value {
+            Some(Versioned { value, version }) => (Some(self.coder.decode(&value)?), version),
+            None => (None, Seq::ZERO),
+        };
+        let brought = Brought { value: value.as_ref(), version, of_loader: false, own: Own::default() };
+        self.keep(reads, key, &brought, start);
+        Ok(Landed { value, version, since: start.since, source })
+    }
+
+    fn keep_loaded(&self, reads: &Reads, key: &K, loaded: Loaded<V>, start: &Start) -> Landed<V> {
+        let Loaded { value, own } = loaded;
+        let brought = Brought { value: value.as_ref(), version: Seq::ZERO, of_loader: true, own };
+        self.keep(reads, key, &brought, start);
+        Landed { value, version: Seq::ZERO, since: start.since, source: Source::Loader }
+    }
+
+    fn keep(&self, reads: &Reads, key: &K, brought: &Brought<'_, V>, start: &Start) {
+        match self.resident.fill(key, brought, start) {
+            Ok(true) => {}
+            Ok(false) => {
+                reads.metrics().refused_fills.add(1);
+                self.metrics.refused_fills.add(1);
+            }
+            Err(_) => self.memory_failed(reads.metrics()),
+        }
+    }
+
+    /// What may be served in the stead of a load that failed: what memory has *now*, since what was there before the
+    /// load may have been invalidated meanwhile.
+    fn instead_of(&self, layer: &Layer, key: &K, ask: &Ask, error: Error) -> Result<Entry<V>> {
+        if !is_failing_source(&error) {
+            return Err(error);
+        }
+        layer.catch_up();
+        match self.resident.look_closely(key, &Ask { situation: Situation::Failed, ..*ask }) {
+            Ok(held) => {
+                self.count_hit(held.excuse);
+                Ok(entry_held(held, Some(error)))
+            }
+            Err(_) => Err(error),
+        }
+    }
+
+    fn entry_landed(&self, landed: Landed<V>, start: &Start, ask: &Ask) -> Entry<V> {
+        let Landed { value, version, since, source } = landed;
+        match (&value, source) {
+            (None, _) => self.metrics.not_found.add(1),
+            (_, Source::Pending) => self.metrics.pending_hits.add(1),
+            (_, Source::Loader) => self.metrics.loader_hits.add(1),
+            _ => self.metrics.store_hits.add(1),
+        }
+        let bound = if source == Source::Pending || since >= start.since {
+            MetBound::Current
+        } else {
+            MetBound::of(self.resident.time_to_live().into_iter().chain(ask.max_staleness).min())
+        };
+        let age = self.resident.ticker().now().since(since);
+        Entry { value, version: known(version), age, source, bound, stale: None, error: None }
+    }
+
+    fn count_hit(&self, excuse: Option<Excuse>) {
+        self.metrics.memory_hits.increment();
+        match excuse {
+            None => {}
+            Some(Excuse::WhileRevalidating) => self.metrics.stale_while_revalidating.add(1),
+            Some(Excuse::InsteadOfWaiting) => self.metrics.stale_instead_of_waiting.add(1),
+            Some(Excuse::LoadFailed) => self.metrics.stale_if_error.add(1),
+        }
+    }
+
+    fn count_miss(&self, reason: MissReason) {
+        let counter = match reason {
+            MissReason::Absent => &self.metrics.misses_absent,
+            MissReason::Expired => &self.metrics.misses_expired,
+            MissReason::Idle => &self.metrics.misses_idle,
+            MissReason::Invalidated => &self.metrics.misses_invalidated,
+            MissReason::TooOld => &self.metrics.misses_too_old,
+        };
+        counter.add(1);
+    }
+
+    fn count_join(&self, layer: &Layer) {
+        layer.metrics().joined_loads.add(1);
+        self.metrics.joined_loads.add(1);
+    }
+
+    fn in_namespace(&self, error: Error) -> Error {
+        let kind = error.kind();
+        error.wrap(kind, format!("namespace {}", self.namespace))
+    }
+}
+
+/// Runs a load; a panic of it is a failure.
+async fn caught<T>(load: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut load = pin!(load);
+    poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(context)));
+        polled.unwrap_or_else(|_panic| Poll::Ready(Err(panicked())))
+    })
+    .await
+}
+
+fn entry_held<V>(held: Held<V>, error: Option<Error>) -> Entry<V> {
+    let Held { value, version, age, excuse, reload: _, bound } = held;
+    let (version, bound) = (known(version), MetBound::of(bound));
+    // What is fresh stands in nobody's stead.
+    let error = error.filter(|_| excuse.is_some());
+    Entry { value, version, age, source: Source::Memory, bound, stale: excuse, error }
+}
+
+fn known(version: Seq) -> Option<Seq> {
+    (version > Seq::ZERO).then_some(version)
+}

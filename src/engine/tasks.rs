@@ -1,0 +1,80 @@
+//! Work in the background: it runs on the layer's own runtime, and ends with the layer.
+//!
+//! When a layer stops, its tasks are dropped wherever they stand, and the stop waits until they are: afterwards none of
+//! them holds the store any more.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::sync::watch;
+
+use crate::seam::clock::{Handle, block_on};
+
+/// The tasks of a layer.
+pub struct Tasks {
+    runtime: Handle,
+    stop: watch::Sender<bool>,
+}
+
+thread_local! {
+    /// Whether this thread is inside a task, so that a stop from there does not wait for itself.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A task; what it holds is dropped before it is counted as gone.
+struct Task {
+    work: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    _running: watch::Receiver<bool>,
+}
+
+impl Tasks {
+    pub(crate) fn new(runtime: Handle) -> Tasks {
+        Tasks { runtime, stop: watch::Sender::new(false) }
+    }
+
+    /// Runs `work` until it ends or the layer stops. Of a stopped layer it is dropped at once.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut stopped = self.stop.subscribe();
+        let task = Task { work: Some(Box::pin(work)), _running: self.stop.subscribe() };
+        drop(self.runtime.spawn(async move {
+            tokio::select! {
+                biased;
+                // A sender that is gone means a layer that is gone, which is a stop as well.
+                _ = stopped.wait_for(|stopped| *stopped) => {}
+                () = task => {}
+            }
+        }));
+    }
+
+    /// Ends all of them, and waits until they have ended. Idempotent.
+    pub(crate) fn end(&self) {
+        self.stop.send_replace(true);
+        // A task may have held the last handle of its layer.
+        if !INSIDE.get() {
+            block_on(None, self.stop.closed());
+        }
+    }
+}
+
+impl Future for Task {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        inside(|| self.work.as_mut().map_or(Poll::Ready(()), |work| work.as_mut().poll(context)))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        inside(|| drop(self.work.take()));
+    }
+}
+
+fn inside<T>(work: impl FnOnce() -> T) -> T {
+    let was = INSIDE.replace(true);
+    let done = work();
+    INSIDE.set(was);
+    done
+}
