@@ -40,6 +40,7 @@ thread_local! {
 
 impl StripedCounter {
     /// Adds one.
+    #[inline]
     pub fn increment(&self) {
         // While a thread ends it may have no stripe any more.
         let stripe = STRIPE.try_with(|stripe| *stripe).unwrap_or(0);

@@ -325,12 +325,18 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     fn keep(&self, reads: &Reads, key: &K, brought: &Brought<'_, V>, start: &Start) {
         match self.resident.fill(key, brought, start) {
             Ok(true) => {}
+            // Nothing was to be kept.
+            Ok(false) if brought.value.is_none() && !self.remembers_absences() => {}
             Ok(false) => {
                 reads.metrics().refused_fills.add(1);
                 self.metrics.refused_fills.add(1);
             }
             Err(_) => self.memory_failed(reads.metrics()),
         }
+    }
+
+    fn remembers_absences(&self) -> bool {
+        self.resident.freshness().negative_time_to_live.is_some()
     }
 
     /// What may be served in the stead of a load that failed: what memory has *now*, since what was there before the

@@ -103,6 +103,7 @@ pub struct Layer {
 impl Layer {
     /// Makes memory show every write that was acknowledged before the call. To be called before a cache's memory is
     /// looked at or changed.
+    #[inline]
     pub fn catch_up(&self) {
         self.reads.catch_up();
     }

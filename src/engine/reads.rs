@@ -49,6 +49,7 @@ impl Answer {
 impl Reads {
     /// Makes memory show every write that was acknowledged before the call. To be called before a cache's memory is
     /// looked at or changed.
+    #[inline]
     pub fn catch_up(&self) {
         if Safeguard::MemoryCatchesUp.holds() {
             self.core.pending.catch_up();

@@ -93,6 +93,7 @@ impl Fences {
 
     /// The oldest generation that may be served.
     #[must_use]
+    #[inline]
     pub fn generation(&self) -> Generation {
         Generation(self.generation.load(Ordering::SeqCst))
     }

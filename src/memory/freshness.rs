@@ -45,6 +45,7 @@ impl LiveDuration {
 
     /// What it is.
     #[must_use]
+    #[inline]
     pub fn value(&self) -> Option<Duration> {
         let nanos = self.0.load(Ordering::SeqCst);
         (nanos != NONE).then(|| Duration::from_nanos(nanos))

@@ -124,6 +124,7 @@ pub enum MissReason {
 ///
 /// If neither entry nor rules nor reader limit an age, the answer does not depend on `now`, except for the age in it.
 #[must_use]
+#[inline]
 pub fn servable(entry: &Stamp, rules: &Rules<'_>, now: Moment, ask: &Ask) -> Servable {
     let miss = Servable::Miss;
     if entry.generation < rules.floor {
@@ -161,6 +162,7 @@ pub fn servable(entry: &Stamp, rules: &Rules<'_>, now: Moment, ask: &Ask) -> Ser
 
 /// Whether the answer for this entry hangs on the time.
 #[must_use]
+#[inline]
 pub fn is_timed(entry: &Stamp, rules: &Rules<'_>, ask: &Ask) -> bool {
     ask.max_staleness.is_some()
         || entry.time_to_idle.or(rules.freshness.time_to_idle).is_some()
@@ -169,6 +171,7 @@ pub fn is_timed(entry: &Stamp, rules: &Rules<'_>, ask: &Ask) -> bool {
 
 /// How long an entry is fresh; for ever without an answer. Jitter only ever shortens it.
 #[must_use]
+#[inline]
 pub fn life(entry: &Stamp, rules: &Rules<'_>) -> Option<Duration> {
     let cache = if entry.absent { rules.freshness.negative_time_to_live } else { rules.time_to_live };
     let whole = entry.time_to_live.or(cache)?;

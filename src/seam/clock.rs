@@ -32,6 +32,7 @@ impl Moment {
 
     /// How long after `earlier` this is; nothing if it is not.
     #[must_use]
+    #[inline]
     pub fn since(self, earlier: Moment) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -94,6 +95,7 @@ impl Ticker {
 
     /// What the time is.
     #[must_use]
+    #[inline]
     pub fn now(&self) -> Moment {
         match &self.0 {
             Source::System(began) => Moment::at(now().saturating_duration_since(*began)),

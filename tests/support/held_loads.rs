@@ -34,6 +34,11 @@ impl HeldLoads {
         }
     }
 
+    /// How many have it.
+    pub fn handles(&self) -> usize {
+        Arc::strong_count(&self.begun)
+    }
+
     pub fn hold(&self) {
         self.open.send_replace(false);
     }
