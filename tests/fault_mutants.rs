@@ -62,6 +62,9 @@ fn witnesses(safeguard: Safeguard) -> &'static [Test] {
         S::FenceOnFill | S::FenceForAbsentKeys | S::JoinNoOlderLoad | S::ThroughUnseenUntilApplied => {
             &[SIMULATION]
         }
+        S::AgeFromLoadStart | S::LoadThrottle => &[("reading_time", None, "line_2")],
+        S::ZeroToleranceReadsTheStore => &[("reading_tolerance", None, "line_3")],
+        S::AroundDropsBefore | S::AroundDropsAfter => &[("reading_aside", None, "write_around")],
         S::GenerationOnFill => &[("layer_reads", None, "older_load")],
         S::DropWhatIsInDoubt | S::UnsettledReads => &[("layer_writes", None, "through")],
         S::ParkLaterWrites => &[LAYER_IMAGES, ("layer_failures", None, "parked")],
