@@ -140,8 +140,8 @@ async fn a_cancelled_or_panicking_load_releases_those_who_wait() {
     assert_eq!(cache.get(&1).await.unwrap(), None);
 }
 
-/// Somebody read two caches with `join!`-like code of their own that polled one read until it was done and only then the
-/// other. The other led a load, so a third reader, of the same key, waited for as long as the first one took, and for
+/// Somebody read two keys with code of their own that polled one read until it was done and only then the other. The
+/// other led a load, so a third reader, of the same key, waited for as long as the first one took, and for
 /// ever where the first one waited for the third.
 #[tokio::test]
 async fn a_reader_that_is_not_polled_holds_up_nobody() {
