@@ -45,8 +45,9 @@ struct Case {
 /// 5. A value is fresh while it is younger than its life: its own time to live, else the cache's (for an absence: the
 ///    one for absences), less the share that jitter cut. Without one it is fresh for ever.
 /// 6. A value, not an absence, is served beyond its life if it is younger than its life and the window for
-///    revalidating; or if the reader would wait, and it is younger than the reader takes then; or if loading it failed, and it is
-///    younger than its life and the window for errors. The first of these that holds is the reason.
+///    revalidating; or if the reader would wait, and it is younger than the reader takes then; or if loading it
+///    failed, and it is younger than its life and the window for errors. The first of these that holds is the
+///    reason.
 /// 7. Else it has expired.
 fn specified(case: &Case) -> Result<Option<Excuse>, MissReason> {
     let age = case.now.saturating_sub(case.since);
