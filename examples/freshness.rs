@@ -147,7 +147,7 @@ async fn main() -> Result<()> {
     line.break_down(false);
     line.wait(10);
     line.read(&cache, &as_offered).await;
-    println!("          {} loads failed", cache.stats().failed_loads);
+    println!("          loads that failed: {}", cache.stats().failed_loads);
 
     let line =
         Line::begin("Early refresh (XFetch, beta 8): some read in the last seconds reloads before the end.")
@@ -159,7 +159,7 @@ async fn main() -> Result<()> {
         line.read(&cache, &as_offered).await;
         tokio::task::yield_now().await;
     }
-    println!("          {} loads in the background", cache.stats().background_loads);
+    println!("          loads in the background: {}", cache.stats().background_loads);
 
     let line = Line::begin("An absence is remembered for 5 s.").await?;
     let cache = line.cache().negative_time_to_live(Duration::from_secs(5)).open()?;
