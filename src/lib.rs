@@ -44,7 +44,11 @@ pub use crate::metrics::{CacheStats, Stats};
 pub use crate::options::{Backpressure, OnRejected, WritePolicy};
 pub use crate::seam::clock::{Clock, Moment};
 pub use crate::store::contract::Store;
+#[cfg(feature = "fjall")]
+pub use crate::store::fjall::FjallStore;
 pub use crate::store::memory::MemoryStore;
+#[cfg(feature = "redb")]
+pub use crate::store::redb::RedbStore;
 pub use crate::store::sled::SledStore;
 
 /// The README's program compiles.

@@ -256,7 +256,7 @@ fn a_wrong_call_and_a_missing_file_are_status_2() {
     for command in ["verify", "inspect", "tail"] {
         forebay(&[command, &nowhere]).expect(2, &["there is no journal in"]);
     }
-    forebay(&["drain", &nowhere, "--store", "redb:x"]).expect(2, &["sled:PATH"]);
+    forebay(&["drain", &nowhere, "--store", "nothing:x"]).expect(2, &["sled:PATH"]);
     forebay(&["drain", &nowhere, "--store", &files.store()]).expect(2, &["there is no journal"]);
     assert_eq!(fs::read_dir(&nowhere).unwrap().count(), 0, "something was made there");
 

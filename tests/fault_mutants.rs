@@ -38,7 +38,7 @@ const IMAGES: Test = ("fault_images", None, "journal");
 const LAYER_IMAGES: Test = ("fault_images", None, "layer");
 const COUNTDOWN: Test = ("fault_countdown", None, "fault");
 const CORRUPTION: Test = ("fault_corruption", None, "fault");
-const POWER_CUT: Test = ("fault_sled_power_cut", None, "small");
+const POWER_CUT: Test = ("fault_power_cut", None, "small");
 const SIMULATION: Test = ("fault_simulation", Some("simulation"), "fault");
 /// The library's own tests.
 const UNIT: Test = ("forebay", None, "journal::");

@@ -1,6 +1,9 @@
-//! Both stores keep the contract, and the suite notices a store that does not.
+//! Every store keeps the contract, and the suite notices a store that does not.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
+
+#[path = "support/stores.rs"]
+mod stores;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,9 +11,9 @@ use forebay::error::Result;
 use forebay::ids::{Epoch, JournalId, Key, Seq};
 use forebay::store::contract::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
 use forebay::store::memory::MemoryStore;
-use forebay::store::sled::SledStore;
 use forebay::testkit::FlakyStore;
 use forebay::testkit::conformance::{self, Subject};
+use stores::Kind;
 
 struct InMemory(MemoryStore);
 
@@ -21,18 +24,19 @@ impl Subject for InMemory {
     }
 }
 
-struct OnDisk(tempfile::TempDir);
+/// An embedded store, opened for the contract's sake only.
+struct OnDisk(Kind, tempfile::TempDir);
 
 impl OnDisk {
-    fn new() -> OnDisk {
-        OnDisk(tempfile::tempdir().unwrap())
+    fn of(kind: Kind) -> impl Fn() -> OnDisk {
+        move || OnDisk(kind, tempfile::tempdir().unwrap())
     }
 }
 
 impl Subject for OnDisk {
-    type Store = SledStore;
-    fn open(&self) -> BoxFuture<'_, Result<SledStore>> {
-        Box::pin(async { SledStore::open(self.0.path().join("store")) })
+    type Store = Box<dyn Store>;
+    fn open(&self) -> BoxFuture<'_, Result<Box<dyn Store>>> {
+        Box::pin(async { self.0.open(self.1.path().join("store")) })
     }
 }
 
@@ -44,12 +48,33 @@ async fn the_memory_store_conforms() {
 
 #[tokio::test]
 async fn the_sled_store_conforms() {
-    conformance::run(OnDisk::new).await.unwrap();
+    conformance::run(OnDisk::of(Kind::Sled)).await.unwrap();
 }
 
 #[tokio::test]
 async fn the_sled_store_keeps_the_largest_value() {
-    conformance::run_huge(OnDisk::new).await.unwrap();
+    conformance::run_huge(OnDisk::of(Kind::Sled)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_redb_store_conforms() {
+    conformance::run(OnDisk::of(Kind::Redb)).await.unwrap();
+    conformance::run(OnDisk::of(Kind::RedbQuick)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_redb_store_keeps_the_largest_value() {
+    conformance::run_huge(OnDisk::of(Kind::Redb)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_fjall_store_conforms() {
+    conformance::run(OnDisk::of(Kind::Fjall)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_fjall_store_keeps_the_largest_value() {
+    conformance::run_huge(OnDisk::of(Kind::Fjall)).await.unwrap();
 }
 
 /// What a faulty double gets wrong.

@@ -138,6 +138,33 @@ pub trait Store: Send + Sync + 'static {
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>>;
 }
 
+/// A store that was chosen at run time.
+impl<S: Store + ?Sized> Store for Box<S> {
+    fn atomicity(&self) -> Atomicity {
+        (**self).atomicity()
+    }
+
+    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+        (**self).tenure()
+    }
+
+    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+        (**self).claim(journal)
+    }
+
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
+        (**self).load(key)
+    }
+
+    fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
+        (**self).load_many(keys)
+    }
+
+    fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
+        (**self).apply(batch)
+    }
+}
+
 impl StoreError {
     /// The same failure as the crate's own error.
     #[must_use]

@@ -1,12 +1,27 @@
 //! Systems of record: the contract, and the stores that the crate brings along.
 
 pub mod contract;
+mod directory;
+mod embedded;
+#[cfg(feature = "fjall")]
+pub mod fjall;
+#[cfg(feature = "fjall")]
+mod fjall_journal;
+#[cfg(feature = "fjall")]
+mod fjall_open;
+mod layout;
 pub mod memory;
+#[cfg(feature = "redb")]
+pub mod redb;
 pub mod sled;
 mod sled_files;
 mod sled_open;
 mod worker;
 
 pub use contract::{Atomicity, Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned};
+#[cfg(feature = "fjall")]
+pub use fjall::{FjallOptions, FjallStore};
 pub use memory::MemoryStore;
+#[cfg(feature = "redb")]
+pub use redb::{RedbOptions, RedbStore};
 pub use sled::{SledOptions, SledStore};

@@ -4,14 +4,8 @@
 //! sled batch, and sled replays a batch wholly or not at all. On return a batch is durable: after sled's flush,
 //! which syncs nothing, the files are synced through a descriptor of the store's own (`sled_files`).
 //!
-//! Fencing is a check under a mutex. That suffices, because one process at a time can hold the directory's
-//! lock, within it one [`SledStore`] with its clones, and all of these share the one mutex, which is held from
-//! the check until the batch is durable. Who does not hold the mutex cannot write.
-//!
-//! A failure while something is being made true ends the store for good: every later call is
-//! [`StoreError::Fatal`]. A failed sync must not be repeated (the kernel marks the pages clean), and sled
-//! itself refuses all writes for ever after a failed one, a full disk included. Reading stops too, because
-//! the tree in memory may hold what the disk does not. Opening the store again reads what the disk has.
+//! A failure while something is being made true ends the store for good (`embedded`); sled itself refuses all
+//! writes for ever after a failed one, a full disk included.
 //!
 //! sled's `blobs/` must stay empty. It puts items and pages above a quarter of its segment size into files,
 //! and where a power cut takes such a file, its recovery skips the item silently and keeps the rest of the
@@ -21,28 +15,23 @@
 //! synced before a batch is acknowledged, but for those keys that window remains. What a power cut can do besides, and
 //! was seen to do, is in the manual's page on durability; `tests/fault_sled_power_cut.rs` searches for it.
 //!
-//! Loads run on threads of the store, too. What sled has in memory takes 0.3 us on the caller's thread and 8 us
-//! this way; but nobody can know beforehand, and a load that misses reads the disk, while one that meets a
-//! batch waits until it is in the tree. The layer's own memory is in front of this and answers what is hot.
-//!
 //! The files: directories 0700, and 0600 for those this store creates or can name; sled creates blobs and
 //! snapshots with the process's umask, and the directory shuts others out.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use ::sled::{Batch as SledBatch, Db, IVec};
+use ::sled::{Batch as SledBatch, Db};
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{Epoch, JournalId, Key, Seq};
+use crate::ids::{JournalId, Key, Seq};
 use crate::safeguard::Safeguard;
-use crate::seam::priority;
-use crate::store::contract::{Batch, BoxFuture, Progress, Store, StoreError, Tenure, Versioned};
+use crate::store::contract::{Batch, BoxFuture, Op, StoreError, Tenure, Versioned};
+use crate::store::embedded::{Database, Embedded, embedded_store};
+use crate::store::layout::{self, INLINE, META_KEY, VALUE_HEADER_BYTES, value_key};
 use crate::store::sled_files::Files;
-use crate::store::sled_open::{self, damaged, open_failed, sled_error};
-use crate::store::worker::Workers;
+use crate::store::sled_open::{self, open_failed, sled_error};
 
 /// The memory sled may use for pages unless [`SledOptions::cache_bytes`] says otherwise.
 const CACHE_BYTES_DEFAULT: u64 = 256 * 1024 * 1024;
@@ -53,20 +42,10 @@ const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
 /// must stay below a quarter of a segment.
 const INLINE_BYTES_MAX: usize = 40 * 1024;
 const CHUNK_BYTES: usize = 32 * 1024;
-/// Loads may run side by side; writes take turns anyway and get a thread that no load can hold up.
-const LOAD_THREADS: usize = 2;
 
-// What the first byte of a key in the tree says.
-const META_KEY: &[u8] = b"m";
-const TAG_VALUE: u8 = b'k';
+// Beside what `layout` has: the first byte of a chunk's key, and of a value that lies in chunks.
 const TAG_CHUNK: u8 = b'c';
-// What the first byte of a value in the tree says.
-const INLINE: u8 = 0;
 const CHUNKED: u8 = 1;
-const VALUE_HEADER_BYTES: usize = 9;
-
-const META_FORMAT: u8 = 1;
-const META_BYTES: usize = 46;
 
 /// How to open a [`SledStore`].
 #[derive(Clone, Debug)]
@@ -115,28 +94,14 @@ impl SledOptions {
 /// The last drop runs to their end the calls that were begun, joins the store's threads and lets the
 /// directory go, so it may take as long as a sync; afterwards the store can be opened again at once.
 #[derive(Clone)]
-pub struct SledStore(Arc<Handle>);
+pub struct SledStore(Embedded<Sled>);
 
-/// What the clones share. The workers come first, so that they have ended when the database closes.
-struct Handle {
-    writer: Workers,
-    loaders: Workers,
-    database: Arc<Database>,
-}
-
-/// What the threads share.
-struct Database {
-    /// `None` only while it is being dropped.
+struct Sled {
+    /// `None` only while it is being closed.
     db: Option<Db>,
-    state: Mutex<State>,
-    /// Why the store ended, if it did.
-    failed: OnceLock<Error>,
 }
 
-/// What only its holder may change, on the disk and here.
-struct State {
-    /// As it is on the disk.
-    tenure: Tenure,
+struct Pen {
     files: Files,
     /// Whether the tree may hold chunks. As long as it holds none, no old value has to be looked at for them.
     chunked: bool,
@@ -158,89 +123,25 @@ impl SledStore {
         let mut files = Files::open(path)?;
         let db = sled_open::open(&mut files, options.cache_bytes, segment_bytes)?;
         let read = db.get(META_KEY).map_err(|error| open_failed(&files, error))?;
-        let tenure = match read {
-            Some(bytes) => decode_meta(&bytes, &files)?,
-            None if db.is_empty() => Tenure::default(),
-            None => {
-                let context = format!("the database in {} is not one of this crate", files.path().display());
-                return Err(Error::new(ErrorKind::UnknownFormat, context));
-            }
-        };
+        let tenure = layout::decode_meta(read.as_deref(), db.is_empty(), files.path())?;
         let chunked = db.scan_prefix([TAG_CHUNK]).next().is_some();
-        let state = Mutex::new(State { tenure, files, chunked });
-        let database = Arc::new(Database { db: Some(db), state, failed: OnceLock::new() });
-        Ok(SledStore(Arc::new(Handle {
-            writer: Workers::start("forebay-store", 1, priority::give_way)?,
-            loaders: Workers::start("forebay-load", LOAD_THREADS, || {})?,
-            database,
-        })))
+        Ok(SledStore(Embedded::start(Sled { db: Some(db) }, Pen { files, chunked }, tenure)?))
     }
 }
 
-impl std::fmt::Debug for SledStore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SledStore").field("failed", &self.0.database.failed.get()).finish_non_exhaustive()
+embedded_store!(SledStore);
+
+impl Sled {
+    fn db(&self) -> &Db {
+        self.db.as_ref().expect("only closing takes it")
     }
 }
 
-impl Store for SledStore {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        let database = Arc::clone(&self.0.database);
-        Box::pin(self.0.writer.run(move || database.with_state(|_, state| Ok(state.tenure))))
-    }
-
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        let database = Arc::clone(&self.0.database);
-        Box::pin(self.0.writer.run(move || database.with_state(|db, state| claim(db, state, journal))))
-    }
-
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
-        let database = Arc::clone(&self.0.database);
-        let key = key.clone();
-        Box::pin(self.0.loaders.run(move || database.load(&key)))
-    }
-
-    fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
-        let database = Arc::clone(&self.0.database);
-        let keys = keys.to_vec();
-        Box::pin(self.0.loaders.run(move || keys.iter().map(|key| database.load(key)).collect()))
-    }
-
-    fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        let database = Arc::clone(&self.0.database);
-        let batch = batch.clone();
-        Box::pin(self.0.writer.run(move || database.with_state(|db, state| apply(db, state, &batch))))
-    }
-}
-
-impl Database {
-    fn db(&self) -> Result<&Db, StoreError> {
-        if self.state.is_poisoned() {
-            self.failed
-                .get_or_init(|| Error::new(ErrorKind::StoreFailed, "a call of the store panicked midway"));
-        }
-        match self.failed.get() {
-            None => Ok(self.db.as_ref().expect("only drop takes it")),
-            Some(error) => Err(ended(error)),
-        }
-    }
-
-    /// Runs what reads or changes the state, alone. A fatal outcome, a panic included, ends the store.
-    fn with_state<T>(
-        &self,
-        work: impl FnOnce(&Db, &mut State) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        // The look at `failed` comes after the lock, so that nobody who waited for it writes after a failure.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = work(self.db()?, &mut state);
-        if let Err(StoreError::Fatal(error)) = &result {
-            self.failed.get_or_init(|| error.clone());
-        }
-        result
-    }
+impl Database for Sled {
+    type Pen = Pen;
 
     fn load(&self, key: &Key) -> Result<Option<Versioned>, StoreError> {
-        let db = self.db()?;
+        let db = self.db();
         let tree_key = value_key(key);
         let mut stored = db.get(&tree_key).map_err(load_failed)?;
         loop {
@@ -264,89 +165,53 @@ impl Database {
             stored = again;
         }
     }
-}
 
-impl Drop for Database {
-    fn drop(&mut self) {
+    fn write(&self, pen: &mut Pen, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
+        let db = self.db();
+        let mut batch = SledBatch::default();
+        let mut chunked = pen.chunked;
+        for (place, op) in changes.iter().enumerate() {
+            let tree_key = value_key(&op.key);
+            if pen.chunked
+                && let Some(old) = db.get(&tree_key).map_err(apply_failed)?
+                && let (_, Content::Chunked(chunks)) = decode_value(&old, &op.key)?
+            {
+                chunks.remove(&mut batch);
+            }
+            match &op.value {
+                None => batch.remove(tree_key),
+                Some(value) if tree_key.len() + value.len() <= INLINE_BYTES_MAX => {
+                    batch.insert(tree_key, encode_value(INLINE, op.seq, |out| out.put_slice(value)));
+                }
+                Some(value) => {
+                    chunked = true;
+                    let chunks = Chunks::new(tenure.progress.applied, place, value.len());
+                    chunks.insert(value, &mut batch);
+                    batch.insert(tree_key, encode_value(CHUNKED, op.seq, |out| chunks.encode(out)));
+                }
+            }
+        }
+        pen.chunked = chunked;
+        batch.insert(META_KEY, layout::encode_meta(tenure));
+        db.apply_batch(batch).map_err(apply_failed)?;
+        // Never `flush_async`, which can deadlock; this thread may wait.
+        db.flush().map_err(apply_failed)?;
+        if Safeguard::StoreSync.holds() {
+            pen.files.sync().map_err(StoreError::Fatal)?;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, pen: &mut Pen) {
         let db = self.db.take();
         // sled syncs when it closes and panics if that fails. By then every batch that was acknowledged is
         // durable, so there is nothing to report.
         let closed = catch_unwind(AssertUnwindSafe(|| drop(db)));
         if closed.is_ok() {
-            let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
             // It fails only where files cannot be locked, and then there is no lock to wait for.
-            drop(state.files.wait_released());
+            drop(pen.files.wait_released());
         }
     }
-}
-
-fn claim(db: &Db, state: &mut State, journal: Option<JournalId>) -> Result<Tenure, StoreError> {
-    let epoch = Epoch(state.tenure.epoch.0.saturating_add(1));
-    let claimed = Tenure { epoch, journal, ..state.tenure };
-    write(db, state, SledBatch::default(), claimed)?;
-    Ok(claimed)
-}
-
-fn apply(db: &Db, state: &mut State, batch: &Batch) -> Result<(), StoreError> {
-    let held = state.tenure;
-    if batch.epoch < held.epoch && Safeguard::EpochFence.holds() {
-        return Err(StoreError::Fenced { current: held.epoch });
-    }
-    let watermark = held.progress.applied;
-    if batch.progress.applied <= watermark {
-        return Ok(());
-    }
-    let mut changes = SledBatch::default();
-    let mut chunked = state.chunked;
-    // The last change of a key wins, and only that one is written: a chunked value that the same batch
-    // replaces would leave its chunks behind.
-    let mut last: std::collections::HashMap<&Key, usize> = std::collections::HashMap::new();
-    for (place, op) in batch.ops.iter().enumerate().filter(|(_, op)| op.seq > watermark) {
-        last.insert(&op.key, place);
-    }
-    for (key, place) in last {
-        let op = batch.ops.get(place).expect("the place was just counted");
-        let tree_key = value_key(key);
-        if state.chunked
-            && let Some(old) = db.get(&tree_key).map_err(apply_failed)?
-            && let (_, Content::Chunked(chunks)) = decode_value(&old, key)?
-        {
-            chunks.remove(&mut changes);
-        }
-        match &op.value {
-            None => changes.remove(tree_key),
-            Some(value) if tree_key.len() + value.len() <= INLINE_BYTES_MAX => {
-                let stored = encode_value(INLINE, op.seq, |out| out.put_slice(value));
-                changes.insert(tree_key, stored);
-            }
-            Some(value) => {
-                chunked = true;
-                let chunks = Chunks::new(batch.progress.applied, place, value.len());
-                chunks.insert(value, &mut changes);
-                changes.insert(tree_key, encode_value(CHUNKED, op.seq, |out| chunks.encode(out)));
-            }
-        }
-    }
-    state.chunked = chunked;
-    write(db, state, changes, Tenure { progress: batch.progress, ..held })
-}
-
-/// Makes `changes` and the new tenure true and durable, together. The only place that writes.
-fn write(db: &Db, state: &mut State, mut changes: SledBatch, tenure: Tenure) -> Result<(), StoreError> {
-    if !Safeguard::WatermarkInTransaction.holds() {
-        db.apply_batch(std::mem::take(&mut changes)).map_err(apply_failed)?;
-        db.flush().map_err(apply_failed)?;
-        state.files.sync().map_err(StoreError::Fatal)?;
-    }
-    changes.insert(META_KEY, encode_meta(&tenure));
-    db.apply_batch(changes).map_err(apply_failed)?;
-    // Never `flush_async`, which can deadlock; this thread may wait.
-    db.flush().map_err(apply_failed)?;
-    if Safeguard::StoreSync.holds() {
-        state.files.sync().map_err(StoreError::Fatal)?;
-    }
-    state.tenure = tenure;
-    Ok(())
 }
 
 /// Where the bytes of a large value lie: chunks in the tree under a name that no other batch ever uses, since
@@ -410,78 +275,27 @@ impl Chunks {
     }
 }
 
-fn value_key(key: &Key) -> Vec<u8> {
-    let bytes = key.as_bytes();
-    let mut tree_key = Vec::with_capacity(1 + bytes.len());
-    tree_key.push(TAG_VALUE);
-    tree_key.extend_from_slice(bytes);
-    tree_key
-}
-
-fn encode_value(kind: u8, version: Seq, content: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+fn encode_value(form: u8, version: Seq, content: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut stored = Vec::with_capacity(VALUE_HEADER_BYTES);
-    stored.put_u8(kind);
-    stored.put_u64_le(version.0);
+    stored.put_slice(&layout::value_header(form, version));
     content(&mut stored);
     stored
 }
 
-fn decode_value<'a>(mut stored: &'a [u8], key: &Key) -> Result<(Seq, Content<'a>), StoreError> {
-    let broken = || {
-        let context = format!("the stored value of {key} has a form that this version does not know");
-        StoreError::Fatal(Error::new(ErrorKind::Damaged, context))
-    };
-    let kind = stored.try_get_u8().map_err(|_| broken())?;
-    let version = Seq(stored.try_get_u64_le().map_err(|_| broken())?);
-    match kind {
-        INLINE => Ok((version, Content::Inline(stored))),
+fn decode_value<'a>(stored: &'a [u8], key: &Key) -> Result<(Seq, Content<'a>), StoreError> {
+    let (form, version, mut content) = layout::split_value(stored, key)?;
+    match form {
+        INLINE => Ok((version, Content::Inline(content))),
         CHUNKED => {
             let mut field = || -> Result<Chunks, bytes::TryGetError> {
-                let watermark = Seq(stored.try_get_u64_le()?);
-                Ok(Chunks { watermark, place: stored.try_get_u32_le()?, bytes: stored.try_get_u64_le()? })
+                let watermark = Seq(content.try_get_u64_le()?);
+                Ok(Chunks { watermark, place: content.try_get_u32_le()?, bytes: content.try_get_u64_le()? })
             };
-            let chunks = field().map_err(|_| broken())?;
+            let chunks = field().map_err(|_| layout::unknown_value(key))?;
             Ok((version, Content::Chunked(chunks)))
         }
-        _ => Err(broken()),
+        _ => Err(layout::unknown_value(key)),
     }
-}
-
-fn encode_meta(tenure: &Tenure) -> Vec<u8> {
-    let mut meta = Vec::with_capacity(META_BYTES);
-    meta.put_u8(META_FORMAT);
-    meta.put_u8(u8::from(tenure.journal.is_some()));
-    meta.put_u64_le(tenure.epoch.0);
-    meta.put_u64_le(tenure.progress.applied.0);
-    meta.put_u64_le(tenure.progress.journaled.0);
-    meta.put_slice(&tenure.journal.map_or([0; 16], |journal| journal.0));
-    let checksum = crc32c::crc32c(&meta);
-    meta.put_u32_le(checksum);
-    assert_eq!(meta.len(), META_BYTES, "the layout is fixed");
-    meta
-}
-
-fn decode_meta(stored: &IVec, files: &Files) -> Result<Tenure> {
-    let broken = || Error::new(ErrorKind::Damaged, damaged(files, "its watermark and epoch are unreadable"));
-    if let Some(format) = stored.first().filter(|format| **format != META_FORMAT) {
-        let context =
-            format!("the store in {} has format {format}, which is unknown", files.path().display());
-        return Err(Error::new(ErrorKind::UnknownFormat, context));
-    }
-    if stored.len() != META_BYTES {
-        return Err(broken());
-    }
-    let (mut fields, mut checksum) = stored.split_at(META_BYTES - 4);
-    if crc32c::crc32c(fields) != checksum.get_u32_le() {
-        return Err(broken());
-    }
-    fields.advance(1);
-    let has_journal = fields.get_u8() == 1;
-    let epoch = Epoch(fields.get_u64_le());
-    let progress = Progress { applied: Seq(fields.get_u64_le()), journaled: Seq(fields.get_u64_le()) };
-    let mut journal = [0; 16];
-    fields.copy_to_slice(&mut journal);
-    Ok(Tenure { epoch, progress, journal: has_journal.then_some(JournalId(journal)) })
 }
 
 /// A failed load. The file system may recover from what it said; nothing was changed.
@@ -495,11 +309,6 @@ fn load_failed(error: ::sled::Error) -> StoreError {
 /// it, however much room there is on the disk by then.
 fn apply_failed(error: ::sled::Error) -> StoreError {
     StoreError::Fatal(sled_error("writing to the store".to_owned(), error))
-}
-
-fn ended(error: &Error) -> StoreError {
-    let context = "the store failed earlier and must be opened again";
-    StoreError::Fatal(error.clone().wrap(ErrorKind::StoreFailed, context))
 }
 
 #[cfg(test)]
@@ -657,12 +466,12 @@ mod tests {
         let mut most = 0;
         for seq in 1..=40 {
             store.apply(&batch(tenure, seq, &seq.to_string(), Some(vec![1; 30_000]))).await.unwrap();
-            let state = store.0.database.state.lock().unwrap();
+            let state = store.0.shared().state.lock().unwrap();
             let present: std::collections::HashSet<_> = std::fs::read_dir(directory.path().join(BLOBS))
                 .unwrap()
                 .map(|entry| entry.unwrap().file_name())
                 .collect();
-            assert!(present.is_subset(state.files.blobs_synced()), "after batch {seq}");
+            assert!(present.is_subset(state.pen.files.blobs_synced()), "after batch {seq}");
             most = most.max(present.len());
         }
         assert!(most > 0, "no blob was made, so nothing was tested");
@@ -675,7 +484,7 @@ mod tests {
         let store = SledStore::open(directory.path()).unwrap();
         let tenure = store.claim(None).await.unwrap();
         store.apply(&batch(tenure, 1, "a", Some(vec![1]))).await.unwrap();
-        store.0.database.state.lock().unwrap().files.fail_next_sync();
+        store.0.shared().state.lock().unwrap().pen.files.fail_next_sync();
         for attempt in 0..3 {
             let error = store.apply(&batch(tenure, 2, "a", Some(vec![2]))).await.unwrap_err();
             assert!(matches!(error, StoreError::Fatal(_)), "attempt {attempt}: {error:?}");
@@ -695,8 +504,8 @@ mod tests {
     async fn a_panic_in_the_middle_of_a_call_ends_the_store() {
         let directory = tempfile::tempdir().unwrap();
         let store = SledStore::open(directory.path()).unwrap();
-        let database = Arc::clone(&store.0.database);
-        let panicked = store.0.writer.run(move || database.with_state::<()>(|_, _| panic!("midway"))).await;
+        let shared = Arc::clone(store.0.shared());
+        let panicked = store.0.writer().run(move || shared.with_state::<()>(|_, _| panic!("midway"))).await;
         assert!(matches!(panicked, Err(StoreError::Fatal(_))));
         assert!(matches!(store.load(&key("a")).await, Err(StoreError::Fatal(_))));
         assert!(matches!(store.claim(None).await, Err(StoreError::Fatal(_))));

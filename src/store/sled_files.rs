@@ -9,28 +9,28 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
+use crate::store::directory::{
+    Directory, create_dir_durably, failed, locked, open_private, set_mode, sync_dir,
+};
 
-const LOCK_NAME: &str = "forebay.lock";
 const DATABASE_NAME: &str = "db";
 const CONFIG_NAME: &str = "conf";
 const BLOBS_NAME: &str = "blobs";
 /// A blob's name is a place in the log, and no log comes as far as this one.
 const BAR_NAME: &str = "9223372036854775807";
-const NURSERY_NAME: &str = "forebay.new";
 
 /// The directory of one sled database, held exclusively.
 pub(crate) struct Files {
-    path: PathBuf,
     database: File,
     /// The files in `blobs/` that are durable. sled writes a blob once and never changes it.
     blobs_synced: HashSet<OsString>,
     /// Held for life. sled locks its own file, but lets go at a moment of its own; see [`Files::wait_released`].
-    lock: File,
+    directory: Directory,
     #[cfg(test)]
     fails_next_sync: bool,
 }
@@ -42,22 +42,13 @@ impl Files {
     /// # Errors
     /// [`ErrorKind::Locked`] if somebody holds the directory, or what the file system says.
     pub(crate) fn open(path: &Path) -> Result<Files> {
-        let path = std::path::absolute(path).map_err(|error| failed("finding", path, error))?;
-        create_dir_durably(&path)?;
-        create_dir_durably(&path.join(BLOBS_NAME))?;
-        let lock_path = path.join(LOCK_NAME);
-        let lock = open_private(&lock_path)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(locked(&path)),
-            Err(TryLockError::Error(error)) => return Err(failed("locking", &lock_path, error)),
-        }
-        let database = open_private(&path.join(DATABASE_NAME))?;
+        let directory = Directory::open(path)?;
+        create_dir_durably(&directory.path().join(BLOBS_NAME))?;
+        let database = open_private(&directory.path().join(DATABASE_NAME))?;
         let mut files = Files {
-            path,
             database,
             blobs_synced: HashSet::new(),
-            lock,
+            directory,
             #[cfg(test)]
             fails_next_sync: false,
         };
@@ -69,9 +60,9 @@ impl Files {
     /// Removes the snapshots that sled was writing when its process died. sled 0.34 takes such a file for its newest
     /// snapshot and refuses to open; a snapshot only saves it from reading its log, so nothing is lost with one.
     fn remove_unfinished_snapshots(&self) -> Result<()> {
-        let listing = |error| failed("listing", &self.path, error);
+        let listing = |error| failed("listing", self.path(), error);
         let mut unfinished = Vec::new();
-        for entry in fs::read_dir(&self.path).map_err(listing)? {
+        for entry in fs::read_dir(self.path()).map_err(listing)? {
             let path = entry.map_err(listing)?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if name.starts_with("snap.") && name.ends_with(".generating") {
@@ -84,24 +75,21 @@ impl Files {
         // Under sled's own lock, because a sled that is not ours may be writing one right now.
         match self.database.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(locked(&self.path)),
-            Err(TryLockError::Error(error)) => return Err(failed("locking", &self.path, error)),
+            Err(TryLockError::WouldBlock) => return Err(locked(self.path())),
+            Err(TryLockError::Error(error)) => return Err(failed("locking", self.path(), error)),
         }
         for path in unfinished {
             fs::remove_file(&path).map_err(|error| failed("removing", &path, error))?;
         }
-        self.database.unlock().map_err(|error| failed("unlocking", &self.path, error))
+        self.database.unlock().map_err(|error| failed("unlocking", self.path(), error))
     }
 
-    /// An empty directory in which sled can make the files of a new database.
+    /// Where sled can make the files of a new database; see [`Directory::make_nursery`].
     ///
     /// # Errors
     /// What the file system says.
     pub(crate) fn make_nursery(&self) -> Result<PathBuf> {
-        self.remove_nursery()?;
-        let nursery = self.path.join(NURSERY_NAME);
-        create_dir_durably(&nursery)?;
-        Ok(nursery)
+        self.directory.make_nursery()
     }
 
     /// Takes the configuration from the nursery, wholly or not at all, durably.
@@ -109,20 +97,7 @@ impl Files {
     /// # Errors
     /// What the file system says.
     pub(crate) fn adopt_config(&self) -> Result<()> {
-        let (made, config) = (self.path.join(NURSERY_NAME).join(CONFIG_NAME), self.path.join(CONFIG_NAME));
-        let synced = File::open(&made).and_then(|file| file.sync_all());
-        synced.map_err(|error| failed("syncing", &made, error))?;
-        fs::rename(&made, &config).map_err(|error| failed("moving into place", &config, error))?;
-        sync_dir(&self.path)?;
-        self.remove_nursery()
-    }
-
-    fn remove_nursery(&self) -> Result<()> {
-        let nursery = self.path.join(NURSERY_NAME);
-        match fs::remove_dir_all(&nursery) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", &nursery, error)),
-            _ => Ok(()),
-        }
+        self.directory.adopt(CONFIG_NAME)
     }
 
     /// Makes sled's next opening fail after it has written its snapshot and before it cleans up: it wants to remove the
@@ -132,7 +107,7 @@ impl Files {
     /// # Errors
     /// What the file system says.
     pub(crate) fn bar_cleaning(&self) -> Result<()> {
-        let bar = self.path.join(BLOBS_NAME).join(BAR_NAME);
+        let bar = self.path().join(BLOBS_NAME).join(BAR_NAME);
         match fs::create_dir(&bar) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 Err(failed("creating", &bar, error))
@@ -146,7 +121,7 @@ impl Files {
     /// # Errors
     /// What the file system says.
     pub(crate) fn unbar_cleaning(&self) -> Result<()> {
-        let bar = self.path.join(BLOBS_NAME).join(BAR_NAME);
+        let bar = self.path().join(BLOBS_NAME).join(BAR_NAME);
         match fs::remove_dir(&bar) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", &bar, error)),
             _ => Ok(()),
@@ -161,7 +136,7 @@ impl Files {
         let metadata = self.database.metadata();
         metadata
             .map(|metadata| metadata.len())
-            .map_err(|error| failed("looking at", &self.path.join(DATABASE_NAME), error))
+            .map_err(|error| failed("looking at", &self.path().join(DATABASE_NAME), error))
     }
 
     /// As [`Files::sync`], and what sled touches only when it opens: its configuration, which it does not
@@ -170,7 +145,7 @@ impl Files {
     /// # Errors
     /// What the file system says.
     pub(crate) fn sync_opened(&mut self) -> Result<()> {
-        let config = self.path.join(CONFIG_NAME);
+        let config = self.path().join(CONFIG_NAME);
         match File::open(&config) {
             Ok(file) => {
                 set_mode(&config, 0o600)?;
@@ -180,7 +155,7 @@ impl Files {
             Err(error) => return Err(failed("opening", &config, error)),
         }
         self.sync()?;
-        sync_dir(&self.path)
+        sync_dir(self.path())
     }
 
     /// Makes durable all that was written to the database so far, blobs first: the log must not name one that
@@ -192,14 +167,15 @@ impl Files {
     pub(crate) fn sync(&mut self) -> Result<()> {
         #[cfg(test)]
         if std::mem::take(&mut self.fails_next_sync) {
-            return Err(Error::new(ErrorKind::Io, "the test fails this sync"));
+            let error = io::Error::other("the test fails this sync");
+            return Err(failed("syncing", self.path(), error));
         }
         self.sync_blobs()?;
-        self.database.sync_data().map_err(|error| failed("syncing", &self.path.join(DATABASE_NAME), error))
+        self.database.sync_data().map_err(|error| failed("syncing", &self.path().join(DATABASE_NAME), error))
     }
 
     fn sync_blobs(&mut self) -> Result<()> {
-        let directory = self.path.join(BLOBS_NAME);
+        let directory = self.path().join(BLOBS_NAME);
         let unlisted = |error| failed("listing", &directory, error);
         let mut present = HashSet::new();
         let mut changed = false;
@@ -235,7 +211,7 @@ impl Files {
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        self.directory.path()
     }
 
     /// As a disk that fails one sync and, as the kernel has it, none after that.
@@ -248,71 +224,4 @@ impl Files {
     pub(crate) fn blobs_synced(&self) -> &HashSet<OsString> {
         &self.blobs_synced
     }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        // Closing the file lets go as well; this only does it where a child process inherited the descriptor.
-        drop(self.lock.unlock());
-    }
-}
-
-/// The directory is held by somebody else.
-pub(crate) fn locked(path: &Path) -> Error {
-    let context = format!("the store in {} is open already, in this process or another", path.display());
-    Error::new(ErrorKind::Locked, context)
-}
-
-pub(crate) fn failed(doing: &str, path: &Path, error: io::Error) -> Error {
-    Error::io(format!("{doing} {}", path.display()), error)
-}
-
-/// Opens a file for reading and writing, creating it if need be, for its owner alone.
-fn open_private(path: &Path) -> Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let file = options.open(path).map_err(|error| failed("opening", path, error))?;
-    set_mode(path, 0o600)?;
-    Ok(file)
-}
-
-/// Creates a directory and its missing parents, makes their names durable, and shuts others out of the last.
-fn create_dir_durably(path: &Path) -> Result<()> {
-    let missing: Vec<&Path> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
-    for directory in missing.iter().rev() {
-        match std::fs::create_dir(directory) {
-            Ok(()) => set_mode(directory, 0o700)?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(failed("creating", directory, error)),
-        }
-        if let Some(parent) = directory.parent() {
-            sync_dir(parent)?;
-        }
-    }
-    set_mode(path, 0o700)
-}
-
-#[cfg(unix)]
-fn sync_dir(path: &Path) -> Result<()> {
-    let synced = File::open(path).and_then(|directory| directory.sync_all());
-    synced.map_err(|error| failed("syncing the directory", path, error))
-}
-
-/// Elsewhere a directory cannot be opened, and its entries are durable with the file's own sync.
-#[cfg(not(unix))]
-fn sync_dir(_path: &Path) -> Result<()> {
-    Ok(())
-}
-
-#[cfg(unix)]
-fn set_mode(path: &Path, mode: u32) -> Result<()> {
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
-    std::fs::set_permissions(path, permissions).map_err(|error| failed("setting the mode of", path, error))
-}
-
-#[cfg(not(unix))]
-fn set_mode(_path: &Path, _mode: u32) -> Result<()> {
-    Ok(())
 }

@@ -15,7 +15,8 @@ use std::path::Path;
 use ::sled::{Config, Db};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::sled_files::{self, Files};
+use crate::store::directory::{self, damaged};
+use crate::store::sled_files::Files;
 
 /// Opens the database in `files`; whatever was written by then is durable on return.
 ///
@@ -48,7 +49,7 @@ pub(crate) fn open(files: &mut Files, cache_bytes: u64, segment_bytes: usize) ->
             return Err(error);
         }
         // Whatever else it failed by, the opening below meets again and tells.
-        files.wait_released().map_err(|error| sled_files::failed("waiting for", files.path(), error))?;
+        files.wait_released().map_err(|error| directory::failed("waiting for", files.path(), error))?;
         files.sync_opened()?;
     }
     let db = attempt(files, &config)?;
@@ -60,13 +61,8 @@ fn attempt(files: &Files, config: &Config) -> Result<Db> {
     // sled asserts in many places that what it reads makes sense.
     match catch_unwind(AssertUnwindSafe(|| config.open())) {
         Ok(opened) => opened.map_err(|error| open_failed(files, error)),
-        Err(_) => Err(Error::new(ErrorKind::Damaged, damaged(files, "sled gave up on it"))),
+        Err(_) => Err(Error::new(ErrorKind::Damaged, damaged(files.path(), "sled gave up on it"))),
     }
-}
-
-/// What is said of a database that cannot be read.
-pub(crate) fn damaged(files: &Files, what: &str) -> String {
-    format!("the store in {} is damaged: {what}; all it holds is at stake", files.path().display())
 }
 
 /// Why reading at the opening failed.
@@ -76,14 +72,14 @@ pub(crate) fn open_failed(files: &Files, error: ::sled::Error) -> Error {
         ::sled::Error::Io(io)
             if io.kind() == std::io::ErrorKind::Other && io.to_string().contains("lock") =>
         {
-            sled_files::locked(files.path())
+            directory::locked(files.path())
         }
         ::sled::Error::Unsupported(why) => {
             let context = format!("the database in {}: {why}", files.path().display());
             Error::new(ErrorKind::UnknownFormat, context)
         }
         ::sled::Error::Corruption { .. } => {
-            Error::with_source(ErrorKind::Damaged, damaged(files, "sled cannot read it"), error)
+            Error::with_source(ErrorKind::Damaged, damaged(files.path(), "sled cannot read it"), error)
         }
         other => sled_error(format!("opening the store in {}", files.path().display()), other),
     }

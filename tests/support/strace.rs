@@ -1,10 +1,10 @@
 //! The system calls of a traced process, as `strace` tells them.
 //!
-//! Understands the calls that a sled database makes on its files, and panics at one that it does not know: a call that
+//! Understands the calls that the embedded stores make on their files, and panics at one that it does not know: a call that
 //! was passed over would make the files that are rebuilt from the others wrong.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One system call that had, or may have had, an effect.
 #[derive(Debug)]
@@ -23,6 +23,7 @@ pub enum Action {
     },
     Write {
         path: PathBuf,
+        /// [`APPENDED`] until [`resolve_appends`] knows better.
         offset: usize,
         data: Vec<u8>,
     },
@@ -60,6 +61,9 @@ impl std::fmt::Display for Call {
     }
 }
 
+/// The offset of a write to a file that was opened for appending.
+pub const APPENDED: usize = usize::MAX;
+
 /// What `strace` has to be told for [`parse`] to understand it.
 pub const STRACE: [&str; 6] = [
     "-f",
@@ -67,7 +71,7 @@ pub const STRACE: [&str; 6] = [
     "-s",
     "100000000",
     "-e",
-    "trace=openat,write,pwrite64,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,fsync,fdatasync,sync_file_range,\
+    "trace=openat,lseek,write,pwrite64,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,fsync,fdatasync,sync_file_range,\
      mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,symlink,msync",
 ];
 
@@ -102,6 +106,44 @@ pub fn parse(log: &str, first: usize) -> (Vec<Call>, usize) {
     (calls.collect(), next)
 }
 
+/// Gives each appended write its place: behind what its file held when the write began.
+pub fn resolve_appends(calls: &mut [Call]) {
+    let mut lens: HashMap<PathBuf, usize> = HashMap::new();
+    for call in calls {
+        match &mut call.action {
+            Action::Create { path, truncate } => {
+                let len = lens.entry(path.clone()).or_default();
+                *len = if *truncate { 0 } else { *len };
+            }
+            Action::Write { path, offset, data } => {
+                let len = lens.entry(path.clone()).or_default();
+                if *offset == APPENDED {
+                    *offset = *len;
+                }
+                *len = (*len).max(*offset + data.len());
+            }
+            Action::Truncate { path, len } => {
+                lens.insert(path.clone(), *len);
+            }
+            Action::Rename { from, to } => {
+                let moved = lens.extract_if(|path, _| path.starts_with(&*from));
+                let moved: Vec<_> = moved.map(|(path, len)| (moved_path(&path, from, to), len)).collect();
+                lens.extend(moved);
+            }
+            Action::Unlink { path } => {
+                lens.remove(path);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Where `path` is once `from`, which it is or lies in, has become `to`.
+pub fn moved_path(path: &Path, from: &Path, to: &Path) -> PathBuf {
+    let below = path.strip_prefix(from).expect("it is or lies in what was moved");
+    if below.as_os_str().is_empty() { to.to_owned() } else { to.join(below) }
+}
+
 /// `None` for a call that failed, or that changes nothing here. `positions` is where each descriptor stands.
 fn action(text: &str, positions: &mut HashMap<String, usize>) -> Option<Action> {
     let (name, arguments) = text.split_once('(').expect("a call has arguments");
@@ -122,11 +164,10 @@ fn action(text: &str, positions: &mut HashMap<String, usize>) -> Option<Action> 
         "openat" => {
             let path = quoted_path(arguments);
             let number = result?.to_string();
-            positions.insert(number, 0);
+            positions.insert(number, if arguments.contains("O_APPEND") { APPENDED } else { 0 });
             if !arguments.contains("O_CREAT") && !arguments.contains("O_TRUNC") {
                 return None;
             }
-            assert!(!arguments.contains("O_APPEND"), "a trace that this model does not cover: {name}");
             Action::Create { path, truncate: arguments.contains("O_TRUNC") }
         }
         "write" => {
@@ -138,7 +179,9 @@ fn action(text: &str, positions: &mut HashMap<String, usize>) -> Option<Action> 
             }
             let position = positions.entry(number).or_default();
             let offset = *position;
-            *position += data.len();
+            if offset != APPENDED {
+                *position += data.len();
+            }
             Action::Write { path, offset, data }
         }
         "pwrite64" => {
@@ -148,6 +191,13 @@ fn action(text: &str, positions: &mut HashMap<String, usize>) -> Option<Action> 
             let offset = rest.split(", ").nth(2).and_then(|offset| offset.split(')').next());
             let offset = offset.and_then(|offset| offset.parse().ok()).expect("pwrite64 has an offset");
             Action::Write { path, offset, data }
+        }
+        "lseek" => {
+            let position = positions.entry(descriptor().0).or_default();
+            if *position != APPENDED {
+                *position = usize::try_from(result?).expect("not negative");
+            }
+            return None;
         }
         "ftruncate" => {
             let (_, path, rest) = descriptor();
@@ -166,9 +216,14 @@ fn action(text: &str, positions: &mut HashMap<String, usize>) -> Option<Action> 
             let name = quoted_path(rest);
             Action::Unlink { path: if name.is_absolute() { name } else { directory.join(name) } }
         }
-        "rename" => {
+        "rename" | "renameat" => {
             let (from, rest) = quoted(arguments);
-            Action::Rename { from: path(from), to: quoted_path(rest) }
+            let (from, to) = (path(from), quoted_path(rest));
+            assert!(
+                from.is_absolute() && to.is_absolute(),
+                "a rename that this model does not cover: {text}"
+            );
+            Action::Rename { from, to }
         }
         "sync_file_range" => return None,
         other => panic!("the traced process made a call that this model does not cover: {other}"),

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::strace::{Action, Call};
+use crate::strace::{Action, Call, moved_path};
 
 const SECTOR: usize = 512;
 
@@ -27,9 +27,16 @@ enum Name {
     Move { from: PathBuf, to: PathBuf, node: Node },
 }
 
+/// The bytes of a file. Behind those that are listed come zeros, up to its length.
+#[derive(Clone, Default)]
+struct Image {
+    bytes: Vec<u8>,
+    len: usize,
+}
+
 #[derive(Default)]
 struct Content {
-    durable: Vec<u8>,
+    durable: Image,
     /// Changes that no sync has covered, by call: a write of bytes, or a cut to a length.
     pending: Vec<usize>,
 }
@@ -201,7 +208,9 @@ impl<'a> Disk<'a> {
             match node {
                 Node::Directory => std::fs::create_dir(&path).unwrap(),
                 Node::File(file) => {
-                    std::fs::write(&path, self.content(&self.files[file], survivors, unit, random)).unwrap();
+                    let Image { bytes, len } = self.content(&self.files[file], survivors, unit, random);
+                    std::fs::write(&path, bytes).unwrap();
+                    std::fs::File::options().write(true).open(&path).unwrap().set_len(len as u64).unwrap();
                 }
             }
         }
@@ -213,7 +222,7 @@ impl<'a> Disk<'a> {
         survivors: Survivors,
         unit: usize,
         random: &mut impl FnMut(usize) -> usize,
-    ) -> Vec<u8> {
+    ) -> Image {
         let mut image = file.durable.clone();
         if file.pending.is_empty() || survivors == Survivors::Nothing {
             return image;
@@ -250,15 +259,14 @@ impl<'a> Disk<'a> {
                 };
                 counted += 1;
                 if kept {
-                    let (from, to) = (sector * SECTOR, cached.len().min((sector + 1) * SECTOR));
-                    image.resize(image.len().max(to), 0);
-                    image[from..to].copy_from_slice(&cached[from..to]);
+                    let (from, to) = (sector * SECTOR, cached.bytes.len().min((sector + 1) * SECTOR));
+                    image.write(from, &cached.bytes[from..to]);
                 }
             }
         }
         // The new length may be there without the bytes.
         if survivors != Survivors::Everything && random(4) == 0 {
-            image.resize(image.len().max(cached.len()), 0);
+            image.len = image.len.max(cached.len);
         }
         image
     }
@@ -282,18 +290,33 @@ fn apply_name(names: &mut BTreeMap<PathBuf, Node>, name: &Name) {
         Name::Move { from, to, node } => {
             names.remove(from);
             names.insert(to.clone(), *node);
+            // A directory takes along what is durable in it.
+            let inside: Vec<PathBuf> = names.keys().filter(|path| path.starts_with(from)).cloned().collect();
+            for path in inside {
+                let node = names.remove(&path).expect("it was just listed");
+                names.insert(moved_path(&path, from, to), node);
+            }
         }
     }
 }
 
-fn apply_change(content: &mut Vec<u8>, action: &Action) {
+fn apply_change(content: &mut Image, action: &Action) {
     match action {
-        Action::Write { offset, data, .. } => {
-            content.resize(content.len().max(offset + data.len()), 0);
-            content[*offset..offset + data.len()].copy_from_slice(data);
+        Action::Write { offset, data, .. } => content.write(*offset, data),
+        Action::Truncate { len, .. } => {
+            content.bytes.truncate(*len);
+            content.len = *len;
         }
-        Action::Truncate { len, .. } => content.resize(*len, 0),
-        Action::Create { .. } => content.clear(),
+        Action::Create { .. } => *content = Image::default(),
         other => panic!("no change of a file: {other:?}"),
+    }
+}
+
+impl Image {
+    fn write(&mut self, offset: usize, data: &[u8]) {
+        let end = offset + data.len();
+        self.bytes.resize(self.bytes.len().max(end), 0);
+        self.bytes[offset..end].copy_from_slice(data);
+        self.len = self.len.max(end);
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use forebay::disk::contract::Disk;
 use forebay::disk::os::OsDisk;
 use forebay::journal::survey::{Finding, Hole, Survey};
-use forebay::store::contract::{Progress, Store as _, StoreError};
+use forebay::store::contract::{Progress, Store, StoreError};
 use forebay::{Error, ErrorKind, Key, Seq, SledStore};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -31,34 +31,94 @@ impl Verdict {
     }
 }
 
-/// Where a store is.
+/// Where a store is, and which one.
 #[derive(Clone, Debug)]
-pub(crate) struct StoreUrl(PathBuf);
+pub(crate) struct StoreUrl {
+    kind: StoreKind,
+    path: PathBuf,
+}
+
+/// The stores that this binary may have been built with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StoreKind {
+    Sled,
+    Redb,
+    Fjall,
+}
+
+impl StoreKind {
+    const ALL: [StoreKind; 3] = [StoreKind::Sled, StoreKind::Redb, StoreKind::Fjall];
+
+    /// In a URL; of all but the default store also the name of its feature.
+    fn name(self) -> &'static str {
+        match self {
+            StoreKind::Sled => "sled",
+            StoreKind::Redb => "redb",
+            StoreKind::Fjall => "fjall",
+        }
+    }
+
+    fn is_built_in(self) -> bool {
+        match self {
+            StoreKind::Sled => true,
+            StoreKind::Redb => cfg!(feature = "redb"),
+            StoreKind::Fjall => cfg!(feature = "fjall"),
+        }
+    }
+
+    /// What is in the directory of such a store.
+    fn mark(self) -> &'static str {
+        match self {
+            StoreKind::Sled => "db",
+            StoreKind::Redb => "data.redb",
+            StoreKind::Fjall => "fjall",
+        }
+    }
+}
 
 impl FromStr for StoreUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<StoreUrl, String> {
-        match text.strip_prefix("sled:") {
-            Some(path) if !path.is_empty() => Ok(StoreUrl(path.into())),
-            _ => Err("a store is given as sled:PATH".to_owned()),
+        let found = text.split_once(':').and_then(|(name, path)| {
+            let kind = StoreKind::ALL.into_iter().find(|kind| kind.name() == name)?;
+            (!path.is_empty()).then(|| StoreUrl { kind, path: path.into() })
+        });
+        let Some(url) = found else {
+            return Err("a store is given as sled:PATH, redb:PATH or fjall:PATH".to_owned());
+        };
+        if !url.kind.is_built_in() {
+            let name = url.kind.name();
+            return Err(format!(
+                "this binary was built without the {name} store; build it with the feature `{name}`"
+            ));
         }
+        Ok(url)
     }
 }
 
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sled:{}", self.0.display())
+        write!(f, "{}:{}", self.kind.name(), self.path.display())
     }
 }
 
 impl StoreUrl {
     /// Opens it. One that does not exist is a slip of the pen: a new store would swallow the journal.
-    pub(crate) fn open(&self) -> Result<SledStore> {
-        if !self.0.join("db").is_file() {
-            bail!("there is no sled store in {}", self.0.display());
+    pub(crate) fn open(&self) -> Result<Box<dyn Store>> {
+        let StoreUrl { kind, path } = self;
+        if !path.join(kind.mark()).exists() {
+            bail!("there is no {} store in {}", kind.name(), path.display());
         }
-        Ok(SledStore::open(&self.0)?)
+        Ok(match kind {
+            StoreKind::Sled => Box::new(SledStore::open(path)?),
+            #[cfg(feature = "redb")]
+            StoreKind::Redb => Box::new(forebay::RedbStore::open(path)?),
+            #[cfg(feature = "fjall")]
+            StoreKind::Fjall => Box::new(forebay::FjallStore::open(path)?),
+            #[cfg(not(all(feature = "redb", feature = "fjall")))]
+            _ => bail!("this binary was built without the {} store", kind.name()),
+        })
     }
 
     /// How far it has come.

@@ -1,4 +1,4 @@
-//! P1 for the embedded store, seen from the kernel: when an apply has returned, an `fdatasync` of the database
+//! P1 for the embedded stores, seen from the kernel: when an apply has returned, an `fdatasync` of the database
 //! file has begun after the last write to it and has succeeded. sled's own flush does neither.
 //!
 //! The tests run themselves as children under `strace` and read the trace.
@@ -6,16 +6,20 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 #![cfg(target_os = "linux")]
 
+#[path = "support/stores.rs"]
+mod stores;
+
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
 use bytes::Bytes;
 use forebay::ids::{Key, NamespaceName, Seq};
-use forebay::store::contract::{Batch, Op, Progress, Store};
-use forebay::store::sled::SledStore;
+use forebay::store::contract::{Batch, Op, Progress};
+use stores::Kind;
 
 const PATH_VARIABLE: &str = "FOREBAY_TEST_STORE";
+const KIND_VARIABLE: &str = "FOREBAY_TEST_STORE_KIND";
 const BYTES_VARIABLE: &str = "FOREBAY_TEST_VALUE_BYTES";
 const BEGUN: &str = "apply-begins";
 const ACKNOWLEDGED: &str = "apply-acknowledged";
@@ -27,9 +31,10 @@ const APPLIES: usize = 5;
 fn child_applies() {
     let path = std::env::var(PATH_VARIABLE).expect("called by a test of this file");
     let bytes: usize = std::env::var(BYTES_VARIABLE).unwrap().parse().unwrap();
+    let kind = Kind::named(&std::env::var(KIND_VARIABLE).unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let store = SledStore::open(path).unwrap();
+        let store = kind.open(path).unwrap();
         let epoch = store.claim(None).await.unwrap().epoch;
         let name = NamespaceName::parse("trace").unwrap();
         for seq in 1..=APPLIES as u64 {
@@ -67,7 +72,7 @@ impl Call {
     }
 }
 
-fn trace(directory: &Path, value_bytes: usize) -> Vec<Call> {
+fn trace(kind: Kind, directory: &Path, value_bytes: usize) -> Vec<Call> {
     let log = directory.join("trace");
     let output = Command::new("strace")
         .args([
@@ -81,6 +86,7 @@ fn trace(directory: &Path, value_bytes: usize) -> Vec<Call> {
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "child_applies", "--ignored", "--nocapture"])
         .env(PATH_VARIABLE, directory.join("store"))
+        .env(KIND_VARIABLE, kind.name())
         .env(BYTES_VARIABLE, value_bytes.to_string())
         .output()
         .expect("this test needs strace; install it (apt-get install strace)");
@@ -111,7 +117,7 @@ fn calls(log: &str) -> Vec<Call> {
     calls
 }
 
-fn assert_synced_before_each_acknowledgement(calls: &[Call], database: &str) {
+fn assert_synced_before_each_acknowledgement(kind: Kind, calls: &[Call], database: &str) {
     let marked = |what: &str| -> Vec<usize> {
         let marks = calls.iter().filter(|call| call.text.starts_with("write(1<") && call.text.contains(what));
         marks.map(|call| call.begin).collect()
@@ -120,7 +126,8 @@ fn assert_synced_before_each_acknowledgement(calls: &[Call], database: &str) {
     assert_eq!((begun.len(), acknowledged.len()), (APPLIES, APPLIES));
     for (begun, acknowledged) in begun.into_iter().zip(acknowledged) {
         let between = || calls.iter().filter(|call| call.begin > begun && call.begin < acknowledged);
-        let written = between().filter(|call| call.is("pwrite64", database)).map(|call| call.end).max();
+        let written =
+            between().filter(|call| call.is(kind.write_call(), database)).map(|call| call.end).max();
         let written = written.expect("an apply writes to the database");
         let synced = between().any(|call| {
             call.is("fdatasync", database)
@@ -138,32 +145,79 @@ fn no_blob_was_made(calls: &[Call]) {
     assert!(blob.is_none(), "sled loses blob files silently in a power cut, and made one: {blob:?}");
 }
 
-fn traced(value_bytes: usize) -> (tempfile::TempDir, Vec<Call>, String) {
+fn traced(kind: Kind, value_bytes: usize) -> (tempfile::TempDir, Vec<Call>, String) {
     let directory = tempfile::tempdir().unwrap();
-    let calls = trace(directory.path(), value_bytes);
+    let calls = trace(kind, directory.path(), value_bytes);
     // strace shows where a descriptor leads with every link resolved.
-    let database = directory.path().join("store/db").canonicalize().unwrap().to_str().unwrap().to_owned();
+    let database = directory.path().join("store").join(kind.database()).canonicalize().unwrap();
+    let database = database.to_str().unwrap().to_owned();
     (directory, calls, database)
 }
 
-#[test]
-fn a_small_value_is_synced_before_it_is_acknowledged() {
-    let (_directory, calls, database) = traced(100);
-    assert_synced_before_each_acknowledgement(&calls, &database);
+fn small_and_large(kind: Kind) {
+    let (_directory, calls, database) = traced(kind, 100);
+    assert_synced_before_each_acknowledgement(kind, &calls, &database);
+    let (_directory, calls, database) = traced(kind, 3 << 20);
+    assert_synced_before_each_acknowledgement(kind, &calls, &database);
+    if kind == Kind::Sled {
+        no_blob_was_made(&calls);
+    }
 }
 
 #[test]
-fn a_large_value_is_synced_before_it_is_acknowledged_and_makes_no_blob() {
-    let (_directory, calls, database) = traced(3 << 20);
-    assert_synced_before_each_acknowledgement(&calls, &database);
-    no_blob_was_made(&calls);
+fn sled_values_are_synced_before_they_are_acknowledged_and_make_no_blob() {
+    small_and_large(Kind::Sled);
+}
+
+#[test]
+fn redb_values_are_synced_before_they_are_acknowledged() {
+    small_and_large(Kind::Redb);
+}
+
+/// Two phases: what the header leads to is synced before the header is written, and that is synced again.
+#[test]
+fn redb_with_quick_repair_syncs_twice() {
+    let (_directory, calls, database) = traced(Kind::RedbQuick, 100);
+    assert_synced_before_each_acknowledgement(Kind::RedbQuick, &calls, &database);
+    let syncs = calls.iter().filter(|call| call.is("fdatasync", &database)).count();
+    assert!(syncs >= 2 * APPLIES, "{syncs} syncs for {APPLIES} applies");
+}
+
+#[test]
+fn fjall_values_are_synced_before_they_are_acknowledged() {
+    small_and_large(Kind::Fjall);
+}
+
+/// A new store's names: each directory that got an entry was synced before the first acknowledgement.
+fn assert_names_are_durable(kind: Kind, files: &[&str]) {
+    let (directory, calls, _) = traced(kind, 100);
+    let top = directory.path().canonicalize().unwrap();
+    let acknowledged = calls.iter().position(|call| call.text.contains(ACKNOWLEDGED)).unwrap();
+    for file in files {
+        let file = top.join(file).to_str().unwrap().to_owned();
+        let file = file.trim_end_matches('/');
+        let synced = calls[..acknowledged].iter().any(|call| call.is("fsync", file) && call.succeeded());
+        assert!(synced, "{file} was not synced before the first acknowledgement");
+    }
+}
+
+#[test]
+fn the_names_of_a_new_redb_store_are_durable() {
+    assert_names_are_durable(Kind::Redb, &["", "store", "store/forebay.new/data.redb"]);
+}
+
+#[test]
+fn the_names_of_a_new_fjall_store_are_durable() {
+    let made = "store/forebay.new/fjall";
+    let journal = format!("{made}/0.jnl");
+    let tables = format!("{made}/keyspaces/1/tables");
+    assert_names_are_durable(Kind::Fjall, &["", "store", made, &journal, &tables]);
 }
 
 /// A failed write-back is told once to each descriptor that was open when it happened.
 #[test]
-fn the_synced_descriptor_is_older_than_the_first_write_and_the_names_are_durable() {
-    let (directory, calls, database) = traced(100);
-    let store = directory.path().canonicalize().unwrap().join("store");
+fn the_synced_descriptor_of_sled_is_older_than_the_first_write() {
+    let (_directory, calls, database) = traced(Kind::Sled, 100);
     let opened = calls
         .iter()
         .position(|call| call.text.starts_with("openat(") && call.text.contains(&format!("\"{database}\"")));
@@ -175,12 +229,9 @@ fn the_synced_descriptor_is_older_than_the_first_write_and_the_names_are_durable
     assert!(!syncs.is_empty());
     let prefix = format!("fdatasync({}", descriptor.split('<').next().unwrap());
     assert!(syncs.iter().all(|call| call.text.starts_with(&prefix)), "{syncs:?} other than {descriptor}");
-    let acknowledged = calls.iter().position(|call| call.text.contains(ACKNOWLEDGED)).unwrap();
-    for name in ["", "/conf"] {
-        let file = format!("{}{name}", store.to_str().unwrap());
-        let synced = calls[..acknowledged].iter().any(|call| call.is("fsync", &file) && call.succeeded());
-        assert!(synced, "{file} was not synced before the first acknowledgement");
-    }
-    let parent = store.parent().unwrap().to_str().unwrap();
-    assert!(calls[..acknowledged].iter().any(|call| call.is("fsync", parent)), "the parent was not synced");
+}
+
+#[test]
+fn the_names_of_a_new_sled_store_are_durable() {
+    assert_names_are_durable(Kind::Sled, &["", "store", "store/conf"]);
 }

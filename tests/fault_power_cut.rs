@@ -1,7 +1,7 @@
-//! P1, P2 and P3 of the embedded store under power cuts, rebuilt from its system calls.
+//! P1, P2 and P3 of the embedded stores under power cuts, rebuilt from their system calls.
 //!
-//! A child applies known batches to a [`SledStore`] under `strace`: small ones, ones that make sled reuse its
-//! segments, ones with values of many segments, with clean and unclean ends and reopenings in between. From the trace
+//! A child applies known batches to a store under `strace`: small ones, ones that make sled reuse its segments and fjall
+//! write and merge tables, ones with values of many segments, with clean and unclean ends and reopenings in between. From the trace
 //! come images of what a power cut at any moment could have left (see `support/traced_disk.rs`: `sync_file_range`
 //! counts for nothing, names need their directory's sync). Each image is opened: it has to hold everything that was
 //! acknowledged, and exactly the batches that its watermark says, and go on from there.
@@ -12,6 +12,7 @@
 //!   acknowledged batches for empty, for one of twenty-five, or for corrupt.
 //! - sled writes the configuration of a new database in two parts and does not sync it. With half of it the store did
 //!   not open any more, though nothing was lost yet.
+//! - fjall does not open with a last batch of which the end is there and something before it is not.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,6 +26,8 @@
 
 #[path = "support/budget.rs"]
 mod budget;
+#[path = "support/stores.rs"]
+mod stores;
 #[path = "support/strace.rs"]
 mod strace;
 #[path = "support/traced_disk.rs"]
@@ -39,12 +42,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use forebay::ids::{Key, NamespaceName, Seq};
 use forebay::store::contract::{Batch, Op, Progress, Store};
-use forebay::store::sled::SledStore;
 
+use stores::Kind;
 use strace::{Action, Call};
 use traced_disk::{Disk, SURVIVORS, Survivors};
 
 const PATH_VARIABLE: &str = "FOREBAY_TEST_STORE";
+const KIND_VARIABLE: &str = "FOREBAY_TEST_STORE_KIND";
 const PHASE_VARIABLE: &str = "FOREBAY_TEST_PHASE";
 /// sled's segments begin at multiples of this.
 const SEGMENT_BYTES: usize = 4 << 20;
@@ -84,7 +88,7 @@ fn small() -> Vec<Phase> {
     ]
 }
 
-/// The same keys over and over, so that sled frees segments and uses them again.
+/// The same keys over and over, so that sled frees segments and uses them again, and the others merge and free.
 fn reusing() -> Vec<Phase> {
     let batch =
         |round: u64| -> Plan { (0..20).map(|place| ((place * 7 + round) % 30, Some(36_000))).collect() };
@@ -162,12 +166,13 @@ fn say(what: &str) {
 #[ignore = "runs only as a child of the other tests, which trace it"]
 fn child_works() {
     let path = std::env::var(PATH_VARIABLE).expect("called by a test of this file");
+    let kind = Kind::named(&std::env::var(KIND_VARIABLE).unwrap());
     let named = std::env::var(PHASE_VARIABLE).unwrap();
     let (name, nth) = named.split_once(' ').unwrap();
     let (phases, nth) = (workload(name), nth.parse::<usize>().unwrap());
     let mut watermark = models(&phases[..nth]).last().unwrap().watermark;
     let store = runtime().block_on(async {
-        let store = SledStore::open(path).unwrap();
+        let store = kind.open(path).unwrap();
         say("claim begins");
         let tenure = store.claim(None).await.unwrap();
         say("claim returned");
@@ -195,7 +200,7 @@ fn child_works() {
 }
 
 /// Runs all phases of a workload under `strace`, one process after the other.
-fn record(name: &str, directory: &Path) -> Vec<Call> {
+fn record(kind: Kind, name: &str, directory: &Path) -> Vec<Call> {
     let mut calls = Vec::new();
     let mut first = 0;
     for nth in 0..workload(name).len() {
@@ -207,6 +212,7 @@ fn record(name: &str, directory: &Path) -> Vec<Call> {
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", "child_works", "--ignored", "--nocapture"])
             .env(PATH_VARIABLE, directory.join("top/store"))
+            .env(KIND_VARIABLE, kind.name())
             .env(PHASE_VARIABLE, format!("{name} {nth}"))
             .output()
             .expect("this test needs strace; install it (apt-get install strace)");
@@ -216,6 +222,7 @@ fn record(name: &str, directory: &Path) -> Vec<Call> {
         calls.extend(traced);
         first = next;
     }
+    strace::resolve_appends(&mut calls);
     calls
 }
 
@@ -236,9 +243,9 @@ impl Told {
 }
 
 /// Opens an image and compares it with the models. `Err` says what a power cut would have destroyed.
-async fn check(image: &Path, models: &[Model], told: &Told) -> Result<(), String> {
-    let store = SledStore::open(image).map_err(|error| format!("does not open: {error}"))?;
-    let watermark = holds(&store, models, told).await?;
+async fn check(kind: Kind, image: &Path, models: &[Model], told: &Told) -> Result<(), String> {
+    let store = kind.open(image).map_err(|error| format!("does not open: {error}"))?;
+    let watermark = holds(&*store, models, told).await?;
     // A recovery that left something behind would show in what comes next.
     let tenure = store.claim(None).await.map_err(|error| format!("claiming: {error:?}"))?;
     let next = Seq(watermark + 1);
@@ -247,17 +254,17 @@ async fn check(image: &Path, models: &[Model], told: &Told) -> Result<(), String
     let batch = Batch { epoch: tenure.epoch, ops: vec![op], progress };
     store.apply(&batch).await.map_err(|error| format!("applying: {error:?}"))?;
     drop(store);
-    let store = SledStore::open(image).map_err(|error| format!("does not open a second time: {error}"))?;
+    let store = kind.open(image).map_err(|error| format!("does not open a second time: {error}"))?;
     let mut last = models.iter().find(|model| model.watermark == watermark).unwrap().clone();
     last.watermark = next.0;
     last.shown.insert(9_999, (next.0, 3_000));
     let told = Told { claims: (u64::MAX, tenure.epoch.0), applies: (0, 0) };
-    holds(&store, &[last], &told).await.map_err(|what| format!("after one more batch: {what}"))?;
+    holds(&*store, &[last], &told).await.map_err(|what| format!("after one more batch: {what}"))?;
     Ok(())
 }
 
 /// Whether the store is what one of `models` says, and not too old. Returns its watermark.
-async fn holds(store: &SledStore, models: &[Model], told: &Told) -> Result<u64, String> {
+async fn holds(store: &dyn Store, models: &[Model], told: &Told) -> Result<u64, String> {
     let tenure = store.tenure().await.map_err(|error| format!("reading the tenure: {error:?}"))?;
     let watermark = tenure.progress.applied.0;
     let Some(at) = models.iter().position(|model| model.watermark == watermark) else {
@@ -308,11 +315,11 @@ fn scratch() -> tempfile::TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
-fn cut_the_power(name: &str, share_percent: u32, default: Duration) {
+fn cut_the_power(kind: Kind, name: &str, share_percent: u32, default: Duration) {
     let directory = scratch();
     let top = directory.path().canonicalize().unwrap().join("top");
     std::fs::create_dir(&top).unwrap();
-    let calls = record(name, directory.path());
+    let calls = record(kind, name, directory.path());
     drop(std::fs::remove_file(directory.path().join("trace")));
     let events = traced_disk::events(&calls);
     let models = models(&workload(name));
@@ -324,7 +331,9 @@ fn cut_the_power(name: &str, share_percent: u32, default: Duration) {
         })
         .sum();
 
-    assert_opened_in_order(&calls, &top.join("store"));
+    if kind == Kind::Sled {
+        assert_opened_in_order(&calls, &top.join("store"));
+    }
 
     let until = Instant::now() + budget::budget(share_percent, default);
     let mut tried = Tried::default();
@@ -343,7 +352,8 @@ fn cut_the_power(name: &str, share_percent: u32, default: Duration) {
                     let target = directory.path().join("image");
                     std::fs::create_dir(&target).unwrap();
                     disk.image(&target, *survivors, SEGMENT_BYTES, &mut random);
-                    let checked = runtime().block_on(check(&target.join("store"), &models, &Told::by(&disk)));
+                    let checked =
+                        runtime().block_on(check(kind, &target.join("store"), &models, &Told::by(&disk)));
                     std::fs::remove_dir_all(&target).unwrap();
                     let at = format!("pass {}, event {place} ({})", tried.passes, calls[event.0]);
                     tried.count(*survivors, checked, at);
@@ -353,7 +363,7 @@ fn cut_the_power(name: &str, share_percent: u32, default: Duration) {
         }
         tried.passes += 1;
     }
-    println!("{name}: {} calls that wrote {written} bytes; {tried}", calls.len());
+    println!("{kind:?}, {name}: {} calls that wrote {written} bytes; {tried}", calls.len());
     assert!(tried.images > 20, "only {} images were tried", tried.images);
     assert!(tried.broken.is_empty(), "{} broken:\n{}", tried.broken.len(), tried.broken.join("\n"));
 }
@@ -412,16 +422,39 @@ impl std::fmt::Display for Tried {
 }
 
 #[test]
-fn fault_small_batches_survive_power_cuts() {
-    cut_the_power("small", 3, Duration::from_secs(4));
+fn fault_small_batches_in_sled_survive_power_cuts() {
+    cut_the_power(Kind::Sled, "small", 3, Duration::from_secs(4));
 }
 
 #[test]
-fn fault_reused_segments_survive_power_cuts() {
-    cut_the_power("reusing", 4, Duration::from_secs(5));
+fn fault_reused_segments_in_sled_survive_power_cuts() {
+    cut_the_power(Kind::Sled, "reusing", 4, Duration::from_secs(5));
 }
 
 #[test]
-fn fault_batches_of_several_segments_survive_power_cuts() {
-    cut_the_power("large", 3, Duration::from_secs(4));
+fn fault_batches_of_several_segments_in_sled_survive_power_cuts() {
+    cut_the_power(Kind::Sled, "large", 3, Duration::from_secs(4));
+}
+
+#[test]
+fn fault_batches_in_redb_survive_power_cuts() {
+    cut_the_power(Kind::Redb, "small", 2, Duration::from_secs(2));
+    cut_the_power(Kind::Redb, "reusing", 2, Duration::from_secs(2));
+    cut_the_power(Kind::RedbQuick, "small", 2, Duration::from_secs(2));
+}
+
+#[test]
+fn fault_large_batches_in_redb_survive_power_cuts() {
+    cut_the_power(Kind::Redb, "large", 2, Duration::from_secs(2));
+}
+
+#[test]
+fn fault_batches_in_fjall_survive_power_cuts() {
+    cut_the_power(Kind::Fjall, "small", 2, Duration::from_secs(2));
+    cut_the_power(Kind::Fjall, "reusing", 3, Duration::from_secs(4));
+}
+
+#[test]
+fn fault_large_batches_in_fjall_survive_power_cuts() {
+    cut_the_power(Kind::Fjall, "large", 2, Duration::from_secs(2));
 }

@@ -1,0 +1,57 @@
+//! The embedded stores, for tests that all of them have to pass.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+
+use std::path::Path;
+
+use forebay::store::contract::Store;
+use forebay::store::fjall::FjallOptions;
+use forebay::store::redb::RedbOptions;
+use forebay::store::sled::SledStore;
+
+/// Which store, and how it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Sled,
+    Redb,
+    /// redb with quick repair, which commits in two phases.
+    RedbQuick,
+    /// fjall with so little memory that it writes and merges tables all the time.
+    Fjall,
+}
+
+impl Kind {
+    const ALL: [Kind; 4] = [Kind::Sled, Kind::Redb, Kind::RedbQuick, Kind::Fjall];
+
+    pub fn open(self, path: impl AsRef<Path>) -> forebay::Result<Box<dyn Store>> {
+        Ok(match self {
+            Kind::Sled => Box::new(SledStore::open(path)?),
+            Kind::Redb => Box::new(RedbOptions::new().open(path)?),
+            Kind::RedbQuick => Box::new(RedbOptions::new().quick_repair(true).open(path)?),
+            Kind::Fjall => Box::new(FjallOptions::new().memtable_bytes(256 << 10).open(path)?),
+        })
+    }
+
+    /// The file that a batch is written to first, in the store's directory.
+    pub fn database(self) -> &'static str {
+        match self {
+            Kind::Sled => "db",
+            Kind::Redb | Kind::RedbQuick => "data.redb",
+            Kind::Fjall => "fjall/0.jnl",
+        }
+    }
+
+    /// The system call that writes it.
+    pub fn write_call(self) -> &'static str {
+        if self == Kind::Fjall { "write" } else { "pwrite64" }
+    }
+
+    /// A name for a child's environment; see [`Kind::named`].
+    pub fn name(self) -> String {
+        format!("{self:?}")
+    }
+
+    pub fn named(name: &str) -> Kind {
+        *Kind::ALL.iter().find(|kind| kind.name() == name).expect("a store's name")
+    }
+}
