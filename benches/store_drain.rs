@@ -1,5 +1,7 @@
 //! How fast each embedded store takes batches, beside the bare database's own durable transaction of the same batch.
 //!
+//! `cargo bench --bench store_drain`, with `-- --smoke` to see only that it runs.
+//!
 //! The stores take turns, ours and bare, in every round. Keys are random, so each batch touches pages all over the
 //! database. Medians over rounds, with the lowest and the highest; the same figures go to
 //! `target/forebay/store_drain.json`. Afterwards: how long the opening takes after a close and after a `kill -9`, and
@@ -403,20 +405,21 @@ impl Cell {
     }
 }
 
-fn print_tables(cells: &[Cell], keeps: &[Keep], rounds: u64) {
+fn header(columns: &str) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header([
-        "store",
-        "batch",
-        "rows/s",
-        "(spread)",
-        "p50 us",
-        "bare rows/s",
-        "bare p50 us",
-        "ours/bare",
-        "(spread)",
-    ]);
+    table.set_header(columns.split(", "));
+    table
+}
+
+fn show(mut table: Table) {
+    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    println!("{table}");
+}
+
+fn print_tables(cells: &[Cell], keeps: &[Keep], rounds: u64) {
+    let mut table =
+        header("store, batch, rows/s, (spread), p50 us, bare rows/s, bare p50 us, ours/bare, (spread)");
     for cell in cells {
         let (ours, bare, ratio) = (Cell::rows_per_s(&cell.ours), Cell::rows_per_s(&cell.bare), cell.ratio());
         table.add_row([
@@ -431,19 +434,9 @@ fn print_tables(cells: &[Cell], keeps: &[Keep], rounds: u64) {
             format!("{:.2} to {:.2}", ratio.low, ratio.high),
         ]);
     }
-    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-    println!("{table}");
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header([
-        "store",
-        "rows",
-        "disk bytes per byte",
-        "opens in ms",
-        "(spread)",
-        "after kill -9",
-        "(spread)",
-    ]);
+    show(table);
+    let mut table =
+        header("store, rows, disk bytes per byte, opens in ms, (spread), after kill -9, (spread)");
     for keep in keeps {
         let (closed, killed) = (spread(keep.closed.iter().copied()), spread(keep.killed.iter().copied()));
         table.add_row([
@@ -456,8 +449,7 @@ fn print_tables(cells: &[Cell], keeps: &[Keep], rounds: u64) {
             format!("{:.1} to {:.1}", killed.low, killed.high),
         ]);
     }
-    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-    println!("{table}");
+    show(table);
     println!(
         "Keys of {KEY_BYTES} random bytes, values of {VALUE_BYTES}; medians over {rounds} rounds, and the lowest and \
          highest round."

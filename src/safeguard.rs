@@ -98,9 +98,9 @@ safeguards! {
     EpochFence,
     /// The store takes nothing at or below its watermark.
     ApplyOnce,
-    /// The sled store writes data and watermark in one transaction.
+    /// The embedded stores write data and watermark in one transaction.
     WatermarkInTransaction,
-    /// The sled store syncs its file itself.
+    /// The embedded stores sync their files.
     StoreSync,
 }
 

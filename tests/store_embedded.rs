@@ -1,5 +1,5 @@
-//! What the redb and the fjall store make of a directory that is not what it should be: open elsewhere, somebody else's,
-//! of a later format, damaged. It is told, and left as it is. (sled's own tests of this are beside its source.)
+//! What the redb and the fjall store make of a directory that is not what it should be: open elsewhere, somebody
+//! else's, of a later format, damaged. It is told, and left as it is. (sled's own tests of this are beside its source.)
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 
@@ -177,8 +177,8 @@ fn journal_with(path: &Path, bytes: &[u8]) -> (PathBuf, Vec<u8>, usize) {
     (journal, content, at)
 }
 
-/// A power cut left the end of the last batch in fjall's journal, and not its middle. fjall found a wrong checksum and did
-/// not open any more, though nothing was lost that had been acknowledged.
+/// A power cut left the end of the last batch in fjall's journal, and not its middle. fjall found a wrong checksum and
+/// did not open any more, though nothing was lost that had been acknowledged.
 #[tokio::test]
 async fn a_torn_last_batch_of_fjall_is_cut_off() {
     let directory = tempfile::tempdir().unwrap();
@@ -195,8 +195,8 @@ async fn a_torn_last_batch_of_fjall_is_cut_off() {
     }
 }
 
-/// The same before the last batch cannot come from a power cut, since the next batch begins after a sync: it is damage, and
-/// what is there stays for who wants to save it.
+/// The same before the last batch cannot come from a power cut, since the next batch begins after a sync: it is damage,
+/// and what is there stays for who wants to save it.
 #[tokio::test]
 async fn damage_before_the_last_batch_of_fjall_is_told() {
     let directory = tempfile::tempdir().unwrap();
@@ -217,8 +217,8 @@ async fn damage_before_the_last_batch_of_fjall_is_told() {
     assert_eq!(Kind::Fjall.open(directory.path()).unwrap().tenure().await.unwrap().progress.applied, Seq(2));
 }
 
-/// fjall never synced the directory that its keyspaces' directories lie in. After a power cut without them it passed over
-/// every record in its journal, and the store was empty.
+/// fjall never synced the directory that its keyspaces' directories lie in. After a power cut without them it passed
+/// over every record in its journal, and the store was empty.
 #[tokio::test]
 async fn a_fjall_store_without_its_keyspace_is_damaged() {
     let directory = tempfile::tempdir().unwrap();

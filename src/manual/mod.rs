@@ -8,6 +8,8 @@ pub mod writing {}
 pub mod reading {}
 #[doc = include_str!("durability.md")]
 pub mod durability {}
+#[doc = include_str!("stores.md")]
+pub mod stores {}
 #[doc = include_str!("faults.md")]
 pub mod faults {}
 #[doc = include_str!("operating.md")]

@@ -13,7 +13,6 @@
 //! caller's thread and eight this way; but nobody can know beforehand, and a load that misses reads the disk, while
 //! one that meets a batch may wait for it. The layer's own memory is in front of this and answers what is hot.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -246,12 +245,15 @@ fn apply<D: Database>(database: &D, state: &mut State<D>, batch: &Batch) -> Resu
         return Ok(());
     }
     // The last change of a key wins, and only that one is written.
-    let mut last: HashMap<&Key, &Op> = HashMap::with_capacity(batch.ops.len());
-    for op in batch.ops.iter().filter(|op| op.seq > watermark) {
-        last.insert(&op.key, op);
-    }
-    let mut changes: Vec<&Op> = last.into_values().collect();
-    changes.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    let mut changes: Vec<&Op> = batch.ops.iter().filter(|op| op.seq > watermark).collect();
+    changes.sort_by(|a, b| a.key.cmp(&b.key));
+    changes.dedup_by(|later, kept| {
+        let is_same = later.key == kept.key;
+        if is_same {
+            *kept = *later;
+        }
+        is_same
+    });
     if !Safeguard::WatermarkInTransaction.holds() {
         database.write(&mut state.pen, &std::mem::take(&mut changes), &held)?;
     }

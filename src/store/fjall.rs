@@ -7,8 +7,9 @@
 //!
 //! A failure on those threads ends the store as one of an apply does, with the next call that writes.
 //!
-//! What a power cut leaves of fjall's journal is mended by `fjall_journal` before it opens. Values up to the layer's limit lie in the tables as they
-//! are, and are copied whenever tables are merged. The layout is `layout`'s, in a keyspace called `forebay`.
+//! What a power cut leaves of fjall's journal is mended by `fjall_journal` before it opens. Values up to the layer's
+//! limit lie in the tables as they are, and are copied whenever tables are merged. The layout is `layout`'s, in a
+//! keyspace called `forebay`.
 
 use std::path::Path;
 

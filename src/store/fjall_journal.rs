@@ -4,11 +4,11 @@
 //! keyspace (8), length of the key (2), of the value (4), of what is stored of it (4), key, value; then `3`, XXH3 over
 //! the items (8), `FJL\x03`. Integers are little-endian. Zeros may follow, from when the file was made.
 //!
-//! fjall 3 cuts off a batch that it cannot read, and all that follows, without a word; and it does not open any more if
-//! a batch can be read and has the wrong checksum, as one that a power cut took the middle of. Both would be wrong here.
-//! A batch is acknowledged after a sync, and the next one begins after that; and a journal is synced before it gets a
-//! successor. So a broken batch at the end of the newest journal was never acknowledged, and is cut off; one that is
-//! followed by another is damage, and told.
+//! fjall 3 cuts off a batch that it cannot read, and all that follows, without a word; and it does not open any more
+//! if a batch can be read and has the wrong checksum, as one that a power cut took the middle of. Both would be wrong
+//! here. A batch is acknowledged after a sync, and the next one begins after that; and a journal is synced before it
+//! gets a successor. So a broken batch at the end of the newest journal was never acknowledged, and is cut off; one
+//! that is followed by another is damage, and told.
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::Hasher;

@@ -35,8 +35,8 @@ pub(crate) const INLINE: u8 = 0;
 pub(crate) const VALUE_HEADER_BYTES: usize = 9;
 
 const TAG_VALUE: u8 = b'k';
-const META_FORMAT: u8 = 1;
-const META_BYTES: usize = 46;
+pub(crate) const META_FORMAT: u8 = 1;
+pub(crate) const META_BYTES: usize = 46;
 
 /// Where the value of `key` lies in the database.
 pub(crate) fn value_key(key: &Key) -> Vec<u8> {

@@ -13,7 +13,7 @@
 //! are cut into chunks that go into the tree in the same batch, and the segment size leaves room for a page
 //! full of them. Only index pages can still outgrow it, with thousands of keys above about 4 KiB. New blobs are
 //! synced before a batch is acknowledged, but for those keys that window remains. What a power cut can do besides, and
-//! was seen to do, is in the manual's page on durability; `tests/fault_sled_power_cut.rs` searches for it.
+//! was seen to do, is in the manual's page on durability; `tests/fault_power_cut.rs` searches for it.
 //!
 //! The files: directories 0700, and 0600 for those this store creates or can name; sled creates blobs and
 //! snapshots with the process's umask, and the directory shuts others out.
@@ -46,6 +46,8 @@ const CHUNK_BYTES: usize = 32 * 1024;
 // Beside what `layout` has: the first byte of a chunk's key, and of a value that lies in chunks.
 const TAG_CHUNK: u8 = b'c';
 const CHUNKED: u8 = 1;
+/// What says where a value's chunks are.
+const CHUNKS_BYTES: usize = 20;
 
 /// How to open a [`SledStore`].
 #[derive(Clone, Debug)]
@@ -181,13 +183,19 @@ impl Database for Sled {
             match &op.value {
                 None => batch.remove(tree_key),
                 Some(value) if tree_key.len() + value.len() <= INLINE_BYTES_MAX => {
-                    batch.insert(tree_key, encode_value(INLINE, op.seq, |out| out.put_slice(value)));
+                    batch.insert(
+                        tree_key,
+                        encode_value(INLINE, op.seq, value.len(), |out| out.put_slice(value)),
+                    );
                 }
                 Some(value) => {
                     chunked = true;
                     let chunks = Chunks::new(tenure.progress.applied, place, value.len());
                     chunks.insert(value, &mut batch);
-                    batch.insert(tree_key, encode_value(CHUNKED, op.seq, |out| chunks.encode(out)));
+                    batch.insert(
+                        tree_key,
+                        encode_value(CHUNKED, op.seq, CHUNKS_BYTES, |out| chunks.encode(out)),
+                    );
                 }
             }
         }
@@ -275,8 +283,8 @@ impl Chunks {
     }
 }
 
-fn encode_value(form: u8, version: Seq, content: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut stored = Vec::with_capacity(VALUE_HEADER_BYTES);
+fn encode_value(form: u8, version: Seq, bytes: usize, content: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut stored = Vec::with_capacity(VALUE_HEADER_BYTES + bytes);
     stored.put_slice(&layout::value_header(form, version));
     content(&mut stored);
     stored
@@ -315,9 +323,11 @@ fn apply_failed(error: ::sled::Error) -> StoreError {
 mod tests {
     use super::*;
     use crate::ids::NamespaceName;
-    use crate::store::contract::Op;
+    use crate::store::contract::{Progress, Store as _};
+    use crate::store::layout::{META_BYTES, META_FORMAT};
     use ::sled::Config;
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
 
     fn key(name: &str) -> Key {
         Key::new(&NamespaceName::parse("sled").unwrap(), name.as_bytes()).unwrap()

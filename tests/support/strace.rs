@@ -1,7 +1,7 @@
 //! The system calls of a traced process, as `strace` tells them.
 //!
-//! Understands the calls that the embedded stores make on their files, and panics at one that it does not know: a call that
-//! was passed over would make the files that are rebuilt from the others wrong.
+//! Understands the calls that the embedded stores make on their files, and panics at one that it does not know: a call
+//! that was passed over would make the files that are rebuilt from the others wrong.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -71,8 +71,8 @@ pub const STRACE: [&str; 6] = [
     "-s",
     "100000000",
     "-e",
-    "trace=openat,lseek,write,pwrite64,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,fsync,fdatasync,sync_file_range,\
-     mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,symlink,msync",
+    "trace=openat,lseek,write,pwrite64,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,fsync,fdatasync,\
+     sync_file_range,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,symlink,msync",
 ];
 
 /// Reads the trace of one process. Its lines are counted from `first`; returns the next free line too.

@@ -45,7 +45,8 @@ enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
-        /// The store that tells what is pending, as sled:PATH, redb:PATH or fjall:PATH. It is opened, so its layer must be closed.
+        /// The store that tells what is pending, as sled:PATH, redb:PATH or fjall:PATH. It is opened, so its layer must
+        /// be closed.
         #[arg(long)]
         store: Option<StoreUrl>,
     },
@@ -67,7 +68,8 @@ enum Command {
         /// The new journal's directory, which must not exist.
         #[arg(long)]
         out: PathBuf,
-        /// The store, as sled:PATH, redb:PATH or fjall:PATH: a hole that it holds already is no loss. It is opened, so its layer must be closed.
+        /// The store, as sled:PATH, redb:PATH or fjall:PATH: a hole that it holds already is no loss. It is opened, so
+        /// its layer must be closed.
         #[arg(long)]
         store: Option<StoreUrl>,
         /// Go on behind the first hole. A store that is fed from the new journal then lacks writes in between.
