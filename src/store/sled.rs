@@ -386,7 +386,7 @@ mod tests {
         for seq in 1..=20 {
             store.apply(&batch(tenure, seq, &seq.to_string(), Some(vec![1; 10_000]))).await.unwrap();
         }
-        let files = |of: &SledStore| of.0.database.state.lock().unwrap().files.bar_cleaning();
+        let files = |of: &SledStore| of.0.shared().state.lock().unwrap().pen.files.bar_cleaning();
         files(&store).unwrap();
         drop(store);
         drop(open().expect("the bar is of no use any more"));
