@@ -2,9 +2,10 @@
 //!
 //! A child applies known batches to a store under `strace`: small ones, ones that make sled reuse its segments and
 //! fjall write and merge tables, ones with values of many segments, with clean and unclean ends and reopenings in
-//! between. From the trace come images of what a power cut at any moment could have left (see `support/traced_disk.rs`: `sync_file_range`
-//! counts for nothing, names need their directory's sync). Each image is opened: it has to hold everything that was
-//! acknowledged, and exactly the batches that its watermark says, and go on from there.
+//! between. From the trace come images of what a power cut at any moment could have left (see
+//! `support/traced_disk.rs`: `sync_file_range` counts for nothing, names need their directory's sync). Each image is
+//! opened: it has to hold everything that was acknowledged, and exactly the batches that its watermark says, and go on
+//! from there.
 //!
 //! What it found when it was new:
 //! - While it opens, sled renames its new snapshot into place and then zeroes the segments that the snapshot does not
@@ -12,8 +13,8 @@
 //!   acknowledged batches for empty, for one of twenty-five, or for corrupt.
 //! - sled writes the configuration of a new database in two parts and does not sync it. With half of it the store did
 //!   not open any more, though nothing was lost yet.
-//! - fjall never syncs the directory in which its keyspaces have theirs. Without them it passes over its journal without
-//!   a word, and the store was empty.
+//! - fjall never syncs the directory in which its keyspaces have theirs. Without them it passes over its journal
+//!   without a word, and the store was empty.
 //! - fjall does not open with a last batch of which the end is there and something before it is not.
 
 #![allow(
