@@ -42,7 +42,7 @@ pub use crate::journal::options::{Durability, JournalOptions};
 pub use crate::memory::servable::Excuse;
 pub use crate::metrics::{CacheStats, Stats};
 pub use crate::options::{Backpressure, OnRejected, WritePolicy};
-pub use crate::seam::clock::{Clock, Moment};
+pub use crate::seam::clock::{Clock, Moment, Ticker};
 pub use crate::store::contract::Store;
 #[cfg(feature = "fjall")]
 pub use crate::store::fjall::FjallStore;

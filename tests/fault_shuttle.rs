@@ -34,11 +34,11 @@ use forebay::journal::sink::{Committed, Sink, Submission};
 use forebay::memory::freshness::Freshness;
 use forebay::memory::resident::{Bound, Brought, Own, Resident};
 use forebay::memory::servable::Ask;
-use forebay::seam::clock::{Moment, Ticker};
+
 use forebay::seam::simulated;
 use forebay::{
-    Backpressure, Builder, Cache, Durability, Error, ErrorKind, Forebay, JournalOptions, MemoryStore, Seq,
-    WritePolicy,
+    Backpressure, Builder, Cache, Durability, Error, ErrorKind, Forebay, JournalOptions, MemoryStore, Moment,
+    Seq, Ticker, WritePolicy,
 };
 use shuttle::future::block_on;
 use shuttle::sync::{Condvar, Mutex, mpsc};
