@@ -180,6 +180,33 @@ async fn many_are_read_in_order_in_one_call_and_join_what_is_on_its_way() {
     assert_eq!(single.await.unwrap(), Some(3));
 }
 
+/// A store showed a write-through before it was durable, a read loaded that, and the store rejected the write; when the
+/// load came back nothing was under way any more, and the read returned, and kept, a value that had never come to be.
+/// Found by the simulation, after 168,524 seeds.
+#[tokio::test]
+async fn a_load_that_met_a_write_through_which_did_not_come_to_be_is_made_again() {
+    for many in [false, true] {
+        let layer = Layer::new();
+        let held = HeldLoads::new(&layer.store);
+        let (_bay, cache) = open(&held, &layer).await;
+        held.hold();
+        held.write_outside(1, Some(7), 1);
+        let mut read: std::pin::Pin<Box<dyn Future<Output = Option<u64>>>> = match many {
+            true => Box::pin(async { cache.get_many(&[1, 2]).await.unwrap()[0] }),
+            false => Box::pin(async { cache.get(&1).await.unwrap() }),
+        };
+        assert!(poll_once(&mut read).await.is_none());
+        held.wait_for_loads(1).await;
+        held.write_outside(1, None, 0);
+        held.reject(true);
+        let refused = cache.put_with(&1, 7, WritePolicy::Through).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Rejected);
+        held.let_go();
+        assert_eq!(read.await, None, "many: {many}");
+        assert_eq!(cache.get(&1).await.unwrap(), None, "many: {many}");
+    }
+}
+
 #[tokio::test]
 async fn a_stored_value_of_another_type_is_an_error_that_names_the_namespace() {
     let layer = Layer::new();

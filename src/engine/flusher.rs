@@ -337,7 +337,7 @@ impl Flusher {
     pub(crate) fn refuse(&self, frame: &QueuedFrame, error: Error) -> Result<()> {
         let ticket = {
             let mut pending = self.core.pending.lock();
-            pending.retire(frame)?;
+            pending.refuse(frame)?;
             pending.take_ticket(frame.first)
         };
         self.refused.set(self.refused.get().max(frame.last()));

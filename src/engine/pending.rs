@@ -124,6 +124,8 @@ pub(crate) struct Pending {
     spilled_records: u64,
     /// A frame could not be taken in.
     failure: Option<Error>,
+    /// How many write-throughs ended without taking effect.
+    refusals: u64,
 }
 
 /// A frame that is committed, and what it changes.
@@ -266,6 +268,23 @@ impl Pending {
     /// Whether a write-through of `key` is under way.
     pub(crate) fn is_unsettled(&self, key: &Key) -> bool {
         Safeguard::UnsettledReads.holds() && self.unsettled.contains_key(key)
+    }
+
+    /// How many write-throughs have ended without taking effect.
+    pub(crate) fn refusals(&self) -> u64 {
+        self.refusals
+    }
+
+    /// Whether what was loaded of `key`, since there were so many refusals, may be of a write-through that is under way
+    /// or did not take effect: the store may show it before it is durable.
+    pub(crate) fn may_have_shown(&self, key: &Key, refusals: u64) -> bool {
+        self.is_unsettled(key) || Safeguard::UnsettledReads.holds() && self.refusals != refusals
+    }
+
+    /// Forgets a frame that was to be written through and will not be.
+    pub(crate) fn refuse(&mut self, frame: &QueuedFrame) -> Result<()> {
+        self.refusals += 1;
+        self.retire(frame)
     }
 
     /// Which frames are only in the journal: after the first and up to the second number.

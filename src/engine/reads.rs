@@ -66,7 +66,10 @@ impl Reads {
             let settled = self.core.settled.notified();
             tokio::pin!(settled);
             settled.as_mut().enable();
-            let found = self.core.pending.lock().find(key);
+            let (found, refusals) = {
+                let pending = self.core.pending.lock();
+                (pending.find(key), pending.refusals())
+            };
             match found {
                 Found::Pending { version, place } => match self.fetch(place).await? {
                     Fetched::Value(value) => {
@@ -89,8 +92,9 @@ impl Reads {
             }
             self.core.metrics.store_loads.add(1);
             let loaded = store.load(key).await.map_err(StoreError::into_error)?;
-            // A write-through that began meanwhile may have shown what a power cut can still take back.
-            if !self.core.pending.lock().is_unsettled(key) {
+            // A write-through that began meanwhile may have shown what a power cut can still take back, or what did not
+            // come to be.
+            if !self.core.pending.lock().may_have_shown(key, refusals) {
                 return Ok(Answer { value: loaded, pending: false });
             }
         }
@@ -114,6 +118,7 @@ impl Reads {
     pub async fn load_many(&self, keys: &[Key]) -> Result<Vec<Answer>> {
         let mut found: Vec<Option<Answer>> = Vec::with_capacity(keys.len());
         let mut absent = Vec::new();
+        let refusals = self.core.pending.lock().refusals();
         for key in keys {
             let pending = self.core.pending.lock().find(key);
             match pending {
@@ -141,8 +146,8 @@ impl Reads {
                 Some(value) => value,
                 None => {
                     let loaded = Answer { value: loaded.next().flatten(), pending: false };
-                    let unsettled = self.core.pending.lock().is_unsettled(key);
-                    if unsettled { self.load(key).await? } else { loaded }
+                    let doubtful = self.core.pending.lock().may_have_shown(key, refusals);
+                    if doubtful { self.load(key).await? } else { loaded }
                 }
             };
             all.push(value);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::contract::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
 use forebay::{Bincode, Codec, Error, ErrorKind, JournalId, Key, MemoryStore, Seq};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ pub struct HeldLoads {
     open: Arc<watch::Sender<bool>>,
     panics: Arc<watch::Sender<bool>>,
     fails: Arc<watch::Sender<bool>>,
+    rejects: Arc<watch::Sender<bool>>,
     /// What others made of the store.
     outside: Arc<Mutex<HashMap<Key, Option<Versioned>>>>,
 }
@@ -30,6 +31,7 @@ impl HeldLoads {
             open: Arc::new(watch::Sender::new(true)),
             panics: Arc::new(watch::Sender::new(false)),
             fails: Arc::new(watch::Sender::new(false)),
+            rejects: Arc::new(watch::Sender::new(false)),
             outside: Arc::default(),
         }
     }
@@ -53,6 +55,11 @@ impl HeldLoads {
 
     pub fn fail(&self, fails: bool) {
         self.fails.send_replace(fails);
+    }
+
+    /// Rejects what is applied.
+    pub fn reject(&self, rejects: bool) {
+        self.rejects.send_replace(rejects);
     }
 
     /// How many loads have begun.
@@ -116,6 +123,12 @@ impl Store for HeldLoads {
     }
 
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.store.apply(batch)
+        match batch.ops.first().filter(|_| *self.rejects.borrow()) {
+            Some(Op { seq, .. }) => {
+                let error = Error::new(ErrorKind::Rejected, "not here");
+                Box::pin(async move { Err(StoreError::Rejected { seq: *seq, error }) })
+            }
+            None => self.store.apply(batch),
+        }
     }
 }
