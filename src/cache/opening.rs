@@ -1,7 +1,6 @@
 //! From the options of a cache to the open cache.
 
 use std::any::type_name;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +27,7 @@ const LOAD_THROTTLE_DEFAULT: Duration = Duration::from_secs(1);
 
 /// The options of a cache that is about to be opened.
 #[must_use = "nothing is opened until `open` is called"]
-pub struct CacheBuilder<K, V, C = Bincode> {
+pub struct CacheBuilder<K, V> {
     layer: Arc<Layer>,
     name: String,
     bound: Bound<K, V>,
@@ -38,7 +37,7 @@ pub struct CacheBuilder<K, V, C = Bincode> {
     freshness: Freshness,
     jitter: f64,
     load_throttle: Option<Duration>,
-    codec: PhantomData<C>,
+    coder: Coder<K, V>,
 }
 
 impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
@@ -53,12 +52,10 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             freshness: Freshness::default(),
             jitter: 0.0,
             load_throttle: None,
-            codec: PhantomData,
+            coder: Coder::of::<Bincode>(),
         }
     }
-}
 
-impl<K: CacheKey, V: CacheValue, C: Codec> CacheBuilder<K, V, C> {
     /// How many entries may be in memory. Default: 10,000.
     pub fn capacity(mut self, entries: usize) -> Self {
         self.bound = Bound::Entries(entries);
@@ -88,32 +85,9 @@ impl<K: CacheKey, V: CacheValue, C: Codec> CacheBuilder<K, V, C> {
     }
 
     /// How keys and values become bytes. Default: [`Bincode`].
-    pub fn codec<D: Codec>(self) -> CacheBuilder<K, V, D> {
-        let CacheBuilder {
-            layer,
-            name,
-            bound,
-            policy,
-            coalesce,
-            time_to_live,
-            freshness,
-            jitter,
-            load_throttle,
-            codec: _,
-        } = self;
-        let codec = PhantomData;
-        CacheBuilder {
-            layer,
-            name,
-            bound,
-            policy,
-            coalesce,
-            time_to_live,
-            freshness,
-            jitter,
-            load_throttle,
-            codec,
-        }
+    pub fn codec<C: Codec>(mut self) -> Self {
+        self.coder = Coder::of::<C>();
+        self
     }
 
     /// How long a value in memory is fresh, from when its load began or it was written. What is pending is always
@@ -184,10 +158,10 @@ impl<K: CacheKey, V: CacheValue, C: Codec> CacheBuilder<K, V, C> {
             let context = format!("cache \"{namespace}\": write-behind needs a layer with a journal");
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
-        let coder = Coder::of::<C>();
         let freshness = self.freshness()?;
-        let described = self.describe(policy, coder.id(), &freshness)?;
-        let (bound, coalesce, time_to_live) = (self.bound, self.coalesce, self.time_to_live);
+        let described = self.describe(policy, self.coder.id(), &freshness)?;
+        let (bound, coder, coalesce, time_to_live) =
+            (self.bound, self.coder, self.coalesce, self.time_to_live);
         let ticker = self.layer.ticker().clone();
         let view = self.layer.views().open(&namespace, || {
             let throttle = Throttle::new(freshness.load_throttle);
