@@ -188,13 +188,17 @@ fn replay(log: &Arc<Log>, pending: &PendingView, progress: Progress) -> Result<(
 
 /// Starts the flusher on a thread and a runtime of its own. The runtime also drives the layer's timers.
 fn run_flusher(flusher: Flusher) -> Result<(Handle, FlusherThread)> {
+    // Without a journal every writer waits for the flusher.
+    let drains_behind = flusher.log.is_some();
     let runtime = clock::runtime().map_err(|error| Error::io("starting the layer's runtime", error))?;
     let handle = runtime.handle().clone();
     let (stop, mut stopped) = watch::channel(false);
     let thread = thread::Builder::new()
         .name("forebay-flush".into())
         .spawn(move || {
-            priority::give_way();
+            if drains_behind {
+                priority::give_way();
+            }
             runtime.block_on(async {
                 // A sender that is gone means a layer that is gone, which is a stop as well.
                 let stop = async { drop(stopped.wait_for(|stop| *stop).await) };

@@ -103,8 +103,8 @@ pub enum StoreError {
 
 /// A system of record.
 ///
-/// Implementations must not block the calling thread for long: the layer calls [`Store::apply`] from a thread
-/// of its own, but [`Store::load`] from its caller's.
+/// Only [`Store::apply`] may block the thread that polls it, and then the layer cannot be stopped before it is done: a
+/// layer calls it from a thread of its own. It calls [`Store::load`] from its caller's.
 pub trait Store: Send + Sync + 'static {
     /// What the store can do. Asked once, when a layer opens.
     fn atomicity(&self) -> Atomicity {

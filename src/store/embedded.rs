@@ -1,4 +1,4 @@
-//! What the embedded stores share: threads of their own, the fence, the watermark, and the end after a failure.
+//! What the embedded stores share: threads that load, the fence, the watermark, and the end after a failure.
 //!
 //! Fencing is a check under a mutex. That suffices, because one process at a time can hold the directory's
 //! lock, within it one store with its clones, and all of these share the one mutex, which is held from
@@ -9,7 +9,10 @@
 //! themselves refuse all writes after a failed one, a full disk included. Reading stops too, because what is in
 //! memory may not be on the disk. Opening the store again reads what the disk has.
 //!
-//! Loads run on threads of the store, too. What a database has in memory takes less than a microsecond on the
+//! A batch is applied on the thread that asks for it, which is the layer's flusher's and may block: two changes of
+//! threads cost a write-through more than its sync.
+//!
+//! Loads run on threads of the store. What a database has in memory takes less than a microsecond on the
 //! caller's thread and eight this way; but nobody can know beforehand, and a load that misses reads the disk, while
 //! one that meets a batch may wait for it. The layer's own memory is in front of this and answers what is hot.
 
@@ -18,11 +21,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, JournalId, Key};
 use crate::safeguard::Safeguard;
-use crate::seam::priority;
 use crate::store::contract::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
-use crate::store::worker::Workers;
+use crate::store::worker::{Workers, caught};
 
-/// Loads may run side by side; writes take turns anyway and get a thread that no load can hold up.
+/// Loads may run side by side.
 const LOAD_THREADS: usize = 2;
 
 /// A database under an embedded store.
@@ -52,8 +54,7 @@ pub(crate) struct Embedded<D: Database>(Arc<Handle<D>>);
 
 /// The workers come first, so that they have ended when the database closes.
 struct Handle<D: Database> {
-    writer: Workers,
-    loaders: Workers,
+    workers: Workers,
     shared: Arc<Shared<D>>,
 }
 
@@ -86,11 +87,7 @@ impl<D: Database> Embedded<D> {
     pub(crate) fn start(database: D, pen: D::Pen, tenure: Tenure) -> Result<Embedded<D>> {
         let state = Mutex::new(State { tenure, pen });
         let shared = Arc::new(Shared { database, state, failed: OnceLock::new() });
-        Ok(Embedded(Arc::new(Handle {
-            writer: Workers::start("forebay-store", 1, priority::give_way)?,
-            loaders: Workers::start("forebay-load", LOAD_THREADS, || {})?,
-            shared,
-        })))
+        Ok(Embedded(Arc::new(Handle { workers: Workers::start("forebay-load", LOAD_THREADS)?, shared })))
     }
 
     /// Why the store ended, if it did.
@@ -103,44 +100,37 @@ impl<D: Database> Embedded<D> {
     pub(crate) fn shared(&self) -> &Arc<Shared<D>> {
         &self.0.shared
     }
-
-    #[cfg(test)]
-    pub(crate) fn writer(&self) -> &Workers {
-        &self.0.writer
-    }
 }
 
 impl<D: Database> Store for Embedded<D> {
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
         let shared = Arc::clone(&self.0.shared);
-        Box::pin(self.0.writer.run(move || shared.with_state(|_, state| Ok(state.tenure))))
+        Box::pin(self.0.workers.run(move || shared.with_state(|_, state| Ok(state.tenure))))
     }
 
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
         let shared = Arc::clone(&self.0.shared);
         Box::pin(
-            self.0.writer.run(move || shared.with_state(|database, state| claim(database, state, journal))),
+            self.0.workers.run(move || shared.with_state(|database, state| claim(database, state, journal))),
         )
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
         let shared = Arc::clone(&self.0.shared);
         let key = key.clone();
-        Box::pin(self.0.loaders.run(move || shared.load(&key)))
+        Box::pin(self.0.workers.run(move || shared.load(&key)))
     }
 
     fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
         let shared = Arc::clone(&self.0.shared);
         let keys = keys.to_vec();
-        Box::pin(self.0.loaders.run(move || keys.iter().map(|key| shared.load(key)).collect()))
+        Box::pin(self.0.workers.run(move || keys.iter().map(|key| shared.load(key)).collect()))
     }
 
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        let shared = Arc::clone(&self.0.shared);
-        let batch = batch.clone();
-        Box::pin(
-            self.0.writer.run(move || shared.with_state(|database, state| apply(database, state, &batch))),
-        )
+        Box::pin(async move {
+            caught(|| self.0.shared.with_state(|database, state| apply(database, state, batch)))
+        })
     }
 }
 

@@ -325,9 +325,9 @@ mod tests {
     use crate::ids::NamespaceName;
     use crate::store::contract::{Progress, Store as _};
     use crate::store::layout::{META_BYTES, META_FORMAT};
+    use crate::store::worker::caught;
     use ::sled::Config;
     use std::os::unix::fs::PermissionsExt;
-    use std::sync::Arc;
 
     fn key(name: &str) -> Key {
         Key::new(&NamespaceName::parse("sled").unwrap(), name.as_bytes()).unwrap()
@@ -514,8 +514,8 @@ mod tests {
     async fn a_panic_in_the_middle_of_a_call_ends_the_store() {
         let directory = tempfile::tempdir().unwrap();
         let store = SledStore::open(directory.path()).unwrap();
-        let shared = Arc::clone(store.0.shared());
-        let panicked = store.0.writer().run(move || shared.with_state::<()>(|_, _| panic!("midway"))).await;
+        let shared = store.0.shared();
+        let panicked = caught(|| shared.with_state::<()>(|_, _| panic!("midway")));
         assert!(matches!(panicked, Err(StoreError::Fatal(_))));
         assert!(matches!(store.load(&key("a")).await, Err(StoreError::Fatal(_))));
         assert!(matches!(store.claim(None).await, Err(StoreError::Fatal(_))));

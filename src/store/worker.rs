@@ -24,21 +24,18 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` threads called `name`, each of which begins with `first`.
+    /// Starts `count` threads called `name`.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] if the system refuses a thread; those that run already end again.
-    pub(crate) fn start(name: &str, count: usize, first: fn()) -> Result<Workers> {
+    pub(crate) fn start(name: &str, count: usize) -> Result<Workers> {
         let (sender, receiver) = unbounded();
         let mut workers = Workers { sender: Some(sender), threads: Vec::with_capacity(count) };
         for _ in 0..count {
             let receiver: Receiver<Job> = receiver.clone();
             let thread = std::thread::Builder::new()
                 .name(name.to_owned())
-                .spawn(move || {
-                    first();
-                    receiver.iter().for_each(|job| job());
-                })
+                .spawn(move || receiver.iter().for_each(|job| job()))
                 .map_err(|error| Error::io(format!("starting a thread \"{name}\""), error))?;
             workers.threads.push(thread);
         }
@@ -58,10 +55,8 @@ impl Workers {
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move || {
-            // Unwind safety: the job owns what it touches, or guards it by a lock that a panic poisons.
-            let result = catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| Err(panicked(&*panic)));
             // An error means that nobody waits any more, which changes nothing about what was done.
-            drop(answer.send(result));
+            drop(answer.send(caught(job)));
         });
         let sender = self.sender.as_ref().expect("the sender is taken only by drop");
         sender.send(job).expect("the threads receive for as long as there is a sender");
@@ -79,6 +74,12 @@ impl Drop for Workers {
     }
 }
 
+/// Runs a call of the store here; a panic in it becomes [`StoreError::Fatal`].
+pub(crate) fn caught<T>(call: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    // Unwind safety: the call owns what it touches, or guards it by a lock that a panic poisons.
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(panicked(&*panic)))
+}
+
 fn panicked(panic: &(dyn std::any::Any + Send)) -> StoreError {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
@@ -94,7 +95,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_reaches_the_caller_and_the_thread_lives_on() {
-        let workers = Workers::start("test", 1, || {}).unwrap();
+        let workers = Workers::start("test", 1).unwrap();
         let error = workers.run::<()>(|| panic!("boom")).await.unwrap_err();
         assert!(
             matches!(&error, StoreError::Fatal(error) if error.to_string().contains("boom")),
@@ -105,7 +106,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_whose_future_was_dropped_still_runs_before_the_workers_end() {
-        let workers = Workers::start("test", 1, || {}).unwrap();
+        let workers = Workers::start("test", 1).unwrap();
         let done = Arc::new(AtomicBool::new(false));
         let (release, released) = mpsc::channel::<()>();
         let job = {
