@@ -7,7 +7,7 @@
 //!
 //! `FOREBAY_BUDGET` raises the time, `FOREBAY_SEED` says with which seed to begin.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(unreachable_pub, reason = "each test file is a crate of its own")]
 
 #[path = "support/budget.rs"]
@@ -328,7 +328,7 @@ fn search(
         }
         seed += 1;
     }
-    println!(
+    budget::say(format_args!(
         "{what}: seeds {:?}, {} operations failed, {} calls refused, {} ends of writing, {} images reopened \
          afterwards, \
          in {:.1?}",
@@ -338,7 +338,7 @@ fn search(
         tally.poisoned,
         tally.images,
         began.elapsed()
-    );
+    ));
 }
 
 #[test]

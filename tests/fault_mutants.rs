@@ -6,13 +6,11 @@
 //! `FOREBAY_WITHOUT=Nonce cargo test --test fault_images` does the same by hand; `FOREBAY_MUTANT` narrows this test to
 //! some of them (comma-separated).
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "these are tests"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+#[allow(dead_code, unreachable_pub, reason = "other tests include it, too, and this one searches nothing")]
+#[path = "support/budget.rs"]
+mod budget;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -115,15 +113,17 @@ fn fault_every_missing_safeguard_is_noticed() {
         }
     });
     let mut missed = Vec::new();
-    println!("| without | what it does | noticed by | after seeds |\n| --- | --- | --- | --- |");
+    budget::say(format_args!(
+        "| without | what it does | noticed by | after seeds |\n| --- | --- | --- | --- |"
+    ));
     for ((_, name, what), noticed) in mutants.iter().zip(found.into_inner().unwrap().into_values()) {
         match noticed {
-            Some(Ok((test, seeds))) => println!("| `{name}` |{what} | `{test}` | {seeds} |"),
+            Some(Ok((test, seeds))) => budget::say(format_args!("| `{name}` |{what} | `{test}` | {seeds} |")),
             Some(Err(hung)) => missed.push(hung),
             None => missed.push(format!("{name}: nobody noticed")),
         }
     }
-    println!("{} mutants in {:.0?}", mutants.len(), began.elapsed());
+    budget::say(format_args!("{} mutants in {:.0?}", mutants.len(), began.elapsed()));
     assert!(missed.is_empty(), "{missed:#?}");
 }
 

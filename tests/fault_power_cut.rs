@@ -21,7 +21,6 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::panic,
-    clippy::print_stdout,
     unreachable_pub,
     reason = "helpers of tests"
 )]
@@ -372,7 +371,7 @@ fn cut_the_power(kind: Kind, name: &str, share_percent: u32, default: Duration) 
         }
         tried.passes += 1;
     }
-    println!("{kind:?}, {name}: {} calls that wrote {written} bytes; {tried}", calls.len());
+    budget::say(format_args!("{kind:?}, {name}: {} calls that wrote {written} bytes; {tried}", calls.len()));
     assert!(tried.images > 10, "only {} images were tried", tried.images);
     assert!(tried.broken.is_empty(), "{} broken:\n{}", tried.broken.len(), tried.broken.join("\n"));
 }

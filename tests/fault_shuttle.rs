@@ -77,7 +77,7 @@ fn in_many_orders(name: &str, body: impl Fn() + Send + Sync + Clone + 'static) {
         })
     }));
     match ran {
-        Ok(orders) => println!("{name}: {orders} orders"),
+        Ok(orders) => budget::say(format_args!("{name}: {orders} orders")),
         Err(panic) => {
             println!("{name} fails in the order of FOREBAY_SEED={}", tried.load(SeqCst));
             resume_unwind(panic);

@@ -54,11 +54,11 @@ fn fault_simulation_of_the_whole_layer() {
     }
     let took = began.elapsed();
     let hourly = operations as f64 * 3600.0 / took.as_secs_f64();
-    println!(
+    budget::say(format_args!(
         "{seeds} seeds, {operations} operations ({:.1} million an hour), {cuts} cuts, {faults} faults of the store, \
          {steps} steps in {took:.1?}; no violation",
         hourly / 1e6
-    );
+    ));
 }
 
 /// Fails, with the smallest run that fails alike and the command that repeats it.

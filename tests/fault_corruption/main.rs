@@ -7,7 +7,7 @@
 //!
 //! The layout is read here as the manual of the journal has it, by code of its own. `FOREBAY_BUDGET` raises the time.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(unreachable_pub, reason = "each test file is a crate of its own")]
 
 #[path = "../support/budget.rs"]
@@ -237,14 +237,14 @@ struct Tally {
 
 impl Tally {
     fn print(&self, what: &str, began: Instant) {
-        println!(
+        budget::say(format_args!(
             "{what}: {} mutants: {} opened whole, {} cut a torn tail, {} told as damage, in {:.1?}",
             self.tried,
             self.whole,
             self.cut,
             self.told,
             began.elapsed()
-        );
+        ));
         assert!(self.told > 0 && self.whole + self.cut + self.told == self.tried);
     }
 }

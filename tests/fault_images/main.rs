@@ -7,7 +7,7 @@
 //!
 //! `FOREBAY_BUDGET` raises the time, `FOREBAY_SEED` says with which seed to begin.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(unreachable_pub, reason = "each test file is a crate of its own")]
 
 #[path = "../support/budget.rs"]
@@ -40,7 +40,7 @@ struct Tally {
 impl Tally {
     fn print(&self, what: &str, seeds: std::ops::Range<u64>, began: Instant) {
         assert!(self.renames >= 4, "segments rotate: {} renames", self.renames);
-        println!(
+        budget::say(format_args!(
             "{what}: seeds {seeds:?}, {} operations cut, {} images reopened, {} recoveries cut at each operation, {} \
              images of those reopened, in {:.1?}",
             self.operations,
@@ -48,7 +48,7 @@ impl Tally {
             self.recoveries,
             self.images_of_recoveries,
             began.elapsed()
-        );
+        ));
     }
 }
 

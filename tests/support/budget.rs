@@ -1,5 +1,8 @@
-//! How long the searches of the fault programme may take: a little in CI, an hour and more when somebody asks for it.
+//! How long the searches of the fault programme may take (a little in CI, an hour and more when somebody asks for
+//! it), and what they tell of what they tried.
 
+use std::fmt::Arguments;
+use std::io::Write as _;
 use std::time::Duration;
 
 /// This search's part of `FOREBAY_BUDGET` (seconds for the whole programme), or `default` where none is set.
@@ -14,4 +17,12 @@ pub fn budget(share_percent: u32, default: Duration) -> Duration {
         }
         Err(_) => default,
     }
+}
+
+/// Tells what was tried, of a test that passes too: what `println!` prints the test harness would keep to itself.
+///
+/// # Panics
+/// If standard error cannot be written to.
+pub fn say(what: Arguments<'_>) {
+    writeln!(std::io::stderr(), "{what}").expect("standard error takes a line");
 }
