@@ -32,6 +32,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
@@ -157,7 +158,7 @@ struct Subjects {
 
 struct Subject {
     bay: Forebay,
-    cache: Cache<u64, Vec<u8>>,
+    cache: Cache<u64, Bytes>,
 }
 
 impl Subjects {
@@ -234,7 +235,7 @@ impl Subject {
                     if started.elapsed() >= measure {
                         break;
                     }
-                    let value = vec![number.to_le_bytes()[0]; VALUE_BYTES];
+                    let value = Bytes::from(vec![number.to_le_bytes()[0]; VALUE_BYTES]);
                     let begun = Instant::now();
                     let _receipt = cache.put(&(first_key + number % KEYS_PER_WRITER), value).await?;
                     latencies_ns.push(nanoseconds(begun.elapsed()));

@@ -4,6 +4,7 @@
 
 mod support;
 
+use bytes::Bytes;
 use forebay::{Cache, ErrorKind, Forebay, WritePolicy};
 use support::held_loads::HeldLoads;
 use support::{Layer, poll_once};
@@ -219,4 +220,20 @@ async fn a_stored_value_of_another_type_is_an_error_that_names_the_namespace() {
     let error = cache.get(&1).await.expect_err("not a number");
     assert_eq!(error.kind(), ErrorKind::Decode);
     assert!(error.to_string().contains("namespace n"), "{error}");
+}
+
+/// A user may change from the one to the other: they are the same bytes.
+#[tokio::test]
+async fn values_written_as_numbers_of_a_byte_are_read_as_bytes_and_the_other_way_round() {
+    let layer = Layer::new();
+    let bay = layer.open().await;
+    let (numbers, bytes) = (vec![0_u8, 7, 255], Bytes::from_static(&[1, 0, 255]));
+    bay.cache("a").open().unwrap().put(&1_u32, numbers.clone()).await.unwrap();
+    bay.cache("b").open().unwrap().put(&1_u32, bytes.clone()).await.unwrap();
+    bay.close().await.unwrap();
+    let bay = layer.open().await;
+    let cache: Cache<u32, Bytes> = bay.cache("a").open().unwrap();
+    assert_eq!(cache.get(&1).await.unwrap().unwrap(), numbers);
+    let cache: Cache<u32, Vec<u8>> = bay.cache("b").open().unwrap();
+    assert_eq!(cache.get(&1).await.unwrap().unwrap(), bytes);
 }

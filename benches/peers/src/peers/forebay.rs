@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use bytes::Bytes;
 use forebay::journal::queue::Journal;
 use forebay::{BlockingCache, Cache, Durability, Forebay, JournalOptions, Seq, SledStore, WritePolicy};
 
@@ -59,8 +60,8 @@ fn durability(class: Class) -> Durability {
 
 struct Layer {
     bay: Forebay,
-    cache: Cache<u64, Vec<u8>>,
-    blocking: BlockingCache<u64, Vec<u8>>,
+    cache: Cache<u64, Bytes>,
+    blocking: BlockingCache<u64, Bytes>,
 }
 
 impl Layer {
@@ -74,7 +75,7 @@ impl Layer {
             None => (builder, WritePolicy::Through),
         };
         let bay = builder.open_blocking()?;
-        let cache: Cache<u64, Vec<u8>> = bay.cache("peers").capacity(100_000).write_policy(policy).open()?;
+        let cache: Cache<u64, Bytes> = bay.cache("peers").capacity(100_000).write_policy(policy).open()?;
         let blocking = cache.blocking();
         Ok(Layer { bay, cache, blocking })
     }
@@ -101,21 +102,21 @@ impl Subject for Layer {
     }
 }
 
-struct LayerWriter<'a>(&'a BlockingCache<u64, Vec<u8>>);
+struct LayerWriter<'a>(&'a BlockingCache<u64, Bytes>);
 
 impl Writer for LayerWriter<'_> {
     fn put(&mut self, key: u64, value: Vec<u8>) -> Result<()> {
-        self.0.put(&key, value)?;
+        self.0.put(&key, value.into())?;
         Ok(())
     }
 }
 
 #[derive(Clone)]
-struct LayerTask(Cache<u64, Vec<u8>>);
+struct LayerTask(Cache<u64, Bytes>);
 
 impl TaskPut for LayerTask {
     async fn put(&self, key: u64, value: Vec<u8>) -> Result<()> {
-        self.0.put(&key, value).await?;
+        self.0.put(&key, value.into()).await?;
         Ok(())
     }
 }
