@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cache::batch::Batch;
+use crate::cache::codec::{TAG_BYTES_MAX, check_name};
 use crate::cache::opening::CacheBuilder;
 use crate::cache::typed::Receipt;
 use crate::cache::view::{CacheKey, CacheValue};
@@ -16,7 +17,7 @@ use crate::engine::health::{Closed, Health};
 use crate::engine::layer::Layer;
 use crate::engine::recovery;
 use crate::error::Result;
-use crate::ids::{Key, Seq};
+use crate::ids::{Key, NamespaceName, Seq};
 use crate::journal::options::{Durability, JournalOptions};
 use crate::metrics::Stats;
 use crate::options::{Backpressure, LayerOptions, OnRejected};
@@ -98,6 +99,62 @@ impl Forebay {
     /// As [`Forebay::close`].
     pub async fn close_within(&self, deadline: Duration) -> Result<Closed> {
         self.layer.close(deadline).await
+    }
+
+    /// Makes every entry of the namespace and of those below it (`products`, `products/eu`) unservable in the memory
+    /// of all caches, at a cost that does not depend on how many there are, and notes that durably. A load that is
+    /// under way is not kept, and no read that begins after the call joins one. What is pending is the truth and
+    /// stays.
+    ///
+    /// Memory has forgotten when the call is first polled; it returns once the journal holds the token, or, on a layer
+    /// without one, the store. The receipt's number is the token.
+    ///
+    /// ```
+    /// # use forebay::{Cache, Forebay, MemoryStore};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// # let bay = Forebay::builder(MemoryStore::new()).open().await?;
+    /// let users: Cache<u64, String> = bay.cache("users/eu").open()?;
+    /// users.get_or_load(&7, |_| async { Ok::<_, std::io::Error>(Some("Ada".to_string())) }).await?;
+    /// let receipt = bay.invalidate_namespace("users").await?;
+    /// assert_eq!(users.get(&7).await?, None); // not in memory any more, and never in the store
+    /// assert_eq!(bay.namespace_token("users/eu").await?, receipt.seq());
+    /// # Ok::<(), forebay::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors and cancellation
+    /// [`ErrorKind::InvalidName`](crate::ErrorKind::InvalidName), with nothing done; else as [`Cache::put`]'s, and then
+    /// memory has forgotten and the token may be the older one.
+    ///
+    /// [`Cache::put`]: crate::Cache::put
+    pub async fn invalidate_namespace(&self, name: &str) -> Result<Receipt> {
+        let name = NamespaceName::parse(name)?;
+        self.layer.invalidate_namespace(&name).await.map(Receipt::new)
+    }
+
+    /// The sequence number of the last invalidation of the namespace or of one that it lies below, in this layer's
+    /// life or an earlier one's; zero if there was none. Whoever keeps values of the namespace elsewhere, with the
+    /// number that they were current at, may serve those that are not below it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidName`](crate::ErrorKind::InvalidName); the store's. A token that cannot be read is never
+    /// taken for one that is not there.
+    pub async fn namespace_token(&self, name: &str) -> Result<Seq> {
+        self.layer.namespace_token(&NamespaceName::parse(name)?).await
+    }
+
+    /// Makes every entry that has this tag unservable in the memory of all caches, at a cost that does not depend on
+    /// how many there are. A load that is under way and brings the tag is not kept, nor served to a read that begins
+    /// after the call. What is pending is the truth and stays. Without I/O, and for this process: memory does not
+    /// outlive it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidName`](crate::ErrorKind::InvalidName).
+    pub fn invalidate_tag(&self, tag: &str) -> Result<()> {
+        check_name("a tag", tag, TAG_BYTES_MAX)?;
+        self.layer.catch_up();
+        let scopes = self.layer.views().scopes();
+        scopes.invalidate(scopes.tag(tag));
+        Ok(())
     }
 
     /// The last sequence number that the store holds.
@@ -223,6 +280,22 @@ impl BlockingForebay {
     /// As there.
     pub fn close_within(&self, deadline: Duration) -> Result<Closed> {
         self.run(self.bay.close_within(deadline))
+    }
+
+    /// See [`Forebay::invalidate_namespace`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn invalidate_namespace(&self, name: &str) -> Result<Receipt> {
+        self.run(self.bay.invalidate_namespace(name))
+    }
+
+    /// See [`Forebay::namespace_token`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn namespace_token(&self, name: &str) -> Result<Seq> {
+        self.run(self.bay.namespace_token(name))
     }
 
     /// Commits a batch; see [`Batch::commit`].

@@ -52,6 +52,8 @@ pub enum ErrorKind {
     StoreFailed,
     /// A loader that the reader brought failed, or a load panicked.
     LoadFailed,
+    /// A rule of the cache panicked, or named something that cannot be. Nothing was written.
+    RuleFailed,
     /// The layer, or the part of it that was asked, is closed.
     Closed,
     /// The namespace is open already with other types or other options.

@@ -113,10 +113,29 @@ impl NamespaceName {
         Ok(NamespaceName(name.into()))
     }
 
+    /// A name that [`NamespaceName::parse`] refuses, for what the layer keeps for itself.
+    pub(crate) fn reserved(name: &'static str) -> NamespaceName {
+        debug_assert!(NamespaceName::parse(name).is_err(), "no user can choose it");
+        NamespaceName(name.into())
+    }
+
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it is `other`, or lies below it.
+    #[must_use]
+    pub fn is_within(&self, other: &NamespaceName) -> bool {
+        let rest = self.0.strip_prefix(other.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// It and all that it lies below, from the top: `a`, `a/b`, `a/b/c`.
+    pub fn path(&self) -> impl Iterator<Item = NamespaceName> + '_ {
+        let ends = self.0.match_indices('/').map(|(at, _)| at).chain([self.0.len()]);
+        ends.filter_map(|end| self.0.get(..end).map(|name| NamespaceName(name.into())))
     }
 }
 
@@ -233,6 +252,14 @@ mod tests {
         }
         assert!(NamespaceName::parse(&"n".repeat(256)).is_err());
         assert_eq!(NamespaceName::parse("products/eu-1.b_2").unwrap().as_str(), "products/eu-1.b_2");
+    }
+
+    #[test]
+    fn a_name_lies_below_whole_segments_only() {
+        let name = |name| NamespaceName::parse(name).unwrap();
+        assert!(name("products/eu").is_within(&name("products")) && name("a").is_within(&name("a")));
+        assert!(!name("products2").is_within(&name("products")) && !name("a").is_within(&name("a/b")));
+        assert!(name("a/b/c").path().eq(["a", "a/b", "a/b/c"].map(name)));
     }
 
     #[test]

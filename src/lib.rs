@@ -31,8 +31,11 @@ pub use crate::cache::blocking::BlockingCache;
 #[cfg(feature = "postcard")]
 pub use crate::cache::codec::Postcard;
 pub use crate::cache::codec::{Bincode, Codec};
+pub use crate::cache::derive::{BlockingLoadContext, LoadContext};
 pub use crate::cache::entry::{Entry, Loaded, MetBound, ReadOptions, Source, WriteOptions};
+pub use crate::cache::group::{BlockingGroup, Group};
 pub use crate::cache::opening::CacheBuilder;
+pub use crate::cache::rules::{Change, Stale};
 pub use crate::cache::typed::{Cache, Receipt};
 pub use crate::engine::dead_letters::DeadLetter;
 pub use crate::engine::health::{Closed, Health, HealthState};

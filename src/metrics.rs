@@ -105,6 +105,14 @@ stats! {
     misses_idle,
     /// ... because everything of its generation had been invalidated.
     misses_invalidated,
+    /// ... because its namespace, or one above that, had been invalidated.
+    misses_below_namespace,
+    /// ... because its group had been invalidated.
+    misses_below_group,
+    /// ... because one of its tags had been invalidated.
+    misses_below_tag,
+    /// ... because something that it was derived from had changed.
+    misses_outdated,
     /// ... because it was older than the reader accepted.
     misses_too_old,
     /// Hits in memory past their time to live, loaded again in the background.

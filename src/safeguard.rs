@@ -94,6 +94,26 @@ safeguards! {
     AroundDropsBefore,
     /// A key that is written around memory leaves it when the store has taken the write.
     AroundDropsAfter,
+    /// What is invalidated with a namespace lies in the namespaces below it, too.
+    NamespaceBelow,
+    /// An invalidation of a namespace or a group is journaled, or in the store, before it is acknowledged.
+    TokenIsDurable,
+    /// What is below its group's floor is not served.
+    GroupFloor,
+    /// What is below the floor of one of its tags is not served.
+    TagFloor,
+    /// A value's tags are stored with it.
+    TagsAreStored,
+    /// What was derived from something that has changed is neither kept nor served.
+    ReadSetChecked,
+    /// A read does not take what another one's load brought if what that hangs on was invalidated meanwhile.
+    JoinNoBrokenLoad,
+    /// What a rule names is dropped again when the write has taken effect.
+    DirectivesAgain,
+    /// A rule is told the value that the write replaces: writers of a key take turns.
+    WritersTakeTurns,
+    /// A value of another schema version is not decoded as one of the cache's.
+    SchemaIsCompared,
     /// The store refuses an older owner.
     EpochFence,
     /// The store takes nothing at or below its watermark.

@@ -17,6 +17,10 @@ use proptest::prelude::*;
 struct Case {
     generation: u64,
     floor: u64,
+    namespace_floor: u64,
+    group_floor: u64,
+    tag_floor: u64,
+    outdated: bool,
     now: u64,
     since: u64,
     used: u64,
@@ -38,7 +42,8 @@ struct Case {
 
 /// The specification.
 ///
-/// 1. What was invalidated is not served.
+/// 1. What was invalidated is not served: with its cache, with its namespace, with its group, by one of its tags, or
+///    because something that it was derived from has changed. The first of these that holds is the reason.
 /// 2. That the store lacks a key is no answer for a reader who has a loader.
 /// 3. What is as old as the reader accepts, or older, is not served. An age that would be negative is none.
 /// 4. What was not used for its time to idle is not served. Its own counts before the cache's.
@@ -56,6 +61,10 @@ fn specified(case: &Case) -> Result<Option<Excuse>, MissReason> {
     let life = life.map(|whole| whole - (u128::from(whole) * u128::from(case.cut) / 65_536) as u64);
     let rules = [
         (case.generation < case.floor, MissReason::Invalidated),
+        (case.generation < case.namespace_floor, MissReason::BelowNamespace),
+        (case.generation < case.group_floor, MissReason::BelowGroup),
+        (case.generation < case.tag_floor, MissReason::BelowTag),
+        (case.outdated, MissReason::Outdated),
         (case.absent && case.has_loader && !case.of_loader, MissReason::Absent),
         (case.max_staleness.is_some_and(|most| age >= most), MissReason::TooOld),
         (case.own_idle.or(case.cache_idle).is_some_and(|most| unused >= most), MissReason::Idle),
@@ -100,6 +109,9 @@ fn inputs<'a>(case: &Case, freshness: &'a Freshness) -> (Stamp, Rules<'a>, Ask) 
     let at = |nanos| Moment::at(time(nanos));
     let stamp = Stamp {
         generation: Generation(case.generation),
+        group_floor: Generation(case.group_floor),
+        tag_floor: Generation(case.tag_floor),
+        outdated: case.outdated,
         since: at(case.since),
         used: at(case.used),
         absent: case.absent,
@@ -108,7 +120,8 @@ fn inputs<'a>(case: &Case, freshness: &'a Freshness) -> (Stamp, Rules<'a>, Ask) 
         time_to_live: case.own_life.map(time),
         time_to_idle: case.own_idle.map(time),
     };
-    let rules = Rules { floor: Generation(case.floor), time_to_live: case.cache_life.map(time), freshness };
+    let (floor, namespace_floor) = (Generation(case.floor), Generation(case.namespace_floor));
+    let rules = Rules { floor, namespace_floor, time_to_live: case.cache_life.map(time), freshness };
     let situation = match (case.waiting, case.failed) {
         (Some(most), _) => Situation::Waiting(time(most)),
         (None, true) => Situation::Failed,
@@ -140,7 +153,9 @@ fn maybe() -> impl Strategy<Value = Option<u64>> {
 
 prop_compose! {
     fn case()(
-        (generation, floor) in (0_u64..3, 0_u64..3),
+        (generation, floor, namespace_floor) in (2_u64..5, 0_u64..4, 0_u64..4),
+        (group_floor, tag_floor) in (0_u64..4, 0_u64..4),
+        outdated in prop_oneof![3 => Just(false), 1 => Just(true)],
         (now, since, used) in (nanos(), nanos(), nanos()),
         (absent, of_loader, has_loader) in (any::<bool>(), any::<bool>(), any::<bool>()),
         cut in prop_oneof![Just(0), Just(32_768), any::<u16>()],
@@ -152,8 +167,9 @@ prop_compose! {
     ) -> Case {
         let failed = failed && waiting.is_none();
         Case {
-            generation, floor, now, since, used, absent, of_loader, cut, cache_life, negative_life, own_life,
-            cache_idle, own_idle, revalidate, if_error, max_staleness, has_loader, waiting, failed,
+            generation, floor, namespace_floor, group_floor, tag_floor, outdated, now, since, used, absent,
+            of_loader, cut, cache_life, negative_life, own_life, cache_idle, own_idle, revalidate, if_error,
+            max_staleness, has_loader, waiting, failed,
         }
     }
 }

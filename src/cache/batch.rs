@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::cache::rules::{self, Derives};
 use crate::cache::typed::{Cache, Receipt};
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::engine::commit::{Effect, Effects};
@@ -24,6 +25,8 @@ pub struct Batch {
     effects: Vec<Box<dyn Effect>>,
     /// What drops each key from memory if the outcome stays unknown, and whether it is dropped before the write, too.
     drops: Vec<(Box<dyn Fn() + Send>, bool)>,
+    /// What the rules of the caches have to be told.
+    changes: Vec<Box<dyn Derives>>,
     policy: Option<WritePolicy>,
     through: bool,
 }
@@ -35,6 +38,7 @@ impl Batch {
             frame: FrameBuilder::new(),
             effects: Vec::new(),
             drops: Vec::new(),
+            changes: Vec::new(),
             policy: None,
             through: false,
         }
@@ -87,12 +91,20 @@ impl Batch {
     ///
     /// # Errors and cancellation
     /// As [`Cache::put`].
-    pub async fn commit(self) -> Result<Receipt> {
+    pub async fn commit(mut self) -> Result<Receipt> {
         if self.is_empty() {
             return Ok(Receipt::new(self.layer.last_committed()));
         }
         let default = if self.through { WritePolicy::Through } else { WritePolicy::Behind };
         let policy = self.policy.unwrap_or(default);
+        if !self.changes.is_empty() {
+            let aftermath = rules::begin(&self.layer, &self.changes).await?;
+            aftermath.push_tokens(&mut self.frame)?;
+            // No other effect comes after the last one, or instead of it.
+            if let Some(last) = self.effects.pop() {
+                self.effects.push(rules::followed(last, aftermath));
+            }
+        }
         self.drops.iter().filter(|(_, before)| *before).for_each(|(drop, _)| drop());
         let body = self.frame.finish();
         let effects = Effects::Many(last_of_each_key(&body, self.effects)?);
@@ -105,6 +117,10 @@ impl Batch {
 
     pub(crate) fn layer(&self) -> &Arc<Layer> {
         &self.layer
+    }
+
+    pub(crate) fn changes(&mut self, change: Option<Box<dyn Derives>>) {
+        self.changes.extend(change);
     }
 
     pub(crate) fn frame(&mut self) -> &mut FrameBuilder {

@@ -7,7 +7,9 @@ use std::future::Future;
 use std::pin::Pin;
 
 use crate::cache::batch::Batch;
+use crate::cache::derive::{BlockingLoadContext, LoadContext};
 use crate::cache::entry::{Entry, Loaded, ReadOptions, WriteOptions};
+use crate::cache::group::BlockingGroup;
 use crate::cache::source::LoadError;
 use crate::cache::typed::{Cache, Receipt};
 use crate::cache::view::{CacheKey, CacheValue};
@@ -25,7 +27,7 @@ impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
         BlockingCache { cache }
     }
 
-    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+    pub(crate) fn run<T>(&self, future: impl Future<Output = T>) -> T {
         block_on(Some(&self.cache.layer.runtime), future)
     }
 
@@ -100,6 +102,34 @@ impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
         E: LoadError,
     {
         self.run(self.cache.get_or_load_with(key, options, aside(&self.cache.layer.runtime, load)))
+    }
+
+    /// See [`Cache::get_or_derive`]; the loader is as in [`BlockingCache::get_or_load`], and so is its context.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn get_or_derive<T, E>(
+        &self,
+        key: &K,
+        load: impl FnOnce(K, BlockingLoadContext) -> Result<T, E> + Send + 'static,
+    ) -> Result<Option<V>>
+    where
+        T: Into<Loaded<V>> + Send + 'static,
+        E: LoadError,
+    {
+        let runtime = self.cache.layer.runtime.clone();
+        let derive = move |key: K, context: LoadContext| {
+            aside(&runtime, move |key| load(key, context.blocking()))(key)
+        };
+        self.run(self.cache.get_or_derive(key, derive))
+    }
+
+    /// See [`Cache::group`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn group(&self, name: &str) -> Result<BlockingGroup<K, V>> {
+        Ok(self.cache.group(name)?.blocking())
     }
 
     /// See [`Cache::get_many_or_load`]; the loader is as in [`BlockingCache::get_or_load`].

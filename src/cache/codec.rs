@@ -1,9 +1,12 @@
 //! From values to bytes and back. The rest of the crate sees only bytes.
 //!
-//! Every encoded value starts with two bytes: which codec wrote it, and which schema version it has (one, until
-//! caches can say otherwise). A value of another codec is an error that says so, never garbage.
+//! Every encoded value starts with two bytes: which codec wrote it, and which schema version it has. The upper bit of
+//! the second says that tags follow: their number `u8`, and of each its length `u8` and its bytes. A value of another
+//! codec is an error that says so, never garbage; one of another schema goes through the cache's upgrade, or is an
+//! error as well.
 
 use std::cell::Cell;
+use std::error::Error as StdError;
 
 use bincode::Options;
 use serde::Serialize;
@@ -11,9 +14,18 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::safeguard::Safeguard;
 
-const SCHEMA_VERSION: u8 = 1;
-const PREFIX_BYTES: usize = 2;
+/// The schema version of a cache that says nothing else.
+pub(crate) const SCHEMA_DEFAULT: u8 = 1;
+/// The highest one.
+pub(crate) const SCHEMA_MAX: u8 = TAGGED - 1;
+const TAGGED: u8 = 1 << 7;
+
+/// How many tags a value may have.
+pub const TAGS_MAX: usize = 16;
+/// The longest tag, in bytes.
+pub const TAG_BYTES_MAX: usize = 255;
 
 /// A way to turn values into bytes.
 ///
@@ -89,6 +101,18 @@ pub(crate) struct Coder<K, V> {
     encode_key: Encode<K>,
     encode_value: Encode<V>,
     decode_value: fn(&[u8]) -> Result<V, String>,
+    schema: u8,
+    upgrade: Option<Upgrade<V>>,
+}
+
+/// Makes a value of the bytes of one of another schema version.
+pub(crate) type Upgrade<V> =
+    Box<dyn Fn(u8, &[u8]) -> Result<V, Box<dyn StdError + Send + Sync>> + Send + Sync>;
+
+/// A value as it is stored, decoded.
+pub(crate) struct Decoded<'a, V> {
+    pub(crate) value: V,
+    pub(crate) tags: Vec<&'a str>,
 }
 
 type Encode<T> = fn(&T, usize, &mut Vec<u8>) -> Result<(), String>;
@@ -100,6 +124,8 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Coder<K, V> {
             encode_key: C::encode::<K>,
             encode_value: C::encode::<V>,
             decode_value: C::decode::<V>,
+            schema: SCHEMA_DEFAULT,
+            upgrade: None,
         }
     }
 }
@@ -110,38 +136,116 @@ impl<K, V> Coder<K, V> {
         self.codec
     }
 
+    /// The same with another schema version than the first, and what is done about values of others.
+    pub(crate) fn with_schema(self, schema: u8, upgrade: Option<Upgrade<V>>) -> Self {
+        Coder { schema, upgrade, ..self }
+    }
+
+    /// The schema version that it writes.
+    pub(crate) fn schema(&self) -> u8 {
+        self.schema
+    }
+
     /// Appends the encoded key.
     pub(crate) fn key(&self, key: &K, out: &mut Vec<u8>) -> Result<()> {
         (self.encode_key)(key, KEY_BYTES_MAX, out).map_err(|why| not_encoded("a key", &why, KEY_BYTES_MAX))
     }
 
-    /// Replaces `out` by the encoded value with its prefix.
-    pub(crate) fn value(&self, value: &V, out: &mut Vec<u8>) -> Result<()> {
+    /// Replaces `out` by the encoded value with its prefix and its tags, which [`check_tags`] accepts.
+    pub(crate) fn value(&self, value: &V, tags: &[String], out: &mut Vec<u8>) -> Result<()> {
         out.clear();
-        out.extend_from_slice(&[self.codec, SCHEMA_VERSION]);
+        let tagged = !tags.is_empty() && Safeguard::TagsAreStored.holds();
+        out.extend_from_slice(&[self.codec, self.schema | if tagged { TAGGED } else { 0 }]);
+        if tagged {
+            out.push(check_tags(tags)?);
+            for tag in tags {
+                out.push(u8::try_from(tag.len()).unwrap_or(u8::MAX));
+                out.extend_from_slice(tag.as_bytes());
+            }
+        }
         (self.encode_value)(value, VALUE_BYTES_MAX, out)
             .map_err(|why| not_encoded("a value", &why, VALUE_BYTES_MAX))
     }
 
     /// Decodes what [`Coder::value`] wrote.
-    pub(crate) fn decode(&self, bytes: &[u8]) -> Result<V> {
-        let refused = |context: String| Err(Error::new(ErrorKind::Decode, context));
-        match bytes.get(..PREFIX_BYTES) {
-            Some(&[codec, _]) if codec != self.codec => refused(format!(
+    pub(crate) fn decode<'a>(&self, bytes: &'a [u8]) -> Result<Decoded<'a, V>> {
+        let refused = |context: String| Error::new(ErrorKind::Decode, context);
+        let Some((&[codec, schema], rest)) = bytes.split_first_chunk() else {
+            return Err(refused(format!("the stored value of {} bytes lacks its prefix", bytes.len())));
+        };
+        if codec != self.codec {
+            return Err(refused(format!(
                 "the stored value was written by codec {codec}, and the cache was opened with codec {}",
                 self.codec
-            )),
-            Some(&[_, schema]) if schema != SCHEMA_VERSION => refused(format!(
-                "the stored value has schema version {schema}, which this cache does not know"
-            )),
-            Some(_) => {
-                let body = bytes.get(PREFIX_BYTES..).unwrap_or(&[]);
-                (self.decode_value)(body)
-                    .or_else(|why| refused(format!("the stored value does not decode: {why}")))
-            }
-            None => refused(format!("the stored value of {} bytes lacks its prefix", bytes.len())),
+            )));
         }
+        let (tags, body) = match schema & TAGGED {
+            0 => (Vec::new(), rest),
+            _ => match split_tags(rest) {
+                Some(split) => split,
+                None => {
+                    return Err(refused(format!(
+                        "the tags of a stored value of {} bytes are cut",
+                        bytes.len()
+                    )));
+                }
+            },
+        };
+        let schema = schema & !TAGGED;
+        let value = match &self.upgrade {
+            _ if schema == self.schema || !Safeguard::SchemaIsCompared.holds() => {
+                (self.decode_value)(body)
+                    .map_err(|why| refused(format!("the stored value does not decode: {why}")))?
+            }
+            Some(upgrade) => upgrade(schema, body).map_err(|error| {
+                let context =
+                    format!("upgrading a stored value from schema version {schema} to {}", self.schema);
+                Error::with_source(ErrorKind::Decode, context, error)
+            })?,
+            None => {
+                return Err(refused(format!(
+                    "the stored value has schema version {schema}; the cache was opened with {}, and without an \
+                     upgrade",
+                    self.schema
+                )));
+            }
+        };
+        Ok(Decoded { value, tags })
     }
+}
+
+/// The tags at the beginning of `bytes`, and what follows them.
+fn split_tags(bytes: &[u8]) -> Option<(Vec<&str>, &[u8])> {
+    let (&count, mut rest) = bytes.split_first()?;
+    let mut tags = Vec::with_capacity(usize::from(count).min(TAGS_MAX));
+    for _ in 0..count {
+        let (&length, after) = rest.split_first()?;
+        let (tag, after) = after.split_at_checked(usize::from(length))?;
+        tags.push(std::str::from_utf8(tag).ok()?);
+        rest = after;
+    }
+    Some((tags, rest))
+}
+
+/// Whether a value may have these tags; returns how many there are.
+///
+/// # Errors
+/// [`ErrorKind::InvalidName`], [`ErrorKind::TooLarge`].
+pub(crate) fn check_tags(tags: &[String]) -> Result<u8> {
+    tags.iter().try_for_each(|tag| check_name("a tag", tag, TAG_BYTES_MAX))?;
+    let count = u8::try_from(tags.len()).ok().filter(|_| tags.len() <= TAGS_MAX);
+    count.ok_or_else(|| {
+        Error::new(ErrorKind::TooLarge, format!("{} tags; a value may have {TAGS_MAX}", tags.len()))
+    })
+}
+
+/// Whether a tag or a group may have this name.
+pub(crate) fn check_name(what: &str, name: &str, bytes_max: usize) -> Result<()> {
+    if (1..=bytes_max).contains(&name.len()) {
+        return Ok(());
+    }
+    let context = format!("{what} of {} bytes; allowed are 1 to {bytes_max}", name.len());
+    Err(Error::new(ErrorKind::InvalidName, context))
 }
 
 fn not_encoded(what: &str, why: &str, bytes_max: usize) -> Error {
@@ -182,12 +286,12 @@ mod tests {
     fn a_value_of_another_codec_schema_or_length_is_an_error_not_garbage() {
         let bincode = Coder::<u8, (u32, String)>::of::<Bincode>();
         let mut bytes = Vec::new();
-        bincode.value(&(7, "x".into()), &mut bytes).unwrap();
-        assert_eq!(bincode.decode(&bytes).unwrap(), (7, "x".to_string()));
+        bincode.value(&(7, "x".into()), &[], &mut bytes).unwrap();
+        assert_eq!(bincode.decode(&bytes).unwrap().value, (7, "x".to_string()));
         for (at, what) in [(0, "written by codec"), (1, "schema version")] {
             let mut other = bytes.clone();
             other[at] = 99;
-            let error = bincode.decode(&other).expect_err(what);
+            let error = bincode.decode(&other).err().expect(what);
             assert!(error.kind() == ErrorKind::Decode && error.to_string().contains(what), "{error}");
         }
         let mut longer = bytes.clone();
@@ -197,13 +301,50 @@ mod tests {
         assert!(bincode.decode(&[]).is_err());
     }
 
+    #[test]
+    fn tags_come_back_and_cut_ones_are_an_error() {
+        let coder = Coder::<u8, u64>::of::<Bincode>().with_schema(3, None);
+        let tags = ["red".to_owned(), "é".repeat(127)];
+        let mut bytes = Vec::new();
+        coder.value(&7, &tags, &mut bytes).unwrap();
+        let decoded = coder.decode(&bytes).unwrap();
+        assert_eq!((decoded.value, decoded.tags), (7, tags.iter().map(String::as_str).collect()));
+        for end in 0..bytes.len() {
+            assert!(coder.decode(&bytes[..end]).is_err(), "{end}");
+        }
+        let many = vec!["x".to_owned(); TAGS_MAX + 1];
+        assert_eq!(check_tags(&many).unwrap_err().kind(), ErrorKind::TooLarge);
+        for bad in [String::new(), "x".repeat(TAG_BYTES_MAX + 1)] {
+            assert_eq!(check_tags(&[bad]).unwrap_err().kind(), ErrorKind::InvalidName);
+        }
+    }
+
+    #[test]
+    fn a_value_of_another_schema_goes_through_the_upgrade() {
+        let (old, mut bytes) = (Coder::<u8, u32>::of::<Bincode>(), Vec::new());
+        old.value(&7, &["red".into()], &mut bytes).unwrap();
+        let upgrade: Upgrade<u64> = Box::new(|from, bytes| match from {
+            1 => Ok(u64::from(Bincode::decode::<u32>(bytes)?) * 10),
+            other => Err(format!("no schema of ours: {other}").into()),
+        });
+        let new = Coder::<u8, u64>::of::<Bincode>().with_schema(2, Some(upgrade));
+        let decoded = new.decode(&bytes).unwrap();
+        assert_eq!((decoded.value, decoded.tags), (70, vec!["red"]));
+        bytes[1] = TAGGED | 9;
+        let error = new.decode(&bytes).err().expect("another schema");
+        assert!(
+            error.kind() == ErrorKind::Decode && error.to_string().contains("no schema of ours"),
+            "{error}"
+        );
+    }
+
     #[cfg(feature = "postcard")]
     #[test]
     fn the_codecs_do_not_read_each_other() {
         let (one, other) = (Coder::<u8, u64>::of::<Bincode>(), Coder::<u8, u64>::of::<Postcard>());
         let mut bytes = Vec::new();
-        other.value(&7, &mut bytes).unwrap();
-        assert_eq!(other.decode(&bytes).unwrap(), 7);
+        other.value(&7, &[], &mut bytes).unwrap();
+        assert_eq!(other.decode(&bytes).unwrap().value, 7);
         assert!(one.decode(&bytes).is_err());
     }
 

@@ -1,10 +1,12 @@
 //! What reads return and what reads and writes can be asked for: plain values.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::ids::Seq;
 use crate::memory::resident::Own;
+use crate::memory::scope::{ReadSet, Ties};
 use crate::memory::servable::{Ask, Excuse, Situation};
 use crate::options::WritePolicy;
 
@@ -26,6 +28,8 @@ pub struct Entry<V> {
     pub stale: Option<Excuse>,
     /// The failure in whose stead it is served.
     pub error: Option<Error>,
+    /// What it hangs on beside its key and cache.
+    pub(crate) ties: Option<Arc<Ties>>,
 }
 
 /// Where a read found its answer.
@@ -105,7 +109,9 @@ impl ReadOptions {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WriteOptions {
     policy: Option<WritePolicy>,
-    own: Own,
+    time_to_live: Option<Duration>,
+    time_to_idle: Option<Duration>,
+    tags: Vec<String>,
 }
 
 impl WriteOptions {
@@ -126,14 +132,23 @@ impl WriteOptions {
     /// value that is loaded again is as fresh as any other.
     #[must_use]
     pub fn time_to_live(mut self, time_to_live: Duration) -> WriteOptions {
-        self.own.time_to_live = Some(time_to_live);
+        self.time_to_live = Some(time_to_live);
         self
     }
 
     /// How long the value stays in memory unused, likewise.
     #[must_use]
     pub fn time_to_idle(mut self, time_to_idle: Duration) -> WriteOptions {
-        self.own.time_to_idle = Some(time_to_idle);
+        self.time_to_idle = Some(time_to_idle);
+        self
+    }
+
+    /// By which the value can be invalidated together with others, in this cache and elsewhere
+    /// ([`Forebay::invalidate_tag`](crate::Forebay::invalidate_tag)). Up to 16, of 1 to 255 bytes each. The store keeps
+    /// them with the value.
+    #[must_use]
+    pub fn tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> WriteOptions {
+        self.tags = tags.into_iter().map(Into::into).collect();
         self
     }
 
@@ -142,7 +157,11 @@ impl WriteOptions {
     }
 
     pub(crate) fn own(&self) -> Own {
-        self.own
+        Own { time_to_live: self.time_to_live, time_to_idle: self.time_to_idle, ties: None }
+    }
+
+    pub(crate) fn chosen_tags(&self) -> &[String] {
+        &self.tags
     }
 }
 
@@ -157,19 +176,21 @@ impl From<WritePolicy> for WriteOptions {
 pub struct Loaded<V> {
     pub(crate) value: Option<V>,
     pub(crate) own: Own,
+    pub(crate) tags: Vec<String>,
+    pub(crate) read: ReadSet,
 }
 
 impl<V> Loaded<V> {
     /// This value.
     #[must_use]
     pub fn new(value: V) -> Loaded<V> {
-        Loaded { value: Some(value), own: Own::default() }
+        Loaded::from(Some(value))
     }
 
     /// That there is no value.
     #[must_use]
     pub fn absent() -> Loaded<V> {
-        Loaded { value: None, own: Own::default() }
+        Loaded::from(None)
     }
 
     /// How long this is fresh in memory, instead of as long as the cache says.
@@ -185,10 +206,17 @@ impl<V> Loaded<V> {
         self.own.time_to_idle = Some(time_to_idle);
         self
     }
+
+    /// By which it can be invalidated together with others; see [`WriteOptions::tags`].
+    #[must_use]
+    pub fn tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> Loaded<V> {
+        self.tags = tags.into_iter().map(Into::into).collect();
+        self
+    }
 }
 
 impl<V> From<Option<V>> for Loaded<V> {
     fn from(value: Option<V>) -> Loaded<V> {
-        Loaded { value, own: Own::default() }
+        Loaded { value, own: Own::default(), tags: Vec::new(), read: ReadSet::default() }
     }
 }

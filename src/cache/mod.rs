@@ -3,9 +3,12 @@
 pub mod batch;
 pub mod blocking;
 pub mod codec;
+pub mod derive;
 pub mod entry;
+pub mod group;
 pub mod opening;
 pub(crate) mod reading;
+pub mod rules;
 pub mod source;
 pub mod typed;
 pub mod view;

@@ -1,10 +1,13 @@
 //! From the options of a cache to the open cache.
 
 use std::any::type_name;
+use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::codec::{Bincode, Codec, Coder};
+use crate::cache::codec::{Bincode, Codec, Coder, SCHEMA_DEFAULT, SCHEMA_MAX, Upgrade};
+use crate::cache::group::GroupOf;
+use crate::cache::rules::{Change, Rule, Stale};
 use crate::cache::typed::Cache;
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
 use crate::engine::layer::{Layer, View};
@@ -38,6 +41,10 @@ pub struct CacheBuilder<K, V> {
     jitter: f64,
     load_throttle: Option<Duration>,
     coder: Coder<K, V>,
+    schema: u8,
+    upgrade: Option<Upgrade<V>>,
+    group_of: Option<GroupOf<K>>,
+    rules: Vec<Rule<K, V>>,
 }
 
 impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
@@ -53,6 +60,10 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             jitter: 0.0,
             load_throttle: None,
             coder: Coder::of::<Bincode>(),
+            schema: SCHEMA_DEFAULT,
+            upgrade: None,
+            group_of: None,
+            rules: Vec::new(),
         }
     }
 
@@ -87,6 +98,84 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
     /// How keys and values become bytes. Default: [`Bincode`].
     pub fn codec<C: Codec>(mut self) -> Self {
         self.coder = Coder::of::<C>();
+        self
+    }
+
+    /// Which version of their schema the values have, from 1 to 127. Default: 1. A stored value of another version goes
+    /// through [`CacheBuilder::upgrade`]; without that, reading it fails with [`ErrorKind::Decode`]. Nothing is ever
+    /// decoded as of another version than it was written with.
+    ///
+    /// A namespace can be opened again with another version, and its memory is empty then, once nobody has a handle of
+    /// the old one any more.
+    pub fn schema_version(mut self, version: u8) -> Self {
+        self.schema = version;
+        self
+    }
+
+    /// Makes a value of a stored one of another schema version, of which it is given the version and the bytes; those
+    /// decode by [`Codec::decode`] of the codec they were written with, which has to be the cache's. The store keeps
+    /// the old bytes until the key is written again. Default: none.
+    ///
+    /// ```
+    /// # use forebay::{Bincode, Cache, Codec, Forebay, MemoryStore};
+    /// # let bay = Forebay::builder(MemoryStore::new()).open_blocking()?;
+    /// let old: Cache<u64, u32> = bay.cache("prices").open()?;
+    /// old.blocking().put(&7, 35)?;
+    /// drop(old);
+    /// let prices: Cache<u64, (u32, String)> = bay
+    ///     .cache("prices")
+    ///     .schema_version(2)
+    ///     .upgrade(|from, bytes| match from {
+    ///         1 => Ok((Bincode::decode::<u32>(bytes)?, "EUR".into())),
+    ///         newer => Err(format!("written by a later release, with version {newer}").into()),
+    ///     })
+    ///     .open()?;
+    /// assert_eq!(prices.blocking().get(&7)?, Some((35, "EUR".into())));
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    pub fn upgrade(
+        mut self,
+        upgrade: impl Fn(u8, &[u8]) -> Result<V, Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+    ) -> Self {
+        self.upgrade = Some(Box::new(upgrade));
+        self
+    }
+
+    /// Which group a key is in, if any: a function of the key alone. [`Cache::group`] invalidates one. Default: none.
+    ///
+    /// Two groups may share a floor (4,096 of them, in a layer): invalidating one costs the other a reload then.
+    pub fn group_by(mut self, group_of: impl Fn(&K) -> Option<String> + Send + Sync + 'static) -> Self {
+        self.group_of = Some(Box::new(group_of));
+        self
+    }
+
+    /// Adds a rule: what becomes stale elsewhere when a key of this cache is written or removed, as a pure function of
+    /// the key, the old value and the new one. It is dropped from memory before the write, and again when the write has
+    /// taken effect. Not run by invalidations, which do not say what changed.
+    ///
+    /// Writing a key that is not in memory costs a load then; keys are written one after the other.
+    ///
+    /// ```
+    /// # use forebay::{Cache, Forebay, MemoryStore};
+    /// # let bay = Forebay::builder(MemoryStore::new()).open_blocking()?;
+    /// let catalogue: Cache<String, Vec<u64>> = bay.cache("catalogue").open()?;
+    /// let products: Cache<u64, String> = bay // by their category
+    ///     .cache("products")
+    ///     .on_change(|change, stale| {
+    ///         for category in change.old.into_iter().chain(change.new) {
+    ///             stale.key("catalogue", category.clone());
+    ///         }
+    ///         stale.tag("home");
+    ///     })
+    ///     .open()?;
+    /// let catalogue = catalogue.blocking();
+    /// catalogue.get_or_load(&"toys".into(), |_| Ok::<_, std::io::Error>(Some(vec![1, 7])))?;
+    /// products.blocking().put(&7, "toys".into())?;
+    /// assert_eq!(catalogue.get(&"toys".into())?, None); // not in memory any more, and never in the store
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    pub fn on_change(mut self, rule: impl Fn(&Change<'_, K, V>, &mut Stale) + Send + Sync + 'static) -> Self {
+        self.rules.push(Box::new(rule));
         self
     }
 
@@ -160,12 +249,16 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         }
         let freshness = self.freshness()?;
         let described = self.describe(policy, self.coder.id(), &freshness)?;
-        let (bound, coder, coalesce, time_to_live) =
-            (self.bound, self.coder, self.coalesce, self.time_to_live);
+        let (bound, coalesce, time_to_live) = (self.bound, self.coalesce, self.time_to_live);
+        let coder = self.coder.with_schema(self.schema, self.upgrade);
+        let (group_of, rules, schema) = (self.group_of, self.rules, self.schema);
         let ticker = self.layer.ticker().clone();
-        let view = self.layer.views().open(&namespace, || {
+        let scopes = Arc::clone(self.layer.views().scopes());
+        // What is under way to memory holds on to it; after this nothing is that was acknowledged.
+        self.layer.catch_up();
+        let view = self.layer.views().open(&namespace, schema, || {
             let throttle = Throttle::new(freshness.load_throttle);
-            let resident = Resident::new(bound, freshness, ticker)?;
+            let resident = Resident::new(bound, freshness, ticker)?.in_order_of(scopes);
             resident.set_time_to_live(time_to_live);
             let view: TypedView<K, V> = TypedView {
                 namespace: namespace.clone(),
@@ -173,9 +266,12 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
                 coalesce,
                 described: described.clone(),
                 coder,
+                group_of,
+                rules,
                 resident,
                 flights: Arc::default(),
                 loader_flights: Arc::default(),
+                derived_flights: Arc::default(),
                 throttle,
                 metrics: CacheMetrics::default(),
             };
@@ -233,9 +329,18 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             Bound::Entries(entries) => format!("{entries} entries"),
             Bound::Weight(weight, _) => format!("weight {weight}"),
         };
+        if !(1..=SCHEMA_MAX).contains(&self.schema) {
+            let context = format!("schema_version is {}; allowed are 1 to {SCHEMA_MAX}", self.schema);
+            return Err(Error::new(ErrorKind::InvalidOption, context));
+        }
         let (key, value) = (type_name::<K>(), type_name::<V>());
         let coalesce = if self.coalesce { "coalescing" } else { "every update" };
-        let words = format!("{key} -> {value}, {bound}, {policy:?}, {coalesce}, codec {codec}");
+        let mut words = format!("{key} -> {value}, {bound}, {policy:?}, {coalesce}, codec {codec}");
+        let schema = (self.schema != SCHEMA_DEFAULT).then(|| format!(", schema {}", self.schema));
+        let upgrade = self.upgrade.is_some().then(|| ", upgraded".to_owned());
+        let groups = self.group_of.is_some().then(|| ", with groups".to_owned());
+        let rules = (!self.rules.is_empty()).then(|| format!(", {} rules", self.rules.len()));
+        words.extend([schema, upgrade, groups, rules].into_iter().flatten());
         Ok(match (self.time_to_live, freshness) {
             (None, freshness) if *freshness == Freshness::default() => words,
             (time_to_live, freshness) => format!("{words}, time to live {time_to_live:?}, {freshness:?}"),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use crate::cache::codec::{Decoded, check_tags};
 use crate::cache::entry::{Entry, Loaded, MetBound, ReadOptions, Source};
 use crate::cache::source::{Loader, ManyLoader, panicked};
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
@@ -20,7 +21,9 @@ use crate::engine::throttle::is_failing_source;
 use crate::error::{Error, Result};
 use crate::ids::{Key, Seq};
 use crate::memory::resident::{Brought, Held, Own, Start};
-use crate::memory::servable::{Ask, Excuse, MissReason, Situation};
+use crate::memory::scope::{ReadSet, Ties};
+use crate::memory::servable::{Ask, Excuse, Generation, MissReason, Situation};
+use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
 use crate::store::contract::Versioned;
 
@@ -31,6 +34,8 @@ pub(crate) struct Landed<V> {
     version: Seq,
     since: Moment,
     source: Source,
+    generation: Generation,
+    ties: Option<Arc<Ties>>,
 }
 
 pub(crate) type Outcome<V> = Result<Landed<V>>;
@@ -112,30 +117,58 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             self.metrics.throttled_loads.add(1);
             return self.instead_of(layer, key, ask, error);
         }
-        let mut departure = self.flights(loader.is_some()).departure();
-        let suits = |other: &Start| self.resident.may_join(other.since, start.since, ask);
-        let join = match departure.board(key, &start, suits) {
-            Turn::Lead(join) => {
-                self.depart(layer.reads(), departure, Led { key: key.clone(), stored, start }, loader);
-                join
-            }
-            Turn::Join(join) => {
-                drop(departure);
-                if let Some(most) = instead_of_waiting {
-                    let waiting = Ask { situation: Situation::Waiting(most), ..*ask };
-                    if let Ok(held) = self.resident.look_closely(key, &waiting) {
-                        self.count_hit(held.excuse);
-                        return Ok(entry_held(held, None));
-                    }
+        self.fly(layer, Led { key: key.clone(), stored, start }, ask, instead_of_waiting, loader).await
+    }
+
+    /// Joins the load of a key, or leads one.
+    async fn fly(
+        self: &Arc<Self>,
+        layer: &Layer,
+        led: Led<K>,
+        ask: &Ask,
+        instead_of_waiting: Option<Duration>,
+        mut loader: Option<Loader<K, V>>,
+    ) -> Result<Entry<V>> {
+        let Led { key, stored, mut start } = led;
+        let mut may_join = true;
+        loop {
+            let mut departure = self.flights(loader.as_ref()).departure();
+            let suits = |other: &Start| may_join && self.resident.may_join(other.since, start.since, ask);
+            let (join, leads) = match departure.board(&key, &start, suits) {
+                Turn::Lead(join) => {
+                    let led = Led { key: key.clone(), stored: stored.clone(), start };
+                    self.depart(layer.reads(), departure, led, loader.take());
+                    (join, true)
                 }
-                self.count_join(layer);
-                join
+                Turn::Join(join) => {
+                    drop(departure);
+                    if let Some(most) = instead_of_waiting {
+                        let waiting = Ask { situation: Situation::Waiting(most), ..*ask };
+                        if let Ok(held) = self.resident.look_closely(&key, &waiting) {
+                            self.count_hit(held.excuse);
+                            return Ok(entry_held(held, None));
+                        }
+                    }
+                    self.count_join(layer);
+                    (join, false)
+                }
+            };
+            match join.await.unwrap_or_else(|| Err(panicked())) {
+                // What it hangs on may have been invalidated before this reader came.
+                Ok(landed) if !leads && self.is_broken(&landed) => {
+                    may_join = false;
+                    start = self.resident.start(&key);
+                }
+                Ok(landed) => return Ok(self.entry_landed(landed, &start, ask)),
+                Err(error) => return self.instead_of(layer, &key, ask, error),
             }
-        };
-        match join.await.unwrap_or_else(|| Err(panicked())) {
-            Ok(landed) => Ok(self.entry_landed(landed, &start, ask)),
-            Err(error) => self.instead_of(layer, key, ask, error),
         }
+    }
+
+    fn is_broken(&self, landed: &Landed<V>) -> bool {
+        let scopes = self.resident.fences().scopes();
+        let broken = |ties: &Arc<Ties>| ties.are_broken(scopes, landed.generation);
+        landed.ties.as_ref().is_some_and(broken) && Safeguard::JoinNoBrokenLoad.holds()
     }
 
     /// The values of several keys, in their order; what nobody loads yet in one call, of the store and of the loader.
@@ -177,11 +210,16 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         if missing.is_empty() {
             return Ok(values);
         }
-        let mut departure = self.flights(loader.is_some()).departure();
+        let flights = if loader.is_some() { &self.loader_flights } else { &self.flights };
+        let mut departure = flights.departure();
+        // Which tags a load will bring is not known before it lands.
+        let newest = self.resident.fences().scopes().newest();
         let (mut led, mut joins) = (Vec::new(), Vec::new());
         for (at, key, stored) in missing {
             let start = self.resident.start(key);
-            let suits = |other: &Start| self.resident.may_join(other.since, start.since, &ask);
+            let suits = |other: &Start| {
+                other.generation >= newest && self.resident.may_join(other.since, start.since, &ask)
+            };
             let join = match departure.board(key, &start, suits) {
                 Turn::Lead(join) => {
                     led.push(Led { key: key.clone(), stored, start });
@@ -220,7 +258,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         if self.throttle.recent(key, start.since).is_some() {
             return;
         }
-        let mut departure = self.flights(loader.is_some()).departure();
+        let mut departure = self.flights(loader.as_ref()).departure();
         if let Turn::Lead(join) = departure.board(key, &start, |_| true) {
             self.depart(layer.reads(), departure, Led { key: key.clone(), stored, start }, loader);
             self.metrics.background_loads.add(1);
@@ -228,8 +266,12 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         }
     }
 
-    fn flights(&self, has_loader: bool) -> &Arc<Flights<K, Outcome<V>>> {
-        if has_loader { &self.loader_flights } else { &self.flights }
+    fn flights(&self, loader: Option<&Loader<K, V>>) -> &Arc<Flights<K, Outcome<V>>> {
+        match loader {
+            None => &self.flights,
+            Some(loader) if loader.derives => &self.derived_flights,
+            Some(_) => &self.loader_flights,
+        }
     }
 
     fn depart(
@@ -250,7 +292,8 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             let answer = reads.load(&stored).await?;
             match loader {
                 Some(loader) if answer.value.is_none() => {
-                    Ok(self.keep_loaded(reads, &key, loader(key.clone()).await?, &start))
+                    let loaded = (loader.load)(key.clone()).await?;
+                    self.keep_loaded(reads, &key, loaded, &start)
                 }
                 _ => self.keep_answer(reads, &key, answer, &start),
             }
@@ -286,7 +329,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
                     Some(loaded) if answer.value.is_none() => {
                         let loaded = loaded.as_mut().map_err(|error| error.clone())?;
                         let loaded = loaded.next().unwrap_or_else(Loaded::absent);
-                        Ok(self.keep_loaded(reads, key, loaded, start))
+                        self.keep_loaded(reads, key, loaded, start)
                     }
                     _ => self.keep_answer(reads, key, answer, start),
                 });
@@ -306,20 +349,28 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     /// Decodes what was found and keeps it in memory, if nothing has changed since the start.
     fn keep_answer(&self, reads: &Reads, key: &K, answer: Answer, start: &Start) -> Outcome<V> {
         let source = if answer.pending { Source::Pending } else { Source::Store };
-        let (value, version) = match answer.value {
-            Some(Versioned { value, version }) => (Some(self.coder.decode(&value)?), version),
-            None => (None, Seq::ZERO),
+        let tied = |tags: &[&str]| self.tied(key, Own::default(), tags, ReadSet::default());
+        let (value, version, own) = match answer.value {
+            Some(Versioned { value, version }) => {
+                let Decoded { value, tags } = self.coder.decode(&value)?;
+                (Some(value), version, tied(&tags))
+            }
+            None => (None, Seq::ZERO, tied(&[])),
         };
-        let brought = Brought { value: value.as_ref(), version, of_loader: false, own: Own::default() };
+        let brought = Brought { value: value.as_ref(), version, of_loader: false, own };
         self.keep(reads, key, &brought, start);
-        Ok(Landed { value, version, since: start.since, source })
+        let (ties, generation) = (brought.own.ties, start.generation);
+        Ok(Landed { value, version, since: start.since, source, generation, ties })
     }
 
-    fn keep_loaded(&self, reads: &Reads, key: &K, loaded: Loaded<V>, start: &Start) -> Landed<V> {
-        let Loaded { value, own } = loaded;
+    fn keep_loaded(&self, reads: &Reads, key: &K, loaded: Loaded<V>, start: &Start) -> Outcome<V> {
+        let Loaded { value, own, tags, read } = loaded;
+        check_tags(&tags)?;
+        let own = self.tied(key, own, &tags, read);
         let brought = Brought { value: value.as_ref(), version: Seq::ZERO, of_loader: true, own };
         self.keep(reads, key, &brought, start);
-        Landed { value, version: Seq::ZERO, since: start.since, source: Source::Loader }
+        let (ties, generation, source) = (brought.own.ties, start.generation, Source::Loader);
+        Ok(Landed { value, version: Seq::ZERO, since: start.since, source, generation, ties })
     }
 
     fn keep(&self, reads: &Reads, key: &K, brought: &Brought<'_, V>, start: &Start) {
@@ -356,7 +407,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     }
 
     fn entry_landed(&self, landed: Landed<V>, start: &Start, ask: &Ask) -> Entry<V> {
-        let Landed { value, version, since, source } = landed;
+        let Landed { value, version, since, source, generation: _, ties } = landed;
         match (&value, source) {
             (None, _) => self.metrics.not_found.add(1),
             (_, Source::Pending) => self.metrics.pending_hits.add(1),
@@ -369,7 +420,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             MetBound::of(self.resident.time_to_live().into_iter().chain(ask.max_staleness).min())
         };
         let age = self.resident.ticker().now().since(since);
-        Entry { value, version: known(version), age, source, bound, stale: None, error: None }
+        Entry { value, version: known(version), age, source, bound, stale: None, error: None, ties }
     }
 
     fn count_hit(&self, excuse: Option<Excuse>) {
@@ -388,6 +439,10 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             MissReason::Expired => &self.metrics.misses_expired,
             MissReason::Idle => &self.metrics.misses_idle,
             MissReason::Invalidated => &self.metrics.misses_invalidated,
+            MissReason::BelowNamespace => &self.metrics.misses_below_namespace,
+            MissReason::BelowGroup => &self.metrics.misses_below_group,
+            MissReason::BelowTag => &self.metrics.misses_below_tag,
+            MissReason::Outdated => &self.metrics.misses_outdated,
             MissReason::TooOld => &self.metrics.misses_too_old,
         };
         counter.add(1);
@@ -415,11 +470,11 @@ async fn caught<T>(load: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 fn entry_held<V>(held: Held<V>, error: Option<Error>) -> Entry<V> {
-    let Held { value, version, age, excuse, reload: _, bound } = held;
+    let Held { value, version, age, excuse, reload: _, bound, ties } = held;
     let (version, bound) = (known(version), MetBound::of(bound));
     // What is fresh stands in nobody's stead.
     let error = error.filter(|_| excuse.is_some());
-    Entry { value, version, age, source: Source::Memory, bound, stale: excuse, error }
+    Entry { value, version, age, source: Source::Memory, bound, stale: excuse, error, ties }
 }
 
 fn known(version: Seq) -> Option<Seq> {

@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::future::Future;
 use std::pin::Pin;
 
+use crate::cache::derive::LoadContext;
 use crate::cache::entry::Loaded;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -14,7 +15,11 @@ impl<E: Into<Box<dyn StdError + Send + Sync>> + Send + 'static> LoadError for E 
 type Loading<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
 /// Loads one key.
-pub(crate) type Loader<K, V> = Box<dyn FnOnce(K) -> Loading<Loaded<V>> + Send>;
+pub(crate) struct Loader<K, V> {
+    /// Whether it records what it reads.
+    pub(crate) derives: bool,
+    pub(crate) load: Box<dyn FnOnce(K) -> Loading<Loaded<V>> + Send>,
+}
 
 /// Loads several keys, in their order.
 pub(crate) type ManyLoader<K, V> = Box<dyn FnOnce(Vec<K>) -> Loading<Vec<Loaded<V>>> + Send>;
@@ -26,7 +31,30 @@ where
     T: Into<Loaded<V>>,
     E: LoadError,
 {
-    Box::new(move |key| Box::pin(async move { load(key).await.map(Into::into).map_err(failed) }))
+    let load = Box::new(move |key| -> Loading<Loaded<V>> {
+        Box::pin(async move { load(key).await.map(Into::into).map_err(failed) })
+    });
+    Loader { derives: false, load }
+}
+
+/// One that is given `context` to read through.
+pub(crate) fn deriver<K, V, T, E, F>(
+    context: LoadContext,
+    load: impl FnOnce(K, LoadContext) -> F + Send + 'static,
+) -> Loader<K, V>
+where
+    K: Send + 'static,
+    F: Future<Output = Result<T, E>> + Send + 'static,
+    T: Into<Loaded<V>>,
+    E: LoadError,
+{
+    let load = Box::new(move |key| -> Loading<Loaded<V>> {
+        Box::pin(async move {
+            let loaded = load(key, context.clone()).await.map_err(failed)?;
+            Ok(Loaded { read: context.take(), ..loaded.into() })
+        })
+    });
+    Loader { derives: true, load }
 }
 
 pub(crate) fn many_loader<K, V, T, E, F>(load: impl FnOnce(Vec<K>) -> F + Send + 'static) -> ManyLoader<K, V>

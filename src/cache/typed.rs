@@ -7,16 +7,20 @@ use std::time::Duration;
 
 use crate::cache::batch::Batch;
 use crate::cache::blocking::BlockingCache;
+use crate::cache::codec::{check_name, check_tags};
+use crate::cache::derive::LoadContext;
 use crate::cache::entry::{Entry, Loaded, ReadOptions, WriteOptions};
+use crate::cache::group::Group;
 use crate::cache::opening::{LIFE_MAX, LIFE_MIN};
-use crate::cache::source::{LoadError, loader, many_loader};
+use crate::cache::rules::{self, Changing, Derives};
+use crate::cache::source::{LoadError, deriver, loader, many_loader};
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
 use crate::engine::commit::Effects;
+use crate::engine::directives::GROUP_BYTES_MAX;
 use crate::engine::layer::Layer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
 use crate::journal::frame::FrameBuilder;
-use crate::memory::resident::Own;
 use crate::memory::servable::Ask;
 use crate::metrics::CacheStats;
 use crate::options::{WritePolicy, within_time};
@@ -193,6 +197,65 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.view.read(&self.layer, key, options, true, || Some(loader(load))).await
     }
 
+    /// As [`Cache::get_or_load`], with a loader that reads other keys through the context that it is given: what it
+    /// brings is served only as long as none of them changes. If one does while the loader runs, what it brings is
+    /// returned to those who asked before, and not kept.
+    ///
+    /// ```
+    /// # use forebay::{Cache, Forebay, MemoryStore};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// # let bay = Forebay::builder(MemoryStore::new()).open().await?;
+    /// let prices: Cache<u64, u64> = bay.cache("prices").open()?;
+    /// let totals: Cache<(u64, u64), u64> = bay.cache("totals").open()?;
+    /// prices.put(&1, 30).await?;
+    /// let total = || {
+    ///     let prices = prices.clone();
+    ///     totals.get_or_derive(&(1, 2), move |(one, other), context| async move {
+    ///         let one = context.get(&prices, &one).await?.unwrap_or(0);
+    ///         Ok::<_, forebay::Error>(Some(one + context.get(&prices, &other).await?.unwrap_or(0)))
+    ///     })
+    /// };
+    /// assert_eq!(total().await?, Some(30));
+    /// prices.put(&2, 4).await?; // it was read, though it was absent
+    /// assert_eq!(total().await?, Some(34));
+    /// # Ok::<(), forebay::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`].
+    pub async fn get_or_derive<T, E, F>(
+        &self,
+        key: &K,
+        load: impl FnOnce(K, LoadContext) -> F + Send + 'static,
+    ) -> Result<Option<V>>
+    where
+        F: Future<Output = Result<T, E>> + Send + 'static,
+        T: Into<Loaded<V>>,
+        E: LoadError,
+    {
+        self.get_or_derive_with(key, &ReadOptions::new(), load).await.map(|entry| entry.value)
+    }
+
+    /// As [`Cache::get_or_derive`], with a bound on how stale the value may be, and with the proof. Its age is its own:
+    /// what it was made of may have been as old as its cache allows.
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`].
+    pub async fn get_or_derive_with<T, E, F>(
+        &self,
+        key: &K,
+        options: &ReadOptions,
+        load: impl FnOnce(K, LoadContext) -> F + Send + 'static,
+    ) -> Result<Entry<V>>
+    where
+        F: Future<Output = Result<T, E>> + Send + 'static,
+        T: Into<Loaded<V>>,
+        E: LoadError,
+    {
+        let deriver = || Some(deriver(LoadContext::new(&self.layer), load));
+        self.view.read(&self.layer, key, options, true, deriver).await
+    }
+
     /// As [`Cache::get_or_load`] for several keys, in their order. The loader is given those that neither memory nor
     /// the store has and that nobody loads yet, if there are any, in one call, and answers in their order.
     ///
@@ -239,20 +302,21 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// written. [`ErrorKind::InDoubt`], [`ErrorKind::Poisoned`]: it may or may not take effect.
     /// [`ErrorKind::Fenced`], [`ErrorKind::Closed`]: the layer takes no more writes.
     pub async fn put(&self, key: &K, value: V) -> Result<Receipt> {
-        self.write(key, Some(value), self.view.policy, Own::default()).await
+        self.write(key, Some(value), &WriteOptions::new()).await
     }
 
     /// Writes a value under other options than the cache's: a [`WritePolicy`], or [`WriteOptions`].
     ///
     /// # Errors
-    /// As [`Cache::put`]; [`ErrorKind::InvalidOption`].
+    /// As [`Cache::put`]; [`ErrorKind::InvalidOption`]; of tags [`ErrorKind::InvalidName`], [`ErrorKind::TooLarge`].
     pub async fn put_with(&self, key: &K, value: V, options: impl Into<WriteOptions>) -> Result<Receipt> {
         let options = options.into();
         let own = options.own();
         for (option, life) in [("time_to_live", own.time_to_live), ("time_to_idle", own.time_to_idle)] {
             life.map_or(Ok(()), |life| within_time(option, life, LIFE_MIN, LIFE_MAX))?;
         }
-        self.write(key, Some(value), options.chosen_policy().unwrap_or(self.view.policy), own).await
+        check_tags(options.chosen_tags())?;
+        self.write(key, Some(value), &options).await
     }
 
     /// Removes a key under the cache's policy; an absent one, too, is a write.
@@ -260,7 +324,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// # Errors
     /// As [`Cache::put`].
     pub async fn remove(&self, key: &K) -> Result<Receipt> {
-        self.write(key, None, self.view.policy, Own::default()).await
+        self.write(key, None, &WriteOptions::new()).await
     }
 
     /// Removes a key under another policy than the cache's.
@@ -268,16 +332,28 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// # Errors
     /// As [`Cache::put`].
     pub async fn remove_with(&self, key: &K, options: impl Into<WriteOptions>) -> Result<Receipt> {
-        let policy = options.into().chosen_policy().unwrap_or(self.view.policy);
-        self.write(key, None, policy, Own::default()).await
+        let options = options.into();
+        self.write(key, None, &WriteOptions::from(options.chosen_policy().unwrap_or(self.view.policy))).await
     }
 
-    async fn write(&self, key: &K, value: Option<V>, policy: WritePolicy, own: Own) -> Result<Receipt> {
+    async fn write(&self, key: &K, value: Option<V>, options: &WriteOptions) -> Result<Receipt> {
+        let policy = options.chosen_policy().unwrap_or(self.view.policy);
         let mut frame = FrameBuilder::new();
-        let around = policy == WritePolicy::Around;
-        let effect = self.view.encode(self.layer.metrics(), &mut frame, key, value, own, around)?;
-        let mut effects = Effects::One(effect);
-        if around {
+        // The tokens first, so that the receipt's number is the value's version.
+        let (aftermath, tokens) = match self.changing(key, value.as_ref())? {
+            None => (None, 0),
+            Some(change) => {
+                let aftermath = Box::pin(rules::begin(&self.layer, &[change])).await?;
+                let tokens = aftermath.push_tokens(&mut frame)?;
+                (Some(aftermath), tokens)
+            }
+        };
+        let effect = self.view.encode(self.layer.metrics(), &mut frame, key, value, options)?;
+        let mut effects = match aftermath {
+            None => Effects::One(effect),
+            Some(aftermath) => rules::after_tokens(tokens, rules::followed(effect, aftermath)),
+        };
+        if policy == WritePolicy::Around {
             // Before, so that an outcome that stays unknown finds memory without the older value; and with the
             // effect, when the store has the new one.
             if Safeguard::AroundDropsBefore.holds() {
@@ -295,6 +371,15 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         written.map(Receipt::new)
     }
 
+    /// What the cache's rules have to be told of a write, if there are any.
+    fn changing(&self, key: &K, new: Option<&V>) -> Result<Option<Box<dyn Derives>>> {
+        if self.view.rules.is_empty() {
+            return Ok(None);
+        }
+        let (view, stored) = (Arc::clone(&self.view), self.view.stored_key(key)?);
+        Ok(Some(Box::new(Changing { view, key: key.clone(), stored, new: new.cloned() })))
+    }
+
     /// Drops a key from memory only to make room; nothing is said about its value.
     pub fn evict(&self, key: &K) {
         self.layer.catch_up();
@@ -305,10 +390,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// will be kept, and no read that begins after it joins one. What is pending is the truth and stays.
     pub fn invalidate(&self, key: &K) {
         self.layer.catch_up();
-        // A failure has made all of memory unservable, the key included.
-        if self.view.resident.invalidate(key).is_err() {
-            self.view.memory_failed(self.layer.metrics());
-        }
+        self.view.invalidate(key, self.layer.metrics());
     }
 
     /// As [`Cache::invalidate`], because the store's value is now of this version: does nothing if memory has that
@@ -331,6 +413,20 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     pub fn invalidate_all(&self) {
         self.layer.catch_up();
         self.view.resident.invalidate_all();
+    }
+
+    /// The group of this name; see [`CacheBuilder::group_by`](crate::CacheBuilder::group_by).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if the cache was opened without groups; [`ErrorKind::InvalidName`] if the name is
+    /// empty or longer than 255 bytes.
+    pub fn group(&self, name: &str) -> Result<Group<K, V>> {
+        if self.view.group_of.is_none() {
+            let context = format!("cache \"{}\" was opened without groups", self.view.namespace);
+            return Err(Error::new(ErrorKind::Unsupported, context));
+        }
+        check_name("a group's name", name, GROUP_BYTES_MAX)?;
+        Ok(Group::new(self.clone(), name))
     }
 
     /// Changes how long values are fresh; `None` is for as long as they are there. Holds at once for what is in memory,
@@ -382,9 +478,9 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
                 format!("cache \"{}\" and the batch belong to different layers", self.view.namespace);
             return Err(Error::new(ErrorKind::InvalidOption, context));
         }
-        let around = self.view.policy == WritePolicy::Around;
-        let (frame, own) = (batch.frame(), Own::default());
-        let effect = self.view.encode(self.layer.metrics(), frame, key, value, own, around)?;
+        let (change, frame) = (self.changing(key, value.as_ref())?, batch.frame());
+        let effect = self.view.encode(self.layer.metrics(), frame, key, value, &WriteOptions::new())?;
+        batch.changes(change);
         let (invalidate, doubtful) = (self.clone(), key.clone());
         batch.added(effect, self.view.policy, Box::new(move || invalidate.invalidate(&doubtful)));
         Ok(())

@@ -8,9 +8,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::cache::codec::{Coder, with_scratch};
+use crate::cache::entry::WriteOptions;
+use crate::cache::group::GroupOf;
 use crate::cache::reading::Outcome;
+use crate::cache::rules::Rule;
 use crate::engine::commit::Effect;
-use crate::engine::layer::View;
+use crate::engine::layer::{AnyKey, View};
 use crate::engine::loader::Flights;
 use crate::engine::record::{Operation, push};
 use crate::engine::throttle::Throttle;
@@ -18,6 +21,8 @@ use crate::error::Result;
 use crate::ids::{Key, NamespaceName, Seq};
 use crate::journal::frame::FrameBuilder;
 use crate::memory::resident::{Own, Resident};
+use crate::memory::scope::{ReadSet, Ties};
+use crate::memory::servable::Generation;
 use crate::metrics::{CacheMetrics, Metrics};
 use crate::options::WritePolicy;
 use crate::seam::clock::Moment;
@@ -38,12 +43,16 @@ pub(crate) struct TypedView<K, V> {
     /// What it was opened with, to compare with what somebody else asks for.
     pub(crate) described: String,
     pub(crate) coder: Coder<K, V>,
+    pub(crate) group_of: Option<GroupOf<K>>,
+    pub(crate) rules: Vec<Rule<K, V>>,
     pub(crate) resident: Resident<K, V>,
     /// Loads from the layer's store.
     pub(crate) flights: Arc<Flights<K, Outcome<V>>>,
     /// Loads from there and then from a loader. They are apart, because a reader without one cannot say what an absence
     /// means to a reader with one.
     pub(crate) loader_flights: Arc<Flights<K, Outcome<V>>>,
+    /// Loads by loaders that record what they read; apart, since who joins one has to look whether that has changed.
+    pub(crate) derived_flights: Arc<Flights<K, Outcome<V>>>,
     pub(crate) throttle: Throttle<K>,
     pub(crate) metrics: CacheMetrics,
 }
@@ -51,6 +60,25 @@ pub(crate) struct TypedView<K, V> {
 impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
     fn invalidate_all(&self) {
         self.resident.invalidate_all();
+    }
+
+    fn invalidate_namespace(&self, floor: Generation) {
+        self.resident.fences().change_namespace(floor);
+    }
+
+    fn invalidate_key(&self, key: &AnyKey, layer: &Metrics) {
+        match key.downcast_ref::<K>() {
+            Some(key) => self.invalidate(key, layer),
+            None => self.resident.invalidate_all(),
+        }
+    }
+
+    fn has_key_type(&self, key: &AnyKey) -> bool {
+        key.is::<K>()
+    }
+
+    fn schema_version(&self) -> u8 {
+        self.coder.schema()
     }
 
     fn memory_hits(&self) -> u64 {
@@ -98,16 +126,17 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         frame: &mut FrameBuilder,
         key: &K,
         value: Option<V>,
-        own: Own,
-        around: bool,
+        options: &WriteOptions,
     ) -> Result<Box<dyn Effect>> {
+        let tags = options.chosen_tags();
+        let own = self.tied(key, options.own(), tags, ReadSet::default());
         with_scratch(|stored_key, encoded| {
             Key::write_prefix(&self.namespace, stored_key);
             self.coder.key(key, stored_key)?;
             crate::ids::check_key_length(stored_key.len())?;
             let operation = match &value {
                 Some(value) => {
-                    self.coder.value(value, encoded)?;
+                    self.coder.value(value, tags, encoded)?;
                     Operation::Put
                 }
                 None => Operation::Remove,
@@ -117,8 +146,25 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         let (view, metrics) = (Arc::clone(self), Arc::clone(metrics));
         // The time of the hand-over: an age may come out too high, never too low.
         let since = self.resident.ticker().now();
-        let value = value.filter(|_| !around);
+        let value = value.filter(|_| options.chosen_policy().unwrap_or(self.policy) != WritePolicy::Around);
         Ok(Box::new(Written { view, metrics, key: key.clone(), value, since, own }))
+    }
+
+    /// What an entry of `key` is told to do, with what it hangs on.
+    pub(crate) fn tied(&self, key: &K, own: Own, tags: &[impl AsRef<str>], read: ReadSet) -> Own {
+        let scopes = self.resident.fences().scopes();
+        let group = self.group_of.as_ref().and_then(|group_of| group_of(key));
+        let group = group.map(|group| scopes.group(self.namespace.as_str(), &group));
+        let tags = tags.iter().map(|tag| scopes.tag(tag.as_ref())).collect();
+        Own { ties: Ties::new(group, tags, read), ..own }
+    }
+
+    /// Drops a key from memory, and makes loads of it that are under way lose.
+    pub(crate) fn invalidate(&self, key: &K, layer: &Metrics) {
+        // A failure has made all of memory unservable, the key included.
+        if self.resident.invalidate(key).is_err() {
+            self.memory_failed(layer);
+        }
     }
 
     /// Counts a value that memory could not take.

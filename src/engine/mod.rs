@@ -3,6 +3,7 @@
 pub mod commit;
 pub(crate) mod core;
 pub mod dead_letters;
+pub mod directives;
 pub(crate) mod flusher;
 pub(crate) mod gate;
 pub mod health;
@@ -17,3 +18,4 @@ pub(crate) mod record;
 pub(crate) mod recovery;
 pub mod tasks;
 pub mod throttle;
+pub(crate) mod turns;

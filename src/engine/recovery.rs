@@ -16,6 +16,7 @@ use crate::engine::layer::{FlusherThread, Layer, Views};
 use crate::engine::pending::{PendingView, QueuedFrame};
 use crate::engine::reads::Reads;
 use crate::engine::tasks::Tasks;
+use crate::engine::turns::Turns;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, JournalId, Seq};
 use crate::journal::committer::Committer;
@@ -170,7 +171,20 @@ fn start(
         runtime: runtime.clone(),
     });
     let (flusher, tasks) = (Mutex::new(Some(thread)), Tasks::new(runtime.clone()));
-    Ok(Arc::new(Layer { core, reads, tasks, ticker, committer, log, letters, views, runtime, flusher }))
+    let turns = Turns::default();
+    Ok(Arc::new(Layer {
+        core,
+        reads,
+        tasks,
+        ticker,
+        committer,
+        log,
+        letters,
+        views,
+        turns,
+        runtime,
+        flusher,
+    }))
 }
 
 /// Takes what the store lacks from the journal: keys and places into memory, values stay on the disk.

@@ -5,10 +5,11 @@
 //! and the fill are one step: both run under the stripe's lock, as does what moves the fence.
 //!
 //! Stripes bound the memory: two keys may share one, and then a write to one costs the other's load a reload.
-//! A bulk invalidation moves one counter instead of all stripes.
+//! A bulk invalidation raises one floor instead of moving all stripes.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
+use crate::memory::scope::Scopes;
 use crate::memory::servable::Generation;
 use crate::safeguard::Safeguard;
 use crate::seam::sync::atomic::{AtomicU64, Ordering};
@@ -17,11 +18,22 @@ use crate::seam::sync::{Mutex, MutexGuard};
 /// How many stripes a cache has; a power of two. Few in a simulation, so that some keys collide.
 const STRIPES: usize = if cfg!(feature = "simulation") { 8 } else { 1024 };
 
-/// The fences of one cache.
+/// The fences of one cache, and the floors of all that is in it.
 #[derive(Debug)]
 pub struct Fences {
-    stripes: Box<[Mutex<u64>]>,
-    generation: AtomicU64,
+    stripes: Box<[Stripe]>,
+    /// The oldest generation that may be served of the cache.
+    floor: AtomicU64,
+    /// ... of the namespaces that the cache is, or is below of.
+    namespace_floor: AtomicU64,
+    scopes: Arc<Scopes>,
+}
+
+/// How often the fence of some keys has moved. It moves under the lock alone, but may be looked at without it.
+#[derive(Debug, Default)]
+struct Stripe {
+    lock: Mutex<()>,
+    moves: AtomicU64,
 }
 
 /// Where the fences stood when a load began.
@@ -29,56 +41,65 @@ pub struct Fences {
 pub struct Mark {
     hash: u64,
     moves: u64,
-    generation: Generation,
-}
-
-impl Mark {
-    /// The generation that a value loaded under this mark belongs to.
-    #[must_use]
-    pub fn generation(&self) -> Generation {
-        self.generation
-    }
-}
-
-impl Default for Fences {
-    fn default() -> Self {
-        let stripes = (0..STRIPES).map(|_| Mutex::new(0)).collect();
-        Fences { stripes, generation: AtomicU64::new(0) }
-    }
+    floor: Generation,
 }
 
 impl Fences {
+    /// Fences that nothing has moved.
+    #[must_use]
+    pub fn new(scopes: Arc<Scopes>) -> Fences {
+        let stripes = (0..STRIPES).map(|_| Stripe::default()).collect();
+        let (floor, namespace_floor) = (AtomicU64::new(0), AtomicU64::new(0));
+        Fences { stripes, floor, namespace_floor, scopes }
+    }
+
+    /// What orders the bulk invalidations of the layer.
+    #[must_use]
+    pub fn scopes(&self) -> &Scopes {
+        &self.scopes
+    }
+
     /// Marks the fences for a load of the key with this hash.
     #[must_use]
     pub fn mark(&self, hash: u64) -> Mark {
-        // The generation first: a bulk invalidation between the two reads then makes the mark too old, never
-        // too young.
-        let generation = self.generation();
-        Mark { hash, moves: *self.stripe(hash), generation }
+        // The floor first: a bulk invalidation between the two reads then makes the mark too old, never too young.
+        let floor = self.highest_floor();
+        let stripe = self.stripe(hash);
+        let _held = stripe.lock();
+        Mark { hash, moves: stripe.moves(), floor }
+    }
+
+    /// Whether anything has moved since `mark`. Without the lock: a fence that is about to move back counts as moved.
+    #[must_use]
+    pub fn has_moved(&self, mark: &Mark) -> bool {
+        self.stripe(mark.hash).moves() != mark.moves || self.highest_floor() != mark.floor
     }
 
     /// Moves the fence of the key with this hash and runs `change` before any fill of it can happen.
     pub fn change<R>(&self, hash: u64, change: impl FnOnce() -> R) -> R {
-        let mut moves = self.stripe(hash);
-        *moves += 1;
+        let stripe = self.stripe(hash);
+        let _held = stripe.lock();
+        stripe.moves.fetch_add(1, Ordering::SeqCst);
         change()
     }
 
     /// Runs `change`, and moves the fence of the key with this hash if that says that something changed.
     pub fn change_if(&self, hash: u64, change: impl FnOnce() -> bool) -> bool {
-        let mut moves = self.stripe(hash);
+        let stripe = self.stripe(hash);
+        let _held = stripe.lock();
         // Moved first, and back: a panic must not leave it where it was.
-        *moves += 1;
+        stripe.moves.fetch_add(1, Ordering::SeqCst);
         let changed = change();
-        *moves -= u64::from(!changed);
+        stripe.moves.fetch_sub(u64::from(!changed), Ordering::SeqCst);
         changed
     }
 
     /// Runs `fill` if nothing moved since `mark`, and says whether it did.
     pub fn fill(&self, mark: &Mark, fill: impl FnOnce()) -> bool {
-        let moves = self.stripe(mark.hash);
-        let moved = *moves != mark.moves && Safeguard::FenceOnFill.holds();
-        let bumped = self.generation() != mark.generation && Safeguard::GenerationOnFill.holds();
+        let stripe = self.stripe(mark.hash);
+        let _held = stripe.lock();
+        let moved = stripe.moves() != mark.moves && Safeguard::FenceOnFill.holds();
+        let bumped = self.highest_floor() != mark.floor && Safeguard::GenerationOnFill.holds();
         if moved || bumped {
             return false;
         }
@@ -88,21 +109,46 @@ impl Fences {
 
     /// Moves every fence at once and makes all that is in memory unservable.
     pub fn change_all(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.floor.fetch_max(self.scopes.advance().0, Ordering::SeqCst);
     }
 
-    /// The oldest generation that may be served.
+    /// The same, because everything below a namespace was invalidated.
+    pub fn change_namespace(&self, floor: Generation) {
+        self.namespace_floor.fetch_max(floor.0, Ordering::SeqCst);
+    }
+
+    /// The oldest generation that may be served of the cache.
     #[must_use]
     #[inline]
-    pub fn generation(&self) -> Generation {
-        Generation(self.generation.load(Ordering::SeqCst))
+    pub fn floor(&self) -> Generation {
+        Generation(self.floor.load(Ordering::SeqCst))
     }
 
-    fn stripe(&self, hash: u64) -> MutexGuard<'_, u64> {
+    /// The oldest generation that may be served below the cache's namespaces.
+    #[must_use]
+    #[inline]
+    pub fn namespace_floor(&self) -> Generation {
+        Generation(self.namespace_floor.load(Ordering::SeqCst))
+    }
+
+    fn highest_floor(&self) -> Generation {
+        self.floor().max(self.namespace_floor())
+    }
+
+    fn stripe(&self, hash: u64) -> &Stripe {
         let index = usize::try_from(hash % STRIPES as u64).unwrap_or(0);
-        let stripe = self.stripes.get(index).expect("the remainder is below the number of stripes");
+        self.stripes.get(index).expect("the remainder is below the number of stripes")
+    }
+}
+
+impl Stripe {
+    fn lock(&self) -> MutexGuard<'_, ()> {
         // A poisoned stripe is sound: the count is moved before anything that can panic.
-        stripe.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn moves(&self) -> u64 {
+        self.moves.load(Ordering::SeqCst)
     }
 }
 
@@ -112,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_fill_loses_against_any_change_since_its_mark() {
-        let fences = Fences::default();
+        let fences = Fences::new(Arc::default());
         let mark = fences.mark(7);
         assert!(fences.fill(&mark, || {}));
         fences.change(7, || {});
@@ -121,11 +167,16 @@ mod tests {
         fences.change_all();
         assert!(!fences.fill(&mark, || panic!("an older load must not land")));
         assert!(fences.fill(&fences.mark(7), || {}));
+        let mark = fences.mark(7);
+        assert!(!fences.has_moved(&mark));
+        fences.change_namespace(fences.scopes().advance());
+        assert!(fences.has_moved(&mark));
+        assert!(!fences.fill(&mark, || panic!("an older load must not land")));
     }
 
     #[test]
     fn a_change_of_another_stripe_costs_nothing() {
-        let fences = Fences::default();
+        let fences = Fences::new(Arc::default());
         let mark = fences.mark(7);
         fences.change(8, || {});
         assert!(fences.fill(&mark, || {}));

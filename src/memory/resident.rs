@@ -8,7 +8,6 @@ use std::cell::Cell;
 use std::hash::{BuildHasher, Hash};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use quick_cache::sync::{Cache, DefaultLifecycle};
@@ -16,11 +15,13 @@ use quick_cache::{OptionsBuilder, Weighter};
 
 use crate::error::{Error, ErrorKind};
 use crate::ids::Seq;
+use crate::memory::extra::Extra;
 use crate::memory::fence::{Fences, Mark};
 use crate::memory::freshness::{Freshness, LiveDuration};
+use crate::memory::scope::{Scopes, Ties};
 use crate::memory::servable::{
-    Ask, Excuse, Generation, MissReason, Rules, Servable, Situation, Stamp, is_due_early, is_timed, life,
-    servable,
+    Ask, Excuse, Generation, MissReason, Rules, Servable, Situation, Stamp, invalidated, is_due_early,
+    is_timed, life, servable,
 };
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{Moment, Ticker};
@@ -55,21 +56,15 @@ struct Entry<V> {
     extra: Option<Arc<Extra>>,
 }
 
-/// What an entry has beside the cache's rules.
-#[derive(Debug)]
-struct Extra {
-    own: Own,
-    /// When it was used last.
-    used: AtomicU64,
-}
-
-/// What an entry is told to do instead of what its cache says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What an entry is told to do instead of what its cache says, and what it hangs on beside it.
+#[derive(Clone, Debug, Default)]
 pub struct Own {
     /// Its time to live.
     pub time_to_live: Option<Duration>,
     /// Its time to idle.
     pub time_to_idle: Option<Duration>,
+    /// Its group, its tags, and what it was read from.
+    pub ties: Option<Arc<Ties>>,
 }
 
 /// What a look at memory found that may be served.
@@ -87,6 +82,8 @@ pub struct Held<V> {
     pub reload: bool,
     /// The age that it was allowed to have; none if nothing limited it.
     pub bound: Option<Duration>,
+    /// What it hangs on beside its key and cache.
+    pub ties: Option<Arc<Ties>>,
 }
 
 /// Where a load starts: taken before anything is looked at.
@@ -94,12 +91,14 @@ pub struct Held<V> {
 pub struct Start {
     /// Where the fences stood.
     pub mark: Mark,
+    /// What a value that this load brings belongs to.
+    pub generation: Generation,
     /// When that was.
     pub since: Moment,
 }
 
 /// What a load brought.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Brought<'a, V> {
     /// The value; `None` if there is none.
     pub value: Option<&'a V>,
@@ -121,22 +120,25 @@ impl<K, V> Weighter<K, Entry<V>> for ByEntry {
 }
 
 impl<V> Entry<V> {
-    fn stamp(&self) -> Stamp {
-        let own = self.extra.as_ref().map(|extra| extra.own).unwrap_or_default();
-        let used = self
-            .extra
-            .as_ref()
-            .map_or(self.since, |extra| Moment::of_nanos(extra.used.load(Ordering::Relaxed)));
-        Stamp {
+    #[inline]
+    fn stamp(&self, scopes: &Scopes) -> Stamp {
+        let stamp = Stamp {
             generation: self.generation,
             since: self.since,
-            used,
+            used: self.since,
             absent: self.value.is_none(),
             of_loader: self.of_loader,
             cut: self.cut,
-            time_to_live: own.time_to_live,
-            time_to_idle: own.time_to_idle,
+            ..Stamp::default()
+        };
+        match &self.extra {
+            Some(extra) => extra.add_to(stamp, scopes),
+            None => stamp,
         }
+    }
+
+    fn ties(&self) -> Option<Arc<Ties>> {
+        self.extra.as_ref().and_then(|extra| extra.ties().cloned())
     }
 }
 
@@ -144,7 +146,7 @@ impl<V> Entry<V> {
 pub struct Resident<K, V> {
     entries: Cache<K, Entry<V>, ByEntry, HashBuilder>,
     hasher: HashBuilder,
-    fences: Fences,
+    fences: Arc<Fences>,
     weigh: Option<Weigh<K, V>>,
     freshness: Freshness,
     time_to_live: LiveDuration,
@@ -175,8 +177,20 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             .map_err(|error| Error::with_source(ErrorKind::InvalidOption, "capacity", error.to_string()))?;
         let hasher = HashBuilder::default();
         let entries = Cache::with_options(options, ByEntry, hasher.clone(), DefaultLifecycle::default());
-        let (fences, time_to_live) = (Fences::default(), LiveDuration::new(None));
+        let (fences, time_to_live) = (Arc::new(Fences::new(Arc::default())), LiveDuration::new(None));
         Ok(Resident { entries, hasher, fences, weigh, freshness, time_to_live, ticker })
+    }
+
+    /// The same memory, still empty, with its bulk invalidations in one order with those of others.
+    #[must_use]
+    pub fn in_order_of(self, scopes: Arc<Scopes>) -> Self {
+        Resident { fences: Arc::new(Fences::new(scopes)), ..self }
+    }
+
+    /// What makes an older load lose, and what is derived from this memory's entries.
+    #[must_use]
+    pub fn fences(&self) -> &Arc<Fences> {
+        &self.fences
     }
 
     /// How long a value is fresh, from now on and for what is in memory.
@@ -209,13 +223,14 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     #[inline]
     pub fn look(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
         let Some(entry) = self.entries.get(key) else { return Err(MissReason::Absent) };
-        let (stamp, rules) = (entry.stamp(), self.rules());
+        let (stamp, rules) = (entry.stamp(self.fences.scopes()), self.rules());
         if is_timed(&stamp, &rules, ask) {
             return self.judged(entry, &stamp, &rules, ask);
         }
         match servable(&stamp, &rules, stamp.since, ask) {
             Servable::Miss(reason) => Err(reason),
             _ => Ok(Held {
+                ties: entry.ties(),
                 value: entry.value,
                 version: entry.version,
                 age: Duration::ZERO,
@@ -232,7 +247,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// Why it may not be served.
     pub fn look_closely(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
         let Some(entry) = self.entries.get(key) else { return Err(MissReason::Absent) };
-        let stamp = entry.stamp();
+        let stamp = entry.stamp(self.fences.scopes());
         self.judged(entry, &stamp, &self.rules(), ask)
     }
 
@@ -250,7 +265,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             Servable::Miss(reason) => return Err(reason),
         };
         if let Some(extra) = &entry.extra {
-            extra.used.store(now.nanos(), Ordering::Relaxed);
+            extra.use_at(now);
         }
         let window = match (excuse, ask.situation) {
             (Some(Excuse::WhileRevalidating), _) => self.freshness.stale_while_revalidate,
@@ -262,7 +277,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             _ => life(stamp, rules).map(|life| life.saturating_add(window)),
         };
         let bound = life.into_iter().chain(ask.max_staleness).min();
-        Ok(Held { value: entry.value, version: entry.version, age, excuse, reload, bound })
+        let ties = entry.ties();
+        Ok(Held { value: entry.value, version: entry.version, age, excuse, reload, bound, ties })
     }
 
     fn is_due(&self, entry: &Entry<V>, left: Duration) -> bool {
@@ -275,7 +291,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 
     fn rules(&self) -> Rules<'_> {
         Rules {
-            floor: self.fences.generation(),
+            floor: self.fences.floor(),
+            namespace_floor: self.fences.namespace_floor(),
             time_to_live: self.time_to_live.value(),
             freshness: &self.freshness,
         }
@@ -286,7 +303,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     #[must_use]
     pub fn may_join(&self, since: Moment, now: Moment, ask: &Ask) -> bool {
         let rules = self.rules();
-        let stamp = Stamp { generation: rules.floor, since, used: now, of_loader: true, ..Stamp::default() };
+        let generation = rules.floor.max(rules.namespace_floor);
+        let stamp = Stamp { generation, since, used: now, of_loader: true, ..Stamp::default() };
         matches!(servable(&stamp, &rules, now, ask), Servable::Fresh { .. })
     }
 
@@ -294,7 +312,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     pub fn start(&self, key: &K) -> Start {
         // The time first: an age may come out too high, never too low.
         let since = self.ticker.now();
-        Start { mark: self.fences.mark(self.hasher.hash_one(key)), since }
+        // And the generation: it may come out too old, never too young.
+        let generation = self.fences.scopes().now();
+        Start { mark: self.fences.mark(self.hasher.hash_one(key)), generation, since }
     }
 
     /// Takes a committed write that was handed over at `since`: `None` removes. Older loads of the key can no longer
@@ -317,7 +337,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             self.fences.change(self.hasher.hash_one(&key), || match value {
                 None => drop(self.entries.remove(&key)),
                 Some(value) => {
-                    let generation = self.fences.generation();
+                    let generation = self.fences.scopes().now();
                     let (value, took_us, of_loader) = (Some(value), 0, false);
                     let entry =
                         Entry { value, version, generation, since, weight, took_us, cut, of_loader, extra };
@@ -334,7 +354,12 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// # Errors
     /// [`MemoryFailed`]; the load's result is good all the same.
     pub fn fill(&self, key: &K, brought: &Brought<'_, V>, start: &Start) -> Result<bool, MemoryFailed> {
-        let &Brought { value, version, of_loader, own } = brought;
+        let &Brought { value, version, of_loader, ref own } = brought;
+        let scopes = self.fences.scopes();
+        let broken = |ties: &Arc<Ties>| ties.are_broken(scopes, start.generation);
+        if own.ties.as_ref().is_some_and(broken) {
+            return Ok(false);
+        }
         self.guarded(|| {
             let weight = value.map_or(1, |value| self.weight(key, value));
             let took_us = match self.freshness.early_refresh {
@@ -350,13 +375,13 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             let entry = Entry {
                 value: value.cloned(),
                 version,
-                generation: start.mark.generation(),
+                generation: start.generation,
                 since,
                 weight,
                 took_us,
                 cut: self.cut(),
                 of_loader,
-                extra: self.extra(own, since),
+                extra: self.extra(own.clone(), since),
             };
             let keeps =
                 value.is_some() || own.time_to_live.or(self.freshness.negative_time_to_live).is_some();
@@ -364,7 +389,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             let kept = self.fences.fill(&start.mark, || {
                 self.entries.remove_if(&key, |there| {
                     let later = there.since > start.since || there.version > version && version > Seq::ZERO;
-                    let current = there.generation >= start.mark.generation();
+                    let current = self.is_current(there);
                     lost.set(later && current);
                     // That the store lacks a key says nothing about what a loader brought.
                     others.set(value.is_none() && !of_loader && there.of_loader && current);
@@ -397,11 +422,10 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// As [`Resident::invalidate`].
     pub fn invalidate_version(&self, key: &K, version: Seq) -> Result<bool, MemoryFailed> {
         self.guarded(|| {
-            let floor = self.fences.generation();
             self.fences.change_if(self.hasher.hash_one(key), || {
                 let current = Cell::new(false);
                 self.entries.remove_if(key, |there| {
-                    let proven = there.generation >= floor && there.version > Seq::ZERO;
+                    let proven = self.is_current(there) && there.version > Seq::ZERO;
                     current.set(proven && there.version >= version);
                     !current.get()
                 });
@@ -425,13 +449,17 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         self.entries.len()
     }
 
+    /// Whether nothing has invalidated an entry.
+    fn is_current(&self, entry: &Entry<V>) -> bool {
+        invalidated(&entry.stamp(self.fences.scopes()), &self.rules()).is_none()
+    }
+
     fn weight(&self, key: &K, value: &V) -> u32 {
         self.weigh.as_ref().map_or(1, |weigh| weigh(key, value).max(1))
     }
 
     fn extra(&self, own: Own, used: Moment) -> Option<Arc<Extra>> {
-        let needed = own != Own::default() || self.freshness.time_to_idle.is_some();
-        needed.then(|| Arc::new(Extra { own, used: AtomicU64::new(used.nanos()) }))
+        Extra::of(own, self.freshness.time_to_idle.is_some(), used)
     }
 
     /// A new entry's share of jitter.

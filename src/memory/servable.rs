@@ -10,7 +10,7 @@ use crate::memory::freshness::Freshness;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
 
-/// A cache's count of bulk invalidations. An entry carries the count at which its value was known to be current.
+/// A layer's count of bulk invalidations. An entry carries the count at which its value was known to be current.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(pub u64);
 
@@ -19,6 +19,12 @@ pub struct Generation(pub u64);
 pub struct Stamp {
     /// What it belongs to.
     pub generation: Generation,
+    /// The oldest generation that may be served of its group.
+    pub group_floor: Generation,
+    /// ... with its tags.
+    pub tag_floor: Generation,
+    /// Whether something that it was derived from has changed.
+    pub outdated: bool,
     /// When its load began, or its write.
     pub since: Moment,
     /// When it was used last; at first when it came.
@@ -38,8 +44,10 @@ pub struct Stamp {
 /// What a cache asks of all its entries at the moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules<'a> {
-    /// The oldest generation that may be served.
+    /// The oldest generation that may be served of the cache.
     pub floor: Generation,
+    /// ... of the namespaces that the cache is, or is below of.
+    pub namespace_floor: Generation,
     /// How long a value is fresh.
     pub time_to_live: Option<Duration>,
     /// The rest.
@@ -116,8 +124,30 @@ pub enum MissReason {
     Idle,
     /// Everything of its generation was invalidated.
     Invalidated,
+    /// It is below the token of its namespace: everything of its generation there was invalidated.
+    BelowNamespace,
+    /// It is below its group's.
+    BelowGroup,
+    /// It is below the floor of one of its tags.
+    BelowTag,
+    /// Something that it was derived from has changed.
+    Outdated,
     /// It is older than the reader accepts.
     TooOld,
+}
+
+/// By what an entry was invalidated, if it was.
+#[must_use]
+#[inline]
+pub fn invalidated(entry: &Stamp, rules: &Rules<'_>) -> Option<MissReason> {
+    let floors = [
+        (rules.floor, MissReason::Invalidated),
+        (rules.namespace_floor, MissReason::BelowNamespace),
+        (entry.group_floor, MissReason::BelowGroup),
+        (entry.tag_floor, MissReason::BelowTag),
+    ];
+    let below = floors.into_iter().find(|(floor, _)| entry.generation < *floor);
+    below.map(|(_, reason)| reason).or(entry.outdated.then_some(MissReason::Outdated))
 }
 
 /// Whether an entry may be served.
@@ -127,8 +157,8 @@ pub enum MissReason {
 #[inline]
 pub fn servable(entry: &Stamp, rules: &Rules<'_>, now: Moment, ask: &Ask) -> Servable {
     let miss = Servable::Miss;
-    if entry.generation < rules.floor {
-        return miss(MissReason::Invalidated);
+    if let Some(reason) = invalidated(entry, rules) {
+        return miss(reason);
     }
     if entry.absent && ask.has_loader && !entry.of_loader {
         return miss(MissReason::Absent);

@@ -1,0 +1,153 @@
+//! Rules: what becomes stale elsewhere when a key of a cache changes, as a pure function of the change.
+//!
+//! A rule is told the key, the value that the write replaces and the new one. So that the first is exactly that,
+//! writers of a key take turns: from the look at the old value until the write has taken effect. What the rule names
+//! is dropped before the write is handed over, and again when it has taken effect.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use crate::cache::codec::{TAG_BYTES_MAX, check_name};
+use crate::cache::entry::ReadOptions;
+use crate::cache::view::{CacheKey, CacheValue, TypedView};
+use crate::engine::commit::{Effect, Effects};
+use crate::engine::directives::{Aftermath, Directive};
+use crate::engine::layer::Layer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{Key, NamespaceName, Seq};
+use crate::memory::scope::Scopes;
+use crate::store::contract::BoxFuture;
+
+/// How much one write may make stale.
+const DIRECTIVES_MAX: usize = 1024;
+
+/// A change of one key.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Change<'a, K, V> {
+    /// The key.
+    pub key: &'a K,
+    /// The value that the write replaces; `None` if there was none.
+    pub old: Option<&'a V>,
+    /// The new value; `None` if the write removes the key.
+    pub new: Option<&'a V>,
+}
+
+/// Takes down what a change makes stale.
+pub struct Stale {
+    directives: Vec<Directive>,
+    scopes: Arc<Scopes>,
+    refused: Option<Error>,
+}
+
+/// Says what a change makes stale.
+pub(crate) type Rule<K, V> = Box<dyn Fn(&Change<'_, K, V>, &mut Stale) + Send + Sync>;
+
+impl Stale {
+    /// This key of this cache; its type has to be that of the cache's keys.
+    pub fn key<K: CacheKey>(&mut self, cache: &str, key: K) {
+        self.add(NamespaceName::parse(cache).map(|name| Directive::Key(name, Box::new(key))));
+    }
+
+    /// Everything that has this tag.
+    pub fn tag(&mut self, tag: &str) {
+        let scope = check_name("a tag", tag, TAG_BYTES_MAX).map(|()| self.scopes.tag(tag));
+        self.add(scope.map(Directive::Scope));
+    }
+
+    /// Everything in this namespace and below it. Its token is written with the change, in one frame.
+    pub fn namespace(&mut self, name: &str) {
+        self.add(NamespaceName::parse(name).map(Directive::Namespace));
+    }
+
+    fn add(&mut self, directive: Result<Directive>) {
+        match directive {
+            Ok(directive) if self.directives.len() < DIRECTIVES_MAX => self.directives.push(directive),
+            Ok(_) => {
+                let context = format!("a rule makes more than {DIRECTIVES_MAX} things stale by one write");
+                self.refused = Some(Error::new(ErrorKind::TooLarge, context));
+            }
+            Err(error) => self.refused = Some(error),
+        }
+    }
+}
+
+/// A change that is about to be written, of a cache with rules.
+pub(crate) trait Derives: Send + Sync {
+    /// The key that changes.
+    fn stored(&self) -> &Key;
+    /// What becomes stale by it. To be asked while nobody else writes the key.
+    fn directives<'a>(&'a self, layer: &'a Layer) -> BoxFuture<'a, Result<Vec<Directive>>>;
+}
+
+/// See [`Derives`].
+pub(crate) struct Changing<K, V> {
+    pub(crate) view: Arc<TypedView<K, V>>,
+    pub(crate) key: K,
+    pub(crate) stored: Key,
+    pub(crate) new: Option<V>,
+}
+
+impl<K: CacheKey, V: CacheValue> Derives for Changing<K, V> {
+    fn stored(&self) -> &Key {
+        &self.stored
+    }
+
+    fn directives<'a>(&'a self, layer: &'a Layer) -> BoxFuture<'a, Result<Vec<Directive>>> {
+        Box::pin(async move {
+            let Changing { view, key, new, .. } = self;
+            let old = view.read(layer, key, &ReadOptions::new(), false, || None).await?.value;
+            let scopes = Arc::clone(layer.views().scopes());
+            let mut stale = Stale { directives: Vec::new(), scopes, refused: None };
+            let change = Change { key, old: old.as_ref(), new: new.as_ref() };
+            let ran = catch_unwind(AssertUnwindSafe(|| {
+                view.rules.iter().for_each(|rule| rule(&change, &mut stale));
+            }));
+            let failed = |context| Error::new(ErrorKind::RuleFailed, context);
+            ran.map_err(|_panic| failed(format!("a rule of cache \"{}\" panicked", view.namespace)))?;
+            match stale.refused {
+                None => Ok(stale.directives),
+                Some(error) => {
+                    let context = format!("a rule of cache \"{}\" names what cannot be", view.namespace);
+                    Err(error.wrap(ErrorKind::RuleFailed, context))
+                }
+            }
+        })
+    }
+}
+
+/// Waits until nobody else writes these keys, and drops what their changes make stale; what is returned does so again
+/// when it is dropped, and holds the keys until then.
+pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn Derives>]) -> Result<Aftermath> {
+    let turn = layer.turns.take(changes.iter().map(|change| change.stored())).await;
+    let mut directives = Vec::new();
+    for change in changes {
+        directives.extend(change.directives(layer).await?);
+    }
+    Aftermath::begin(layer, directives, turn)
+}
+
+/// A write's effect on its own cache, and then what it makes stale elsewhere.
+struct Followed {
+    effect: Box<dyn Effect>,
+    aftermath: Aftermath,
+}
+
+impl Effect for Followed {
+    fn publish(self: Box<Self>, seq: Seq) {
+        let Followed { effect, aftermath } = *self;
+        effect.publish(seq);
+        drop(aftermath);
+    }
+}
+
+/// An effect that the aftermath follows.
+pub(crate) fn followed(effect: Box<dyn Effect>, aftermath: Aftermath) -> Box<dyn Effect> {
+    Box::new(Followed { effect, aftermath })
+}
+
+/// The effects of a frame that begins with so many tokens.
+pub(crate) fn after_tokens(tokens: usize, effect: Box<dyn Effect>) -> Effects {
+    let none = std::iter::repeat_with(|| None).take(tokens);
+    Effects::Many(none.chain([Some(effect)]).collect())
+}

@@ -1,0 +1,52 @@
+//! What few entries have beside their value, kept apart so that the others stay small.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::memory::resident::Own;
+use crate::memory::scope::{Scopes, Ties};
+use crate::memory::servable::Stamp;
+use crate::seam::clock::Moment;
+
+/// What an entry has beside the cache's rules.
+#[derive(Debug)]
+pub(crate) struct Extra {
+    own: Own,
+    /// When it was used last.
+    used: AtomicU64,
+}
+
+impl Extra {
+    /// One for an entry that is used at the moment when it comes, if the entry needs one.
+    pub(crate) fn of(own: Own, is_timed_by_use: bool, used: Moment) -> Option<Arc<Extra>> {
+        let Own { time_to_live, time_to_idle, ties } = &own;
+        let has_own = time_to_live.is_some() || time_to_idle.is_some() || ties.is_some();
+        (has_own || is_timed_by_use).then(|| Arc::new(Extra { own, used: AtomicU64::new(used.nanos()) }))
+    }
+
+    /// Notes a use.
+    pub(crate) fn use_at(&self, now: Moment) {
+        self.used.store(now.nanos(), Ordering::Relaxed);
+    }
+
+    /// What the entry hangs on.
+    pub(crate) fn ties(&self) -> Option<&Arc<Ties>> {
+        self.own.ties.as_ref()
+    }
+
+    /// The stamp of an entry with these.
+    pub(crate) fn add_to(&self, stamp: Stamp, scopes: &Scopes) -> Stamp {
+        let Own { time_to_live, time_to_idle, ties } = &self.own;
+        let used = Moment::of_nanos(self.used.load(Ordering::Relaxed));
+        let stamp = Stamp { used, time_to_live: *time_to_live, time_to_idle: *time_to_idle, ..stamp };
+        match ties {
+            Some(ties) => Stamp {
+                group_floor: ties.group_floor(scopes),
+                tag_floor: ties.tag_floor(scopes),
+                outdated: ties.is_outdated(scopes, stamp.generation),
+                ..stamp
+            },
+            None => stamp,
+        }
+    }
+}
