@@ -12,6 +12,8 @@ use crate::cache::typed::Receipt;
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::disk::contract::Disk;
 use crate::disk::os::OsDisk;
+use crate::engine::change::{ChangesFrom, CursorStatus};
+use crate::engine::changes::{BlockingChangeStream, ChangeStream};
 use crate::engine::dead_letters::DeadLetter;
 use crate::engine::health::{Closed, Health};
 use crate::engine::layer::Layer;
@@ -155,6 +157,56 @@ impl Forebay {
         let scopes = self.layer.views().scopes();
         scopes.invalidate(scopes.tag(tag));
         Ok(())
+    }
+
+    /// What the store has been given, in the layer's order: from a number on, or from where the durable cursor of a
+    /// name stands. On a layer that was opened with [`Builder::changes`].
+    ///
+    /// A cursor keeps the journal from being trimmed until its subscriber has acknowledged, up to
+    /// [`Builder::changes_bytes_max`], and stays until [`Forebay::forget_cursor`]. A new one begins with what the
+    /// journal still holds; what came before is told as lost. It has one subscriber at a time.
+    ///
+    /// ```
+    /// # use forebay::{Cache, ChangeKind, ChangeOutcome, Forebay, MemoryStore};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let bay = Forebay::builder(MemoryStore::new()).journal(dir.path().join("journal")).changes(true).open().await?;
+    /// let mut changes = bay.changes("search-index").await?;
+    /// let products: Cache<u64, u32> = bay.cache("products").open()?;
+    /// products.put(&7, 3_490).await?;
+    /// match changes.next().await? {
+    ///     ChangeOutcome::Change(change) => {
+    ///         assert_eq!(change.key.namespace(), "products");
+    ///         assert!(matches!(change.kind, ChangeKind::Put(_)));
+    ///         changes.acknowledge(change.seq).await?; // not told again, after a restart either
+    ///     }
+    ///     ChangeOutcome::PlaceLost { .. } => { /* take everything as changed */ }
+    /// }
+    /// # Ok::<(), forebay::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) on a layer that does not tell changes. With a cursor:
+    /// `InvalidName`; `Locked` if it has a subscriber; `InvalidOption` if there are 64 already; the file system's, if a
+    /// new one cannot be made.
+    pub async fn changes(&self, from: impl Into<ChangesFrom>) -> Result<ChangeStream> {
+        self.layer.changes(from.into()).await
+    }
+
+    /// The named cursors of the change stream, and how far each is behind the store.
+    ///
+    /// # Errors
+    /// `Unsupported` without a journal.
+    pub fn cursors(&self) -> Result<Vec<CursorStatus>> {
+        self.layer.cursors()
+    }
+
+    /// Gives a named cursor up, durably: nothing is kept for it any more. Says whether there was one.
+    ///
+    /// # Errors
+    /// `Unsupported` without a journal; `Locked` if it has a subscriber; the file system's.
+    pub async fn forget_cursor(&self, name: &str) -> Result<bool> {
+        self.layer.forget_cursor(name).await
     }
 
     /// The last sequence number that the store holds.
@@ -306,6 +358,22 @@ impl BlockingForebay {
         self.run(batch.commit())
     }
 
+    /// See [`Forebay::changes`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn changes(&self, from: impl Into<ChangesFrom>) -> Result<BlockingChangeStream> {
+        self.run(self.bay.changes(from)).map(ChangeStream::blocking)
+    }
+
+    /// See [`Forebay::forget_cursor`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forget_cursor(&self, name: &str) -> Result<bool> {
+        self.run(self.bay.forget_cursor(name))
+    }
+
     /// See [`DeadLetterList::replay`].
     ///
     /// # Errors
@@ -378,6 +446,12 @@ setters! {
     through_timeout: through_timeout: Duration,
     /// How long [`Forebay::close`] drains. Default: 30 s.
     close_deadline: close_deadline: Duration,
+    /// Whether [`Forebay::changes`] can be called. The journal then holds a notice of each write-through, too, which
+    /// costs it a sync of the journal before the store's. Default: no.
+    changes: changes: bool,
+    /// How many bytes of segments that the store needs no more are kept for named cursors of the change stream; beyond
+    /// that the slowest lose their places, and are told. Default: 1 GiB.
+    changes_bytes_max: changes_bytes_max: u64,
     /// Accept that the journal that the store was fed from is gone, with whatever was queued in it. Default: no.
     replace_journal: replace_journal: bool,
 }

@@ -18,6 +18,10 @@ pub const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How much of a key an error or a log line may show, in bytes.
 const KEY_SHOWN_BYTES_MAX: usize = 48;
 const SEPARATOR: u8 = 0;
+/// Behind a namespace's name: one version of a value, and which versions there are. No name can hold an `@`, so what
+/// lies there cannot be taken for a value, nor a value for it.
+const VERSION_MARK: &str = "@version";
+const VERSION_LIST_MARK: &str = "@versions";
 
 /// A record's place in a layer's one order, and the version of the value that it wrote.
 ///
@@ -202,11 +206,56 @@ impl Key {
         self.0.get(start..).unwrap_or(&[])
     }
 
+    /// Where a version of this key's value is stored.
+    pub(crate) fn version(&self, version: u64) -> Result<Key, Error> {
+        self.beside(VERSION_MARK, &version.to_le_bytes())
+    }
+
+    /// Where it is stored which versions of this key's value there are.
+    pub(crate) fn version_list(&self) -> Result<Key, Error> {
+        self.beside(VERSION_LIST_MARK, &[])
+    }
+
+    /// What is stored under this key.
+    pub(crate) fn holding(&self) -> Holding {
+        let namespace = self.namespace();
+        if let Some(name) = namespace.strip_suffix(VERSION_MARK)
+            && let Some((key, version)) = self.key().split_last_chunk::<8>()
+        {
+            return Holding::Version(Key::joined(&[name], &[key]), u64::from_le_bytes(*version));
+        }
+        if namespace.ends_with(VERSION_LIST_MARK) { Holding::VersionList } else { Holding::Value }
+    }
+
+    fn beside(&self, mark: &str, tail: &[u8]) -> Result<Key, Error> {
+        let key = Key::joined(&[self.namespace(), mark], &[self.key(), tail]);
+        check_key_length(key.0.len())?;
+        Ok(key)
+    }
+
+    fn joined(namespace: &[&str], key: &[&[u8]]) -> Key {
+        let mut bytes = namespace.concat().into_bytes();
+        bytes.push(SEPARATOR);
+        key.iter().for_each(|part| bytes.extend_from_slice(part));
+        Key(Bytes::from(bytes))
+    }
+
     /// The same key in a buffer of its own, so that it does not keep a larger one alive.
     #[must_use]
     pub(crate) fn detached(&self) -> Key {
         Key(Bytes::copy_from_slice(&self.0))
     }
+}
+
+/// What is stored under a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Holding {
+    /// A value.
+    Value,
+    /// One version of the value of that key.
+    Version(Key, u64),
+    /// Which versions of a value there are.
+    VersionList,
 }
 
 impl fmt::Display for Key {
@@ -272,5 +321,20 @@ mod tests {
         assert_eq!(key.namespace(), "users");
         assert_eq!(key.key().len(), 300);
         assert!(Key::new(&name, &vec![0; KEY_BYTES_MAX]).is_err());
+    }
+
+    #[test]
+    fn what_is_kept_beside_a_value_cannot_be_taken_for_one() {
+        let name = NamespaceName::parse("a/b").unwrap();
+        for bytes in [&b""[..], b"k", b"\0", b"@version\0\0\0\0\0\0\0\0", &[b'@'; 300]] {
+            let key = Key::new(&name, bytes).unwrap();
+            assert_eq!(key.holding(), Holding::Value, "{key}");
+            let version = key.version(u64::MAX - 7).unwrap();
+            assert_eq!(version.holding(), Holding::Version(key.clone(), u64::MAX - 7));
+            assert_eq!(key.version_list().unwrap().holding(), Holding::VersionList);
+            assert!(NamespaceName::parse(version.namespace()).is_err(), "no cache can have it");
+        }
+        let longest = Key::new(&name, &vec![1; KEY_BYTES_MAX - 4]).unwrap();
+        assert_eq!(longest.version(1).expect_err("too long").kind(), ErrorKind::TooLarge);
     }
 }

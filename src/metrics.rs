@@ -168,6 +168,10 @@ stats! {
     records_rejected,
     /// Records put into the dead-letter list.
     records_parked,
+    /// Changes told by change streams.
+    changes_told,
+    /// Ranges that change streams could not tell.
+    places_lost,
     /// Pending values that were left to the journal because the memory budget was used up.
     records_spilled,
     /// Values of pending records read back from the journal for a reader.

@@ -80,6 +80,10 @@ pub struct LayerOptions {
     pub close_deadline: Duration,
     /// Accept that the journal that the store was fed from is gone.
     pub replace_journal: bool,
+    /// Whether changes are told; then the journal holds a notice of each write-through, too.
+    pub changes: bool,
+    /// How many bytes of applied segments the cursors of the change stream may hold back.
+    pub changes_bytes_max: u64,
 }
 
 impl Default for LayerOptions {
@@ -102,6 +106,8 @@ impl Default for LayerOptions {
             through_timeout: Duration::from_secs(30),
             close_deadline: Duration::from_secs(30),
             replace_journal: false,
+            changes: false,
+            changes_bytes_max: 1 << 30,
         }
     }
 }
@@ -119,6 +125,7 @@ impl LayerOptions {
         within("pending_memory_bytes_max", self.pending_memory_bytes_max, 0, 1 << 50)?;
         within("batch_records_max", u64::try_from(self.batch_records_max).unwrap_or(u64::MAX), 1, 1 << 20)?;
         within("batch_bytes_max", self.batch_bytes_max, 1, 16 * value_max)?;
+        within("changes_bytes_max", self.changes_bytes_max, 0, 1 << 50)?;
         within("dead_letter_records_max", self.dead_letter_records_max, 1, 1 << 31)?;
         let hour = Duration::from_secs(3600);
         within_time("batch_linger", self.batch_linger, Duration::ZERO, Duration::from_secs(60))?;
@@ -134,6 +141,10 @@ impl LayerOptions {
         }
         if self.journal_dir.is_none() && self.on_rejected == OnRejected::Park {
             let why = "on_rejected = Park needs a journal, because the dead-letter list lies beside it";
+            return Err(Error::new(ErrorKind::InvalidOption, why));
+        }
+        if self.journal_dir.is_none() && self.changes {
+            let why = "changes = true needs a journal, because that is where changes are read from";
             return Err(Error::new(ErrorKind::InvalidOption, why));
         }
         Ok(())

@@ -114,6 +114,20 @@ safeguards! {
     WritersTakeTurns,
     /// A value of another schema version is not decoded as one of the cache's.
     SchemaIsCompared,
+    /// Those of versions do so though one goes away before its write has ended.
+    VersionsHeldToTheEnd,
+    /// A late lower version does not become what a read returns.
+    LateVersionStaysBehind,
+    /// A change is told once the store holds it.
+    ChangesBehindWatermark,
+    /// The journal keeps what a named cursor has not passed.
+    CursorHoldsJournal,
+    /// What the journal cannot tell any more is told as lost.
+    LostPlaceIsTold,
+    /// A write-through leaves a notice in the journal, where changes are told.
+    ThroughLeavesNotice,
+    /// A cursor's place is durable before the journal is trimmed for it.
+    CursorSync,
     /// The store refuses an older owner.
     EpochFence,
     /// The store takes nothing at or below its watermark.

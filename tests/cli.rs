@@ -434,6 +434,31 @@ fn dead_letters_are_listed_replayed_and_discarded() {
 }
 
 #[test]
+fn the_cursors_of_the_change_stream_are_shown_and_their_damage_is_told() {
+    let files = Files::new();
+    let bay = Forebay::builder(files.sled()).journal(files.journal()).changes(true).open_blocking().unwrap();
+    put(&bay.cache("shelf").open().unwrap().blocking(), 1);
+    bay.blocking().flush().unwrap();
+    let mut changes = bay.blocking().changes("search/index").unwrap();
+    let seq = changes.next().unwrap().unwrap().seq();
+    changes.acknowledge(seq).unwrap();
+    drop(changes);
+    bay.blocking().close().unwrap();
+    let journal = files.journal();
+    forebay(&["inspect", &journal]).expect(0, &["subscriber    search/index at 1"]);
+    forebay(&["verify", &journal]).expect(0, &["subscribers of the change stream: 1", "sound"]);
+    let told = forebay(&["inspect", &journal, "--json"]).expect(0, &[]);
+    let told: serde_json::Value = serde_json::from_str(&told.out).unwrap();
+    assert_eq!(told["cursors"]["subscribers"]["search/index"], 1);
+    let path = Path::new(&journal).join("cursors");
+    let mut content = fs::read(&path).unwrap();
+    content[25] ^= 1;
+    fs::write(&path, content).unwrap();
+    forebay(&["inspect", &journal]).expect(1, &["cursors: damaged at byte"]);
+    forebay(&["verify", &journal]).expect(1, &["cursors: damaged at byte", "DAMAGED"]);
+}
+
+#[test]
 fn a_damaged_dead_letter_list_is_told_and_salvaged_with_the_journal() {
     let files = with_letters();
     let list = Path::new(&files.journal()).join("dead-letters");

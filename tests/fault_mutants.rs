@@ -71,6 +71,12 @@ fn witnesses(safeguard: Safeguard) -> &'static [Test] {
         S::ReadSetChecked | S::JoinNoBrokenLoad => &[("reading_derived", None, "derived_value")],
         S::DirectivesAgain => &[("reading_derived", None, "under_way")],
         S::WritersTakeTurns => &[("reading_derived", None, "exactly")],
+        S::VersionsHeldToTheEnd | S::LateVersionStaysBehind => &[("reading_versions", None, "line_6")],
+        S::ChangesBehindWatermark
+        | S::CursorHoldsJournal
+        | S::LostPlaceIsTold
+        | S::ThroughLeavesNotice
+        | S::CursorSync => &[("change_stream", None, "line_9")],
         S::GenerationOnFill => &[("layer_reads", None, "older_load")],
         S::DropWhatIsInDoubt | S::UnsettledReads => &[("layer_writes", None, "through")],
         S::ParkLaterWrites => &[LAYER_IMAGES, ("layer_failures", None, "parked")],

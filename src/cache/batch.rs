@@ -48,7 +48,7 @@ impl Batch {
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`], [`ErrorKind::Encode`]; [`ErrorKind::InvalidOption`] if the cache belongs to
-    /// another layer. The batch is as it was then.
+    /// another layer; [`ErrorKind::Unsupported`] if it keeps versions. The batch is as it was then.
     pub fn put<K: CacheKey, V: CacheValue>(
         &mut self,
         cache: &Cache<K, V>,

@@ -11,4 +11,5 @@ pub(crate) mod reading;
 pub mod rules;
 pub mod source;
 pub mod typed;
+pub mod versions;
 pub mod view;

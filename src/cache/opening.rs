@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use crate::cache::codec::{Bincode, Codec, Coder, SCHEMA_DEFAULT, SCHEMA_MAX, Upgrade};
 use crate::cache::group::GroupOf;
-use crate::cache::rules::{Change, Rule, Stale};
+use crate::cache::rules::{Replacement, Rule, Stale};
 use crate::cache::typed::Cache;
+use crate::cache::versions::VERSIONS_KEPT_MAX;
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
 use crate::engine::layer::{Layer, View};
 use crate::engine::throttle::Throttle;
@@ -40,6 +41,7 @@ pub struct CacheBuilder<K, V> {
     freshness: Freshness,
     jitter: f64,
     load_throttle: Option<Duration>,
+    versions_kept: Option<usize>,
     coder: Coder<K, V>,
     schema: u8,
     upgrade: Option<Upgrade<V>>,
@@ -59,6 +61,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             freshness: Freshness::default(),
             jitter: 0.0,
             load_throttle: None,
+            versions_kept: None,
             coder: Coder::of::<Bincode>(),
             schema: SCHEMA_DEFAULT,
             upgrade: None,
@@ -174,7 +177,10 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
     /// assert_eq!(catalogue.get(&"toys".into())?, None); // not in memory any more, and never in the store
     /// # Ok::<(), forebay::Error>(())
     /// ```
-    pub fn on_change(mut self, rule: impl Fn(&Change<'_, K, V>, &mut Stale) + Send + Sync + 'static) -> Self {
+    pub fn on_change(
+        mut self,
+        rule: impl Fn(&Replacement<'_, K, V>, &mut Stale) + Send + Sync + 'static,
+    ) -> Self {
         self.rules.push(Box::new(rule));
         self
     }
@@ -233,6 +239,16 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         self
     }
 
+    /// Keeps so many versions of each value, 1 to 1,024, the highest ones: see [`Cache::put_version`]. Default: a value
+    /// has no versions.
+    ///
+    /// A key has the fewer versions of two openings from its next write on. What was put without a version is what a
+    /// plain read finds until a first version comes.
+    pub fn versions_kept(mut self, versions: usize) -> Self {
+        self.versions_kept = Some(versions);
+        self
+    }
+
     /// Opens the cache, or returns the open one.
     ///
     /// # Errors
@@ -252,6 +268,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         let (bound, coalesce, time_to_live) = (self.bound, self.coalesce, self.time_to_live);
         let coder = self.coder.with_schema(self.schema, self.upgrade);
         let (group_of, rules, schema) = (self.group_of, self.rules, self.schema);
+        let versions_kept = self.versions_kept;
         let ticker = self.layer.ticker().clone();
         let scopes = Arc::clone(self.layer.views().scopes());
         // What is under way to memory holds on to it; after this nothing is that was acknowledged.
@@ -273,6 +290,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
                 loader_flights: Arc::default(),
                 derived_flights: Arc::default(),
                 throttle,
+                versions_kept,
                 metrics: CacheMetrics::default(),
             };
             Ok(Arc::new(view) as Arc<dyn View>)
@@ -341,6 +359,18 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         let groups = self.group_of.is_some().then(|| ", with groups".to_owned());
         let rules = (!self.rules.is_empty()).then(|| format!(", {} rules", self.rules.len()));
         words.extend([schema, upgrade, groups, rules].into_iter().flatten());
+        if let Some(kept) = self.versions_kept {
+            if !(1..=VERSIONS_KEPT_MAX).contains(&kept) {
+                let context = format!("versions_kept is {kept}; allowed are 1 to {VERSIONS_KEPT_MAX}");
+                return Err(Error::new(ErrorKind::InvalidOption, context));
+            }
+            if !self.rules.is_empty() {
+                let context =
+                    "on_change and versions_kept: a rule is told the one value that a write replaces";
+                return Err(Error::new(ErrorKind::InvalidOption, context));
+            }
+            words = format!("{words}, {kept} versions");
+        }
         Ok(match (self.time_to_live, freshness) {
             (None, freshness) if *freshness == Freshness::default() => words,
             (time_to_live, freshness) => format!("{words}, time to live {time_to_live:?}, {freshness:?}"),

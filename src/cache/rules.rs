@@ -21,10 +21,10 @@ use crate::store::contract::BoxFuture;
 /// How much one write may make stale.
 const DIRECTIVES_MAX: usize = 1024;
 
-/// A change of one key.
+/// What a write replaces, as a rule is told it.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Change<'a, K, V> {
+pub struct Replacement<'a, K, V> {
     /// The key.
     pub key: &'a K,
     /// The value that the write replaces; `None` if there was none.
@@ -41,7 +41,7 @@ pub struct Stale {
 }
 
 /// Says what a change makes stale.
-pub(crate) type Rule<K, V> = Box<dyn Fn(&Change<'_, K, V>, &mut Stale) + Send + Sync>;
+pub(crate) type Rule<K, V> = Box<dyn Fn(&Replacement<'_, K, V>, &mut Stale) + Send + Sync>;
 
 impl Stale {
     /// This key of this cache; its type has to be that of the cache's keys.
@@ -99,7 +99,7 @@ impl<K: CacheKey, V: CacheValue> Derives for Changing<K, V> {
             let old = view.read(layer, key, &ReadOptions::new(), false, || None).await?.value;
             let scopes = Arc::clone(layer.views().scopes());
             let mut stale = Stale { directives: Vec::new(), scopes, refused: None };
-            let change = Change { key, old: old.as_ref(), new: new.as_ref() };
+            let change = Replacement { key, old: old.as_ref(), new: new.as_ref() };
             let ran = catch_unwind(AssertUnwindSafe(|| {
                 view.rules.iter().for_each(|rule| rule(&change, &mut stale));
             }));

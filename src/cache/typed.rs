@@ -18,6 +18,7 @@ use crate::cache::view::{CacheKey, CacheValue, TypedView};
 use crate::engine::commit::Effects;
 use crate::engine::directives::GROUP_BYTES_MAX;
 use crate::engine::layer::Layer;
+use crate::engine::turns::Turn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
 use crate::journal::frame::FrameBuilder;
@@ -25,6 +26,8 @@ use crate::memory::servable::Ask;
 use crate::metrics::CacheStats;
 use crate::options::{WritePolicy, within_time};
 use crate::safeguard::Safeguard;
+
+const PUT_VERSION: &str = "a value comes with its version, by put_version";
 
 /// The proof of an acknowledged write: its place in the layer's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -300,8 +303,10 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// [`ErrorKind::TooLarge`], [`ErrorKind::Encode`], [`ErrorKind::QueueFull`], [`ErrorKind::DiskFull`]: not
     /// written. [`ErrorKind::Rejected`], [`ErrorKind::Parked`], [`ErrorKind::Halted`] (write-through only): not
     /// written. [`ErrorKind::InDoubt`], [`ErrorKind::Poisoned`]: it may or may not take effect.
-    /// [`ErrorKind::Fenced`], [`ErrorKind::Closed`]: the layer takes no more writes.
+    /// [`ErrorKind::Fenced`], [`ErrorKind::Closed`]: the layer takes no more writes. [`ErrorKind::Unsupported`]: the
+    /// cache keeps versions, so values come by [`Cache::put_version`].
     pub async fn put(&self, key: &K, value: V) -> Result<Receipt> {
+        self.check_unversioned(PUT_VERSION)?;
         self.write(key, Some(value), &WriteOptions::new()).await
     }
 
@@ -310,6 +315,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// # Errors
     /// As [`Cache::put`]; [`ErrorKind::InvalidOption`]; of tags [`ErrorKind::InvalidName`], [`ErrorKind::TooLarge`].
     pub async fn put_with(&self, key: &K, value: V, options: impl Into<WriteOptions>) -> Result<Receipt> {
+        self.check_unversioned(PUT_VERSION)?;
         let options = options.into();
         let own = options.own();
         for (option, life) in [("time_to_live", own.time_to_live), ("time_to_idle", own.time_to_idle)] {
@@ -319,12 +325,13 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.write(key, Some(value), &options).await
     }
 
-    /// Removes a key under the cache's policy; an absent one, too, is a write.
+    /// Removes a key under the cache's policy; an absent one, too, is a write. Of a cache that keeps versions, with all
+    /// of its versions: what comes later, of whatever version, is the first again.
     ///
     /// # Errors
     /// As [`Cache::put`].
     pub async fn remove(&self, key: &K) -> Result<Receipt> {
-        self.write(key, None, &WriteOptions::new()).await
+        self.remove_with(key, WriteOptions::new()).await
     }
 
     /// Removes a key under another policy than the cache's.
@@ -332,8 +339,11 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// # Errors
     /// As [`Cache::put`].
     pub async fn remove_with(&self, key: &K, options: impl Into<WriteOptions>) -> Result<Receipt> {
-        let options = options.into();
-        self.write(key, None, &WriteOptions::from(options.chosen_policy().unwrap_or(self.view.policy))).await
+        let policy = options.into().chosen_policy().unwrap_or(self.view.policy);
+        if self.view.versions_kept.is_some() {
+            return self.remove_versions(key, policy).await;
+        }
+        self.write(key, None, &WriteOptions::from(policy)).await
     }
 
     async fn write(&self, key: &K, value: Option<V>, options: &WriteOptions) -> Result<Receipt> {
@@ -349,10 +359,22 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
             }
         };
         let effect = self.view.encode(self.layer.metrics(), &mut frame, key, value, options)?;
-        let mut effects = match aftermath {
+        let effects = match aftermath {
             None => Effects::One(effect),
             Some(aftermath) => rules::after_tokens(tokens, rules::followed(effect, aftermath)),
         };
+        self.write_frame(key, frame, policy, effects, None).await
+    }
+
+    /// Writes a frame that is about one key.
+    pub(crate) async fn write_frame(
+        &self,
+        key: &K,
+        frame: FrameBuilder,
+        policy: WritePolicy,
+        mut effects: Effects,
+        turn: Option<Turn>,
+    ) -> Result<Receipt> {
         if policy == WritePolicy::Around {
             // Before, so that an outcome that stays unknown finds memory without the older value; and with the
             // effect, when the store has the new one.
@@ -363,7 +385,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
                 effects = Effects::None;
             }
         }
-        let written = self.layer.write(frame.finish(), policy, effects).await;
+        let written = self.layer.write_in_turn(frame.finish(), policy, effects, turn).await;
         let doubtful = written.as_ref().is_err_and(|error| error.kind() == ErrorKind::InDoubt);
         if doubtful && Safeguard::DropWhatIsInDoubt.holds() {
             self.invalidate(key);
@@ -478,6 +500,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
                 format!("cache \"{}\" and the batch belong to different layers", self.view.namespace);
             return Err(Error::new(ErrorKind::InvalidOption, context));
         }
+        self.check_unversioned("a batch would have to look at the list of versions first")?;
         let (change, frame) = (self.changing(key, value.as_ref())?, batch.frame());
         let effect = self.view.encode(self.layer.metrics(), frame, key, value, &WriteOptions::new())?;
         batch.changes(change);

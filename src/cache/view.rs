@@ -54,6 +54,8 @@ pub(crate) struct TypedView<K, V> {
     /// Loads by loaders that record what they read; apart, since who joins one has to look whether that has changed.
     pub(crate) derived_flights: Arc<Flights<K, Outcome<V>>>,
     pub(crate) throttle: Throttle<K>,
+    /// How many versions of a key it keeps, if it keeps versions.
+    pub(crate) versions_kept: Option<usize>,
     pub(crate) metrics: CacheMetrics,
 }
 

@@ -4,8 +4,10 @@ use std::mem;
 
 use tokio::sync::oneshot;
 
+use crate::engine::turns::Turn;
 use crate::error::{Error, Result};
 use crate::ids::Seq;
+use crate::journal::frame::FrameBody;
 
 /// What a write changes in the memory of the cache that it came from.
 ///
@@ -44,6 +46,10 @@ pub struct Ticket {
     /// What the frame took of the gate; given back when the frame ends.
     pub(crate) records: u32,
     pub(crate) bytes: u32,
+    /// What is written through, if the journal holds but a notice of it.
+    pub(crate) through: Option<Box<FrameBody>>,
+    /// Ends when the frame has its place in what readers see, or none, though its writer may be gone by then.
+    pub(crate) turn: Option<Turn>,
 }
 
 impl Effects {
@@ -83,6 +89,7 @@ impl Ticket {
 
     /// Answers the writer. That nobody waits any more is no error: the write happened all the same.
     pub(crate) fn answer(self, outcome: Result<Seq, Error>) {
+        drop(self.turn);
         drop(self.answer.send(outcome));
     }
 }

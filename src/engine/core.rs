@@ -206,7 +206,10 @@ impl Sink for Core {
         let mut answers = Vec::with_capacity(group.len());
         let (mut records, mut waited_for) = (0, None);
         let revealed = group.drain(..).map(|Committed { first, body, location, mut ticket }| {
-            let frame = QueuedFrame::committed(first, &body, location);
+            let frame = match ticket.through.take() {
+                Some(through) => QueuedFrame::noticed(first, &through, location, &body),
+                None => QueuedFrame::committed(first, &body, location),
+            };
             records += u64::from(frame.count);
             if ticket.until == Until::Committed {
                 let effects = ticket.take_effects();

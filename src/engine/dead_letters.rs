@@ -115,18 +115,24 @@ impl DeadLetters {
         }
     }
 
-    /// Whether any of the frame's keys is parked.
+    /// Whether the frame updates a parked key.
     pub(crate) fn concerns(&self, frame: &QueuedFrame) -> Result<bool> {
         let state = self.lock();
         if state.parked.is_empty() {
             return Ok(false);
         }
         for numbered in frame.records() {
-            if state.parked.contains_key(&numbered?.1.key) {
+            let (_, record) = numbered?;
+            if record.is_update() && state.parked.contains_key(&record.key) {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Whether the frame that starts at `first` is in the list.
+    pub(crate) fn holds(&self, first: Seq) -> bool {
+        self.lock().letters.contains_key(&first)
     }
 
     /// Puts a frame into the list, durably on return. A frame that is there already stays as it is.

@@ -7,9 +7,12 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::engine::applied::Applied;
 use crate::engine::commit::{Ticket, Until};
 use crate::engine::core::Core;
+use crate::engine::cursors::Cursors;
 use crate::engine::dead_letters::DeadLetters;
+use crate::engine::hand::{Hand, Source, is_control};
 use crate::engine::health::HealthState;
 use crate::engine::layer::Views;
 use crate::engine::pending::{Pending, QueuedFrame};
@@ -17,10 +20,7 @@ use crate::engine::plan::{Ops, frame_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
 use crate::journal::committer::Committer;
-use crate::journal::frame::Frame;
 use crate::journal::log::Log;
-use crate::journal::reader::Reader;
-use crate::options::LayerOptions;
 use crate::safeguard::Safeguard;
 use crate::seam::{clock, random};
 use crate::store::contract::{Batch, Op, Progress, Store, StoreError};
@@ -36,44 +36,12 @@ pub(crate) struct Flusher {
     pub(crate) log: Option<Arc<Log>>,
     pub(crate) letters: Option<Arc<DeadLetters>>,
     pub(crate) views: Arc<Views>,
+    pub(crate) cursors: Option<Arc<Cursors>>,
+    pub(crate) applied: Arc<Applied>,
     pub(crate) progress: Progress,
     pub(crate) source: Source,
     /// The last number that was given to a write which then did not happen.
     pub(crate) refused: Cell<Seq>,
-}
-
-/// The journal as a second source beside memory, and the frame read from it last.
-#[derive(Default)]
-pub(crate) struct Source {
-    reader: Option<Reader>,
-    ahead: Option<Frame>,
-}
-
-/// A batch under construction.
-#[derive(Default)]
-struct Hand {
-    frames: Vec<QueuedFrame>,
-    records: usize,
-    bytes: u64,
-    full: bool,
-}
-
-impl Hand {
-    /// Whether the frame fits; if not, the batch is full. A single frame always fits: it is never split. An order to
-    /// the dead-letter list is a batch of its own.
-    fn admits(&mut self, frame: &QueuedFrame, options: &LayerOptions) -> Result<bool> {
-        let control = is_control(frame)?;
-        let records = self.records + frame.count as usize;
-        let bytes = self.bytes + frame.bytes;
-        let over = records > options.batch_records_max || bytes > options.batch_bytes_max;
-        if !self.frames.is_empty() && (control || over) {
-            self.full = true;
-            return Ok(false);
-        }
-        self.full = control || records >= options.batch_records_max || bytes >= options.batch_bytes_max;
-        (self.records, self.bytes) = (records, bytes);
-        Ok(true)
-    }
 }
 
 /// Why a batch was not applied.
@@ -107,7 +75,16 @@ impl Flusher {
     /// Moves the watermark over numbers whose writes were refused, when nothing else is left to move it: whoever
     /// flushes waits for them.
     async fn pass_refused(&mut self) -> Result<(), ()> {
-        let progress = Progress { applied: self.refused.get(), ..self.progress };
+        let applied = self.refused.get();
+        let mut progress = Progress { applied, ..self.progress };
+        if self.core.options.changes {
+            // Their notices are in the journal, and have to be on the disk before the store says so.
+            progress.journaled = applied;
+            if let Err(error) = self.committer.sync() {
+                self.core.fail(HealthState::Failed, error);
+                return Err(());
+            }
+        }
         match self.apply(Vec::new(), progress).await {
             Ok(()) => self.retire(&[], &[], progress),
             Err(_) => Err(()),
@@ -194,13 +171,17 @@ impl Flusher {
         }
         let Some((after, until)) = self.core.pending.lock().spilled() else { return Ok(()) };
         let Some(log) = &self.log else { return Ok(()) };
-        let reader = self.source.reader.get_or_insert_with(|| log.read_after(after));
-        let frame = reader.next_frame()?.ok_or_else(|| {
-            let context = format!("the journal ends before record {until}, which it has committed");
-            Error::new(ErrorKind::Damaged, context)
-        })?;
-        self.source.ahead = Some(frame);
-        Ok(())
+        loop {
+            let reader = self.source.reader.get_or_insert_with(|| log.read_after(after));
+            let frame = reader.next_frame()?.ok_or_else(|| {
+                let context = format!("the journal ends before record {until}, which it has committed");
+                Error::new(ErrorKind::Damaged, context)
+            })?;
+            if !self.source.is_of_memory(&frame)? {
+                self.source.ahead = Some(frame);
+                return Ok(());
+            }
+        }
     }
 
     /// Brings a batch to its end: applied, parked, or refused to those who wait. `Err` ends the flusher.
@@ -387,6 +368,9 @@ impl Flusher {
             records += u64::from(frame.count);
             bytes += frame.bytes;
         }
+        // Before the watermark is told, so that the lag behind it can be.
+        let end = frames.iter().chain(parked).filter_map(|frame| frame.journal_end).max();
+        self.applied.note(progress.applied, end);
         // The room first: whoever waits for the watermark may write at once.
         self.core.gate.leave(records, bytes);
         self.core.status.send_modify(|status| {
@@ -407,7 +391,10 @@ impl Flusher {
                 true => progress.journaled,
                 false => self.core.pending.lock().last_committed(),
             };
-            let trimmed = log.trim(passed);
+            let trimmed = match &self.cursors {
+                Some(cursors) => cursors.trim(log, passed),
+                None => log.trim(passed),
+            };
             let letters = self.letters.as_ref().map_or(Ok(()), |letters| letters.trim());
             self.core.warn(trimmed.and(letters).err());
         }
@@ -417,7 +404,7 @@ impl Flusher {
     pub(crate) fn progress_after<'a>(&self, frames: impl Iterator<Item = &'a QueuedFrame>) -> Progress {
         frames.fold(self.progress, |progress, frame| Progress {
             applied: progress.applied.max(frame.last()),
-            journaled: match frame.location {
+            journaled: match frame.journal_end {
                 Some(_) => progress.journaled.max(frame.last()),
                 None => progress.journaled,
             },
@@ -432,13 +419,6 @@ impl Flusher {
                 status.error = Some(error);
             }
         });
-    }
-}
-
-fn is_control(frame: &QueuedFrame) -> Result<bool> {
-    match frame.records().next() {
-        Some(numbered) => Ok(numbered?.1.is_control()),
-        None => Ok(false),
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::disk::contract::Disk;
+use crate::engine::cursors::{self, CursorSummary};
 use crate::engine::dead_letters::{DeadLetter, FOLDER, History, resolution_at};
 use crate::engine::record::{Operation, Record};
 use crate::error::{Error, ErrorKind, Result};
@@ -28,6 +29,8 @@ pub enum RecordKind {
     Replay,
     /// Gives up the key's dead letters.
     Discard,
+    /// Says that the key was written through under this number, for the change stream.
+    Notice,
 }
 
 /// A record without its value.
@@ -77,6 +80,7 @@ pub fn records_of(frame: &Frame) -> Result<Vec<RecordSummary>> {
             Operation::Remove => RecordKind::Remove,
             Operation::Replay => RecordKind::Replay,
             Operation::Discard => RecordKind::Discard,
+            Operation::Notice => RecordKind::Notice,
         };
         let value_bytes = record.value.len() as u64;
         Ok(RecordSummary { seq: frame.first.plus(at), kind, key: record.key, value_bytes })
@@ -121,6 +125,15 @@ pub fn dead_letters(
     }
     let letters = history.letters().into_iter();
     Ok(letters.map(|(letter, resolved_at)| LetterSummary { letter, resolved_at }).collect())
+}
+
+/// Reads the named cursors of the change stream beside the journal in `journal_dir`; without their file there are none.
+/// Blocking.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`], [`ErrorKind::UnknownFormat`], or the file system's; each names the file.
+pub fn cursors(disk: &Arc<dyn Disk>, journal_dir: &Path) -> Result<Vec<CursorSummary>> {
+    cursors::summaries(&**disk, journal_dir)
 }
 
 /// Salvages a layer's journal and the dead-letter list beside it; see [`salvage::salvage`], which this does for both.

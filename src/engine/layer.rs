@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
+use crate::engine::changes::ChangeSource;
 use crate::engine::commit::{Effects, Ticket, Until};
 use crate::engine::core::{Core, closed, unanswered};
+use crate::engine::cursors::Cursors;
 use crate::engine::dead_letters::{DeadLetter, DeadLetters};
 use crate::engine::gate::NotEntered;
 use crate::engine::health::{Closed, Health, HealthState};
 use crate::engine::reads::Reads;
-use crate::engine::record::{Operation, push};
+use crate::engine::record::{Operation, notices_of, push};
 use crate::engine::tasks::Tasks;
-use crate::engine::turns::Turns;
+use crate::engine::turns::{Turn, Turns};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, NamespaceName, Seq};
 use crate::journal::committer::Committer;
@@ -26,6 +28,7 @@ use crate::memory::scope::Scopes;
 use crate::memory::servable::Generation;
 use crate::metrics::{Counter, Metrics, Stats};
 use crate::options::{Backpressure, LayerOptions, WritePolicy};
+use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Runtime, Ticker};
 use crate::seam::sync::thread::{self, JoinHandle};
 use crate::seam::sync::{Mutex, MutexGuard};
@@ -131,6 +134,8 @@ pub struct Layer {
     pub(crate) committer: Arc<Committer<Core>>,
     pub(crate) log: Option<Arc<Log>>,
     pub(crate) letters: Option<Arc<DeadLetters>>,
+    pub(crate) cursors: Option<Arc<Cursors>>,
+    pub(crate) changes: Option<Arc<ChangeSource>>,
     pub(crate) views: Arc<Views>,
     pub(crate) turns: Turns,
     /// The runtime of the flusher's thread: it drives the timers, so that callers need no runtime.
@@ -189,17 +194,31 @@ impl Layer {
     /// # Errors
     /// See [`ErrorKind`]; with [`ErrorKind::InDoubt`] the frame may still take effect.
     pub async fn write(&self, body: FrameBody, policy: WritePolicy, effects: Effects) -> Result<Seq> {
+        self.write_in_turn(body, policy, effects, None).await
+    }
+
+    /// As [`Layer::write`]; `turn` ends when the frame has ended, though its writer may be gone by then.
+    ///
+    /// # Errors
+    /// As [`Layer::write`].
+    pub(crate) async fn write_in_turn(
+        &self,
+        body: FrameBody,
+        policy: WritePolicy,
+        effects: Effects,
+        turn: Option<Turn>,
+    ) -> Result<Seq> {
         match policy {
             WritePolicy::Behind => {
                 if !self.has_journal() {
                     let context = "write-behind needs a journal, and this layer was opened without one";
                     return Err(Error::new(ErrorKind::Unsupported, context));
                 }
-                let answer = self.submit(body, Until::Committed, true, effects).await?;
+                let answer = self.submit(body, Until::Committed, true, effects, turn).await?;
                 answer.await.map_err(|_| unanswered())?
             }
             WritePolicy::Through | WritePolicy::Around => {
-                let answer = self.submit(body, Until::Applied, false, effects).await?;
+                let answer = self.submit(body, Until::Applied, false, effects, turn).await?;
                 match self.within(self.core.options.through_timeout, answer).await {
                     Some(answer) => answer.map_err(|_| unanswered())?,
                     None => {
@@ -220,6 +239,7 @@ impl Layer {
         until: Until,
         journaled: bool,
         effects: Effects,
+        turn: Option<Turn>,
     ) -> Result<oneshot::Receiver<Result<Seq>>> {
         self.core.check_writable(!journaled)?;
         let records = body.count();
@@ -232,10 +252,18 @@ impl Layer {
                 format!("a write of {records} records and {bytes} bytes is larger than the whole queue");
             return Err(Error::new(ErrorKind::TooLarge, context));
         }
+        let noticed = !journaled && self.core.options.changes && Safeguard::ThroughLeavesNotice.holds();
+        let notice = noticed.then(|| notices_of(&body)).transpose()?;
         self.enter(records, bytes, !journaled).await?;
         let (sender, answer) = oneshot::channel();
-        let ticket = Ticket { until, effects, answer: sender, records, bytes };
-        let submission = Submission { body, journaled, ticket };
+        let mut ticket = Ticket { until, effects, answer: sender, records, bytes, through: None, turn };
+        let submission = match notice {
+            None => Submission { body, journaled, ticket },
+            Some(notice) => {
+                ticket.through = Some(Box::new(body));
+                Submission { body: notice, journaled: true, ticket }
+            }
+        };
         match clock::may_block() {
             true => self.committer.submit_blocking(submission),
             false => self.committer.submit(submission),
@@ -288,7 +316,7 @@ impl Layer {
     }
 
     /// Waits for `future` so long; the timer is the layer's own.
-    async fn within<T>(&self, wait: Duration, future: impl Future<Output = T>) -> Option<T> {
+    pub async fn within<T>(&self, wait: Duration, future: impl Future<Output = T>) -> Option<T> {
         let timer = {
             let _entered = self.runtime.enter();
             clock::sleep(wait)
@@ -369,7 +397,7 @@ impl Layer {
         for key in keys {
             push(&mut frame, operation, true, key.as_bytes(), &[])?;
         }
-        let answer = self.submit(frame.finish(), Until::Applied, true, Effects::None).await?;
+        let answer = self.submit(frame.finish(), Until::Applied, true, Effects::None, None).await?;
         answer.await.map_err(|_| unanswered())?.map(drop)
     }
 
@@ -445,6 +473,9 @@ impl Layer {
         self.core.fail(HealthState::Closed, if runtime.is_err() { panicked } else { closed() });
         self.tasks.end();
         self.reads.let_go();
+        if let Some(cursors) = &self.cursors {
+            cursors.shutdown();
+        }
         if let Some(log) = &self.log {
             log.shutdown();
         }

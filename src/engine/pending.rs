@@ -58,6 +58,8 @@ pub(crate) struct QueuedFrame {
     pub(crate) bytes: u64,
     /// Where it is in the journal; `None` if it was written through.
     pub(crate) location: Option<Location>,
+    /// What lies behind it in the journal, or behind the notice of it; `None` if nothing of it is there.
+    pub(crate) journal_end: Option<Location>,
     content: Bytes,
     /// Whether its bytes count against the memory budget (not if it was read back from the journal).
     counted: bool,
@@ -67,13 +69,26 @@ impl QueuedFrame {
     /// A frame that was just committed.
     pub(crate) fn committed(first: Seq, body: &FrameBody, location: Option<Location>) -> QueuedFrame {
         let (count, bytes) = (body.count(), body.len_on_disk());
-        QueuedFrame { first, count, bytes, location, content: body.content(), counted: false }
+        let journal_end = location.map(|at| at.behind(bytes));
+        QueuedFrame { first, count, bytes, location, journal_end, content: body.content(), counted: false }
+    }
+
+    /// A frame that is written through and of which the journal holds a notice, there.
+    pub(crate) fn noticed(
+        first: Seq,
+        body: &FrameBody,
+        at: Option<Location>,
+        notice: &FrameBody,
+    ) -> QueuedFrame {
+        let journal_end = at.map(|at| at.behind(notice.len_on_disk()));
+        QueuedFrame { journal_end, ..QueuedFrame::committed(first, body, None) }
     }
 
     /// A frame that was read back from the journal.
     pub(crate) fn read(frame: &Frame) -> QueuedFrame {
-        let (count, bytes, location) = (frame.count, frame.len_on_disk(), Some(frame.location));
-        QueuedFrame { first: frame.first, count, bytes, location, content: frame.content(), counted: false }
+        let (first, count, bytes, content) = (frame.first, frame.count, frame.len_on_disk(), frame.content());
+        let (location, journal_end) = (Some(frame.location), Some(frame.location.behind(bytes)));
+        QueuedFrame { first, count, bytes, location, journal_end, content, counted: false }
     }
 
     pub(crate) fn last(&self) -> Seq {
@@ -414,7 +429,7 @@ impl Pending {
     fn index_records(&mut self, frame: &QueuedFrame, in_memory: bool) -> Result<()> {
         for (numbered, at) in frame.records().zip(0_u32..) {
             let (version, record) = numbered?;
-            if record.is_control() {
+            if !record.is_update() {
                 continue;
             }
             let place = match (record.stored(), frame.location) {

@@ -31,10 +31,13 @@ impl Ops {
         self.ops.push(Some(op));
     }
 
-    /// Adds a frame's updates.
+    /// Adds a frame's updates; a notice is none.
     pub(crate) fn push_frame(&mut self, frame: &QueuedFrame) -> Result<()> {
         for numbered in frame.records() {
             let (seq, record) = numbered?;
+            if !record.is_update() {
+                continue;
+            }
             let value = record.stored();
             self.push(Op { seq, key: record.key, value }, record.coalesce);
         }

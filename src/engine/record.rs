@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Key;
-use crate::journal::frame::FrameBuilder;
+use crate::journal::frame::{FrameBody, FrameBuilder};
 
 const HEADER_BYTES: usize = 4;
 /// Set where the cache wants every update of a key to reach the store, not only the last one of a batch.
@@ -23,6 +23,8 @@ pub(crate) enum Operation {
     Replay,
     /// Gives up the key's dead letters.
     Discard,
+    /// Says that the key is written through under this number; changes nothing.
+    Notice,
 }
 
 /// A decoded record; key and value are slices of the frame.
@@ -45,6 +47,11 @@ impl Record {
         matches!(self.operation, Operation::Replay | Operation::Discard)
     }
 
+    /// Whether this is an update of its key.
+    pub(crate) fn is_update(&self) -> bool {
+        matches!(self.operation, Operation::Put | Operation::Remove)
+    }
+
     /// Decodes what [`push`] wrote.
     pub(crate) fn parse(bytes: &Bytes) -> Result<Record> {
         let damaged = |what: &str| {
@@ -59,6 +66,7 @@ impl Record {
             2 => Operation::Remove,
             3 => Operation::Replay,
             4 => Operation::Discard,
+            5 => Operation::Notice,
             _ => return Err(damaged("has an unknown operation")),
         };
         if flags & !FLAG_KEEP_EVERY != 0 {
@@ -86,12 +94,23 @@ pub(crate) fn push(
         Operation::Remove => 2,
         Operation::Replay => 3,
         Operation::Discard => 4,
+        Operation::Notice => 5,
     };
     let length = u16::try_from(key.len())
         .map_err(|_| Error::new(ErrorKind::TooLarge, format!("a key of {} bytes", key.len())))?;
     let [low, high] = length.to_le_bytes();
     let flags = if coalesce { 0 } else { FLAG_KEEP_EVERY };
     frame.push(&[&[code, flags, low, high], key, value])
+}
+
+/// What the journal holds of a frame that is written through: a notice for each of its records.
+pub(crate) fn notices_of(body: &FrameBody) -> Result<FrameBody> {
+    let mut notices = FrameBuilder::new();
+    for bytes in body.records() {
+        let record = Record::parse(&bytes)?;
+        push(&mut notices, Operation::Notice, true, record.key.as_bytes(), &[])?;
+    }
+    Ok(notices.finish())
 }
 
 #[cfg(test)]

@@ -9,9 +9,13 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::disk::contract::Disk;
+use crate::engine::applied::Applied;
+use crate::engine::changes::ChangeSource;
 use crate::engine::core::Core;
+use crate::engine::cursors::Cursors;
 use crate::engine::dead_letters::DeadLetters;
-use crate::engine::flusher::{Flusher, Source};
+use crate::engine::flusher::Flusher;
+use crate::engine::hand::Source;
 use crate::engine::layer::{FlusherThread, Layer, Views};
 use crate::engine::pending::{PendingView, QueuedFrame};
 use crate::engine::reads::Reads;
@@ -20,6 +24,7 @@ use crate::engine::turns::Turns;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, JournalId, Seq};
 use crate::journal::committer::Committer;
+use crate::journal::frame::Location;
 use crate::journal::log::Log;
 use crate::journal::recovery::Opened;
 use crate::options::LayerOptions;
@@ -127,6 +132,14 @@ fn start(
 ) -> Result<Arc<Layer>> {
     let watermark = tenure.progress.applied;
     let pending = PendingView::new(options.pending_memory_bytes_max);
+    let cursors = match (&options.journal_dir, &journal) {
+        (Some(dir), Some(journal)) => {
+            let (disk, bytes_max) = (Arc::clone(&disk), options.changes_bytes_max);
+            let passed = tenure.progress.journaled;
+            Some(Arc::new(Cursors::open(disk, dir, journal.id, passed, bytes_max)?))
+        }
+        _ => None,
+    };
     let letters = match &options.journal_dir {
         Some(dir) => {
             let records_max = options.dead_letter_records_max;
@@ -136,13 +149,14 @@ fn start(
         }
         None => None,
     };
-    let mut last = watermark;
+    let (mut last, mut recovered, mut applied_end) = (watermark, Seq::ZERO, None);
     if let Some(journal) = &journal {
+        recovered = journal.last;
         last = match Safeguard::NumbersNeverReused.holds() {
             true => last.max(journal.last),
             false => journal.last,
         };
-        replay(&journal.log, &pending, tenure.progress)?;
+        applied_end = replay(&journal.log, &pending, tenure.progress)?.or(journal.log.end());
     }
     pending.lock().start_at(last);
     let durability = options.durability;
@@ -151,6 +165,7 @@ fn start(
     let journal = journal.map(|journal| (journal.log, journal.writer));
     let committer = Arc::new(Committer::start(journal, durability, last, Arc::clone(&core))?);
     let views = Arc::new(Views::default());
+    let applied = Arc::new(Applied::new(ticker.clone(), watermark, applied_end));
     let flusher = Flusher {
         core: Arc::clone(&core),
         store: Arc::clone(&store),
@@ -158,8 +173,10 @@ fn start(
         log: log.clone(),
         letters: letters.clone(),
         views: Arc::clone(&views),
+        cursors: cursors.clone(),
+        applied: Arc::clone(&applied),
         progress: tenure.progress,
-        source: Source::default(),
+        source: Source::new(recovered),
         refused: Cell::new(Seq::ZERO),
     };
     let (runtime, thread) = run_flusher(flusher)?;
@@ -170,6 +187,17 @@ fn start(
         letters: letters.clone(),
         runtime: runtime.clone(),
     });
+    let changes = match (&log, &cursors) {
+        (Some(log), Some(cursors)) => Some(Arc::new(ChangeSource {
+            core: Arc::clone(&core),
+            log: Arc::clone(log),
+            letters: letters.clone(),
+            cursors: Arc::clone(cursors),
+            applied,
+            runtime: runtime.clone(),
+        })),
+        _ => None,
+    };
     let (flusher, tasks) = (Mutex::new(Some(thread)), Tasks::new(runtime.clone()));
     let turns = Turns::default();
     Ok(Arc::new(Layer {
@@ -180,6 +208,8 @@ fn start(
         committer,
         log,
         letters,
+        cursors,
+        changes,
         views,
         turns,
         runtime,
@@ -187,17 +217,19 @@ fn start(
     }))
 }
 
-/// Takes what the store lacks from the journal: keys and places into memory, values stay on the disk.
-fn replay(log: &Arc<Log>, pending: &PendingView, progress: Progress) -> Result<()> {
+/// Takes what the store lacks from the journal: keys and places into memory, values stay on the disk. Returns where it
+/// begins, if there is any.
+fn replay(log: &Arc<Log>, pending: &PendingView, progress: Progress) -> Result<Option<Location>> {
     let mut reader = log.read_after(progress.applied);
-    let mut after = progress.applied;
+    let (mut after, mut begins) = (progress.applied, None);
     let mut pending = pending.lock();
     while let Some(frame) = reader.next_frame()? {
+        begins.get_or_insert(frame.location);
         let queued = QueuedFrame::read(&frame);
         pending.recover(&queued, after)?;
         after = queued.last();
     }
-    Ok(())
+    Ok(begins)
 }
 
 /// Starts the flusher on a thread and a runtime of its own. The runtime also drives the layer's timers.

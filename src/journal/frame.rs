@@ -30,6 +30,13 @@ pub struct Location {
     pub offset: u64,
 }
 
+impl Location {
+    /// What lies `bytes` behind it.
+    pub(crate) fn behind(self, bytes: u64) -> Location {
+        Location { offset: self.offset.saturating_add(bytes), ..self }
+    }
+}
+
 /// A frame's header, without meaning given to it yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FrameHeader {
@@ -219,6 +226,11 @@ impl FrameBuilder {
         // Every record takes four bytes at least, so the cap of a body also bounds their number.
         self.count += 1;
         Ok(())
+    }
+
+    /// How many records were added.
+    pub(crate) fn len(&self) -> u32 {
+        self.count
     }
 
     /// The finished body. Its checksum is computed here, on the caller's thread.

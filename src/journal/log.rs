@@ -17,7 +17,7 @@ use crate::ids::{JournalId, Seq};
 use crate::journal::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader, Location};
 use crate::journal::options::JournalOptions;
 use crate::journal::pool::Pool;
-use crate::journal::segment::{Segment, cannot, damage};
+use crate::journal::segment::{SEGMENT_HEADER_BYTES, Segment, cannot, damage};
 use crate::safeguard::Safeguard;
 use crate::seam::sync::atomic::{AtomicU64, Ordering};
 use crate::seam::sync::thread::JoinHandle;
@@ -105,6 +105,43 @@ impl Log {
             }
         }
         Ok(())
+    }
+
+    /// The highest number such that the segments which are behind it, and hold nothing after `up_to`, take no more than
+    /// `bytes_max`. The last segment does not count, since it always stays.
+    pub(crate) fn beyond_bytes(&self, up_to: Seq, bytes_max: u64) -> Seq {
+        let segments = self.segments();
+        let mut bytes = 0_u64;
+        for segment in segments.values().rev().skip(1).filter(|segment| segment.last() <= up_to) {
+            bytes = bytes.saturating_add(segment.bytes_on_disk());
+            if bytes > bytes_max {
+                return segment.last();
+            }
+        }
+        Seq::ZERO
+    }
+
+    /// Behind the last frame.
+    pub(crate) fn end(&self) -> Option<Location> {
+        let segments = self.segments();
+        let last = segments.last_key_value();
+        last.map(|(number, segment)| Location { segment: *number, offset: segment.end() })
+    }
+
+    /// How many bytes of frames lie before `to`, and from `from` on or, without that, from where the first segment
+    /// begins that holds something after `after`.
+    pub(crate) fn bytes_between(&self, after: Seq, from: Option<Location>, to: Location) -> u64 {
+        let segments = self.segments();
+        let begin =
+            |segment: &Segment| Location { segment: segment.header.number, offset: SEGMENT_HEADER_BYTES };
+        let first = || segments.values().find(|segment| segment.last() > after).map(|first| begin(first));
+        let Some(from) = from.or_else(first).filter(|from| from.segment <= to.segment) else { return 0 };
+        let bytes = segments.range(from.segment..=to.segment).map(|(number, segment)| {
+            let begin = if *number == from.segment { from.offset } else { SEGMENT_HEADER_BYTES };
+            let end = if *number == to.segment { to.offset } else { segment.end() };
+            end.saturating_sub(begin)
+        });
+        bytes.sum()
     }
 
     /// Reads one frame back, verified; nothing if its segment was trimmed meanwhile. Blocking.

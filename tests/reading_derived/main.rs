@@ -110,7 +110,7 @@ type Told = Arc<Mutex<Vec<(u32, Option<String>, Option<String>)>>>;
 /// When products/{id} changes, catalogue/{category} and page/home are stale.
 fn with_rule(builder: CacheBuilder<u32, Product>, told: &Told) -> Cache<u32, Product> {
     let told = Arc::clone(told);
-    let rule = move |change: &forebay::Change<'_, u32, Product>, stale: &mut forebay::Stale| {
+    let rule = move |change: &forebay::Replacement<'_, u32, Product>, stale: &mut forebay::Stale| {
         let category = |product: &Product| product.category.clone();
         told.lock().unwrap().push((*change.key, change.old.map(category), change.new.map(category)));
         change

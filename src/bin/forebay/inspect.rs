@@ -7,10 +7,10 @@ use std::time::SystemTime;
 
 use anyhow::Result;
 use comfy_table::Table;
-use forebay::Seq;
 use forebay::engine::inspect;
 use forebay::journal::survey::{Finding, SegmentSummary, Survey};
-use serde_json::{Value, json};
+use forebay::{ErrorKind, Seq};
+use serde_json::{Map, Value, json};
 
 use crate::common::{self, StoreUrl, Unit, Verdict};
 
@@ -54,6 +54,14 @@ pub(crate) fn run(dir: &Path, as_json: bool, store: Option<&StoreUrl>) -> Result
     let listed =
         letters.iter().filter(|one| one.resolved_at.is_none_or(|at| watermark.is_none_or(|w| at > w)));
     let letters = listed.count();
+    let cursors = match inspect::cursors(&common::disk(), dir) {
+        Err(error) if error.kind() == ErrorKind::Damaged => {
+            faults += 1;
+            notes.push(error.to_string());
+            Vec::new()
+        }
+        cursors => cursors?,
+    };
     let pending = watermark.map(|_| counted.values().map(|segment| segment.pending).sum::<u64>());
     let age = oldest_age_seconds(&survey, &counted, watermark);
     let mut out = common::out();
@@ -65,7 +73,11 @@ pub(crate) fn run(dir: &Path, as_json: bool, store: Option<&StoreUrl>) -> Result
             "segments": segments,
             "bytes": survey.segments().iter().map(|segment| segment.bytes).sum::<u64>(),
             "last": counted.values().filter_map(|segment| segment.last).max().map(|last| last.0),
-            "cursors": { "flusher": watermark.map(|watermark| watermark.0) },
+            "cursors": {
+                "flusher": watermark.map(|watermark| watermark.0),
+                "subscribers": cursors.iter().map(|one| (one.name.clone(), json!(one.acknowledged.0)))
+                    .collect::<Map<_, _>>(),
+            },
             "pending_records": pending,
             "oldest_age_seconds_at_least": age,
             "dead_letters": letters,
@@ -80,6 +92,9 @@ pub(crate) fn run(dir: &Path, as_json: bool, store: Option<&StoreUrl>) -> Result
                 writeln!(out, "flusher       at {watermark}: {pending} records are pending")?;
             }
             _ => writeln!(out, "flusher       not known: its cursor lies in the store (--store)")?,
+        }
+        for cursor in &cursors {
+            writeln!(out, "subscriber    {} at {}", cursor.name, cursor.acknowledged)?;
         }
         if let Some(age) = age {
             writeln!(out, "oldest        {age} s old at least")?;

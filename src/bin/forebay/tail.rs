@@ -52,6 +52,7 @@ fn print(out: &mut impl Write, frame: &Frame, after: Seq) -> Result<()> {
                     RecordKind::Remove => "remove",
                     RecordKind::Replay => "replay",
                     RecordKind::Discard => "discard",
+                    RecordKind::Notice => "notice",
                     _ => "other",
                 };
                 let (namespace, key) = common::shown(&record.key);

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
+use forebay::ErrorKind;
 use forebay::engine::inspect;
 use forebay::journal::survey::Finding;
 
@@ -48,6 +49,16 @@ pub(crate) fn run(dir: &Path, queue: bool) -> Result<Verdict> {
             writeln!(out, "{sentence}")?;
         }
         writeln!(out, "dead letters: {}", letters.len())?;
+        match inspect::cursors(&common::disk(), dir) {
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                faults += 1;
+                writeln!(out, "{error}")?;
+            }
+            cursors => match cursors?.len() {
+                0 => {}
+                count => writeln!(out, "subscribers of the change stream: {count}")?,
+            },
+        }
     }
     writeln!(out, "{}", if faults == 0 { "sound" } else { "DAMAGED" })?;
     out.flush()?;

@@ -231,9 +231,14 @@ fn a_journal_that_is_being_written_and_trimmed_is_never_damaged() {
         let (log, mut writer) = (opened.log, opened.writer);
         let mut looks = 0_u64;
         let mut records = 0;
+        let (looked, has_looked) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
-            let writing = scope.spawn(|| {
+            let writing = scope.spawn(move || {
                 for first in 1..=3000 {
+                    // On a busy machine everything might be written before the first look.
+                    if first == 1500 {
+                        has_looked.recv().unwrap();
+                    }
                     append(&mut writer, &[large(first, 300 + (first as usize * 37) % 900)]);
                     writer.sync().unwrap();
                     if first % 90 == 0 {
@@ -258,6 +263,9 @@ fn a_journal_that_is_being_written_and_trimmed_is_never_damaged() {
                     }
                 }
                 looks += 1;
+                if looks == 1 {
+                    looked.send(()).unwrap();
+                }
                 assert!(!ended || last == Some(Seq(3000)));
             }
         });

@@ -89,6 +89,8 @@ pub struct Setting {
     pub zero_fill: bool,
     pub recycle: bool,
     pub parks: bool,
+    /// Write-throughs leave notices in the journal.
+    pub changes: bool,
 }
 
 /// How the store behaves during a tenure.
@@ -216,6 +218,7 @@ impl Setting {
             zero_fill: false,
             recycle: true,
             parks: false,
+            changes: false,
         }
     }
 
@@ -235,6 +238,8 @@ impl Setting {
             zero_fill: draw.one_in(4),
             recycle: !draw.one_in(4),
             parks: draw.one_in(3),
+            // Drawn aside, so that a seed goes on as it did.
+            changes: draw.clone().one_in(3),
         }
     }
 }

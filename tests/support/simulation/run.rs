@@ -276,6 +276,7 @@ fn options(builder: Builder, setting: &Setting) -> Builder {
         .backpressure(setting.backpressure)
         .through_timeout(setting.through_timeout)
         .on_rejected(if setting.parks { OnRejected::Park } else { OnRejected::Halt })
+        .changes(setting.changes)
         .retry_backoff(Duration::from_millis(1), Duration::from_millis(20))
         .close_deadline(Duration::from_secs(1))
 }
