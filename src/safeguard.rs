@@ -110,7 +110,7 @@ safeguards! {
     JoinNoBrokenLoad,
     /// What a rule names is dropped again when the write has taken effect.
     DirectivesAgain,
-    /// A rule is told the value that the write replaces: writers of a key take turns.
+    /// Writers of a key take turns where one looks at what it replaces.
     WritersTakeTurns,
     /// A value of another schema version is not decoded as one of the cache's.
     SchemaIsCompared,

@@ -33,6 +33,7 @@ use forebay::journal::log::Log;
 use forebay::journal::sink::{Committed, Sink, Submission};
 use forebay::memory::freshness::Freshness;
 use forebay::memory::resident::{Bound, Brought, Own, Resident};
+use forebay::memory::scope::{ReadSet, Scopes, Ties};
 use forebay::memory::servable::Ask;
 
 use forebay::seam::simulated;
@@ -46,7 +47,7 @@ use shuttle::{Config, FailurePersistence, MaxSteps, Runner, thread};
 use simulation::order::Drawn;
 use tokio::sync::oneshot;
 
-const TESTS: u32 = 8;
+const TESTS: u32 = 9;
 const BUFFERED: Durability = Durability::Buffered { sync_interval: Duration::from_millis(10) };
 
 /// Runs `body` in one order after the other until the time is up, or in the one that `FOREBAY_SEED` says.
@@ -300,6 +301,47 @@ fn fault_shuttle_fences_against_fills() {
         memory.written(1, Some(3), Seq(3), Moment::default(), Own::default()).unwrap();
         loaders.into_iter().for_each(|loader| loader.join().unwrap());
         assert_eq!(seen(&memory), Some(3));
+    });
+}
+
+/// A value that hangs on a namespace, a group, a tag and another key is never seen from before a change of any of them.
+#[test]
+fn fault_shuttle_bulk_invalidations_against_fills() {
+    in_many_orders("bulk invalidations against fills", || {
+        let scopes: Arc<Scopes> = Arc::default();
+        let memory = || -> Arc<Resident<u32, u64>> {
+            let memory = Resident::new(Bound::Entries(10), Freshness::default(), Ticker::default()).unwrap();
+            Arc::new(memory.in_order_of(Arc::clone(&scopes)))
+        };
+        let (derived, other) = (memory(), memory());
+        let (group, tag) = (scopes.group("n", "group"), scopes.tag("tag"));
+        let source = Arc::new(Mutex::new(0_u64));
+        let loaders: Vec<_> = (0..2)
+            .map(|_| {
+                let (derived, other, source) =
+                    (Arc::clone(&derived), Arc::clone(&other), Arc::clone(&source));
+                thread::spawn(move || {
+                    let (start, mut read) = (derived.start(&1), ReadSet::default());
+                    read.add(other.fences(), other.start(&2).mark, None);
+                    let own = Own { ties: Ties::new(Some(group), vec![tag], read), ..Own::default() };
+                    let loaded = *source.lock().unwrap();
+                    let (value, version) = (Some(&loaded), Seq::ZERO);
+                    derived.fill(&1, &Brought { value, version, of_loader: true, own }, &start).unwrap();
+                })
+            })
+            .collect();
+        for change in 1..=4 {
+            *source.lock().unwrap() = change;
+            match change {
+                1 => derived.fences().change_namespace(scopes.advance()),
+                2 => scopes.invalidate(group),
+                3 => scopes.invalidate(tag),
+                _ => other.invalidate(&2).unwrap(),
+            }
+            assert!(seen(&derived).is_none_or(|value| value == change), "older than change {change}");
+        }
+        loaders.into_iter().for_each(|loader| loader.join().unwrap());
+        assert!(seen(&derived).is_none_or(|value| value == 4));
     });
 }
 

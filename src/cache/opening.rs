@@ -156,7 +156,10 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
     /// the key, the old value and the new one. It is dropped from memory before the write, and again when the write has
     /// taken effect. Not run by invalidations, which do not say what changed.
     ///
-    /// Writing a key that is not in memory costs a load then; keys are written one after the other.
+    /// Writing a key that is not in memory costs a load then. Writes of one key happen one after the other: one that
+    /// has waited for another for [`through_timeout`](crate::Builder::through_timeout) fails with
+    /// [`ErrorKind::Transient`]; if the rule panics or names what cannot be, with [`ErrorKind::RuleFailed`]. Nothing is
+    /// written in either case.
     ///
     /// ```
     /// # use forebay::{Cache, Forebay, MemoryStore};

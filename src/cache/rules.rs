@@ -116,10 +116,15 @@ impl<K: CacheKey, V: CacheValue> Derives for Changing<K, V> {
     }
 }
 
-/// Waits until nobody else writes these keys, and drops what their changes make stale; what is returned does so again
-/// when it is dropped, and holds the keys until then.
+/// Waits until nobody else writes these keys, as long as a write-through would, and drops what their changes make
+/// stale; what is returned does so again when it is dropped, and holds the keys until then.
 pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn Derives>]) -> Result<Aftermath> {
-    let turn = layer.turns.take(changes.iter().map(|change| change.stored())).await;
+    let (wait, keys) = (layer.options().through_timeout, changes.iter().map(|change| change.stored()));
+    let turn = layer.within(wait, layer.turns.take(keys)).await.ok_or_else(|| {
+        let context =
+            format!("another write of the key has been under way for {wait:?}; nothing was written");
+        Error::new(ErrorKind::Transient, context)
+    })?;
     let mut directives = Vec::new();
     for change in changes {
         directives.extend(change.directives(layer).await?);

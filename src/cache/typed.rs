@@ -300,11 +300,12 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// committer it happens, though nobody waits any more.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`], [`ErrorKind::Encode`], [`ErrorKind::QueueFull`], [`ErrorKind::DiskFull`]: not
-    /// written. [`ErrorKind::Rejected`], [`ErrorKind::Parked`], [`ErrorKind::Halted`] (write-through only): not
-    /// written. [`ErrorKind::InDoubt`], [`ErrorKind::Poisoned`]: it may or may not take effect.
-    /// [`ErrorKind::Fenced`], [`ErrorKind::Closed`]: the layer takes no more writes. [`ErrorKind::Unsupported`]: the
-    /// cache keeps versions, so values come by [`Cache::put_version`].
+    /// [`ErrorKind::TooLarge`], [`ErrorKind::Encode`], [`ErrorKind::QueueFull`], [`ErrorKind::DiskFull`]: not written.
+    /// [`ErrorKind::Rejected`], [`ErrorKind::Parked`], [`ErrorKind::Halted`] (write-through only), and, of a cache
+    /// with [rules](crate::CacheBuilder::on_change), theirs: not written. [`ErrorKind::InDoubt`],
+    /// [`ErrorKind::Poisoned`]: it may or may not take effect. [`ErrorKind::Fenced`], [`ErrorKind::Closed`]: the layer
+    /// takes no more writes. [`ErrorKind::Unsupported`]: the cache keeps versions, so values come by
+    /// [`Cache::put_version`].
     pub async fn put(&self, key: &K, value: V) -> Result<Receipt> {
         self.check_unversioned(PUT_VERSION)?;
         self.write(key, Some(value), &WriteOptions::new()).await

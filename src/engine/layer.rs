@@ -316,7 +316,7 @@ impl Layer {
     }
 
     /// Waits for `future` so long; the timer is the layer's own.
-    pub async fn within<T>(&self, wait: Duration, future: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn within<T>(&self, wait: Duration, future: impl Future<Output = T>) -> Option<T> {
         let timer = {
             let _entered = self.runtime.enter();
             clock::sleep(wait)

@@ -6,6 +6,8 @@ pub mod promises {}
 pub mod writing {}
 #[doc = include_str!("reading.md")]
 pub mod reading {}
+#[doc = include_str!("invalidation.md")]
+pub mod invalidation {}
 #[doc = include_str!("changes.md")]
 pub mod changes {}
 #[doc = include_str!("durability.md")]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::memory::freshness::Freshness;
 use crate::memory::resident::Own;
 use crate::memory::scope::{Scopes, Ties};
 use crate::memory::servable::Stamp;
@@ -18,10 +19,11 @@ pub(crate) struct Extra {
 
 impl Extra {
     /// One for an entry that is used at the moment when it comes, if the entry needs one.
-    pub(crate) fn of(own: Own, is_timed_by_use: bool, used: Moment) -> Option<Arc<Extra>> {
+    pub(crate) fn of(own: Own, freshness: &Freshness, used: Moment) -> Option<Arc<Extra>> {
         let Own { time_to_live, time_to_idle, ties } = &own;
         let has_own = time_to_live.is_some() || time_to_idle.is_some() || ties.is_some();
-        (has_own || is_timed_by_use).then(|| Arc::new(Extra { own, used: AtomicU64::new(used.nanos()) }))
+        (has_own || freshness.time_to_idle.is_some())
+            .then(|| Arc::new(Extra { own, used: AtomicU64::new(used.nanos()) }))
     }
 
     /// Notes a use.

@@ -137,6 +137,12 @@ impl<V> Entry<V> {
         }
     }
 
+    fn without_value(&self) -> Entry<()> {
+        let &Entry { version, generation, since, weight, took_us, cut, of_loader, .. } = self;
+        let (value, extra) = (self.value.as_ref().map(|_| ()), self.extra.clone());
+        Entry { value, version, generation, since, weight, took_us, cut, of_loader, extra }
+    }
+
     fn ties(&self) -> Option<Arc<Ties>> {
         self.extra.as_ref().and_then(|extra| extra.ties().cloned())
     }
@@ -312,9 +318,10 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     pub fn start(&self, key: &K) -> Start {
         // The time first: an age may come out too high, never too low.
         let since = self.ticker.now();
-        // And the generation: it may come out too old, never too young.
+        let mark = self.fences.mark(self.hasher.hash_one(key));
+        // After the mark: what lands at that mark must not be below the floor that the mark has seen.
         let generation = self.fences.scopes().now();
-        Start { mark: self.fences.mark(self.hasher.hash_one(key)), generation, since }
+        Start { mark, generation, since }
     }
 
     /// Takes a committed write that was handed over at `since`: `None` removes. Older loads of the key can no longer
@@ -332,7 +339,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     ) -> Result<(), MemoryFailed> {
         self.guarded(|| {
             let weight = value.as_ref().map_or(0, |value| self.weight(&key, value));
-            let extra = self.extra(own, since);
+            let extra = Extra::of(own, &self.freshness, since);
             let cut = self.cut();
             self.fences.change(self.hasher.hash_one(&key), || match value {
                 None => drop(self.entries.remove(&key)),
@@ -381,22 +388,23 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 took_us,
                 cut: self.cut(),
                 of_loader,
-                extra: self.extra(own.clone(), since),
+                extra: Extra::of(own.clone(), &self.freshness, since),
             };
             let keeps =
                 value.is_some() || own.time_to_live.or(self.freshness.negative_time_to_live).is_some();
-            let (key, lost, others) = (key.clone(), Cell::new(false), Cell::new(false));
+            let (key, lost) = (key.clone(), Cell::new(false));
             let kept = self.fences.fill(&start.mark, || {
-                self.entries.remove_if(&key, |there| {
-                    let later = there.since > start.since || there.version > version && version > Seq::ZERO;
-                    let current = self.is_current(there);
-                    lost.set(later && current);
-                    // That the store lacks a key says nothing about what a loader brought.
-                    others.set(value.is_none() && !of_loader && there.of_loader && current);
-                    !lost.get() && !others.get() && !keeps
-                });
-                if !lost.get() && !others.get() && keeps {
+                let there = self.glance(&key).filter(|there| self.is_current(there));
+                let later = |there: &Entry<()>| {
+                    there.since > start.since || there.version > version && version > Seq::ZERO
+                };
+                lost.set(there.as_ref().is_some_and(later));
+                // That the store lacks a key says nothing about what a loader brought.
+                let others = value.is_none() && !of_loader && there.is_some_and(|there| there.of_loader);
+                if !lost.get() && !others && keeps {
                     self.entries.insert(key, entry);
+                } else if !lost.get() && !others {
+                    drop(self.entries.remove(&key));
                 }
             });
             kept && !lost.get()
@@ -423,13 +431,12 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     pub fn invalidate_version(&self, key: &K, version: Seq) -> Result<bool, MemoryFailed> {
         self.guarded(|| {
             self.fences.change_if(self.hasher.hash_one(key), || {
-                let current = Cell::new(false);
-                self.entries.remove_if(key, |there| {
-                    let proven = self.is_current(there) && there.version > Seq::ZERO;
-                    current.set(proven && there.version >= version);
-                    !current.get()
-                });
-                !current.get()
+                let there = self.glance(key).filter(|there| self.is_current(there));
+                let proven = there.is_some_and(|there| there.version > Seq::ZERO && there.version >= version);
+                if !proven {
+                    drop(self.entries.remove(key));
+                }
+                !proven
             })
         })
     }
@@ -449,17 +456,24 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         self.entries.len()
     }
 
+    /// What there is of a key, without the value. To be called under its fence, so that nobody changes it meanwhile;
+    /// whether it is servable is asked afterwards, not under the engine's own lock.
+    fn glance(&self, key: &K) -> Option<Entry<()>> {
+        let seen = Cell::new(None);
+        self.entries.remove_if(key, |there| {
+            seen.set(Some(there.without_value()));
+            false
+        });
+        seen.into_inner()
+    }
+
     /// Whether nothing has invalidated an entry.
-    fn is_current(&self, entry: &Entry<V>) -> bool {
+    fn is_current(&self, entry: &Entry<()>) -> bool {
         invalidated(&entry.stamp(self.fences.scopes()), &self.rules()).is_none()
     }
 
     fn weight(&self, key: &K, value: &V) -> u32 {
         self.weigh.as_ref().map_or(1, |weigh| weigh(key, value).max(1))
-    }
-
-    fn extra(&self, own: Own, used: Moment) -> Option<Arc<Extra>> {
-        Extra::of(own, self.freshness.time_to_idle.is_some(), used)
     }
 
     /// A new entry's share of jitter.

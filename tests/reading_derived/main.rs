@@ -295,6 +295,24 @@ async fn line_8_a_rule_is_told_exactly_the_value_that_the_write_replaces() {
     assert!(one.unwrap() != other.unwrap(), "nobody waits in a circle");
 }
 
+/// A write whose outcome nobody knows holds up later ones of its key for no longer than it was waited for itself.
+#[tokio::test]
+async fn line_8_a_writer_whose_turn_does_not_come_is_told() {
+    let layer = Layer::new();
+    let hand = Hand::stalled(&layer.store);
+    let wait = std::time::Duration::from_millis(1);
+    let bay = layer.builder_on(hand.clone()).through_timeout(wait).open().await.unwrap();
+    let products = with_rule(bay.cache("products"), &Told::default());
+    let through = products.put_with(&1, of("toys"), WritePolicy::Through).await;
+    assert_eq!(through.unwrap_err().kind(), ErrorKind::InDoubt);
+    let behind = products.put(&1, of("tools")).await.unwrap_err();
+    assert_eq!(behind.kind(), ErrorKind::Transient, "{behind}");
+    hand.release();
+    bay.flush().await.unwrap();
+    assert_eq!(products.get(&1).await.unwrap(), Some(of("toys")));
+    products.put(&1, of("tools")).await.unwrap();
+}
+
 #[tokio::test]
 async fn line_8_a_rule_that_fails_stops_the_write_before_it_begins() {
     let layer = Layer::new();
