@@ -49,6 +49,8 @@ enum Call {
     Put,
     Remove,
     GetHit,
+    /// The same of quick_cache alone, for comparison.
+    GetHitBare,
     GetPending,
     GetAbsent,
 }
@@ -139,8 +141,18 @@ fn make_calls(call: Call) -> Result<()> {
     if matches!(call, Call::GetPending) {
         (0..KEYS).for_each(|key| cache.evict(&key));
     }
+    if matches!(call, Call::GetHitBare) {
+        let bare = quick_cache::sync::Cache::new(100_000);
+        (0..KEYS).for_each(|key| bare.insert(key, vec![1; VALUE_BYTES]));
+        return runtime.block_on(async { Ok(bare_counted_calls(&bare)) });
+    }
     counted_calls(&runtime, &cache, call)?;
     Ok(())
+}
+
+#[inline(never)]
+fn bare_counted_calls(bare: &quick_cache::sync::Cache<u64, Vec<u8>>) {
+    (0..CALLS).for_each(|number| drop(black_box(bare.get(&(number % KEYS)))));
 }
 
 /// What callgrind looks out for.
@@ -156,7 +168,7 @@ fn calls(runtime: &Runtime, cache: &Cache<u64, Vec<u8>>, call: Call) -> Result<(
             match call {
                 Call::Put => drop(black_box(cache.put(&key, vec![1; VALUE_BYTES]).await?)),
                 Call::Remove => drop(black_box(cache.remove(&key).await?)),
-                Call::GetHit => drop(black_box(cache.get(&key).await?)),
+                Call::GetHit | Call::GetHitBare => drop(black_box(cache.get(&key).await?)),
                 Call::GetPending => {
                     drop(black_box(cache.get(&key).await?));
                     cache.evict(&key);

@@ -8,15 +8,15 @@ use std::time::Duration;
 use crate::cache::batch::Batch;
 use crate::cache::codec::{TAG_BYTES_MAX, check_name};
 use crate::cache::opening::CacheBuilder;
-use crate::cache::typed::Receipt;
+use crate::cache::receipt::Receipt;
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::disk::contract::Disk;
 use crate::disk::os::OsDisk;
 use crate::engine::change::{ChangesFrom, CursorStatus};
 use crate::engine::changes::{BlockingChangeStream, ChangeStream};
-use crate::engine::dead_letters::DeadLetter;
 use crate::engine::health::{Closed, Health};
 use crate::engine::layer::Layer;
+use crate::engine::letter_list::DeadLetterList;
 use crate::engine::recovery;
 use crate::error::Result;
 use crate::ids::{Key, NamespaceName, Seq};
@@ -247,47 +247,13 @@ impl Forebay {
     /// The dead-letter list.
     #[must_use]
     pub fn dead_letters(&self) -> DeadLetterList {
-        DeadLetterList { layer: Arc::clone(&self.layer) }
+        DeadLetterList::new(Arc::clone(&self.layer))
     }
 
     /// The same calls without a runtime.
     #[must_use]
     pub fn blocking(&self) -> BlockingForebay {
         BlockingForebay { bay: self.clone() }
-    }
-}
-
-/// The records that the store rejected, and later ones of their keys ([`OnRejected::Park`]).
-#[derive(Clone)]
-pub struct DeadLetterList {
-    layer: Arc<Layer>,
-}
-
-impl DeadLetterList {
-    /// The records, oldest first.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) without a journal.
-    pub fn list(&self) -> Result<Vec<DeadLetter>> {
-        self.layer.dead_letters()
-    }
-
-    /// Sends the records of these keys, and of keys that share a batch with them, to the store again, in their
-    /// order and in one apply; afterwards the keys are as any other. Keys without dead letters are ignored.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Rejected`](crate::ErrorKind::Rejected) if the store still refuses; they stay in the list.
-    pub async fn replay(&self, keys: &[Key]) -> Result<()> {
-        self.layer.settle_dead_letters(keys, false).await
-    }
-
-    /// Gives up the records of these keys, and of keys that share a batch with them. The store's values count
-    /// again. This is the one way to lose an acknowledged write, and it is the caller's.
-    ///
-    /// # Errors
-    /// As [`Forebay::wait_applied`].
-    pub async fn discard(&self, keys: &[Key]) -> Result<()> {
-        self.layer.settle_dead_letters(keys, true).await
     }
 }
 

@@ -25,7 +25,7 @@ pub mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
-pub use crate::builder::{BlockingForebay, Builder, DeadLetterList, Forebay};
+pub use crate::builder::{BlockingForebay, Builder, Forebay};
 pub use crate::cache::batch::Batch;
 pub use crate::cache::blocking::BlockingCache;
 #[cfg(feature = "postcard")]
@@ -35,13 +35,15 @@ pub use crate::cache::derive::{BlockingLoadContext, LoadContext};
 pub use crate::cache::entry::{Entry, Loaded, MetBound, ReadOptions, Source, WriteOptions};
 pub use crate::cache::group::{BlockingGroup, Group};
 pub use crate::cache::opening::CacheBuilder;
+pub use crate::cache::receipt::Receipt;
 pub use crate::cache::rules::{Replacement, Stale};
-pub use crate::cache::typed::{Cache, Receipt};
+pub use crate::cache::typed::Cache;
 pub use crate::cache::versions::{VersionPlace, VersionReceipt};
 pub use crate::engine::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
 pub use crate::engine::changes::{BlockingChangeStream, ChangeStream};
 pub use crate::engine::dead_letters::DeadLetter;
 pub use crate::engine::health::{Closed, Health, HealthState};
+pub use crate::engine::letter_list::DeadLetterList;
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::ids::{Epoch, JournalId, Key, NamespaceName, Seq};
 pub use crate::journal::options::{Durability, JournalOptions};

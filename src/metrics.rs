@@ -2,7 +2,8 @@
 //!
 //! Counters only grow. Reading them takes no lock, so a snapshot may be off by what happened meanwhile.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -21,38 +22,90 @@ impl Counter {
     }
 }
 
-/// A [`Counter`] that many threads add to at once: each mostly to a cell of its own.
+/// A [`Counter`] that many threads add to at once: each to a cell of its own, which costs no atomic addition, for as
+/// long as there are cells.
 #[derive(Debug, Default)]
-pub struct StripedCounter([Cell; STRIPES]);
+pub struct StripedCounter {
+    /// Each is written by one thread only.
+    owned: [Line; OWNED],
+    /// All other threads'.
+    shared: Line,
+}
 
-const STRIPES: usize = 16;
+/// How many threads at a time have cells of their own; fewer than the bits of [`TAKEN`].
+const OWNED: usize = 31;
 
 /// On a cache line of its own, with its neighbour that is fetched along.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Cell(AtomicU64);
+struct Line(AtomicU64);
 
-static THREADS: AtomicUsize = AtomicUsize::new(0);
+/// Which cells have a thread, by bits; a cell's number is the same in all counters.
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+
+/// No cell has this number: the thread has not asked for one yet.
+const UNASKED: usize = usize::MAX;
 
 thread_local! {
-    static STRIPE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES;
+    /// The number of this thread's cell, or one that no cell has. Without a destructor, so that it costs nothing to
+    /// look at.
+    static OWN: Cell<usize> = const { Cell::new(UNASKED) };
+    static TENURE: Tenure = Tenure::begin();
+}
+
+/// A thread's right to its cells; it ends with the thread.
+struct Tenure {
+    number: usize,
+}
+
+impl Tenure {
+    fn begin() -> Tenure {
+        let lowest_free = |taken: u64| {
+            let number = taken.trailing_ones();
+            (number < OWNED as u32).then(|| taken | 1 << number)
+        };
+        // What the thread before counted is seen by this one: it released what this acquires.
+        let before = TAKEN.fetch_update(Ordering::AcqRel, Ordering::Acquire, lowest_free);
+        let number = before.map_or(OWNED, |taken| taken.trailing_ones() as usize);
+        OWN.set(number);
+        Tenure { number }
+    }
+}
+
+impl Drop for Tenure {
+    fn drop(&mut self) {
+        // What else counts while the thread ends, counts with all others.
+        OWN.set(OWNED);
+        if self.number < OWNED {
+            TAKEN.fetch_and(!(1 << self.number), Ordering::Release);
+        }
+    }
 }
 
 impl StripedCounter {
     /// Adds one.
     #[inline]
     pub fn increment(&self) {
-        // While a thread ends it may have no stripe any more.
-        let stripe = STRIPE.try_with(|stripe| *stripe).unwrap_or(0);
-        if let Some(Cell(cell)) = self.0.get(stripe) {
-            cell.fetch_add(1, Ordering::Relaxed);
+        match self.owned.get(OWN.get()) {
+            // No other thread's addition can come between the two.
+            Some(Line(own)) => own.store(own.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed),
+            None => self.increment_elsewhere(),
         }
+    }
+
+    #[cold]
+    fn increment_elsewhere(&self) {
+        // A thread that is ending gets no cell any more.
+        if OWN.get() == UNASKED && TENURE.try_with(|_| ()).is_ok() {
+            return self.increment();
+        }
+        self.shared.0.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What has been added so far.
     #[must_use]
     pub fn value(&self) -> u64 {
-        self.0.iter().map(|Cell(cell)| cell.load(Ordering::Relaxed)).sum()
+        self.owned.iter().chain([&self.shared]).map(|Line(line)| line.load(Ordering::Relaxed)).sum()
     }
 }
 
@@ -178,4 +231,30 @@ stats! {
     journal_reads,
     /// Writes refused because the queue was full.
     writes_refused_full,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+    use std::thread;
+
+    /// Two threads that wrote one cell would lose each other's additions.
+    #[test]
+    fn no_addition_is_lost_while_more_threads_come_and_go_than_there_are_cells() {
+        const THREADS: u64 = 2 * OWNED as u64;
+        let counter = StripedCounter::default();
+        for _ in 0..3 {
+            let together = Barrier::new(THREADS as usize);
+            thread::scope(|scope| {
+                for _ in 0..THREADS {
+                    scope.spawn(|| {
+                        together.wait();
+                        (0..10_000).for_each(|_| counter.increment());
+                    });
+                }
+            });
+        }
+        assert_eq!(counter.value(), 3 * THREADS * 10_000);
+    }
 }

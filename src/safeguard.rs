@@ -147,15 +147,20 @@ impl Safeguard {
 
     /// Whether it holds.
     #[cfg(feature = "mutation")]
+    #[inline]
     pub(crate) fn holds(self) -> bool {
-        use std::sync::LazyLock;
-
-        static MISSING: LazyLock<Option<Safeguard>> = LazyLock::new(|| {
-            let name = std::env::var(WITHOUT).ok()?;
-            let found = Safeguard::ALL.iter().find(|(_, known, _)| *known == name);
-            // An unknown name must not pass for a safeguard that nobody misses.
-            Some(found.expect("FOREBAY_WITHOUT names a safeguard").0)
-        });
-        *MISSING != Some(self)
+        *MISSING.get_or_init(missing) != Some(self)
     }
+}
+
+#[cfg(feature = "mutation")]
+static MISSING: std::sync::OnceLock<Option<Safeguard>> = std::sync::OnceLock::new();
+
+#[cfg(feature = "mutation")]
+#[cold]
+fn missing() -> Option<Safeguard> {
+    let name = std::env::var(WITHOUT).ok()?;
+    let found = Safeguard::ALL.iter().find(|(_, known, _)| *known == name);
+    // An unknown name must not pass for a safeguard that nobody misses.
+    Some(found.expect("FOREBAY_WITHOUT names a safeguard").0)
 }

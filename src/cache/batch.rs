@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::cache::receipt::Receipt;
 use crate::cache::rules::{self, Derives};
-use crate::cache::typed::{Cache, Receipt};
+use crate::cache::typed::Cache;
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::engine::commit::{Effect, Effects};
 use crate::engine::layer::Layer;

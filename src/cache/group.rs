@@ -6,7 +6,8 @@
 use std::fmt;
 
 use crate::cache::blocking::BlockingCache;
-use crate::cache::typed::{Cache, Receipt};
+use crate::cache::receipt::Receipt;
+use crate::cache::typed::Cache;
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::error::Result;
 use crate::ids::Seq;

@@ -20,7 +20,7 @@ use crate::engine::reads::{Answer, Reads};
 use crate::engine::throttle::is_failing_source;
 use crate::error::{Error, Result};
 use crate::ids::{Key, Seq};
-use crate::memory::resident::{Brought, Held, Own, Start};
+use crate::memory::resident::{Brought, Held, Own, Start, Unjudged};
 use crate::memory::scope::{ReadSet, Ties};
 use crate::memory::servable::{Ask, Excuse, Generation, MissReason, Situation};
 use crate::safeguard::Safeguard;
@@ -52,7 +52,19 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     #[inline]
     pub(crate) fn hit(self: &Arc<Self>, layer: &Layer, key: &K) -> Option<Option<V>> {
         layer.catch_up();
-        match self.resident.look(key, &Ask::default()) {
+        match self.resident.glance(key) {
+            Ok(value) => {
+                self.metrics.memory_hits.increment();
+                Some(value)
+            }
+            Err(found) => self.hit_if_judged(layer, key, found),
+        }
+    }
+
+    /// Out of line, so that a hit stays small.
+    #[cold]
+    fn hit_if_judged(self: &Arc<Self>, layer: &Layer, key: &K, found: Unjudged<V>) -> Option<Option<V>> {
+        match self.resident.judge(found, &Ask::default()) {
             Ok(held) => {
                 self.count_hit(held.excuse);
                 if held.reload {

@@ -10,8 +10,10 @@ use crate::cache::blocking::BlockingCache;
 use crate::cache::codec::{check_name, check_tags};
 use crate::cache::derive::LoadContext;
 use crate::cache::entry::{Entry, Loaded, ReadOptions, WriteOptions};
+use crate::cache::get::Get;
 use crate::cache::group::Group;
 use crate::cache::opening::{LIFE_MAX, LIFE_MIN};
+use crate::cache::receipt::Receipt;
 use crate::cache::rules::{self, Changing, Derives};
 use crate::cache::source::{LoadError, deriver, loader, many_loader};
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
@@ -22,30 +24,11 @@ use crate::engine::turns::Turn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
 use crate::journal::frame::FrameBuilder;
-use crate::memory::servable::Ask;
 use crate::metrics::CacheStats;
 use crate::options::{WritePolicy, within_time};
 use crate::safeguard::Safeguard;
 
 const PUT_VERSION: &str = "a value comes with its version, by put_version";
-
-/// The proof of an acknowledged write: its place in the layer's order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Receipt {
-    seq: Seq,
-}
-
-impl Receipt {
-    pub(crate) fn new(seq: Seq) -> Receipt {
-        Receipt { seq }
-    }
-
-    /// The write's sequence number; of an atomic batch, its last record's.
-    #[must_use]
-    pub fn seq(&self) -> Seq {
-        self.seq
-    }
-}
 
 /// A typed view of one namespace of a layer. Cheap to clone; all handles of a namespace share its memory.
 pub struct Cache<K, V> {
@@ -76,16 +59,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// [`ErrorKind::Decode`] if what is stored is not a `V`; [`ErrorKind::InDoubt`] if the layer failed while a
     /// write-through of this key was under way; [`ErrorKind::LoadFailed`] if the load panicked;
     /// [`ErrorKind::Closed`].
-    pub async fn get(&self, key: &K) -> Result<Option<V>> {
-        match self.view.hit(&self.layer, key) {
-            Some(value) => Ok(value),
-            None => {
-                // On the heap, so that the future of a hit stays small.
-                let ask = Ask::default();
-                let beyond = self.view.read_beyond(&self.layer, key, &ask, None, None);
-                Box::pin(beyond).await.map(|entry| entry.value)
-            }
-        }
+    pub fn get<'a>(&'a self, key: &'a K) -> impl Future<Output = Result<Option<V>>> + Send + 'a {
+        Get::new(self, key)
     }
 
     /// As [`Cache::get`], with a bound of its own on how stale the value may be.

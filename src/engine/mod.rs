@@ -14,6 +14,7 @@ pub(crate) mod hand;
 pub mod health;
 pub mod inspect;
 pub mod layer;
+pub mod letter_list;
 pub mod loader;
 pub(crate) mod parking;
 pub(crate) mod pending;

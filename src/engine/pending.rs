@@ -186,7 +186,15 @@ impl PendingView {
     }
 
     /// Makes memory show everything that is committed.
+    #[inline]
     pub(crate) fn catch_up(&self) {
+        if self.unseen.load(Ordering::SeqCst) > 0 {
+            self.take_in_some();
+        }
+    }
+
+    #[cold]
+    fn take_in_some(&self) {
         // Some at a time, so that readers are not kept out for longer than some microseconds.
         while self.unseen.load(Ordering::SeqCst) > 0
             && self.take_in(&mut lock(&self.state), TAKEN_IN_AT_ONCE) > 0

@@ -110,6 +110,9 @@ pub struct Brought<'a, V> {
     pub own: Own,
 }
 
+/// What is in memory of a key, before anybody knows whether it may be served.
+pub struct Unjudged<V>(Option<Entry<V>>);
+
 #[derive(Clone)]
 struct ByEntry;
 
@@ -222,16 +225,45 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         &self.ticker
     }
 
+    /// The value of a key for a reader who asks for nothing in particular, if no time limits it; else what there is, to
+    /// be judged by [`Resident::judge`]. Counts as a use.
+    ///
+    /// # Errors
+    /// What is to be judged.
+    #[inline]
+    pub fn glance(&self, key: &K) -> Result<Option<V>, Unjudged<V>> {
+        match self.entries.get(key) {
+            // An entry with times of its own is left to the judge, so that the compiler knows of all others that they
+            // have none.
+            Some(entry) if entry.extra.is_none() && self.is_served_untimed(&entry) => Ok(entry.value),
+            found => Err(Unjudged(found)),
+        }
+    }
+
+    #[inline]
+    fn is_served_untimed(&self, entry: &Entry<V>) -> bool {
+        let (stamp, rules, ask) = (entry.stamp(self.fences.scopes()), self.rules(), Ask::default());
+        !is_timed(&stamp, &rules, &ask)
+            && !matches!(servable(&stamp, &rules, stamp.since, &ask), Servable::Miss(_))
+    }
+
     /// What is in memory of a key and may be served to this reader. Counts as a use.
     ///
     /// # Errors
     /// Why it may not.
-    #[inline]
     pub fn look(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
-        let Some(entry) = self.entries.get(key) else { return Err(MissReason::Absent) };
+        self.judge(Unjudged(self.entries.get(key)), ask)
+    }
+
+    /// What was found, if it may be served to this reader. The clock is read if it matters.
+    ///
+    /// # Errors
+    /// Why it may not be served.
+    pub fn judge(&self, found: Unjudged<V>, ask: &Ask) -> Result<Held<V>, MissReason> {
+        let Unjudged(Some(entry)) = found else { return Err(MissReason::Absent) };
         let (stamp, rules) = (entry.stamp(self.fences.scopes()), self.rules());
         if is_timed(&stamp, &rules, ask) {
-            return self.judged(entry, &stamp, &rules, ask);
+            return self.judged(entry, ask);
         }
         match servable(&stamp, &rules, stamp.since, ask) {
             Servable::Miss(reason) => Err(reason),
@@ -253,17 +285,12 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// Why it may not be served.
     pub fn look_closely(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
         let Some(entry) = self.entries.get(key) else { return Err(MissReason::Absent) };
-        let stamp = entry.stamp(self.fences.scopes());
-        self.judged(entry, &stamp, &self.rules(), ask)
+        self.judged(entry, ask)
     }
 
-    fn judged(
-        &self,
-        entry: Entry<V>,
-        stamp: &Stamp,
-        rules: &Rules<'_>,
-        ask: &Ask,
-    ) -> Result<Held<V>, MissReason> {
+    /// With the clock.
+    fn judged(&self, entry: Entry<V>, ask: &Ask) -> Result<Held<V>, MissReason> {
+        let (stamp, rules) = (&entry.stamp(self.fences.scopes()), &self.rules());
         let now = self.ticker.now();
         let (age, excuse, reload) = match servable(stamp, rules, now, ask) {
             Servable::Fresh { age, left } => (age, None, left.is_some_and(|left| self.is_due(&entry, left))),
@@ -295,6 +322,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         }
     }
 
+    #[inline]
     fn rules(&self) -> Rules<'_> {
         Rules {
             floor: self.fences.floor(),
@@ -394,7 +422,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 value.is_some() || own.time_to_live.or(self.freshness.negative_time_to_live).is_some();
             let (key, lost) = (key.clone(), Cell::new(false));
             let kept = self.fences.fill(&start.mark, || {
-                let there = self.glance(&key).filter(|there| self.is_current(there));
+                let there = self.outline(&key).filter(|there| self.is_current(there));
                 let later = |there: &Entry<()>| {
                     there.since > start.since || there.version > version && version > Seq::ZERO
                 };
@@ -431,7 +459,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     pub fn invalidate_version(&self, key: &K, version: Seq) -> Result<bool, MemoryFailed> {
         self.guarded(|| {
             self.fences.change_if(self.hasher.hash_one(key), || {
-                let there = self.glance(key).filter(|there| self.is_current(there));
+                let there = self.outline(key).filter(|there| self.is_current(there));
                 let proven = there.is_some_and(|there| there.version > Seq::ZERO && there.version >= version);
                 if !proven {
                     drop(self.entries.remove(key));
@@ -458,7 +486,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 
     /// What there is of a key, without the value. To be called under its fence, so that nobody changes it meanwhile;
     /// whether it is servable is asked afterwards, not under the engine's own lock.
-    fn glance(&self, key: &K) -> Option<Entry<()>> {
+    fn outline(&self, key: &K) -> Option<Entry<()>> {
         let seen = Cell::new(None);
         self.entries.remove_if(key, |there| {
             seen.set(Some(there.without_value()));

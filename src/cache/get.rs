@@ -1,0 +1,52 @@
+//! A plain read as a future: what memory has is returned without anything made for the rest.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use crate::cache::typed::Cache;
+use crate::cache::view::{CacheKey, CacheValue};
+use crate::error::Result;
+use crate::memory::servable::Ask;
+use crate::store::contract::BoxFuture;
+
+/// A read. By hand, because what an `async` block returns at once is moved through the block's own memory, and that is a
+/// good part of what a hit costs.
+pub(crate) struct Get<'a, K, V> {
+    cache: &'a Cache<K, V>,
+    key: &'a K,
+    /// What is beyond memory; on the heap, so that the future of a hit stays small.
+    beyond: Option<BoxFuture<'a, Result<Option<V>>>>,
+}
+
+impl<K: CacheKey, V: CacheValue> Future for Get<'_, K, V> {
+    type Output = Result<Option<V>>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.beyond.is_none()
+            && let Some(value) = self.cache.view.hit(&self.cache.layer, self.key)
+        {
+            return Poll::Ready(Ok(value));
+        }
+        self.poll_beyond(context)
+    }
+}
+
+impl<'a, K: CacheKey, V: CacheValue> Get<'a, K, V> {
+    pub(crate) fn new(cache: &'a Cache<K, V>, key: &'a K) -> Get<'a, K, V> {
+        Get { cache, key, beyond: None }
+    }
+
+    #[cold]
+    fn poll_beyond(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<V>>> {
+        let (cache, key) = (self.cache, self.key);
+        let beyond = self.beyond.get_or_insert_with(|| {
+            Box::pin(async move {
+                let ask = Ask::default();
+                cache.view.read_beyond(&cache.layer, key, &ask, None, None).await.map(|entry| entry.value)
+            })
+        });
+        beyond.as_mut().poll(context)
+    }
+}
