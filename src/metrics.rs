@@ -2,8 +2,13 @@
 //!
 //! Counters only grow. Reading them takes no lock, so a snapshot may be off by what happened meanwhile.
 
+pub mod ages;
+
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::metrics::ages::{AgeSummary, StaleAges};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -109,9 +114,63 @@ impl StripedCounter {
     }
 }
 
+/// The entries that left memory.
+#[derive(Debug, Default)]
+pub struct EvictionMetrics {
+    /// To make room for others.
+    pub room: Counter,
+    /// By a call of `evict`.
+    pub called: Counter,
+    /// By an invalidation of their key, or a write around memory.
+    pub invalidated: Counter,
+    /// Because the key was removed, or its load found no value.
+    pub removed: Counter,
+}
+
+/// How many entries left a cache's memory, by cause. What `invalidate_all` hides leaves later, for room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EvictionStats {
+    /// To make room for others.
+    pub room: u64,
+    /// By a call of `evict`.
+    pub called: u64,
+    /// By an invalidation of their key, or a write around memory.
+    pub invalidated: u64,
+    /// Because the key was removed, or its load found no value.
+    pub removed: u64,
+}
+
+impl EvictionMetrics {
+    /// What has been counted so far.
+    #[must_use]
+    pub fn value(&self) -> EvictionStats {
+        EvictionStats {
+            room: self.room.value(),
+            called: self.called.value(),
+            invalidated: self.invalidated.value(),
+            removed: self.removed.value(),
+        }
+    }
+}
+
+/// How much waits for the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueStats {
+    /// Records.
+    pub records: u64,
+    /// Their bytes in the journal.
+    pub bytes: u64,
+    /// How long ago the oldest of them was committed, or recovered by this opening: never too low, and too high by no
+    /// more than a 32nd of the time in which the queue was filled.
+    pub oldest_age: Duration,
+}
+
 macro_rules! stats {
     (
-        $(#[$live_doc:meta])* $live:ident { $($(#[$more_doc:meta])* $more:ident: $kind:ty,)* }
+        $(#[$live_doc:meta])* $live:ident { $($(#[$more_doc:meta])* $more:ident: $kind:ty => $value:ty,)* }
+        { $($(#[$other_doc:meta])* $other:ident: $other_value:ty,)* }
         $(#[$still_doc:meta])* $still:ident
         $($(#[$doc:meta])* $name:ident,)*
     ) => {
@@ -122,13 +181,21 @@ macro_rules! stats {
         $(#[$still_doc])*
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
-        pub struct $still { $($(#[$more_doc])* pub $more: u64,)* $($(#[$doc])* pub $name: u64,)* }
+        pub struct $still {
+            $($(#[$more_doc])* pub $more: $value,)*
+            $($(#[$other_doc])* pub $other: $other_value,)*
+            $($(#[$doc])* pub $name: u64,)*
+        }
 
         impl $live {
-            /// A snapshot.
+            /// A snapshot, without what is counted elsewhere.
             #[must_use]
             pub fn snapshot(&self) -> $still {
-                $still { $($more: self.$more.value(),)* $($name: self.$name.value(),)* }
+                $still {
+                    $($more: self.$more.value(),)*
+                    $($other: <$other_value>::default(),)*
+                    $($name: self.$name.value(),)*
+                }
             }
         }
     };
@@ -138,7 +205,17 @@ stats! {
     /// The live counters of a cache.
     CacheMetrics {
         /// Reads answered from memory, with a value or with the knowledge that there is none.
-        memory_hits: StripedCounter,
+        memory_hits: StripedCounter => u64,
+        /// How old the values were that were served past their time to live, for whatever reason.
+        stale_ages: StaleAges => AgeSummary,
+    }
+    {
+        /// What left memory, by cause. An entry that was merely replaced did not.
+        evictions: EvictionStats,
+        /// Loads that found the source as the copy in memory had it.
+        reloads_unchanged: u64,
+        /// Loads that found the source changed: the copy in memory had become stale.
+        reloads_changed: u64,
     }
     /// The counters of a cache at one moment; all count from when the cache was first opened, and count reads.
     CacheStats
@@ -193,6 +270,10 @@ stats! {
 stats! {
     /// The live counters of a layer.
     Metrics {}
+    {
+        /// What is committed and not yet in the store, at this moment.
+        queue: QueueStats,
+    }
     /// The counters of a layer at one moment; all count from when the layer opened.
     Stats
     /// Reads answered from memory. Counted by the caches.

@@ -24,10 +24,17 @@ impl<K: CacheKey, V: CacheValue> Future for Get<'_, K, V> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.beyond.is_none()
-            && let Some(value) = self.cache.view.hit(&self.cache.layer, self.key)
-        {
-            return Poll::Ready(Ok(value));
+        if self.beyond.is_none() {
+            let Cache { layer, view } = self.cache;
+            // Two ways out, so that the first one's value passes through no memory.
+            match view.hit(layer, self.key) {
+                Ok(value) => return Poll::Ready(Ok(value)),
+                Err(found) => {
+                    if let Some(value) = view.hit_if_judged(layer, self.key, found) {
+                        return Poll::Ready(Ok(value));
+                    }
+                }
+            }
         }
         self.poll_beyond(context)
     }

@@ -278,7 +278,8 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         self.layer.catch_up();
         let view = self.layer.views().open(&namespace, schema, || {
             let throttle = Throttle::new(freshness.load_throttle);
-            let resident = Resident::new(bound, freshness, ticker)?.in_order_of(scopes);
+            let resident = Resident::new(bound, freshness, ticker)?;
+            let resident = resident.in_order_of(scopes).comparing(coder.comparison());
             resident.set_time_to_live(time_to_live);
             let view: TypedView<K, V> = TypedView {
                 namespace: namespace.clone(),

@@ -25,6 +25,7 @@ use crate::memory::scope::{ReadSet, Ties};
 use crate::memory::servable::{Ask, Excuse, Generation, MissReason, Situation};
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
+use crate::seam::span::Span;
 use crate::store::contract::Versioned;
 
 /// What a load brought to all who wait for it.
@@ -48,25 +49,26 @@ struct Led<K> {
 }
 
 impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
-    /// What memory has and may be served, if it does; counted either way. Loads it again where that is due.
+    /// What memory has, counted, if no time limits it; else what there is to judge.
     #[inline]
-    pub(crate) fn hit(self: &Arc<Self>, layer: &Layer, key: &K) -> Option<Option<V>> {
+    pub(crate) fn hit(&self, layer: &Layer, key: &K) -> Result<Option<V>, Unjudged<V>> {
         layer.catch_up();
-        match self.resident.glance(key) {
-            Ok(value) => {
-                self.metrics.memory_hits.increment();
-                Some(value)
-            }
-            Err(found) => self.hit_if_judged(layer, key, found),
-        }
+        let value = self.resident.glance(key)?;
+        self.metrics.memory_hits.increment();
+        Ok(value)
     }
 
-    /// Out of line, so that a hit stays small.
+    /// What memory has, if it may be served; counted either way. Loads it again where that is due.
     #[cold]
-    fn hit_if_judged(self: &Arc<Self>, layer: &Layer, key: &K, found: Unjudged<V>) -> Option<Option<V>> {
+    pub(crate) fn hit_if_judged(
+        self: &Arc<Self>,
+        layer: &Layer,
+        key: &K,
+        found: Unjudged<V>,
+    ) -> Option<Option<V>> {
         match self.resident.judge(found, &Ask::default()) {
             Ok(held) => {
-                self.count_hit(held.excuse);
+                self.count_hit(&held);
                 if held.reload {
                     self.load_in_background(layer, key, None);
                 }
@@ -92,7 +94,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         layer.catch_up();
         match self.resident.look_closely(key, &ask) {
             Ok(held) => {
-                self.count_hit(held.excuse);
+                self.count_hit(&held);
                 if held.reload {
                     self.load_in_background(layer, key, loader());
                 }
@@ -157,7 +159,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
                     if let Some(most) = instead_of_waiting {
                         let waiting = Ask { situation: Situation::Waiting(most), ..*ask };
                         if let Ok(held) = self.resident.look_closely(&key, &waiting) {
-                            self.count_hit(held.excuse);
+                            self.count_hit(&held);
                             return Ok(entry_held(held, None));
                         }
                     }
@@ -199,7 +201,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         for (at, key) in keys.iter().enumerate() {
             match self.resident.look(key, &ask) {
                 Ok(held) => {
-                    self.count_hit(held.excuse);
+                    self.count_hit(&held);
                     if held.reload && loader.is_none() {
                         self.load_in_background(layer, key, None);
                     }
@@ -300,6 +302,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
 
     async fn load(&self, reads: &Reads, led: Led<K>, loader: Option<Loader<K, V>>) -> Outcome<V> {
         let Led { key, stored, start } = led;
+        let span = Span::load(self.namespace.as_str(), 1);
         let landed = async {
             let answer = reads.load(&stored).await?;
             match loader {
@@ -310,8 +313,9 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
                 _ => self.keep_answer(reads, &key, answer, &start),
             }
         };
-        let outcome = caught(landed).await.map_err(|error| self.in_namespace(error));
+        let outcome = span.around(caught(landed)).await.map_err(|error| self.in_namespace(error));
         self.ended(&key, &outcome);
+        note_load(&span, std::slice::from_ref(&outcome));
         outcome
     }
 
@@ -321,6 +325,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         led: Vec<Led<K>>,
         loader: Option<ManyLoader<K, V>>,
     ) -> Vec<Outcome<V>> {
+        let span = Span::load(self.namespace.as_str(), led.len());
         let stored: Vec<Key> = led.iter().map(|led| led.stored.clone()).collect();
         let found = caught(async {
             let answers = reads.load_many(&stored).await?;
@@ -331,7 +336,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             let loaded = if lacking.is_empty() { Ok(Vec::new()) } else { caught(loader(lacking)).await };
             Ok((answers, Some(loaded.map(Vec::into_iter))))
         });
-        let (answers, mut loaded) = match found.await {
+        let (answers, mut loaded) = match span.around(found).await {
             Ok((answers, loaded)) => (answers.into_iter().map(Ok).collect(), loaded),
             Err(error) => (vec![Err(error); led.len()], None),
         };
@@ -349,7 +354,9 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
                 self.ended(key, &outcome);
                 outcome
             });
-        landed.collect()
+        let landed: Vec<Outcome<V>> = landed.collect();
+        note_load(&span, &landed);
+        landed
     }
 
     /// Notes how a load ended.
@@ -411,7 +418,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         layer.catch_up();
         match self.resident.look_closely(key, &Ask { situation: Situation::Failed, ..*ask }) {
             Ok(held) => {
-                self.count_hit(held.excuse);
+                self.count_hit(&held);
                 Ok(entry_held(held, Some(error)))
             }
             Err(_) => Err(error),
@@ -435,9 +442,12 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         Entry { value, version: known(version), age, source, bound, stale: None, error: None, ties }
     }
 
-    fn count_hit(&self, excuse: Option<Excuse>) {
+    fn count_hit(&self, held: &Held<V>) {
         self.metrics.memory_hits.increment();
-        match excuse {
+        if held.excuse.is_some() {
+            self.metrics.stale_ages.note(held.age);
+        }
+        match held.excuse {
             None => {}
             Some(Excuse::WhileRevalidating) => self.metrics.stale_while_revalidating.add(1),
             Some(Excuse::InsteadOfWaiting) => self.metrics.stale_instead_of_waiting.add(1),
@@ -468,6 +478,17 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     fn in_namespace(&self, error: Error) -> Error {
         let kind = error.kind();
         error.wrap(kind, format!("namespace {}", self.namespace))
+    }
+}
+
+/// How many keys a load found, or of what kind its first failure was.
+fn note_load<V>(span: &Span, outcomes: &[Outcome<V>]) {
+    match outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
+        Some(error) => span.failed(error.kind()),
+        None => {
+            let found = outcomes.iter().flatten().filter(|landed| landed.value.is_some()).count();
+            span.note("found", u64::try_from(found).unwrap_or(u64::MAX));
+        }
     }
 }
 

@@ -19,11 +19,12 @@ use crate::cache::source::{LoadError, deriver, loader, many_loader};
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
 use crate::engine::commit::Effects;
 use crate::engine::directives::GROUP_BYTES_MAX;
-use crate::engine::layer::Layer;
+use crate::engine::layer::{Layer, View};
 use crate::engine::turns::Turn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
 use crate::journal::frame::FrameBuilder;
+use crate::memory::advice::TtlAdvice;
 use crate::metrics::CacheStats;
 use crate::options::{WritePolicy, within_time};
 use crate::safeguard::Safeguard;
@@ -447,7 +448,34 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// What this cache's reads have counted.
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        self.view.metrics.snapshot()
+        self.view.stats()
+    }
+
+    /// Which time to live would serve the share `wanted` of the reads that memory answers stale, as far as the
+    /// reloads tell that have happened so far; and what today's does.
+    ///
+    /// Each load that replaces a copy in memory tells how old that was and whether its source had changed, by version
+    /// or else by comparing encoded values (up to 64 KiB each). Costs some thousand steps of arithmetic. What it
+    /// assumes is in the manual's [page on figures](crate::manual::figures).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use forebay::{Cache, Forebay, MemoryStore};
+    /// # let bay = Forebay::builder(MemoryStore::new()).open_blocking()?;
+    /// let prices: Cache<u64, u32> = bay.cache("prices").time_to_live(Duration::from_secs(60)).open()?;
+    /// let advice = prices.ttl_advice(0.01)?; // one serve in a hundred may be stale
+    /// assert_eq!((advice.time_to_live, advice.reloads), (None, 0)); // nothing has been reloaded yet
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] unless `wanted` is above 0 and below 1.
+    pub fn ttl_advice(&self, wanted: f64) -> Result<TtlAdvice> {
+        if wanted > 0.0 && wanted < 1.0 {
+            return Ok(self.view.resident.advise(wanted));
+        }
+        let context = format!("the wanted share of stale serves is {wanted}; allowed is above 0 and below 1");
+        Err(Error::new(ErrorKind::InvalidOption, context))
     }
 
     /// The namespace's name.

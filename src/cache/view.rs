@@ -23,7 +23,7 @@ use crate::journal::frame::FrameBuilder;
 use crate::memory::resident::{Own, Resident};
 use crate::memory::scope::{ReadSet, Ties};
 use crate::memory::servable::Generation;
-use crate::metrics::{CacheMetrics, Metrics};
+use crate::metrics::{CacheMetrics, CacheStats, Metrics};
 use crate::options::WritePolicy;
 use crate::seam::clock::Moment;
 
@@ -85,6 +85,12 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
 
     fn memory_hits(&self) -> u64 {
         self.metrics.memory_hits.value()
+    }
+
+    fn stats(&self) -> CacheStats {
+        let (reloads_unchanged, reloads_changed) = self.resident.reloads();
+        let evictions = self.resident.left().value();
+        CacheStats { evictions, reloads_unchanged, reloads_changed, ..self.metrics.snapshot() }
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {

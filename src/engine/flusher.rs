@@ -22,6 +22,7 @@ use crate::ids::Seq;
 use crate::journal::committer::Committer;
 use crate::journal::log::Log;
 use crate::safeguard::Safeguard;
+use crate::seam::span::Span;
 use crate::seam::{clock, random};
 use crate::store::contract::{Batch, Op, Progress, Store, StoreError};
 
@@ -225,17 +226,34 @@ impl Flusher {
     /// Applies until the store answers for good.
     pub(crate) async fn apply(&mut self, ops: Vec<Op>, progress: Progress) -> Result<(), Refusal> {
         let count = ops.len() as u64;
+        let span = Span::apply(progress.applied.0, ops.len());
+        let outcome = span.around(self.apply_until_answered(ops, progress, &span)).await;
+        if let Ok(()) = outcome {
+            self.core.metrics.ops_applied.add(count);
+            self.core.metrics.batches_applied.add(1);
+            self.progress = progress;
+        }
+        outcome
+    }
+
+    async fn apply_until_answered(
+        &self,
+        ops: Vec<Op>,
+        progress: Progress,
+        span: &Span,
+    ) -> Result<(), Refusal> {
         let batch = Batch { epoch: self.core.epoch, ops, progress };
         let mut attempts = 0_u64;
         loop {
             match self.store.apply(&batch).await {
                 Ok(()) => {
-                    self.core.metrics.ops_applied.add(count);
-                    self.core.metrics.batches_applied.add(1);
-                    self.progress = progress;
+                    span.note("retries", attempts);
                     return Ok(());
                 }
-                Err(StoreError::Rejected { seq, error }) => return Err(Refusal::Record(seq, error)),
+                Err(StoreError::Rejected { seq, error }) => {
+                    span.failed(error.kind());
+                    return Err(Refusal::Record(seq, error));
+                }
                 Err(error @ StoreError::Transient(_)) => {
                     attempts += 1;
                     self.core.metrics.apply_retries.add(1);
@@ -244,10 +262,12 @@ impl Flusher {
                     clock::sleep(wait).await;
                 }
                 Err(error @ StoreError::Fenced { .. }) => {
+                    span.failed(ErrorKind::Fenced);
                     self.core.fail(HealthState::Fenced, error.into_error());
                     return Err(Refusal::Over);
                 }
                 Err(error @ StoreError::Fatal(_)) => {
+                    span.failed(ErrorKind::StoreFailed);
                     self.core.fail(HealthState::Failed, error.into_error());
                     return Err(Refusal::Over);
                 }
@@ -363,6 +383,7 @@ impl Flusher {
                 bytes += frame.bytes;
             }
         }
+        self.core.pending.lock().passed(progress.applied);
         self.core.metrics.records_applied.add(records);
         for frame in parked {
             records += u64::from(frame.count);

@@ -26,7 +26,7 @@ use crate::journal::log::Log;
 use crate::journal::sink::Submission;
 use crate::memory::scope::Scopes;
 use crate::memory::servable::Generation;
-use crate::metrics::{Counter, Metrics, Stats};
+use crate::metrics::{CacheStats, Counter, Metrics, Stats};
 use crate::options::{Backpressure, LayerOptions, WritePolicy};
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Runtime, Ticker};
@@ -47,6 +47,8 @@ pub trait View: Any + Send + Sync {
     fn schema_version(&self) -> u8;
     /// How many reads it answered.
     fn memory_hits(&self) -> u64;
+    /// What it has counted.
+    fn stats(&self) -> CacheStats;
     /// For going back to the type.
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
@@ -105,6 +107,12 @@ impl Views {
             .iter()
             .filter(|(name, _)| name.as_str() == namespace)
             .for_each(|(_, view)| view.invalidate_all());
+    }
+
+    /// What each of them has counted, by namespace.
+    #[cfg(feature = "metrics")]
+    pub fn stats(&self) -> Vec<(NamespaceName, CacheStats)> {
+        self.lock().iter().map(|(name, view)| (name.clone(), view.stats())).collect()
     }
 
     /// How many reads were answered from memory.
@@ -372,7 +380,8 @@ impl Layer {
     /// What has been counted.
     pub fn stats(&self) -> Stats {
         // Counted by the caches, each for itself, so that a hit counts once.
-        Stats { memory_hits: self.views.memory_hits(), ..self.core.metrics.snapshot() }
+        let queue = self.core.pending.lock().queue(self.ticker.now());
+        Stats { memory_hits: self.views.memory_hits(), queue, ..self.core.metrics.snapshot() }
     }
 
     /// The dead-letter list, oldest first.

@@ -1,5 +1,6 @@
 //! The engine joins journal, memory and store. It knows keys and bytes, never types.
 
+pub(crate) mod age;
 pub(crate) mod applied;
 pub mod change;
 pub mod changes;
@@ -8,6 +9,8 @@ pub(crate) mod core;
 pub mod cursors;
 pub mod dead_letters;
 pub mod directives;
+#[cfg(feature = "metrics")]
+pub(crate) mod figures;
 pub(crate) mod flusher;
 pub(crate) mod gate;
 pub(crate) mod hand;

@@ -10,16 +10,20 @@
 //! flusher has caught up, so that the order in which to merge the two sources stays simple.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::iter;
 use std::sync::PoisonError;
 
 use bytes::Bytes;
 
+use crate::engine::age::CommitTimes;
 use crate::engine::commit::{Effects, Ticket};
 use crate::engine::record::Record;
 use crate::error::{Error, Result};
 use crate::ids::{Key, Seq};
 use crate::journal::frame::{Frame, FrameBody, Location, records_of};
+use crate::metrics::QueueStats;
 use crate::safeguard::Safeguard;
+use crate::seam::clock::{Moment, Ticker};
 use crate::seam::random::HashBuilder;
 use crate::seam::sync::atomic::{AtomicUsize, Ordering};
 use crate::seam::sync::{Mutex, MutexGuard};
@@ -134,6 +138,7 @@ pub(crate) struct Pending {
     tickets: BTreeMap<Seq, Ticket>,
     memory_bytes: u64,
     backlog: Backlog,
+    times: CommitTimes,
     last_committed: Seq,
     /// How many records were left to the journal since somebody asked.
     spilled_records: u64,
@@ -158,17 +163,19 @@ pub(crate) struct Revealed {
 /// taken into the view and into memory, and who reads memory without the lock asks first whether anything waits. So
 /// writers can be answered before that is done.
 pub(crate) struct PendingView {
-    inbox: Mutex<VecDeque<Revealed>>,
+    /// With the moment of their commit at the first frame of each group.
+    inbox: Mutex<VecDeque<(Option<Moment>, Revealed)>>,
     /// How many frames are in the inbox, or on their way from it into memory.
     unseen: AtomicUsize,
     state: Mutex<Pending>,
     memory_bytes_max: u64,
+    ticker: Ticker,
 }
 
 impl PendingView {
-    pub(crate) fn new(memory_bytes_max: u64) -> PendingView {
+    pub(crate) fn new(memory_bytes_max: u64, ticker: Ticker) -> PendingView {
         let (inbox, state) = (Mutex::default(), Mutex::default());
-        PendingView { inbox, unseen: AtomicUsize::new(0), state, memory_bytes_max }
+        PendingView { inbox, unseen: AtomicUsize::new(0), state, memory_bytes_max, ticker }
     }
 
     /// The view, with everything that is committed.
@@ -180,9 +187,10 @@ impl PendingView {
 
     /// Reveals frames: every read that begins from now on sees them. The iterator runs under a lock.
     pub(crate) fn reveal(&self, frames: impl ExactSizeIterator<Item = Revealed>) {
+        let moments = iter::once(Some(self.ticker.now())).chain(iter::repeat(None));
         let mut inbox = lock(&self.inbox);
         self.unseen.fetch_add(frames.len(), Ordering::SeqCst);
-        inbox.extend(frames);
+        inbox.extend(moments.zip(frames));
     }
 
     /// Makes memory show everything that is committed.
@@ -209,8 +217,10 @@ impl PendingView {
         }
         let mut count = 0;
         while count < at_most {
-            let Some(Revealed { frame, ticket, effects }) = lock(&self.inbox).pop_front() else { break };
+            let next = lock(&self.inbox).pop_front();
+            let Some((at, Revealed { frame, ticket, effects })) = next else { break };
             let (first, records) = (frame.first, u64::from(frame.count));
+            at.into_iter().for_each(|at| state.times.note(first, at));
             match state.commit(frame, ticket, self.memory_bytes_max) {
                 Ok(spilled) => state.spilled_records += if spilled { records } else { 0 },
                 Err(error) => state.failure = Some(error),
@@ -236,8 +246,11 @@ impl Pending {
     }
 
     /// Sets where a recovered layer starts: everything committed before it, nothing of it in memory.
-    pub(crate) fn start_at(&mut self, last_committed: Seq) {
+    pub(crate) fn start_at(&mut self, last_committed: Seq, now: Moment) {
         self.last_committed = last_committed;
+        if self.backlog.records > 0 {
+            self.times.note(Seq::ZERO, now);
+        }
     }
 
     /// Takes a recovered frame: its values stay in the journal.
@@ -420,6 +433,17 @@ impl Pending {
     /// The queue's size, what the flusher has in hand included.
     pub(crate) fn backlog(&self) -> Backlog {
         self.backlog
+    }
+
+    /// Says that nothing up to `applied` is pending any more.
+    pub(crate) fn passed(&mut self, applied: Seq) {
+        self.times.forget_before(applied.next(), self.backlog.records == 0);
+    }
+
+    /// The queue as its owner sees it.
+    pub(crate) fn queue(&self, now: Moment) -> QueueStats {
+        let Backlog { records, bytes } = self.backlog;
+        QueueStats { records, bytes, oldest_age: self.times.oldest(now) }
     }
 
     /// The last committed sequence number.

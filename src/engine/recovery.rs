@@ -31,6 +31,7 @@ use crate::options::LayerOptions;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Ticker};
 use crate::seam::priority;
+use crate::seam::span::Span;
 use crate::seam::sync::{Mutex, RwLock, thread};
 use crate::store::contract::{Batch, Progress, Store, StoreError, Tenure};
 
@@ -39,6 +40,25 @@ use crate::store::contract::{Batch, Progress, Store, StoreError, Tenure};
 /// # Errors
 /// A bad option; a journal that is locked, damaged, of an unknown format, or not this store's; the store's.
 pub(crate) async fn open(
+    store: Arc<dyn Store>,
+    options: LayerOptions,
+    disk: Arc<dyn Disk>,
+    ticker: Ticker,
+) -> Result<Arc<Layer>> {
+    let span = Span::recovery();
+    let opened = span.around(claim_and_start(store, options, disk, ticker)).await;
+    match &opened {
+        Ok(layer) => {
+            let health = layer.health();
+            span.note("epoch", health.epoch.0);
+            span.note("pending", health.queued_records);
+        }
+        Err(error) => span.failed(error.kind()),
+    }
+    opened
+}
+
+async fn claim_and_start(
     store: Arc<dyn Store>,
     options: LayerOptions,
     disk: Arc<dyn Disk>,
@@ -131,7 +151,7 @@ fn start(
     journal: Option<Opened>,
 ) -> Result<Arc<Layer>> {
     let watermark = tenure.progress.applied;
-    let pending = PendingView::new(options.pending_memory_bytes_max);
+    let pending = PendingView::new(options.pending_memory_bytes_max, ticker.clone());
     let cursors = match (&options.journal_dir, &journal) {
         (Some(dir), Some(journal)) => {
             let (disk, bytes_max) = (Arc::clone(&disk), options.changes_bytes_max);
@@ -158,7 +178,7 @@ fn start(
         };
         applied_end = replay(&journal.log, &pending, tenure.progress)?.or(journal.log.end());
     }
-    pending.lock().start_at(last);
+    pending.lock().start_at(last, ticker.now());
     let durability = options.durability;
     let core = Arc::new(Core::new(options, tenure.epoch, watermark, pending));
     let log = journal.as_ref().map(|journal| Arc::clone(&journal.log));

@@ -1,8 +1,11 @@
 //! What is in memory and may be served. No I/O happens here.
 
+pub mod advice;
+pub mod evictions;
 pub(crate) mod extra;
 pub mod fence;
 pub mod freshness;
+pub mod reloads;
 pub mod resident;
 pub mod scope;
 pub mod servable;

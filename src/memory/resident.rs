@@ -10,19 +10,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::sync::Cache;
 use quick_cache::{OptionsBuilder, Weighter};
 
 use crate::error::{Error, ErrorKind};
 use crate::ids::Seq;
+use crate::memory::advice::TtlAdvice;
+use crate::memory::evictions::Evictions;
 use crate::memory::extra::Extra;
 use crate::memory::fence::{Fences, Mark};
 use crate::memory::freshness::{Freshness, LiveDuration};
+use crate::memory::reloads::{Same, Side, Watch};
 use crate::memory::scope::{Scopes, Ties};
 use crate::memory::servable::{
     Ask, Excuse, Generation, MissReason, Rules, Servable, Situation, Stamp, invalidated, is_due_early,
     is_timed, life, servable,
 };
+use crate::metrics::EvictionMetrics;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{Moment, Ticker};
 use crate::seam::random::{self, HashBuilder};
@@ -153,7 +157,9 @@ impl<V> Entry<V> {
 
 /// The entries of one cache and its fences.
 pub struct Resident<K, V> {
-    entries: Cache<K, Entry<V>, ByEntry, HashBuilder>,
+    entries: Cache<K, Entry<V>, ByEntry, HashBuilder, Evictions<K, Entry<V>>>,
+    left: Arc<EvictionMetrics>,
+    watch: Watch<V>,
     hasher: HashBuilder,
     fences: Arc<Fences>,
     weigh: Option<Weigh<K, V>>,
@@ -185,9 +191,32 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             .build()
             .map_err(|error| Error::with_source(ErrorKind::InvalidOption, "capacity", error.to_string()))?;
         let hasher = HashBuilder::default();
-        let entries = Cache::with_options(options, ByEntry, hasher.clone(), DefaultLifecycle::default());
+        let left = Arc::<EvictionMetrics>::default();
+        let evictions = Evictions::new(Arc::clone(&left));
+        let entries = Cache::with_options(options, ByEntry, hasher.clone(), evictions);
         let (fences, time_to_live) = (Arc::new(Fences::new(Arc::default())), LiveDuration::new(None));
-        Ok(Resident { entries, hasher, fences, weigh, freshness, time_to_live, ticker })
+        let watch = Watch::default();
+        Ok(Resident { entries, left, watch, hasher, fences, weigh, freshness, time_to_live, ticker })
+    }
+
+    /// Compares what loads bring with what they replace, where versions do not tell.
+    #[must_use]
+    pub fn comparing(mut self, same: Same<V>) -> Self {
+        self.watch.same = Some(same);
+        self
+    }
+
+    /// What the reloads so far say of a time to live that serves this share stale.
+    #[must_use]
+    pub fn advise(&self, wanted_share: f64) -> TtlAdvice {
+        let jitter = f64::from(self.freshness.jitter) / 65_536.0;
+        self.watch.reloads.advise(wanted_share, self.time_to_live(), jitter)
+    }
+
+    /// How many reloads found no change, and how many found one.
+    #[must_use]
+    pub fn reloads(&self) -> (u64, u64) {
+        self.watch.reloads.counts()
     }
 
     /// The same memory, still empty, with its bulk invalidations in one order with those of others.
@@ -232,12 +261,16 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// What is to be judged.
     #[inline]
     pub fn glance(&self, key: &K) -> Result<Option<V>, Unjudged<V>> {
-        match self.entries.get(key) {
-            // An entry with times of its own is left to the judge, so that the compiler knows of all others that they
-            // have none.
-            Some(entry) if entry.extra.is_none() && self.is_served_untimed(&entry) => Ok(entry.value),
-            found => Err(Unjudged(found)),
+        let mut found = self.entries.get(key);
+        // An entry with times of its own is left to the judge, so that the compiler knows of all others that they have
+        // none. The value is taken out where it lies: moving the entry would cost as much as judging it.
+        if let Some(entry) = &mut found
+            && entry.extra.is_none()
+            && self.is_served_untimed(entry)
+        {
+            return Ok(entry.value.take());
         }
+        Err(Unjudged(found))
     }
 
     #[inline]
@@ -370,7 +403,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             let extra = Extra::of(own, &self.freshness, since);
             let cut = self.cut();
             self.fences.change(self.hasher.hash_one(&key), || match value {
-                None => drop(self.entries.remove(&key)),
+                None => self.left.removed.add(u64::from(self.entries.remove(&key).is_some())),
                 Some(value) => {
                     let generation = self.fences.scopes().now();
                     let (value, took_us, of_loader) = (Some(value), 0, false);
@@ -395,7 +428,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         if own.ties.as_ref().is_some_and(broken) {
             return Ok(false);
         }
-        self.guarded(|| {
+        let (kept, replaced) = self.guarded(|| {
             let weight = value.map_or(1, |value| self.weight(key, value));
             let took_us = match self.freshness.early_refresh {
                 Some(_) => {
@@ -420,23 +453,37 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             };
             let keeps =
                 value.is_some() || own.time_to_live.or(self.freshness.negative_time_to_live).is_some();
-            let (key, lost) = (key.clone(), Cell::new(false));
+            let later =
+                |since: Moment, there: Seq| since > start.since || there > version && version > Seq::ZERO;
+            let (key, lost, replaced) = (key.clone(), Cell::new(false), Cell::new(None));
             let kept = self.fences.fill(&start.mark, || {
-                let there = self.outline(&key).filter(|there| self.is_current(there));
-                let later = |there: &Entry<()>| {
-                    there.since > start.since || there.version > version && version > Seq::ZERO
-                };
-                lost.set(there.as_ref().is_some_and(later));
+                let compared = Cell::new(None);
+                let there = self.outline(&key, |there| {
+                    if there.of_loader == of_loader && !later(there.since, there.version) {
+                        compared.set(self.watch.replaced(
+                            start.since.since(there.since),
+                            Side { value: there.value.as_ref(), version: there.version },
+                            Side { value, version },
+                        ));
+                    }
+                });
+                let there = there.filter(|there| self.is_current(there));
+                replaced.set(compared.into_inner().filter(|_| there.is_some()));
+                lost.set(there.as_ref().is_some_and(|there| later(there.since, there.version)));
                 // That the store lacks a key says nothing about what a loader brought.
                 let others = value.is_none() && !of_loader && there.is_some_and(|there| there.of_loader);
                 if !lost.get() && !others && keeps {
                     self.entries.insert(key, entry);
                 } else if !lost.get() && !others {
-                    drop(self.entries.remove(&key));
+                    self.left.removed.add(u64::from(self.entries.remove(&key).is_some()));
                 }
             });
-            kept && !lost.get()
-        })
+            (kept && !lost.get(), replaced.into_inner().filter(|_| kept))
+        })?;
+        if let Some(replaced) = replaced {
+            self.watch.note(replaced, value);
+        }
+        Ok(kept)
     }
 
     /// Drops `key` from memory, and makes every load of it that is under way lose.
@@ -448,7 +495,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             if !self.entries.contains_key(key) && !Safeguard::FenceForAbsentKeys.holds() {
                 return;
             }
-            self.fences.change(self.hasher.hash_one(key), || drop(self.entries.remove(key)));
+            self.fences.change(self.hasher.hash_one(key), || {
+                self.left.invalidated.add(u64::from(self.entries.remove(key).is_some()));
+            });
         })
     }
 
@@ -459,10 +508,10 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     pub fn invalidate_version(&self, key: &K, version: Seq) -> Result<bool, MemoryFailed> {
         self.guarded(|| {
             self.fences.change_if(self.hasher.hash_one(key), || {
-                let there = self.outline(key).filter(|there| self.is_current(there));
+                let there = self.outline(key, |_| {}).filter(|there| self.is_current(there));
                 let proven = there.is_some_and(|there| there.version > Seq::ZERO && there.version >= version);
                 if !proven {
-                    drop(self.entries.remove(key));
+                    self.left.invalidated.add(u64::from(self.entries.remove(key).is_some()));
                 }
                 !proven
             })
@@ -476,7 +525,13 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 
     /// Drops `key` from memory only to make room: nothing has changed, so loads under way may land.
     pub fn evict(&self, key: &K) {
-        drop(self.entries.remove(key));
+        self.left.called.add(u64::from(self.entries.remove(key).is_some()));
+    }
+
+    /// What left memory, by cause.
+    #[must_use]
+    pub fn left(&self) -> &EvictionMetrics {
+        &self.left
     }
 
     /// How many entries there are, unservable ones included.
@@ -486,9 +541,13 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 
     /// What there is of a key, without the value. To be called under its fence, so that nobody changes it meanwhile;
     /// whether it is servable is asked afterwards, not under the engine's own lock.
-    fn outline(&self, key: &K) -> Option<Entry<()>> {
-        let seen = Cell::new(None);
+    /// `also` looks at the whole under that lock.
+    fn outline(&self, key: &K, also: impl FnOnce(&Entry<V>)) -> Option<Entry<()>> {
+        let (seen, also) = (Cell::new(None), Cell::new(Some(also)));
         self.entries.remove_if(key, |there| {
+            if let Some(also) = also.take() {
+                also(there);
+            }
             seen.set(Some(there.without_value()));
             false
         });

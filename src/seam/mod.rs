@@ -8,4 +8,5 @@ pub(crate) mod priority;
 pub(crate) mod random;
 #[cfg(feature = "simulation")]
 pub mod simulated;
+pub(crate) mod span;
 pub(crate) mod sync;

@@ -1,0 +1,264 @@
+//! Which time to live gives which share of stale serves: an estimate from the reloads that happen anyway.
+//!
+//! A reload at age `a` tells of one copy whether its source had changed within `a`, and not when: the change came
+//! before `a`, or will come after it. From such answers the chance `F(a)` that a copy of age `a` is stale is
+//! estimated by its maximum likelihood without a model, which for answers of this kind is the rising sequence nearest
+//! to their shares (pool adjacent violators; Ayer, Brunk, Ewing, Reid, Silverman, "An Empirical Distribution Function
+//! for Sampling with Incomplete Information", 1955). Between the ages that were seen the hazard is taken for
+//! constant. Reads fall evenly on a copy's life, so a time to live `t` serves the share `1/t` times the integral of
+//! `F` from 0 to `t` stale.
+//!
+//! The manual's page on figures says what this assumes.
+
+use std::time::Duration;
+
+use crate::metrics::Counter;
+use crate::metrics::ages::AgeBuckets;
+
+/// With fewer reloads nothing is advised.
+pub const RELOADS_MIN: u64 = 30;
+
+/// How many lives stand for those that jitter gives.
+const LIVES: u32 = 16;
+
+/// The reloads of one cache, by the age of the copy that they replaced.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    buckets: AgeBuckets<Bucket>,
+}
+
+#[derive(Debug, Default)]
+struct Bucket {
+    unchanged: Counter,
+    changed: Counter,
+    age_us: Counter,
+}
+
+/// What the reloads so far say about a cache's time to live. Shares are of the reads that memory answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct TtlAdvice {
+    /// The share of stale serves that was asked for.
+    pub wanted_share: f64,
+    /// The longest time to live that gives no more. `None` as long as fewer than 30 reloads have been compared.
+    pub time_to_live: Option<Duration>,
+    /// Whether longer ones may give no more either: no copy was seen that old.
+    pub is_longest_seen: bool,
+    /// The share that the cache's time to live gives as it is. `None` without one, and with too few reloads.
+    pub share_now: Option<f64>,
+    /// How many reloads this rests on.
+    pub reloads: u64,
+    /// How many of them found a change.
+    pub changed: u64,
+}
+
+impl Reloads {
+    /// Notes a reload of a copy of this age.
+    pub fn note(&self, age: Duration, changed: bool) {
+        let bucket = self.buckets.of(age);
+        if changed { &bucket.changed } else { &bucket.unchanged }.add(1);
+        bucket.age_us.add(u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// How many found no change, and how many found one.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        self.buckets.iter().fold((0, 0), |(unchanged, changed), bucket| {
+            (unchanged + bucket.unchanged.value(), changed + bucket.changed.value())
+        })
+    }
+
+    /// What they say, for a cache whose entries lose up to the share `jitter` of their life.
+    #[must_use]
+    pub fn advise(&self, wanted_share: f64, time_to_live: Option<Duration>, jitter: f64) -> TtlAdvice {
+        let seen: Vec<Seen> = self.buckets.iter().filter_map(Seen::of).collect();
+        let (reloads, changed) = seen
+            .iter()
+            .fold((0, 0), |(reloads, changed), seen| (reloads + seen.reloads, changed + seen.changed));
+        let nothing = TtlAdvice { wanted_share, reloads, changed, ..TtlAdvice::default() };
+        if reloads < RELOADS_MIN {
+            return nothing;
+        }
+        let curve = Staleness::of(&seen, jitter);
+        let (longest, is_longest_seen) = curve.longest(wanted_share);
+        TtlAdvice {
+            time_to_live: Some(Duration::try_from_secs_f64(longest).unwrap_or(Duration::MAX)),
+            is_longest_seen,
+            share_now: time_to_live.map(|life| curve.share(life.as_secs_f64())),
+            ..nothing
+        }
+    }
+}
+
+/// The reloads of about one age.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    age_s: f64,
+    reloads: u64,
+    changed: u64,
+}
+
+impl Seen {
+    fn of(bucket: &Bucket) -> Option<Seen> {
+        let changed = bucket.changed.value();
+        let reloads = changed + bucket.unchanged.value();
+        let age_s = bucket.age_us.value() as f64 / 1e6 / reloads as f64;
+        (reloads > 0).then_some(Seen { age_s, reloads, changed })
+    }
+}
+
+/// How a copy's chance to be stale grows with its age, as a cumulative hazard: straight from corner to corner.
+#[derive(Debug)]
+struct Staleness {
+    /// Age in seconds, and hazard; both rise, from (0, 0).
+    corners: Vec<(f64, f64)>,
+    /// Up to what share lives are cut, each by its own.
+    jitter: f64,
+}
+
+impl Staleness {
+    fn of(seen: &[Seen], jitter: f64) -> Staleness {
+        // Neighbours that fall instead of rising are pooled.
+        let mut pools: Vec<(u64, u64, usize)> = Vec::new();
+        for one in seen {
+            let mut pool = (one.reloads, one.changed, 1);
+            while let Some(&(reloads, changed, ages)) = pools.last()
+                && u128::from(changed) * u128::from(pool.0) >= u128::from(pool.1) * u128::from(reloads)
+            {
+                pools.pop();
+                pool = (pool.0 + reloads, pool.1 + changed, pool.2 + ages);
+            }
+            pools.push(pool);
+        }
+        let (mut corners, mut highest) = (vec![(0.0, 0.0)], 0.0_f64);
+        let mut ages = seen.iter().map(|one| one.age_s);
+        for (reloads, changed, count) in pools {
+            // Half a change more and half a reload without one: what was never seen is not impossible.
+            let share = (changed as f64 + 0.5) / (reloads as f64 + 1.0);
+            highest = highest.max(-(1.0 - share).ln());
+            corners.extend(ages.by_ref().take(count).map(|age_s| (age_s, highest)));
+        }
+        Staleness { corners, jitter }
+    }
+
+    /// The share of serves that are stale, if copies live so long, less their jitter.
+    fn share(&self, life_s: f64) -> f64 {
+        let lives =
+            (0..LIVES).map(|one| life_s * (1.0 - self.jitter * (f64::from(one) + 0.5) / f64::from(LIVES)));
+        let (stale_s, all_s) = lives
+            .fold((0.0, 0.0), |(stale_s, all_s), life_s| (stale_s + self.stale_s(life_s), all_s + life_s));
+        if all_s > 0.0 { (stale_s / all_s).clamp(0.0, 1.0) } else { 0.0 }
+    }
+
+    /// For how long a copy is stale, on average, if it lives so long.
+    fn stale_s(&self, life_s: f64) -> f64 {
+        let (mut stale_s, mut end) = (0.0, (0.0, 0.0));
+        for pair in self.corners.windows(2) {
+            let &[from, to] = pair else { continue };
+            let until = to.0.min(life_s);
+            if until > from.0 {
+                stale_s += stale_within(from.1, (to.1 - from.1) / (to.0 - from.0), until - from.0);
+            }
+            end = to;
+        }
+        // Beyond what was seen: as quickly as on the whole so far.
+        if life_s > end.0 && end.0 > 0.0 {
+            stale_s += stale_within(end.1, end.1 / end.0, life_s - end.0);
+        }
+        stale_s
+    }
+
+    /// The longest life that gives no more than this share, and whether it is the longest one that was seen.
+    fn longest(&self, share: f64) -> (f64, bool) {
+        let seen = self.corners.last().map_or(0.0, |corner| corner.0);
+        if self.share(seen) <= share {
+            return (seen, true);
+        }
+        // The share rises with the life.
+        let (mut gives_less, mut gives_more) = (0.0, seen);
+        for _ in 0..60 {
+            let middle = (gives_less + gives_more) / 2.0;
+            if self.share(middle) <= share { gives_less = middle } else { gives_more = middle }
+        }
+        (gives_less, false)
+    }
+}
+
+/// The integral of `1 - exp(-hazard)` over a time in which the hazard rises evenly.
+fn stale_within(hazard: f64, per_s: f64, time_s: f64) -> f64 {
+    let rise = per_s * time_s;
+    // `(1 - exp(-rise)) / rise`, which is 1 where nothing rises.
+    let kept = if rise > 1e-9 { -(-rise).exp_m1() / rise } else { 1.0 - rise / 2.0 };
+    time_s * (1.0 - (-hazard).exp() * kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds)
+    }
+
+    /// So many reloads at each of these ages, of which the share that `stale` says found a change.
+    fn reloads(ages: impl Iterator<Item = f64>, stale: impl Fn(f64) -> f64) -> Reloads {
+        let reloads = Reloads::default();
+        for age in ages {
+            let changed = (stale(age) * 1000.0).round() as u64;
+            (0..1000).for_each(|one| reloads.note(seconds(age), one < changed));
+        }
+        reloads
+    }
+
+    #[test]
+    fn of_a_constant_hazard_the_share_and_the_life_are_exact() {
+        let rate = 0.01;
+        let reloads = reloads((1..=100).map(f64::from), |age| 1.0 - (-rate * age).exp());
+        let true_share = |life: f64| 1.0 - (1.0 - (-rate * life).exp()) / (rate * life);
+        for life in [2.0, 10.0, 37.0, 90.0] {
+            let advice = reloads.advise(true_share(life), Some(seconds(life)), 0.0);
+            let advised = advice.time_to_live.unwrap().as_secs_f64();
+            assert!((advised / life - 1.0).abs() < 0.05, "{advised} instead of {life}");
+            let now = advice.share_now.unwrap();
+            assert!((now / true_share(life) - 1.0).abs() < 0.05, "{now} instead of {}", true_share(life));
+            assert_eq!((advice.reloads, advice.is_longest_seen), (100_000, false));
+        }
+    }
+
+    #[test]
+    fn of_a_fixed_period_the_share_is_half_of_the_part_of_it() {
+        let reloads = reloads((1..=100).map(f64::from), |age| (age / 100.0).min(1.0));
+        let advice = reloads.advise(0.1, Some(seconds(50.0)), 0.0);
+        let advised = advice.time_to_live.unwrap().as_secs_f64();
+        assert!((advised / 20.0 - 1.0).abs() < 0.05, "{advised}");
+        assert!((advice.share_now.unwrap() / 0.25 - 1.0).abs() < 0.05, "{:?}", advice.share_now);
+    }
+
+    #[test]
+    fn what_falls_by_chance_is_pooled_and_the_share_never_falls() {
+        let reloads = Reloads::default();
+        let answers = [(1.0, 9), (2.0, 1), (4.0, 5), (8.0, 3), (16.0, 9)];
+        for (age, changed) in answers {
+            (0..10).for_each(|one| reloads.note(seconds(age), one < changed));
+        }
+        let mut before = 0.0;
+        for life in 1..40 {
+            let share = reloads.advise(0.5, Some(seconds(f64::from(life))), 0.0).share_now.unwrap();
+            assert!(share >= before, "{share} after {before} at {life}");
+            before = share;
+        }
+    }
+
+    #[test]
+    fn too_few_reloads_advise_nothing_and_nothing_seen_is_not_never() {
+        let reloads = Reloads::default();
+        (1..RELOADS_MIN).for_each(|_| reloads.note(seconds(10.0), false));
+        assert_eq!(reloads.advise(0.1, Some(seconds(1.0)), 0.0).time_to_live, None);
+        assert_eq!(reloads.advise(0.1, Some(seconds(1.0)), 0.0).share_now, None);
+        reloads.note(seconds(10.0), false);
+        let advice = reloads.advise(0.1, Some(seconds(10.0)), 0.0);
+        assert_eq!((advice.reloads, advice.changed, advice.is_longest_seen), (RELOADS_MIN, 0, true));
+        assert!((advice.time_to_live.unwrap().as_secs_f64() - 10.0).abs() < 1e-6);
+        assert!(advice.share_now.unwrap() > 0.0, "30 reloads without a change do not exclude one");
+    }
+}

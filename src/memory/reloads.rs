@@ -1,0 +1,77 @@
+//! Sees, when a load replaces a copy in memory, whether the source had changed meanwhile: what advice rests on.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use crate::ids::Seq;
+use crate::memory::advice::Reloads;
+
+/// Whether two values are the same, if that can be told.
+pub type Same<V> = Box<dyn Fn(&V, &V) -> Option<bool> + Send + Sync>;
+
+/// One side of a comparison.
+#[derive(Clone, Copy)]
+pub(crate) struct Side<'a, V> {
+    pub(crate) value: Option<&'a V>,
+    /// Zero if nobody knows.
+    pub(crate) version: Seq,
+}
+
+/// A copy that a load is about to replace.
+pub(crate) struct Replaced<V> {
+    age: Duration,
+    changed: Changed<V>,
+}
+
+enum Changed<V> {
+    Known(bool),
+    /// To be compared with what the load brought, when no lock is held any more.
+    From(V),
+}
+
+/// The reloads of one cache.
+pub(crate) struct Watch<V> {
+    pub(crate) reloads: Reloads,
+    /// Without it only versions and absences are compared.
+    pub(crate) same: Option<Same<V>>,
+}
+
+impl<V> Default for Watch<V> {
+    fn default() -> Self {
+        Watch { reloads: Reloads::default(), same: None }
+    }
+}
+
+impl<V: Clone> Watch<V> {
+    /// What there is to tell of a copy of this age that is replaced. Runs under locks.
+    pub(crate) fn replaced(
+        &self,
+        age: Duration,
+        there: Side<'_, V>,
+        brought: Side<'_, V>,
+    ) -> Option<Replaced<V>> {
+        let have_versions = there.version > Seq::ZERO && brought.version > Seq::ZERO;
+        let changed = match (there.value, brought.value) {
+            _ if have_versions => Changed::Known(there.version != brought.version),
+            (None, None) => Changed::Known(false),
+            (Some(value), Some(_)) if self.same.is_some() => Changed::From(value.clone()),
+            (Some(_), Some(_)) => return None,
+            _ => Changed::Known(true),
+        };
+        Some(Replaced { age, changed })
+    }
+
+    /// Tells it. Code of the user's that panics while values are compared has told nothing.
+    pub(crate) fn note(&self, replaced: Replaced<V>, brought: Option<&V>) {
+        let changed = match (replaced.changed, brought, &self.same) {
+            (Changed::Known(changed), _, _) => Some(changed),
+            (Changed::From(value), Some(brought), Some(same)) => {
+                catch_unwind(AssertUnwindSafe(|| same(&value, brought))).ok().flatten().map(|same| !same)
+            }
+            _ => None,
+        };
+        if let Some(changed) = changed {
+            self.reloads.note(replaced.age, changed);
+        }
+    }
+}
