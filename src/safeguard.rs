@@ -84,6 +84,8 @@ safeguards! {
     GenerationOnFill,
     /// A read does not join a load that began before a change of its key.
     JoinNoOlderLoad,
+    /// A load that began before a refresh is not kept after it, and who comes later does not join it.
+    RefreshBarsOlderLoads,
     /// A value's age counts from the start of its load.
     AgeFromLoadStart,
     /// A load that failed is not tried again before its interval is over.

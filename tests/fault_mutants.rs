@@ -60,6 +60,7 @@ fn witnesses(safeguard: Safeguard) -> &'static [Test] {
         S::FenceOnFill | S::FenceForAbsentKeys | S::JoinNoOlderLoad | S::ThroughUnseenUntilApplied => {
             &[SIMULATION]
         }
+        S::RefreshBarsOlderLoads => &[("reading_aside", None, "refresh")],
         S::AgeFromLoadStart | S::LoadThrottle => &[("reading_time", None, "line_2")],
         S::ZeroToleranceReadsTheStore => &[("reading_tolerance", None, "line_3")],
         S::AroundDropsBefore | S::AroundDropsAfter => &[("reading_aside", None, "write_around")],

@@ -394,6 +394,53 @@ async fn line_5_a_version_is_invalidated_only_if_memory_cannot_prove_it() {
     assert_eq!(cache.get_or_load(&2, source.load()).await.unwrap(), Some(8));
 }
 
+/// Somebody removes or changes a value in the store while it is being loaded, and refreshes. The refresh leaves nothing
+/// in memory that could show that the load is older: it found nothing, or its value is evicted.
+#[tokio::test]
+async fn line_5_what_a_refresh_found_outlives_older_loads() {
+    let (_layer, held, _bay, cache) = open().await;
+    let source = Outside::new(0);
+    for (key, now) in [(1, None), (2, Some(6))] {
+        held.write_outside(key, Some(5), 5);
+        held.hold();
+        let mut older = Box::pin(cache.get(&key));
+        let mut loader = Box::pin(cache.get_or_load(&key, source.load()));
+        assert!(poll_once(&mut older).await.is_none() && poll_once(&mut loader).await.is_none());
+        held.write_outside(key, now, 6);
+        held.let_go();
+        assert_eq!(cache.refresh(&key).await.unwrap(), now);
+        cache.evict(&key);
+        assert_eq!(cache.get(&key).await.unwrap(), now);
+        cache.evict(&key);
+        assert_eq!(cache.get_or_load(&key, source.load()).await.unwrap(), now, "it joins no older load");
+        cache.evict(&key);
+        assert_eq!((older.await.unwrap(), loader.await.unwrap()), (Some(5), Some(5)), "they began before");
+        assert_eq!(cache.resident_count(), 0, "nor is kept what they brought");
+    }
+}
+
+/// The notice of a version comes late: memory has it already. A load that began before the version did is still under
+/// way, and memory soon makes room.
+#[tokio::test]
+async fn line_5_what_a_version_invalidates_includes_loads_under_way_though_memory_has_it() {
+    let (_layer, held, _bay, cache) = open().await;
+    let source = Outside::new(0);
+    held.write_outside(1, Some(5), 5);
+    held.hold();
+    let mut older = Box::pin(cache.get_or_load(&1, source.load()));
+    assert!(poll_once(&mut older).await.is_none());
+    held.write_outside(1, Some(6), 6);
+    held.let_go();
+    assert_eq!(cache.get(&1).await.unwrap(), Some(6));
+    assert!(!cache.invalidate_version(&1, Seq(6)), "memory has it");
+    assert_eq!(cache.get_entry(&1).await.unwrap().source, Source::Memory);
+    cache.evict(&1);
+    assert_eq!(cache.get_or_load(&1, source.load()).await.unwrap(), Some(6), "it joins no older load");
+    cache.evict(&1);
+    assert_eq!(older.await.unwrap(), Some(5), "it began before");
+    assert_eq!(cache.resident_count(), 0, "nor is kept what it brought");
+}
+
 #[test]
 fn line_5_the_blocking_face_has_the_same_calls() {
     let clock = ManualClock::new();

@@ -117,7 +117,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         loader: Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
         let stored = self.stored_key(key)?;
-        let start = self.resident.start(key);
+        let start = self.start(key, ask);
         if let Some(pending) = layer.reads().peek(&stored)
             && (pending.is_some() || loader.is_none())
         {
@@ -171,7 +171,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
                 // What it hangs on may have been invalidated before this reader came.
                 Ok(landed) if !leads && self.is_broken(&landed) => {
                     may_join = false;
-                    start = self.resident.start(&key);
+                    start = self.start(&key, ask);
                 }
                 Ok(landed) => return Ok(self.entry_landed(landed, &start, ask)),
                 Err(error) => return self.instead_of(layer, &key, ask, error),
@@ -230,7 +230,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         let newest = self.resident.fences().scopes().newest();
         let (mut led, mut joins) = (Vec::new(), Vec::new());
         for (at, key, stored) in missing {
-            let start = self.resident.start(key);
+            let start = self.start(key, &ask);
             let suits = |other: &Start| {
                 other.generation >= newest && self.resident.may_join(other.since, start.since, &ask)
             };
@@ -277,6 +277,15 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             self.depart(layer.reads(), departure, Led { key: key.clone(), stored, start }, loader);
             self.metrics.background_loads.add(1);
             layer.tasks().spawn(async move { drop(join.await) });
+        }
+    }
+
+    /// Where a load for this reader starts.
+    fn start(&self, key: &K, ask: &Ask) -> Start {
+        match ask.max_staleness {
+            // The value of now: what began earlier must not come after it.
+            Some(most) if most.is_zero() => self.resident.start_anew(key),
+            _ => self.resident.start(key),
         }
     }
 

@@ -253,8 +253,9 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.view.read_many(&self.layer, keys, &ReadOptions::new(), Some(many_loader(load))).await
     }
 
-    /// Loads `key` from the store again, and returns what it found; others have what memory has until then. Of what a
-    /// loader brought the store knows nothing: see [`Cache::get_or_load_with`] and [`ReadOptions::max_staleness`].
+    /// Loads `key` from the store again, and returns what it found; others have what memory has until then. Afterwards
+    /// no load that began before the call is kept, and no read joins one. Of what a loader brought the store knows
+    /// nothing: see [`Cache::get_or_load_with`] and [`ReadOptions::max_staleness`].
     ///
     /// # Errors
     /// As [`Cache::get`]; memory keeps what it has.
@@ -392,9 +393,9 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.view.invalidate(key, self.layer.metrics());
     }
 
-    /// As [`Cache::invalidate`], because the store's value is now of this version: does nothing if memory has that
-    /// version or a newer one, and drops what is older or of an unknown version. Says whether it dropped, or would
-    /// have if there had been something.
+    /// As [`Cache::invalidate`], because the store's value is now of this version: keeps what memory has if that is of
+    /// this version or a newer one, and drops what is older or of an unknown version. Says whether it dropped, or
+    /// would have if there had been something. Loads under way are not kept in any case: nobody knows what they saw.
     ///
     /// The same call again finds what was loaded since, so it may be repeated, and may come late.
     pub fn invalidate_version(&self, key: &K, version: Seq) -> bool {

@@ -1,8 +1,11 @@
 //! Fences: what makes an older load lose against a newer write or invalidation.
 //!
 //! A load takes a mark before it looks anywhere. Every write, removal and invalidation moves its key's fence,
-//! whether or not the key is in memory. A fill happens only if the mark's fence has not moved, and the check
+//! whether or not the key is in memory. A fill happens only if nothing has changed since the mark, and the check
 //! and the fill are one step: both run under the stripe's lock, as does what moves the fence.
+//!
+//! A load that reads anew also moves the fence when it starts, so that nobody who starts later joins an older load. But
+//! it may still fail, so those lose only when it lands, or a load that started later does.
 //!
 //! Stripes bound the memory: two keys may share one, and then a write to one costs the other's load a reload.
 //! A bulk invalidation raises one floor instead of moving all stripes.
@@ -29,10 +32,12 @@ pub struct Fences {
     scopes: Arc<Scopes>,
 }
 
-/// How often the fence of some keys has moved. It moves under the lock alone, but may be looked at without it.
+/// The fence of some keys.
 #[derive(Debug, Default)]
 struct Stripe {
-    lock: Mutex<()>,
+    /// A load that was marked before this move loses. All changes happen under this lock.
+    oldest: Mutex<u64>,
+    /// How often it has moved; may be looked at without the lock.
     moves: AtomicU64,
 }
 
@@ -42,6 +47,13 @@ pub struct Mark {
     hash: u64,
     moves: u64,
     floor: Generation,
+}
+
+impl Mark {
+    #[cfg(test)]
+    pub(crate) fn stripe(&self) -> u64 {
+        self.hash % STRIPES as u64
+    }
 }
 
 impl Fences {
@@ -69,7 +81,18 @@ impl Fences {
         Mark { hash, moves: stripe.moves(), floor }
     }
 
-    /// Whether anything has moved since `mark`. Without the lock: a fence that is about to move back counts as moved.
+    /// As [`Fences::mark`], for a load that no older one may outlive: who starts later does not join those that are
+    /// under way, and they lose when this one lands.
+    #[must_use]
+    pub fn mark_anew(&self, hash: u64) -> Mark {
+        let floor = self.highest_floor();
+        let stripe = self.stripe(hash);
+        let _held = stripe.lock();
+        stripe.moves.fetch_add(u64::from(Safeguard::RefreshBarsOlderLoads.holds()), Ordering::SeqCst);
+        Mark { hash, moves: stripe.moves(), floor }
+    }
+
+    /// Whether anything has moved since `mark`. Without the lock.
     #[must_use]
     pub fn has_moved(&self, mark: &Mark) -> bool {
         self.stripe(mark.hash).moves() != mark.moves || self.highest_floor() != mark.floor
@@ -78,31 +101,22 @@ impl Fences {
     /// Moves the fence of the key with this hash and runs `change` before any fill of it can happen.
     pub fn change<R>(&self, hash: u64, change: impl FnOnce() -> R) -> R {
         let stripe = self.stripe(hash);
-        let _held = stripe.lock();
-        stripe.moves.fetch_add(1, Ordering::SeqCst);
+        let mut oldest = stripe.lock();
+        *oldest = stripe.moves.fetch_add(1, Ordering::SeqCst) + 1;
         change()
     }
 
-    /// Runs `change`, and moves the fence of the key with this hash if that says that something changed.
-    pub fn change_if(&self, hash: u64, change: impl FnOnce() -> bool) -> bool {
-        let stripe = self.stripe(hash);
-        let _held = stripe.lock();
-        // Moved first, and back: a panic must not leave it where it was.
-        stripe.moves.fetch_add(1, Ordering::SeqCst);
-        let changed = change();
-        stripe.moves.fetch_sub(u64::from(!changed), Ordering::SeqCst);
-        changed
-    }
-
-    /// Runs `fill` if nothing moved since `mark`, and says whether it did.
+    /// Runs `fill` if nothing has changed since `mark` and no load has landed that has a later one; says whether it
+    /// did.
     pub fn fill(&self, mark: &Mark, fill: impl FnOnce()) -> bool {
         let stripe = self.stripe(mark.hash);
-        let _held = stripe.lock();
-        let moved = stripe.moves() != mark.moves && Safeguard::FenceOnFill.holds();
+        let mut oldest = stripe.lock();
+        let moved = mark.moves < *oldest && Safeguard::FenceOnFill.holds();
         let bumped = self.highest_floor() != mark.floor && Safeguard::GenerationOnFill.holds();
         if moved || bumped {
             return false;
         }
+        *oldest = mark.moves.max(*oldest);
         fill();
         true
     }
@@ -142,9 +156,9 @@ impl Fences {
 }
 
 impl Stripe {
-    fn lock(&self) -> MutexGuard<'_, ()> {
+    fn lock(&self) -> MutexGuard<'_, u64> {
         // A poisoned stripe is sound: the count is moved before anything that can panic.
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+        self.oldest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn moves(&self) -> u64 {
@@ -172,6 +186,22 @@ mod tests {
         fences.change_namespace(fences.scopes().advance());
         assert!(fences.has_moved(&mark));
         assert!(!fences.fill(&mark, || panic!("an older load must not land")));
+    }
+
+    #[test]
+    fn a_load_that_was_marked_anew_makes_older_ones_lose_when_it_lands() {
+        let fences = Fences::new(Arc::default());
+        let older = fences.mark(7);
+        let (anew, other) = (fences.mark_anew(7), fences.mark_anew(7));
+        let later = fences.mark(7);
+        assert!(older != later, "who starts later does not join the older one");
+        assert!(fences.fill(&older, || {}), "nothing has landed, and nothing may");
+        assert!(fences.fill(&anew, || {}));
+        assert!(!fences.fill(&older, || panic!("an older load must not land")));
+        assert!(fences.fill(&other, || {}) && fences.fill(&later, || {}));
+        assert!(!fences.fill(&anew, || panic!("it is the older one now")));
+        fences.change(7, || {});
+        assert!(!fences.fill(&later, || panic!("an older load must not land")));
     }
 
     #[test]

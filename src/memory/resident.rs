@@ -99,6 +99,8 @@ pub struct Start {
     pub generation: Generation,
     /// When that was.
     pub since: Moment,
+    /// Whether it reads past memory.
+    pub anew: bool,
 }
 
 /// What a load brought.
@@ -380,9 +382,21 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         // The time first: an age may come out too high, never too low.
         let since = self.ticker.now();
         let mark = self.fences.mark(self.hasher.hash_one(key));
+        self.started(mark, since, false)
+    }
+
+    /// As [`Resident::start`], for a load that reads past memory: when it lands, those that began before it lose, and
+    /// memory does not keep what it had.
+    pub fn start_anew(&self, key: &K) -> Start {
+        let since = self.ticker.now();
+        let mark = self.fences.mark_anew(self.hasher.hash_one(key));
+        self.started(mark, since, true)
+    }
+
+    fn started(&self, mark: Mark, since: Moment, anew: bool) -> Start {
         // After the mark: what lands at that mark must not be below the floor that the mark has seen.
         let generation = self.fences.scopes().now();
-        Start { mark, generation, since }
+        Start { mark, generation, since, anew }
     }
 
     /// Takes a committed write that was handed over at `since`: `None` removes. Older loads of the key can no longer
@@ -455,10 +469,10 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 value.is_some() || own.time_to_live.or(self.freshness.negative_time_to_live).is_some();
             let later =
                 |since: Moment, there: Seq| since > start.since || there > version && version > Seq::ZERO;
-            let (key, lost, replaced) = (key.clone(), Cell::new(false), Cell::new(None));
+            let (owned, lost, replaced) = (key.clone(), Cell::new(false), Cell::new(None));
             let kept = self.fences.fill(&start.mark, || {
                 let compared = Cell::new(None);
-                let there = self.outline(&key, |there| {
+                let there = self.outline(key, |there| {
                     if there.of_loader == of_loader && !later(there.since, there.version) {
                         compared.set(self.watch.replaced(
                             start.since.since(there.since),
@@ -473,11 +487,16 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 // That the store lacks a key says nothing about what a loader brought.
                 let others = value.is_none() && !of_loader && there.is_some_and(|there| there.of_loader);
                 if !lost.get() && !others && keeps {
-                    self.entries.insert(key, entry);
+                    self.entries.insert(owned, entry);
                 } else if !lost.get() && !others {
-                    self.left.removed.add(u64::from(self.entries.remove(&key).is_some()));
+                    self.left.removed.add(u64::from(self.entries.remove(key).is_some()));
                 }
             });
+            if !kept && start.anew {
+                // A key that shares the fence may be why, so that memory may still have what was read past.
+                let gone = self.entries.remove_if(key, |there| there.since <= start.since);
+                self.left.removed.add(u64::from(gone.is_some()));
+            }
             (kept && !lost.get(), replaced.into_inner().filter(|_| kept))
         })?;
         if let Some(replaced) = replaced {
@@ -501,13 +520,14 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         })
     }
 
-    /// As [`Resident::invalidate`], unless memory holds this version or a newer one; says whether it did not.
+    /// As [`Resident::invalidate`], but keeps what memory holds if that is this version or a newer one; says whether it
+    /// was not. Loads under way lose in any case: nobody knows what they have seen.
     ///
     /// # Errors
     /// As [`Resident::invalidate`].
     pub fn invalidate_version(&self, key: &K, version: Seq) -> Result<bool, MemoryFailed> {
         self.guarded(|| {
-            self.fences.change_if(self.hasher.hash_one(key), || {
+            self.fences.change(self.hasher.hash_one(key), || {
                 let there = self.outline(key, |_| {}).filter(|there| self.is_current(there));
                 let proven = there.is_some_and(|there| there.version > Seq::ZERO && there.version >= version);
                 if !proven {
@@ -700,6 +720,18 @@ mod tests {
     }
 
     #[test]
+    fn a_load_past_memory_leaves_nothing_older_though_another_key_has_moved_its_fence() {
+        let memory = resident();
+        assert_eq!(fill(&memory, "old", 0, &memory.start(&1)), Ok(true));
+        let anew = memory.start_anew(&1);
+        let (fence, mut others) = (anew.mark.stripe(), 2..);
+        let other = others.find(|other| memory.start(other).mark.stripe() == fence).unwrap();
+        write(&memory, other, Some("another".into()), 1);
+        assert_eq!(fill(&memory, "new", 0, &anew), Ok(false));
+        assert_eq!(seen(&memory), None);
+    }
+
+    #[test]
     fn a_load_that_finds_nothing_drops_what_memory_had() {
         let memory = resident();
         write(&memory, 1, Some("old".into()), 1);
@@ -715,7 +747,9 @@ mod tests {
         for version in [4, 5] {
             let start = memory.start(&1);
             assert_eq!(memory.invalidate_version(&1, Seq(version)), Ok(false));
-            assert_eq!(start.mark, memory.start(&1).mark, "{version}: nothing has moved");
+            assert_eq!(seen(&memory), Some("five".into()));
+            assert_ne!(start.mark, memory.start(&1).mark, "{version}: who comes later joins nobody");
+            assert_eq!(fill(&memory, "who knows", 0, &start), Ok(false), "{version}: it began before");
         }
         let start = memory.start(&1);
         assert_eq!(memory.invalidate_version(&1, Seq(6)), Ok(true));
