@@ -37,6 +37,7 @@ const LAYER_IMAGES: Test = ("fault_images", None, "layer");
 const COUNTDOWN: Test = ("fault_countdown", None, "fault");
 const CORRUPTION: Test = ("fault_corruption", None, "fault");
 const POWER_CUT: Test = ("fault_power_cut", None, "small");
+const RACES: Test = ("fault_races", Some("simulation"), "fault_races");
 const SIMULATION: Test = ("fault_simulation", Some("simulation"), "fault");
 /// The library's own tests.
 const UNIT: Test = ("forebay", None, "journal::");
@@ -57,9 +58,8 @@ fn witnesses(safeguard: Safeguard) -> &'static [Test] {
         S::TrimBehindWatermark => &[("layer_promises", None, "p1")],
         S::NumbersNeverReused | S::RetireByNumber | S::MemoryCatchesUp => &[SIMULATION],
         S::SpillInOrder => &[("layer_promises", None, "p2")],
-        S::FenceOnFill | S::FenceForAbsentKeys | S::JoinNoOlderLoad | S::ThroughUnseenUntilApplied => {
-            &[SIMULATION]
-        }
+        S::ThroughUnseenUntilApplied => &[SIMULATION],
+        S::FenceOnFill | S::FenceForAbsentKeys | S::GenerationOnFill | S::JoinNoOlderLoad => &[RACES],
         S::RefreshBarsOlderLoads => &[("reading_aside", None, "refresh")],
         S::AgeFromLoadStart | S::LoadThrottle => &[("reading_time", None, "line_2")],
         S::ZeroToleranceReadsTheStore => &[("reading_tolerance", None, "line_3")],
@@ -78,7 +78,6 @@ fn witnesses(safeguard: Safeguard) -> &'static [Test] {
         | S::LostPlaceIsTold
         | S::ThroughLeavesNotice
         | S::CursorSync => &[("change_stream", None, "line_9")],
-        S::GenerationOnFill => &[("layer_reads", None, "older_load")],
         S::DropWhatIsInDoubt | S::UnsettledReads => &[("layer_writes", None, "through")],
         S::ParkLaterWrites => &[LAYER_IMAGES, ("layer_failures", None, "parked")],
         S::JournalReachesWatermark => &[("layer_promises", None, "p11")],

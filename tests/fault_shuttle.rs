@@ -3,13 +3,7 @@
 //!
 //! A failing test prints the number of its order; `FOREBAY_SEED` set to that number repeats it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "these are tests"
-)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "these are tests")]
 
 #[allow(unreachable_pub, reason = "other tests include it, too")]
 #[path = "support/budget.rs"]
@@ -18,10 +12,8 @@ mod budget;
 mod simulation;
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use budget::budget;
@@ -35,55 +27,21 @@ use forebay::memory::freshness::Freshness;
 use forebay::memory::resident::{Bound, Brought, Own, Resident};
 use forebay::memory::scope::{ReadSet, Scopes, Ties};
 use forebay::memory::servable::Ask;
-
-use forebay::seam::simulated;
 use forebay::{
     Backpressure, Builder, Cache, Durability, Error, ErrorKind, Forebay, JournalOptions, MemoryStore, Moment,
     Seq, Ticker, WritePolicy,
 };
 use shuttle::future::block_on;
 use shuttle::sync::{Condvar, Mutex, mpsc};
-use shuttle::{Config, FailurePersistence, MaxSteps, Runner, thread};
-use simulation::order::Drawn;
-use tokio::sync::oneshot;
+use shuttle::thread;
+use simulation::order::in_orders;
 
 const TESTS: u32 = 9;
 const BUFFERED: Durability = Durability::Buffered { sync_interval: Duration::from_millis(10) };
 
-/// Runs `body` in one order after the other until the time is up, or in the one that `FOREBAY_SEED` says.
+/// Runs `body` in one order after the other until its part of the time is up, or in the one that `FOREBAY_SEED` says.
 fn in_many_orders(name: &str, body: impl Fn() + Send + Sync + Clone + 'static) {
-    let mut config = Config::new();
-    config.stack_size = 1 << 20;
-    config.max_steps = MaxSteps::FailAfter(1_000_000);
-    config.silence_warnings = true;
-    config.failure_persistence = FailurePersistence::None;
-    config.max_time = Some(budget(5, Duration::from_secs(6)) / TESTS);
-    let first = std::env::var("FOREBAY_SEED").ok().map(|seed| seed.parse::<u64>().expect("a number"));
-    let tried = Arc::new(AtomicU64::new(first.unwrap_or(1) - 1));
-    let next = Arc::clone(&tried);
-    let last = first.unwrap_or(u64::MAX);
-    let orders = Box::new(move || (next.load(SeqCst) < last).then(|| next.fetch_add(1, SeqCst) + 1));
-    let runner = Runner::new(Drawn::patient(orders), config);
-    let ran = catch_unwind(AssertUnwindSafe(|| {
-        runner.run(move || {
-            simulated::begin(1);
-            let (body, (done, ended)) = (body.clone(), oneshot::channel());
-            let thread = thread::spawn(move || {
-                body();
-                done.send(()).expect("the clock's thread waits");
-            });
-            let ended = simulated::drive(ended);
-            thread.join().expect("shuttle fails the test itself");
-            ended.expect("the body has ended");
-        })
-    }));
-    match ran {
-        Ok(orders) => budget::say(format_args!("{name}: {orders} orders")),
-        Err(panic) => {
-            println!("{name} fails in the order of FOREBAY_SEED={}", tried.load(SeqCst));
-            resume_unwind(panic);
-        }
-    }
+    in_orders(name, Some(budget(5, Duration::from_secs(6)) / TESTS), || true, move |_| body());
 }
 
 /// What a sink was told, by submitter and number.

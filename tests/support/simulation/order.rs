@@ -3,14 +3,101 @@
 //! Some runs change threads at every step, some stay with one for long, and some follow priorities that change a few
 //! times (Burckhardt et al., "A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", ASPLOS 2010).
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
+use forebay::seam::simulated;
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
+use shuttle::{Config, FailurePersistence, MaxSteps, Runner, thread};
+use tokio::sync::oneshot;
 
 use crate::simulation::plan::Draw;
 
 /// The first thread of a run drives the clock.
 const CLOCK: usize = 0;
+
+/// Runs `body` in the orders from 1 on, in one after the other for as long as it `goes_on` and the time is not up, or
+/// in the one alone that `FOREBAY_SEED` says. It is told the order's number; no wait of it ends before everything else
+/// has been done.
+pub fn in_orders(
+    name: &str,
+    time: Option<Duration>,
+    goes_on: impl Fn() -> bool + 'static,
+    body: impl Fn(u64) + Send + Sync + Clone + 'static,
+) {
+    let mut config = Config::new();
+    config.stack_size = 1 << 20;
+    config.max_steps = MaxSteps::FailAfter(1_000_000);
+    config.silence_warnings = true;
+    config.failure_persistence = FailurePersistence::None;
+    config.max_time = time;
+    let first = std::env::var("FOREBAY_SEED").ok().map(|seed| seed.parse::<u64>().expect("a number"));
+    let tried = Arc::new(AtomicU64::new(first.unwrap_or(1) - 1));
+    let (next, present) = (Arc::clone(&tried), Arc::clone(&tried));
+    let last = first.unwrap_or(u64::MAX);
+    let orders = Box::new(move || {
+        let is_next = next.load(SeqCst) < last && goes_on();
+        is_next.then(|| next.fetch_add(1, SeqCst) + 1)
+    });
+    let runner = Runner::new(Drawn::patient(orders), config);
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        runner.run(move || {
+            simulated::begin(1);
+            let (body, order, (done, ended)) = (body.clone(), present.load(SeqCst), oneshot::channel());
+            let thread = thread::spawn(move || {
+                body(order);
+                done.send(()).expect("the clock's thread waits");
+            });
+            let ended = simulated::drive(ended);
+            thread.join().expect("shuttle fails the test itself");
+            ended.expect("the body has ended");
+        })
+    }));
+    match ran {
+        Ok(orders) => crate::budget::say(format_args!("{name}: {orders} orders")),
+        Err(panic) => {
+            println!("{name} fails in the order of FOREBAY_SEED={}", tried.load(SeqCst));
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// Which threads have run since the trace began, in which order. A thread is known by when it ran first.
+#[derive(Default)]
+struct Trace {
+    known: Vec<usize>,
+    hasher: DefaultHasher,
+}
+
+thread_local! {
+    /// All simulated threads run on one thread of the process.
+    static TRACE: RefCell<Trace> = RefCell::default();
+}
+
+/// Begins the trace anew.
+pub fn begin_trace() {
+    TRACE.take();
+}
+
+/// A number that differs between any two traces, as far as a hash does.
+pub fn trace() -> u64 {
+    TRACE.with_borrow(|trace| trace.hasher.finish())
+}
+
+impl Trace {
+    fn runs(&mut self, thread: usize) {
+        let at = self.known.iter().position(|known| *known == thread).unwrap_or_else(|| {
+            self.known.push(thread);
+            self.known.len() - 1
+        });
+        at.hash(&mut self.hasher);
+    }
+}
 
 #[derive(Clone, Copy, Debug)]
 enum Style {
@@ -87,11 +174,13 @@ impl Scheduler for Drawn {
         // Time passes seldom while there is something to do.
         if among.len() > 1 && among.contains(&CLOCK) {
             if self.clock_in.is_some_and(|steps| self.draw.one_in(steps)) {
+                TRACE.with_borrow_mut(|trace| trace.runs(CLOCK));
                 return Some(TaskId::from(CLOCK));
             }
             among.retain(|one| *one != CLOCK);
         }
         let chosen = self.choose(&among, current.map(id), yields);
+        TRACE.with_borrow_mut(|trace| trace.runs(chosen));
         Some(TaskId::from(chosen))
     }
 
