@@ -154,7 +154,8 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
 
     /// Adds a rule: what becomes stale elsewhere when a key of this cache is written or removed, as a pure function of
     /// the key, the old value and the new one. It is dropped from memory before the write, and again when the write has
-    /// taken effect. Not run by invalidations, which do not say what changed.
+    /// taken effect. Not run by invalidations, which do not say what changed. It must not hold a handle of the layer or
+    /// of its caches, which would keep the layer open for ever.
     ///
     /// Writing a key that is not in memory costs a load then. Writes of one key happen one after the other: one that
     /// has waited for another for [`through_timeout`](crate::Builder::through_timeout) fails with
@@ -165,8 +166,8 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
     /// # use forebay::{Cache, Forebay, MemoryStore};
     /// # let bay = Forebay::builder(MemoryStore::new()).open_blocking()?;
     /// let catalogue: Cache<String, Vec<u64>> = bay.cache("catalogue").open()?;
-    /// let products: Cache<u64, String> = bay // by their category
-    ///     .cache("products")
+    /// let products = bay
+    ///     .cache::<u64, String>("products") // by their category
     ///     .on_change(|change, stale| {
     ///         for category in change.old.into_iter().chain(change.new) {
     ///             stale.key("catalogue", category.clone());

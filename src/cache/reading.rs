@@ -131,51 +131,52 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             self.metrics.throttled_loads.add(1);
             return self.instead_of(layer, key, ask, error);
         }
-        self.fly(layer, Led { key: key.clone(), stored, start }, ask, instead_of_waiting, loader).await
+        let mut departure = self.flights(loader.as_ref()).departure();
+        let suits = |other: &Start| self.resident.may_join(other.since, start.since, ask);
+        let (join, left) = match departure.board(key, &start, suits) {
+            Turn::Lead(join) => {
+                self.depart(layer.reads(), departure, Led { key: key.clone(), stored, start }, loader);
+                (join, None)
+            }
+            Turn::Join(join) => {
+                drop(departure);
+                if let Some(most) = instead_of_waiting {
+                    let waiting = Ask { situation: Situation::Waiting(most), ..*ask };
+                    if let Ok(held) = self.resident.look_closely(key, &waiting) {
+                        self.count_hit(&held);
+                        return Ok(entry_held(held, None));
+                    }
+                }
+                self.count_join(layer);
+                (join, Some((stored, loader)))
+            }
+        };
+        match (join.await.unwrap_or_else(|| Err(panicked())), left) {
+            // What it hangs on may have been invalidated before this reader came.
+            (Ok(landed), Some((stored, loader))) if self.is_broken(&landed) => {
+                let led = Led { key: key.clone(), stored, start: self.start(key, ask) };
+                Box::pin(self.read_alone(layer, led, ask, loader)).await
+            }
+            (Ok(landed), _) => Ok(self.entry_landed(landed, &start, ask)),
+            (Err(error), _) => self.instead_of(layer, key, ask, error),
+        }
     }
 
-    /// Joins the load of a key, or leads one.
-    async fn fly(
+    /// Loads a key without joining anybody.
+    async fn read_alone(
         self: &Arc<Self>,
         layer: &Layer,
         led: Led<K>,
         ask: &Ask,
-        instead_of_waiting: Option<Duration>,
-        mut loader: Option<Loader<K, V>>,
+        loader: Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
-        let Led { key, stored, mut start } = led;
-        let mut may_join = true;
-        loop {
-            let mut departure = self.flights(loader.as_ref()).departure();
-            let suits = |other: &Start| may_join && self.resident.may_join(other.since, start.since, ask);
-            let (join, leads) = match departure.board(&key, &start, suits) {
-                Turn::Lead(join) => {
-                    let led = Led { key: key.clone(), stored: stored.clone(), start };
-                    self.depart(layer.reads(), departure, led, loader.take());
-                    (join, true)
-                }
-                Turn::Join(join) => {
-                    drop(departure);
-                    if let Some(most) = instead_of_waiting {
-                        let waiting = Ask { situation: Situation::Waiting(most), ..*ask };
-                        if let Ok(held) = self.resident.look_closely(&key, &waiting) {
-                            self.count_hit(&held);
-                            return Ok(entry_held(held, None));
-                        }
-                    }
-                    self.count_join(layer);
-                    (join, false)
-                }
-            };
-            match join.await.unwrap_or_else(|| Err(panicked())) {
-                // What it hangs on may have been invalidated before this reader came.
-                Ok(landed) if !leads && self.is_broken(&landed) => {
-                    may_join = false;
-                    start = self.start(&key, ask);
-                }
-                Ok(landed) => return Ok(self.entry_landed(landed, &start, ask)),
-                Err(error) => return self.instead_of(layer, &key, ask, error),
-            }
+        let (key, start) = (led.key.clone(), led.start);
+        let mut departure = self.flights(loader.as_ref()).departure();
+        let (Turn::Lead(join) | Turn::Join(join)) = departure.board(&key, &start, |_| false);
+        self.depart(layer.reads(), departure, led, loader);
+        match join.await.unwrap_or_else(|| Err(panicked())) {
+            Ok(landed) => Ok(self.entry_landed(landed, &start, ask)),
+            Err(error) => self.instead_of(layer, &key, ask, error),
         }
     }
 

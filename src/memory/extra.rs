@@ -36,19 +36,16 @@ impl Extra {
         self.own.ties.as_ref()
     }
 
-    /// The stamp of an entry with these.
-    pub(crate) fn add_to(&self, stamp: Stamp, scopes: &Scopes) -> Stamp {
-        let Own { time_to_live, time_to_idle, ties } = &self.own;
-        let used = Moment::of_nanos(self.used.load(Ordering::Relaxed));
-        let stamp = Stamp { used, time_to_live: *time_to_live, time_to_idle: *time_to_idle, ..stamp };
-        match ties {
-            Some(ties) => Stamp {
-                group_floor: ties.group_floor(scopes),
-                tag_floor: ties.tag_floor(scopes),
-                outdated: ties.is_outdated(scopes, stamp.generation),
-                ..stamp
-            },
-            None => stamp,
+    /// Adds what it says to the stamp of its entry.
+    #[inline(never)]
+    pub(crate) fn add_to(&self, stamp: &mut Stamp, scopes: &Scopes) {
+        stamp.used = Moment::of_nanos(self.used.load(Ordering::Relaxed));
+        stamp.time_to_live = self.own.time_to_live;
+        stamp.time_to_idle = self.own.time_to_idle;
+        if let Some(ties) = &self.own.ties {
+            stamp.group_floor = ties.group_floor(scopes);
+            stamp.tag_floor = ties.tag_floor(scopes);
+            stamp.outdated = ties.is_outdated(scopes, stamp.generation);
         }
     }
 }

@@ -86,7 +86,7 @@ pub struct Held<V> {
     pub reload: bool,
     /// The age that it was allowed to have; none if nothing limited it.
     pub bound: Option<Duration>,
-    /// What it hangs on beside its key and cache.
+    /// What it hangs on beside its key and cache; told by [`Resident::look_closely`] alone.
     pub ties: Option<Arc<Ties>>,
 }
 
@@ -131,7 +131,7 @@ impl<K, V> Weighter<K, Entry<V>> for ByEntry {
 impl<V> Entry<V> {
     #[inline]
     fn stamp(&self, scopes: &Scopes) -> Stamp {
-        let stamp = Stamp {
+        let mut stamp = Stamp {
             generation: self.generation,
             since: self.since,
             used: self.since,
@@ -140,10 +140,10 @@ impl<V> Entry<V> {
             cut: self.cut,
             ..Stamp::default()
         };
-        match &self.extra {
-            Some(extra) => extra.add_to(stamp, scopes),
-            None => stamp,
+        if let Some(extra) = &self.extra {
+            extra.add_to(&mut stamp, scopes);
         }
+        stamp
     }
 
     fn without_value(&self) -> Entry<()> {
@@ -303,13 +303,13 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         match servable(&stamp, &rules, stamp.since, ask) {
             Servable::Miss(reason) => Err(reason),
             _ => Ok(Held {
-                ties: entry.ties(),
                 value: entry.value,
                 version: entry.version,
                 age: Duration::ZERO,
                 excuse: None,
                 reload: false,
                 bound: None,
+                ties: None,
             }),
         }
     }
@@ -481,14 +481,14 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                         ));
                     }
                 });
-                let there = there.filter(|there| self.is_current(there));
-                replaced.set(compared.into_inner().filter(|_| there.is_some()));
-                lost.set(there.as_ref().is_some_and(|there| later(there.since, there.version)));
+                let current = there.as_ref().filter(|there| self.is_current(there));
+                replaced.set(compared.into_inner().filter(|_| current.is_some()));
+                lost.set(current.is_some_and(|there| later(there.since, there.version)));
                 // That the store lacks a key says nothing about what a loader brought.
-                let others = value.is_none() && !of_loader && there.is_some_and(|there| there.of_loader);
+                let others = value.is_none() && !of_loader && current.is_some_and(|there| there.of_loader);
                 if !lost.get() && !others && keeps {
                     self.entries.insert(owned, entry);
-                } else if !lost.get() && !others {
+                } else if !lost.get() && !others && there.is_some() {
                     self.left.removed.add(u64::from(self.entries.remove(key).is_some()));
                 }
             });

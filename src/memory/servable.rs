@@ -140,14 +140,20 @@ pub enum MissReason {
 #[must_use]
 #[inline]
 pub fn invalidated(entry: &Stamp, rules: &Rules<'_>) -> Option<MissReason> {
-    let floors = [
-        (rules.floor, MissReason::Invalidated),
-        (rules.namespace_floor, MissReason::BelowNamespace),
-        (entry.group_floor, MissReason::BelowGroup),
-        (entry.tag_floor, MissReason::BelowTag),
-    ];
-    let below = floors.into_iter().find(|(floor, _)| entry.generation < *floor);
-    below.map(|(_, reason)| reason).or(entry.outdated.then_some(MissReason::Outdated))
+    let below = |floor| entry.generation < floor;
+    if below(rules.floor) {
+        return Some(MissReason::Invalidated);
+    }
+    if below(rules.namespace_floor) {
+        return Some(MissReason::BelowNamespace);
+    }
+    if below(entry.group_floor) {
+        return Some(MissReason::BelowGroup);
+    }
+    if below(entry.tag_floor) {
+        return Some(MissReason::BelowTag);
+    }
+    entry.outdated.then_some(MissReason::Outdated)
 }
 
 /// Whether an entry may be served.
