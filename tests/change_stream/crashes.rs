@@ -118,15 +118,15 @@ async fn line_9_a_write_through_that_never_came_to_be_is_passed_over_after_a_cra
     let hand = Hand::stalled(&layer.store);
     let bay = telling(layer.builder_on(hand.clone())).open().await.unwrap();
     let through = cache(&bay);
-    through.put(&1, vec![10]).await.unwrap();
+    through.put(&2, vec![5]).await.unwrap();
     let mut doubtful = Box::pin(through.put_with(&2, vec![20], WritePolicy::Through));
     assert!(poll_once(&mut doubtful).await.is_none());
     through.put(&3, vec![30]).await.unwrap();
     let cut = Layer { disk: layer.disk.crash(CrashPolicy::OnlySynced), store: MemoryStore::new() };
     let bay = open(&cut).await;
     let mut changes = bay.changes(Seq::ZERO).await.unwrap();
-    assert_eq!(drain(&bay, &mut changes).await, expected(&[(1, "1=10"), (2, "2?"), (3, "3=30")]));
-    assert_eq!(cache(&bay).get(&2).await.unwrap(), None);
+    assert_eq!(drain(&bay, &mut changes).await, expected(&[(1, "2=5"), (2, "2?"), (3, "3=30")]));
+    assert_eq!(cache(&bay).get(&2).await.unwrap(), Some(vec![5]), "a notice is no update");
     assert_eq!(cut.store.snapshot().len(), 2);
     hand.release();
 }
