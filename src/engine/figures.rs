@@ -49,7 +49,10 @@ const OF_CACHE: &[OfCache] = &[
     (EVICTIONS, Some(("cause", "removed")), |stats| stats.evictions.removed),
 ];
 
-const OF_LAYER: &[(&str, fn(&Stats) -> u64)] = &[
+/// A counter of the layer.
+type OfLayer = (&'static str, fn(&Stats) -> u64);
+
+const OF_LAYER: &[OfLayer] = &[
     ("forebay_store_loads_total", |stats| stats.store_loads),
     ("forebay_records_committed_total", |stats| stats.records_committed),
     ("forebay_records_applied_total", |stats| stats.records_applied),
