@@ -317,25 +317,33 @@ stats! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Barrier;
+    use std::collections::BTreeSet;
+    use std::sync::{Barrier, Mutex};
     use std::thread;
 
     /// Two threads that wrote one cell would lose each other's additions.
     #[test]
-    fn no_addition_is_lost_while_more_threads_come_and_go_than_there_are_cells() {
-        const THREADS: u64 = 2 * OWNED as u64;
+    fn no_two_threads_write_one_cell_while_more_come_and_go_than_there_are_cells() {
+        const THREADS: usize = 2 * OWNED;
         let counter = StripedCounter::default();
         for _ in 0..3 {
-            let together = Barrier::new(THREADS as usize);
+            let all_count = Barrier::new(THREADS);
+            let cells = Mutex::new(BTreeSet::new());
             thread::scope(|scope| {
-                for _ in 0..THREADS {
-                    scope.spawn(|| {
-                        together.wait();
-                        (0..10_000).for_each(|_| counter.increment());
-                    });
-                }
+                let count = || {
+                    (0..100).for_each(|_| counter.increment());
+                    let own = OWN.get();
+                    let is_own = own >= OWNED || cells.lock().unwrap().insert(own);
+                    all_count.wait();
+                    assert!(is_own, "cell {own} has two threads");
+                };
+                // Joined one by one: a scope does not wait until a thread has given its cell back.
+                let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(count)).collect();
+                threads.into_iter().for_each(|thread| thread.join().unwrap());
             });
+            // Other tests' threads may have some.
+            assert!(!cells.into_inner().unwrap().is_empty(), "threads that have ended gave their cells back");
         }
-        assert_eq!(counter.value(), 3 * THREADS * 10_000);
+        assert_eq!(counter.value(), 3 * THREADS as u64 * 100);
     }
 }

@@ -122,15 +122,16 @@ async fn line_4_the_advised_time_to_live_gives_the_wanted_share() {
     let mut world = World::new(Process::Exponential(100.0));
     let bay = Forebay::builder(MemoryStore::new()).clock(world.clock.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").time_to_live(seconds(30.0)).open().unwrap();
-    let counted = world.stale_share(&cache, 40_000).await;
+    let counted = world.stale_share(&cache, 800_000).await;
     let advice = cache.ttl_advice(0.1).unwrap();
-    assert!(advice.reloads > 4_000 && advice.changed > 1_000, "{advice:?}");
-    assert_eq!((cache.stats().reloads_unchanged + cache.stats().reloads_changed), advice.reloads);
+    assert!(advice.reloads > 10_000 && advice.changed > 2_000, "{advice:?}");
+    let all = cache.stats().reloads_unchanged + cache.stats().reloads_changed;
+    assert!(all / advice.reloads >= 7, "one copy of eight is watched: {} of {all}", advice.reloads);
     near("today's share", advice.share_now.unwrap(), counted, 0.01);
     // 1 - (1 - exp(-x)) / x is a tenth where x, the time to live in lives of a value, is 0.2145.
     near("the advised time to live", advice.time_to_live.unwrap().as_secs_f64(), 21.45, 1.5);
     cache.set_time_to_live(advice.time_to_live).unwrap();
-    near("the share that it gives", world.stale_share(&cache, 40_000).await, 0.1, 0.01);
+    near("the share that it gives", world.stale_share(&cache, 200_000).await, 0.1, 0.01);
 }
 
 /// Changes every 100 s, each key at another moment, and the layer's store, whose versions tell: half of the part of
@@ -142,7 +143,7 @@ async fn line_4_so_it_is_with_a_fixed_period_and_versions_of_a_store() {
     let held = HeldLoads::new(&layer.store);
     let bay = layer.builder_on(held.clone()).clock(world.clock.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").time_to_live(seconds(30.0)).open().unwrap();
-    for _ in 0..30_000 {
+    for _ in 0..150_000 {
         let (key, truth) = world.next_read();
         held.write_outside(u32::try_from(key).unwrap(), Some(truth), truth);
         cache.get(&u32::try_from(key).unwrap()).await.unwrap().unwrap();

@@ -24,13 +24,19 @@ const LIVES: u32 = 16;
 /// The reloads of one cache, by the age of the copy that they replaced.
 #[derive(Debug, Default)]
 pub struct Reloads {
+    unchanged: Counter,
+    changed: Counter,
     buckets: AgeBuckets<Bucket>,
 }
 
+/// Of the reloads of about one age, those whose copies were watched and served.
 #[derive(Debug, Default)]
 struct Bucket {
-    unchanged: Counter,
+    reloads: Counter,
     changed: Counter,
+    /// How often their copies were served, and so those that had become stale.
+    serves: Counter,
+    serves_changed: Counter,
     age_us: Counter,
 }
 
@@ -46,26 +52,29 @@ pub struct TtlAdvice {
     pub is_longest_seen: bool,
     /// The share that the cache's time to live gives as it is. `None` without one, and with too few reloads.
     pub share_now: Option<f64>,
-    /// How many reloads this rests on.
+    /// How many reloads this rests on: those of copies that were watched, and served.
     pub reloads: u64,
     /// How many of them found a change.
     pub changed: u64,
 }
 
 impl Reloads {
-    /// Notes a reload of a copy of this age.
-    pub fn note(&self, age: Duration, changed: bool) {
+    /// Notes a reload of a copy of this age that was served so often, if anybody watched that.
+    pub fn note(&self, age: Duration, serves: Option<u64>, changed: bool) {
+        if changed { &self.changed } else { &self.unchanged }.add(1);
+        let Some(serves) = serves.filter(|serves| *serves > 0) else { return };
         let bucket = self.buckets.of(age);
-        if changed { &bucket.changed } else { &bucket.unchanged }.add(1);
+        bucket.reloads.add(1);
+        bucket.changed.add(u64::from(changed));
+        bucket.serves.add(serves);
+        bucket.serves_changed.add(if changed { serves } else { 0 });
         bucket.age_us.add(u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
     }
 
     /// How many found no change, and how many found one.
     #[must_use]
     pub fn counts(&self) -> (u64, u64) {
-        self.buckets.iter().fold((0, 0), |(unchanged, changed), bucket| {
-            (unchanged + bucket.unchanged.value(), changed + bucket.changed.value())
-        })
+        (self.unchanged.value(), self.changed.value())
     }
 
     /// What they say, for a cache whose entries lose up to the share `jitter` of their life.
@@ -96,14 +105,16 @@ struct Seen {
     age_s: f64,
     reloads: u64,
     changed: u64,
+    serves: u64,
+    serves_changed: u64,
 }
 
 impl Seen {
     fn of(bucket: &Bucket) -> Option<Seen> {
-        let changed = bucket.changed.value();
-        let reloads = changed + bucket.unchanged.value();
+        let (reloads, changed) = (bucket.reloads.value(), bucket.changed.value());
+        let (serves, serves_changed) = (bucket.serves.value(), bucket.serves_changed.value());
         let age_s = bucket.age_us.value() as f64 / 1e6 / reloads as f64;
-        (reloads > 0).then_some(Seen { age_s, reloads, changed })
+        (reloads > 0).then_some(Seen { age_s, reloads, changed, serves, serves_changed })
     }
 }
 
@@ -116,27 +127,53 @@ struct Staleness {
     jitter: f64,
 }
 
+/// The reloads of neighbouring ages.
+struct Pool {
+    reloads: u64,
+    serves: u64,
+    stale: u64,
+    ages: usize,
+}
+
+impl Pool {
+    /// Whether less of it is stale.
+    fn is_below(&self, other: &Pool) -> bool {
+        u128::from(self.stale) * u128::from(other.serves) < u128::from(other.stale) * u128::from(self.serves)
+    }
+
+    fn with(self, other: &Pool) -> Pool {
+        Pool {
+            reloads: self.reloads + other.reloads,
+            serves: self.serves + other.serves,
+            stale: self.stale + other.stale,
+            ages: self.ages + other.ages,
+        }
+    }
+
+    /// Half a reload more that found a change, and half a one that did not: what was never seen is not impossible.
+    fn share(&self) -> f64 {
+        let each = self.serves as f64 / self.reloads as f64;
+        (self.stale as f64 + each / 2.0) / (self.serves as f64 + each)
+    }
+}
+
 impl Staleness {
     fn of(seen: &[Seen], jitter: f64) -> Staleness {
         // Neighbours that fall instead of rising are pooled.
-        let mut pools: Vec<(u64, u64, usize)> = Vec::new();
+        let mut pools: Vec<Pool> = Vec::new();
         for one in seen {
-            let mut pool = (one.reloads, one.changed, 1);
-            while let Some(&(reloads, changed, ages)) = pools.last()
-                && u128::from(changed) * u128::from(pool.0) >= u128::from(pool.1) * u128::from(reloads)
-            {
-                pools.pop();
-                pool = (pool.0 + reloads, pool.1 + changed, pool.2 + ages);
+            let mut pool =
+                Pool { reloads: one.reloads, serves: one.serves, stale: one.serves_changed, ages: 1 };
+            while let Some(below) = pools.pop_if(|below| !below.is_below(&pool)) {
+                pool = pool.with(&below);
             }
             pools.push(pool);
         }
         let (mut corners, mut highest) = (vec![(0.0, 0.0)], 0.0_f64);
         let mut ages = seen.iter().map(|one| one.age_s);
-        for (reloads, changed, count) in pools {
-            // Half a change more and half a reload without one: what was never seen is not impossible.
-            let share = (changed as f64 + 0.5) / (reloads as f64 + 1.0);
-            highest = highest.max(-(1.0 - share).ln());
-            corners.extend(ages.by_ref().take(count).map(|age_s| (age_s, highest)));
+        for pool in pools {
+            highest = highest.max(-(1.0 - pool.share()).ln());
+            corners.extend(ages.by_ref().take(pool.ages).map(|age_s| (age_s, highest)));
         }
         Staleness { corners, jitter }
     }
@@ -205,7 +242,7 @@ mod tests {
         let reloads = Reloads::default();
         for age in ages {
             let changed = (stale(age) * 1000.0).round() as u64;
-            (0..1000).for_each(|one| reloads.note(seconds(age), one < changed));
+            (0..1000).for_each(|one| reloads.note(seconds(age), Some(1), one < changed));
         }
         reloads
     }
@@ -239,7 +276,7 @@ mod tests {
         let reloads = Reloads::default();
         let answers = [(1.0, 9), (2.0, 1), (4.0, 5), (8.0, 3), (16.0, 9)];
         for (age, changed) in answers {
-            (0..10).for_each(|one| reloads.note(seconds(age), one < changed));
+            (0..10).for_each(|one| reloads.note(seconds(age), Some(1), one < changed));
         }
         let mut before = 0.0;
         for life in 1..40 {
@@ -252,13 +289,31 @@ mod tests {
     #[test]
     fn too_few_reloads_advise_nothing_and_nothing_seen_is_not_never() {
         let reloads = Reloads::default();
-        (1..RELOADS_MIN).for_each(|_| reloads.note(seconds(10.0), false));
+        (1..RELOADS_MIN).for_each(|_| reloads.note(seconds(10.0), Some(1), false));
         assert_eq!(reloads.advise(0.1, Some(seconds(1.0)), 0.0).time_to_live, None);
         assert_eq!(reloads.advise(0.1, Some(seconds(1.0)), 0.0).share_now, None);
-        reloads.note(seconds(10.0), false);
+        reloads.note(seconds(10.0), Some(1), false);
         let advice = reloads.advise(0.1, Some(seconds(10.0)), 0.0);
         assert_eq!((advice.reloads, advice.changed, advice.is_longest_seen), (RELOADS_MIN, 0, true));
         assert!((advice.time_to_live.unwrap().as_secs_f64() - 10.0).abs() < 1e-6);
         assert!(advice.share_now.unwrap() > 0.0, "30 reloads without a change do not exclude one");
+    }
+
+    /// Of two kinds of keys in one cache, one is served a hundred times as often and changes a hundred times as often.
+    #[test]
+    fn a_reload_counts_as_often_as_its_copy_was_served() {
+        let reloads = Reloads::default();
+        for one in 0..10_000_u32 {
+            let age = 1.0 + f64::from(one % 100);
+            let changes = |per_s: f64| f64::from(one % 97) / 97.0 < 1.0 - (-per_s * age).exp();
+            reloads.note(seconds(age), Some(100), changes(0.01));
+            reloads.note(seconds(age), Some(1), changes(0.0001));
+            reloads.note(seconds(age), Some(0), true);
+            reloads.note(seconds(age), None, true);
+        }
+        let advice = reloads.advise(0.1, Some(seconds(30.0)), 0.0);
+        assert_eq!(advice.reloads, 20_000, "what was not watched or not served says nothing of serves");
+        let share = 1.0 - (1.0 - (-0.3_f64).exp()) / 0.3;
+        assert!((advice.share_now.unwrap() / share - 1.0).abs() < 0.1, "{advice:?} instead of {share}");
     }
 }

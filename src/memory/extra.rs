@@ -15,20 +15,31 @@ pub(crate) struct Extra {
     own: Own,
     /// When it was used last.
     used: AtomicU64,
+    /// How often it was served, if that is watched.
+    serves: Option<AtomicU64>,
 }
 
 impl Extra {
     /// One for an entry that is used at the moment when it comes, if the entry needs one.
-    pub(crate) fn of(own: Own, freshness: &Freshness, used: Moment) -> Option<Arc<Extra>> {
+    pub(crate) fn of(own: Own, freshness: &Freshness, used: Moment, watched: bool) -> Option<Arc<Extra>> {
         let Own { time_to_live, time_to_idle, ties } = &own;
         let has_own = time_to_live.is_some() || time_to_idle.is_some() || ties.is_some();
-        (has_own || freshness.time_to_idle.is_some())
-            .then(|| Arc::new(Extra { own, used: AtomicU64::new(used.nanos()) }))
+        let (needed, serves) =
+            (watched || has_own || freshness.time_to_idle.is_some(), watched.then(AtomicU64::default));
+        needed.then(|| Arc::new(Extra { own, used: AtomicU64::new(used.nanos()), serves }))
     }
 
     /// Notes a use.
     pub(crate) fn use_at(&self, now: Moment) {
         self.used.store(now.nanos(), Ordering::Relaxed);
+        if let Some(serves) = &self.serves {
+            serves.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often it was served, if that is watched.
+    pub(crate) fn serves(&self) -> Option<u64> {
+        self.serves.as_ref().map(|serves| serves.load(Ordering::Relaxed))
     }
 
     /// What the entry hangs on.

@@ -1,10 +1,14 @@
 //! Sees, when a load replaces a copy in memory, whether the source had changed meanwhile: what advice rests on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::ids::Seq;
 use crate::memory::advice::Reloads;
+
+/// Of so many copies one has its serves counted: that takes a place of its own beside the entry, and time at each hit.
+const WATCHED: u64 = 8;
 
 /// Whether two values are the same, if that can be told.
 pub type Same<V> = Box<dyn Fn(&V, &V) -> Option<bool> + Send + Sync>;
@@ -20,6 +24,7 @@ pub(crate) struct Side<'a, V> {
 /// A copy that a load is about to replace.
 pub(crate) struct Replaced<V> {
     age: Duration,
+    serves: Option<u64>,
     changed: Changed<V>,
 }
 
@@ -32,21 +37,30 @@ enum Changed<V> {
 /// The reloads of one cache.
 pub(crate) struct Watch<V> {
     pub(crate) reloads: Reloads,
+    /// How many copies have come since the cache was opened.
+    copies: AtomicU64,
     /// Without it only versions and absences are compared.
     pub(crate) same: Option<Same<V>>,
 }
 
 impl<V> Default for Watch<V> {
     fn default() -> Self {
-        Watch { reloads: Reloads::default(), same: None }
+        Watch { reloads: Reloads::default(), copies: AtomicU64::new(0), same: None }
     }
 }
 
 impl<V: Clone> Watch<V> {
-    /// What there is to tell of a copy of this age that is replaced. Runs under locks.
+    /// Whether the serves of a copy that comes now are counted.
+    pub(crate) fn watches_next(&self) -> bool {
+        self.copies.fetch_add(1, Ordering::Relaxed).is_multiple_of(WATCHED)
+    }
+
+    /// What there is to tell of a copy of this age that is replaced, served so often if that was counted. Runs under
+    /// locks.
     pub(crate) fn replaced(
         &self,
         age: Duration,
+        serves: Option<u64>,
         there: Side<'_, V>,
         brought: Side<'_, V>,
     ) -> Option<Replaced<V>> {
@@ -58,7 +72,7 @@ impl<V: Clone> Watch<V> {
             (Some(_), Some(_)) => return None,
             _ => Changed::Known(true),
         };
-        Some(Replaced { age, changed })
+        Some(Replaced { age, serves, changed })
     }
 
     /// Tells it. Code of the user's that panics while values are compared has told nothing.
@@ -71,7 +85,7 @@ impl<V: Clone> Watch<V> {
             _ => None,
         };
         if let Some(changed) = changed {
-            self.reloads.note(replaced.age, changed);
+            self.reloads.note(replaced.age, replaced.serves, changed);
         }
     }
 }

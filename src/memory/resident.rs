@@ -129,6 +129,13 @@ impl<K, V> Weighter<K, Entry<V>> for ByEntry {
 }
 
 impl<V> Entry<V> {
+    /// How often it was served, if anybody knows. Where nothing is timed nobody counts, and each copy is as good as any
+    /// other.
+    fn serves(&self, timed: bool) -> Option<u64> {
+        let watched = self.extra.as_ref().and_then(|extra| extra.serves());
+        watched.or((!timed).then_some(1))
+    }
+
     #[inline]
     fn stamp(&self, scopes: &Scopes) -> Stamp {
         let mut stamp = Stamp {
@@ -414,7 +421,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     ) -> Result<(), MemoryFailed> {
         self.guarded(|| {
             let weight = value.as_ref().map_or(0, |value| self.weight(&key, value));
-            let extra = Extra::of(own, &self.freshness, since);
+            let extra = self.extra(own, since);
             let cut = self.cut();
             self.fences.change(self.hasher.hash_one(&key), || match value {
                 None => self.left.removed.add(u64::from(self.entries.remove(&key).is_some())),
@@ -463,7 +470,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 took_us,
                 cut: self.cut(),
                 of_loader,
-                extra: Extra::of(own.clone(), &self.freshness, since),
+                extra: self.extra(own.clone(), since),
             };
             let keeps =
                 value.is_some() || own.time_to_live.or(self.freshness.negative_time_to_live).is_some();
@@ -476,6 +483,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                     if there.of_loader == of_loader && !later(there.since, there.version) {
                         compared.set(self.watch.replaced(
                             start.since.since(there.since),
+                            there.serves(self.time_to_live().is_some()),
                             Side { value: there.value.as_ref(), version: there.version },
                             Side { value, version },
                         ));
@@ -581,6 +589,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 
     fn weight(&self, key: &K, value: &V) -> u32 {
         self.weigh.as_ref().map_or(1, |weigh| weigh(key, value).max(1))
+    }
+
+    fn extra(&self, own: Own, used: Moment) -> Option<Arc<Extra>> {
+        let watched = self.time_to_live().is_some() && self.watch.watches_next();
+        Extra::of(own, &self.freshness, used, watched)
     }
 
     /// A new entry's share of jitter.
