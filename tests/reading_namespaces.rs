@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use forebay::disk::simulated::CrashPolicy;
+use forebay::store::contract::{Batch, Op, Progress, Store};
 use forebay::{
-    Bincode, Cache, CacheBuilder, Codec, ErrorKind, Forebay, Loaded, MemoryStore, Seq, Source, WritePolicy,
+    Bincode, Cache, CacheBuilder, Codec, Epoch, ErrorKind, Forebay, Key, Loaded, MemoryStore, Seq, Source,
+    WritePolicy,
 };
 use serde::Serialize;
 use support::held_loads::HeldLoads;
@@ -265,6 +267,22 @@ async fn line_7_a_token_that_cannot_be_read_or_written_is_never_taken_for_none()
         Err(ErrorKind::Closed),
         "memory has forgotten"
     );
+}
+
+/// What a later release may have written there is not guessed at.
+#[tokio::test]
+async fn line_7_a_token_of_an_unknown_format_is_told() {
+    let store = MemoryStore::new();
+    let key = Key::from_bytes(b"!tokens\0\x01products".as_slice().into()).unwrap();
+    let ops = vec![Op { seq: Seq(1), key, value: Some(b"\x02more".as_slice().into()) }];
+    let progress = Progress { applied: Seq(1), journaled: Seq::ZERO };
+    store.apply(&Batch { epoch: Epoch(0), ops, progress }).await.unwrap();
+    let bay = Forebay::builder(store).open().await.unwrap();
+    let error = bay.namespace_token("products/eu").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownFormat, "{error}");
+    assert_eq!(bay.namespace_token("other").await.unwrap(), Seq::ZERO);
+    let token = bay.invalidate_namespace("products").await.unwrap().seq();
+    assert_eq!(bay.namespace_token("products").await.unwrap(), token, "and can be replaced");
 }
 
 #[tokio::test]
