@@ -1,10 +1,11 @@
 //! What keeps the promises, one by one, so that each can be left out to see which test notices.
 //!
 //! In every ordinary build all of them hold, and the compiler knows it. Only the feature `mutation`, for the crate's
-//! own tests, lets the environment variable `FOREBAY_WITHOUT` name one that does not.
+//! own tests, lets the environment variable `FOREBAY_WITHOUT` name one that does not, and only where debug assertions
+//! are checked: so benchmarks, which are built with the tests' features, measure what users get.
 
 /// The variable that names a safeguard to do without.
-#[cfg(feature = "mutation")]
+#[cfg(all(feature = "mutation", debug_assertions))]
 const WITHOUT: &str = "FOREBAY_WITHOUT";
 
 macro_rules! safeguards {
@@ -142,23 +143,23 @@ safeguards! {
 
 impl Safeguard {
     /// Whether it holds.
-    #[cfg(not(feature = "mutation"))]
+    #[cfg(not(all(feature = "mutation", debug_assertions)))]
     pub(crate) const fn holds(self) -> bool {
         true
     }
 
     /// Whether it holds.
-    #[cfg(feature = "mutation")]
+    #[cfg(all(feature = "mutation", debug_assertions))]
     #[inline]
     pub(crate) fn holds(self) -> bool {
         *MISSING.get_or_init(missing) != Some(self)
     }
 }
 
-#[cfg(feature = "mutation")]
+#[cfg(all(feature = "mutation", debug_assertions))]
 static MISSING: std::sync::OnceLock<Option<Safeguard>> = std::sync::OnceLock::new();
 
-#[cfg(feature = "mutation")]
+#[cfg(all(feature = "mutation", debug_assertions))]
 #[cold]
 fn missing() -> Option<Safeguard> {
     let name = std::env::var(WITHOUT).ok()?;
