@@ -230,7 +230,7 @@ pub(crate) fn bump<S: Subject<u64>>(entries: u64) -> Result<f64> {
     let (runtime, keys) = (runtime()?, (0..entries).collect::<Vec<u64>>());
     runtime.block_on(subject.fill(&keys))?;
     let begun = Instant::now();
-    subject.bump();
+    subject.bump()?;
     let took = begun.elapsed();
     runtime.block_on(async {
         for key in keys.iter().step_by(997) {

@@ -6,11 +6,13 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use forebay::{Cache, Forebay, MemoryStore};
+use forebay::{Cache, Durability, Forebay, MemoryStore};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tempfile::TempDir;
 
 /// What is kept.
 pub(crate) trait Value: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -52,7 +54,7 @@ pub(crate) trait Subject<V: Value>: Clone + Send + Sync + 'static {
     async fn get_or_load(&self, key: u64, asked: Arc<AtomicUsize>, herd: usize) -> Option<V>;
     async fn invalidate(&self, key: &u64);
     /// Makes every entry of one namespace unservable.
-    fn bump(&self);
+    fn bump(&self) -> Result<()>;
 }
 
 /// A load that ends when the whole herd has asked.
@@ -63,19 +65,23 @@ async fn loaded<V: Value>(key: u64, asked: Arc<AtomicUsize>, herd: usize) -> V {
     V::of(key)
 }
 
-/// A cache of a layer without a journal in front of a store in memory.
+/// A cache of a layer with a buffered journal in front of a store in memory.
 #[derive(Clone)]
 pub(crate) struct Ours<V> {
     cache: Cache<u64, V>,
-    _bay: Forebay,
+    bay: Forebay,
+    _journal: Arc<TempDir>,
 }
 
 impl<V: Value> Subject<V> for Ours<V> {
     const NAME: &'static str = "forebay";
 
     fn open(capacity: usize) -> Result<Self> {
-        let bay = Forebay::builder(MemoryStore::new()).open_blocking()?;
-        Ok(Ours { cache: bay.cache("bench").capacity(capacity).open()?, _bay: bay })
+        let journal = Arc::new(tempfile::tempdir()?);
+        let durability = Durability::Buffered { sync_interval: Duration::from_millis(100) };
+        let builder = Forebay::builder(MemoryStore::new()).journal(journal.path()).durability(durability);
+        let bay = builder.open_blocking()?;
+        Ok(Ours { cache: bay.cache("bench").capacity(capacity).open()?, bay, _journal: journal })
     }
 
     async fn fill(&self, keys: &[u64]) -> Result<()> {
@@ -105,14 +111,11 @@ impl<V: Value> Subject<V> for Ours<V> {
         self.cache.invalidate(key);
     }
 
-    fn bump(&self) {
-        bump_namespace(&self.cache);
+    /// Until the journal has the token.
+    fn bump(&self) -> Result<()> {
+        self.bay.blocking().invalidate_namespace("bench")?;
+        Ok(())
     }
-}
-
-/// The bump of a whole namespace.
-fn bump_namespace<V: Value>(cache: &Cache<u64, V>) {
-    cache.invalidate_all();
 }
 
 /// The engine that ours stands on, by itself.
@@ -149,8 +152,9 @@ impl<V: Value> Subject<V> for Quick<V> {
         drop(self.0.remove(key));
     }
 
-    fn bump(&self) {
+    fn bump(&self) -> Result<()> {
         self.0.clear();
+        Ok(())
     }
 }
 
@@ -190,8 +194,9 @@ impl<V: Value> Subject<V> for MokaSync<V> {
         self.0.invalidate(key);
     }
 
-    fn bump(&self) {
+    fn bump(&self) -> Result<()> {
         self.0.invalidate_all();
+        Ok(())
     }
 }
 
@@ -234,8 +239,9 @@ impl<V: Value> Subject<V> for MokaFuture<V> {
         self.0.invalidate(key).await;
     }
 
-    fn bump(&self) {
+    fn bump(&self) -> Result<()> {
         self.0.invalidate_all();
+        Ok(())
     }
 }
 
@@ -274,8 +280,9 @@ impl<V: Value> Subject<V> for Foyer<V> {
         drop(self.0.remove(key));
     }
 
-    fn bump(&self) {
+    fn bump(&self) -> Result<()> {
         self.0.clear();
+        Ok(())
     }
 }
 
