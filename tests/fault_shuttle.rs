@@ -23,8 +23,9 @@ use forebay::journal::committer::Committer;
 use forebay::journal::frame::FrameBuilder;
 use forebay::journal::log::Log;
 use forebay::journal::sink::{Committed, Sink, Submission};
+use forebay::memory::entry::{Brought, Own};
 use forebay::memory::freshness::Freshness;
-use forebay::memory::resident::{Bound, Brought, Own, Resident};
+use forebay::memory::resident::{Bound, Resident};
 use forebay::memory::scope::{ReadSet, Scopes, Ties};
 use forebay::memory::servable::Ask;
 use forebay::{

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::ids::Seq;
-use crate::memory::resident::Own;
+use crate::memory::entry::Own;
 use crate::memory::scope::{ReadSet, Ties};
 use crate::memory::servable::{Ask, Excuse, Situation};
 use crate::options::WritePolicy;

@@ -10,8 +10,8 @@ use crate::error::Result;
 use crate::memory::servable::Ask;
 use crate::store::contract::BoxFuture;
 
-/// A read. By hand, because what an `async` block returns at once is moved through the block's own memory, and that is a
-/// good part of what a hit costs.
+/// A read. By hand, because what an `async` block returns at once is moved through the block's own memory, and that is
+/// a good part of what a hit costs.
 pub(crate) struct Get<'a, K, V> {
     cache: &'a Cache<K, V>,
     key: &'a K,

@@ -3,8 +3,10 @@
 pub mod batch;
 pub mod blocking;
 pub mod codec;
+pub(crate) mod counting;
 pub mod derive;
 pub mod entry;
+pub(crate) mod forgetting;
 pub(crate) mod get;
 pub mod group;
 pub mod opening;

@@ -20,9 +20,9 @@ use crate::engine::reads::{Answer, Reads};
 use crate::engine::throttle::is_failing_source;
 use crate::error::{Error, Result};
 use crate::ids::{Key, Seq};
-use crate::memory::resident::{Brought, Held, Own, Start, Unjudged};
+use crate::memory::entry::{Brought, Held, Own, Start, Unjudged};
 use crate::memory::scope::{ReadSet, Ties};
-use crate::memory::servable::{Ask, Excuse, Generation, MissReason, Situation};
+use crate::memory::servable::{Ask, Generation, Situation};
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
 use crate::seam::span::Span;
@@ -450,39 +450,6 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         };
         let age = self.resident.ticker().now().since(since);
         Entry { value, version: known(version), age, source, bound, stale: None, error: None, ties }
-    }
-
-    fn count_hit(&self, held: &Held<V>) {
-        self.metrics.memory_hits.increment();
-        if held.excuse.is_some() {
-            self.metrics.stale_ages.note(held.age);
-        }
-        match held.excuse {
-            None => {}
-            Some(Excuse::WhileRevalidating) => self.metrics.stale_while_revalidating.add(1),
-            Some(Excuse::InsteadOfWaiting) => self.metrics.stale_instead_of_waiting.add(1),
-            Some(Excuse::LoadFailed) => self.metrics.stale_if_error.add(1),
-        }
-    }
-
-    fn count_miss(&self, reason: MissReason) {
-        let counter = match reason {
-            MissReason::Absent => &self.metrics.misses_absent,
-            MissReason::Expired => &self.metrics.misses_expired,
-            MissReason::Idle => &self.metrics.misses_idle,
-            MissReason::Invalidated => &self.metrics.misses_invalidated,
-            MissReason::BelowNamespace => &self.metrics.misses_below_namespace,
-            MissReason::BelowGroup => &self.metrics.misses_below_group,
-            MissReason::BelowTag => &self.metrics.misses_below_tag,
-            MissReason::Outdated => &self.metrics.misses_outdated,
-            MissReason::TooOld => &self.metrics.misses_too_old,
-        };
-        counter.add(1);
-    }
-
-    fn count_join(&self, layer: &Layer) {
-        layer.metrics().joined_loads.add(1);
-        self.metrics.joined_loads.add(1);
     }
 
     fn in_namespace(&self, error: Error) -> Error {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::ids::{Key, Seq};
+use crate::ids::{Key, NamespaceName, Seq};
 
 /// Where a change stream begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,10 @@ pub enum ChangeKind {
     RemoveVersion(u64),
     /// It may have another value, which the journal does not hold: it was written through, or parked.
     Invalidate,
+    /// Everything in this namespace and below it was invalidated. The key is the token's.
+    InvalidateNamespace(NamespaceName),
+    /// This group of a namespace was invalidated. The key is the token's.
+    InvalidateGroup(NamespaceName, String),
 }
 
 /// What a change stream tells. Both have to be dealt with.

@@ -12,6 +12,7 @@ use crate::engine::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, Change
 use crate::engine::core::{Core, closed};
 use crate::engine::cursors::{CursorSummary, Cursors, Subscription};
 use crate::engine::dead_letters::DeadLetters;
+use crate::engine::directives::{Token, token_of};
 use crate::engine::health::HealthState;
 use crate::engine::layer::Layer;
 use crate::engine::record::{Operation, Record};
@@ -373,13 +374,15 @@ fn change(seq: Seq, record: Record, parked: bool) -> Option<Change> {
         Holding::Version(key, version) => (key, Some(version)),
         Holding::VersionList => return None,
     };
-    let kind = match (record.operation, version) {
+    let kind = match (token_of(&key), record.operation, version) {
+        (Some(Token::Namespace(name)), ..) => ChangeKind::InvalidateNamespace(name),
+        (Some(Token::Group(namespace, group)), ..) => ChangeKind::InvalidateGroup(namespace, group),
         _ if parked => ChangeKind::Invalidate,
-        (Operation::Put, None) => ChangeKind::Put(record.value),
-        (Operation::Put, Some(version)) => ChangeKind::PutVersion(version, record.value),
-        (Operation::Remove, None) => ChangeKind::Remove,
-        (Operation::Remove, Some(version)) => ChangeKind::RemoveVersion(version),
-        (Operation::Notice | Operation::Replay | Operation::Discard, _) => ChangeKind::Invalidate,
+        (None, Operation::Put, None) => ChangeKind::Put(record.value),
+        (None, Operation::Put, Some(version)) => ChangeKind::PutVersion(version, record.value),
+        (None, Operation::Remove, None) => ChangeKind::Remove,
+        (None, Operation::Remove, Some(version)) => ChangeKind::RemoveVersion(version),
+        (None, Operation::Notice | Operation::Replay | Operation::Discard, _) => ChangeKind::Invalidate,
     };
     Some(Change { seq, key, kind })
 }

@@ -14,7 +14,8 @@ use std::sync::{Arc, PoisonError};
 use bytes::Bytes;
 
 use crate::disk::contract::Disk;
-use crate::engine::pending::{Pending, Place, QueuedFrame};
+use crate::engine::pending::{Pending, Place};
+use crate::engine::queued::QueuedFrame;
 use crate::engine::record::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};

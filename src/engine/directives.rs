@@ -10,9 +10,10 @@
 use std::sync::Arc;
 
 use crate::engine::commit::{Effect, Effects};
-use crate::engine::layer::{AnyKey, Layer, Views};
+use crate::engine::layer::Layer;
 use crate::engine::record::{Operation, push};
 use crate::engine::turns::Turn;
+use crate::engine::views::{AnyKey, Views};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, NamespaceName, Seq};
 use crate::journal::frame::FrameBuilder;
@@ -199,6 +200,26 @@ impl Layer {
             newest = newest.max(token.version);
         }
         Ok(newest)
+    }
+}
+
+/// What a token says.
+pub(crate) enum Token {
+    Namespace(NamespaceName),
+    Group(NamespaceName, String),
+}
+
+/// What the token under this key says, if it is one.
+pub(crate) fn token_of(key: &Key) -> Option<Token> {
+    let (&kind, name) = (key.namespace() == TOKENS).then(|| key.key().split_first()).flatten()?;
+    let name = std::str::from_utf8(name).ok()?;
+    match kind {
+        NAMESPACE_TOKEN => NamespaceName::parse(name).ok().map(Token::Namespace),
+        GROUP_TOKEN => {
+            let (namespace, group) = name.split_once('\0')?;
+            Some(Token::Group(NamespaceName::parse(namespace).ok()?, group.to_owned()))
+        }
+        _ => None,
     }
 }
 

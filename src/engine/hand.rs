@@ -1,6 +1,6 @@
 //! What the flusher has in hand: the batch under construction, and what it reads back from the journal for it.
 
-use crate::engine::pending::QueuedFrame;
+use crate::engine::queued::QueuedFrame;
 use crate::engine::record::{Operation, Record};
 use crate::error::Result;
 use crate::ids::Seq;

@@ -1,7 +1,5 @@
 //! A layer: one journal, one store, one order. Speaks keys and bytes; the typed caches stand on it.
 
-use std::any::Any;
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -18,114 +16,19 @@ use crate::engine::reads::Reads;
 use crate::engine::record::{Operation, notices_of, push};
 use crate::engine::tasks::Tasks;
 use crate::engine::turns::{Turn, Turns};
+use crate::engine::views::Views;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{Key, NamespaceName, Seq};
+use crate::ids::{Key, Seq};
 use crate::journal::committer::Committer;
 use crate::journal::frame::{FrameBody, FrameBuilder};
 use crate::journal::log::Log;
 use crate::journal::sink::Submission;
-use crate::memory::scope::Scopes;
-use crate::memory::servable::Generation;
-use crate::metrics::{CacheStats, Counter, Metrics, Stats};
+use crate::metrics::{Metrics, Stats};
 use crate::options::{Backpressure, LayerOptions, WritePolicy};
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Runtime, Ticker};
+use crate::seam::sync::Mutex;
 use crate::seam::sync::thread::{self, JoinHandle};
-use crate::seam::sync::{Mutex, MutexGuard};
-
-/// The memory of a typed cache, as far as the engine needs to know it.
-pub trait View: Any + Send + Sync {
-    /// Makes everything in it unservable.
-    fn invalidate_all(&self);
-    /// The same, because a namespace that it is or is below of was invalidated.
-    fn invalidate_namespace(&self, floor: Generation);
-    /// Drops a key from it, or everything if the key is of another type than its own.
-    fn invalidate_key(&self, key: &AnyKey, layer: &Metrics);
-    /// Whether it has keys of this type.
-    fn has_key_type(&self, key: &AnyKey) -> bool;
-    /// Which schema its values have.
-    fn schema_version(&self) -> u8;
-    /// How many reads it answered.
-    fn memory_hits(&self) -> u64;
-    /// What it has counted.
-    fn stats(&self) -> CacheStats;
-    /// For going back to the type.
-    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
-}
-
-/// A key of a cache whose type is not known here.
-pub type AnyKey = dyn Any + Send + Sync;
-
-/// The open caches of a layer, by namespace.
-#[derive(Default)]
-pub struct Views {
-    open: Mutex<HashMap<NamespaceName, Arc<dyn View>>>,
-    scopes: Arc<Scopes>,
-    /// What the reads of those counted that are not open any more.
-    past_memory_hits: Counter,
-}
-
-impl Views {
-    /// The view of a namespace, made by `make` if it is not open yet, or is with another schema and nobody has it.
-    ///
-    /// # Errors
-    /// What `make` says.
-    pub fn open(
-        &self,
-        namespace: &NamespaceName,
-        schema_version: u8,
-        make: impl FnOnce() -> Result<Arc<dyn View>>,
-    ) -> Result<Arc<dyn View>> {
-        let (view, past) = {
-            let mut views = self.lock();
-            if let Some(view) = views.get(namespace)
-                && (view.schema_version() == schema_version || Arc::strong_count(view) > 1)
-            {
-                return Ok(Arc::clone(view));
-            }
-            let view = make()?;
-            let past = views.insert(namespace.clone(), Arc::clone(&view));
-            self.past_memory_hits.add(past.as_ref().map_or(0, |past| past.memory_hits()));
-            (view, past)
-        };
-        if let Some(past) = past {
-            // What was derived from it hangs on its fences, which nobody moves any more.
-            past.invalidate_all();
-        }
-        Ok(view)
-    }
-
-    /// What orders the bulk invalidations of all of them.
-    pub fn scopes(&self) -> &Arc<Scopes> {
-        &self.scopes
-    }
-
-    /// Makes everything in a namespace's memory unservable.
-    pub fn invalidate(&self, namespace: &str) {
-        let views = self.lock();
-        views
-            .iter()
-            .filter(|(name, _)| name.as_str() == namespace)
-            .for_each(|(_, view)| view.invalidate_all());
-    }
-
-    /// What each of them has counted, by namespace.
-    #[cfg(feature = "metrics")]
-    pub fn stats(&self) -> Vec<(NamespaceName, CacheStats)> {
-        self.lock().iter().map(|(name, view)| (name.clone(), view.stats())).collect()
-    }
-
-    /// How many reads were answered from memory.
-    pub fn memory_hits(&self) -> u64 {
-        let views = self.lock();
-        let open: u64 = views.values().map(|view| view.memory_hits()).sum();
-        open + self.past_memory_hits.value()
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, HashMap<NamespaceName, Arc<dyn View>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// The flusher's thread and how to stop it.
 pub(crate) struct FlusherThread {

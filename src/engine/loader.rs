@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::sync::{Arc, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
-use crate::memory::resident::Start;
+use crate::memory::entry::Start;
 use crate::safeguard::Safeguard;
 use crate::seam::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::seam::sync::{Mutex, MutexGuard};

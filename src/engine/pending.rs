@@ -17,10 +17,11 @@ use bytes::Bytes;
 
 use crate::engine::age::CommitTimes;
 use crate::engine::commit::{Effects, Ticket};
+use crate::engine::queued::QueuedFrame;
 use crate::engine::record::Record;
 use crate::error::{Error, Result};
 use crate::ids::{Key, Seq};
-use crate::journal::frame::{Frame, FrameBody, Location, records_of};
+use crate::journal::frame::Location;
 use crate::metrics::QueueStats;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{Moment, Ticker};
@@ -50,65 +51,6 @@ pub(crate) enum Found {
     Unsettled,
     /// The newest committed value.
     Pending { version: Seq, place: Place },
-}
-
-/// A committed frame that waits for the flusher.
-#[derive(Clone, Debug)]
-pub(crate) struct QueuedFrame {
-    pub(crate) first: Seq,
-    /// How many records it has.
-    pub(crate) count: u32,
-    /// What it counts for in the queue, in bytes.
-    pub(crate) bytes: u64,
-    /// Where it is in the journal; `None` if it was written through.
-    pub(crate) location: Option<Location>,
-    /// What lies behind it in the journal, or behind the notice of it; `None` if nothing of it is there.
-    pub(crate) journal_end: Option<Location>,
-    content: Bytes,
-    /// Whether its bytes count against the memory budget (not if it was read back from the journal).
-    counted: bool,
-}
-
-impl QueuedFrame {
-    /// A frame that was just committed.
-    pub(crate) fn committed(first: Seq, body: &FrameBody, location: Option<Location>) -> QueuedFrame {
-        let (count, bytes) = (body.count(), body.len_on_disk());
-        let journal_end = location.map(|at| at.behind(bytes));
-        QueuedFrame { first, count, bytes, location, journal_end, content: body.content(), counted: false }
-    }
-
-    /// A frame that is written through and of which the journal holds a notice, there.
-    pub(crate) fn noticed(
-        first: Seq,
-        body: &FrameBody,
-        at: Option<Location>,
-        notice: &FrameBody,
-    ) -> QueuedFrame {
-        let journal_end = at.map(|at| at.behind(notice.len_on_disk()));
-        QueuedFrame { journal_end, ..QueuedFrame::committed(first, body, None) }
-    }
-
-    /// A frame that was read back from the journal.
-    pub(crate) fn read(frame: &Frame) -> QueuedFrame {
-        let (first, count, bytes, content) = (frame.first, frame.count, frame.len_on_disk(), frame.content());
-        let (location, journal_end) = (Some(frame.location), Some(frame.location.behind(bytes)));
-        QueuedFrame { first, count, bytes, location, journal_end, content, counted: false }
-    }
-
-    pub(crate) fn last(&self) -> Seq {
-        self.first.plus(u64::from(self.count).saturating_sub(1))
-    }
-
-    /// Its encoded records.
-    pub(crate) fn encoded(&self) -> impl Iterator<Item = Bytes> + use<> {
-        records_of(&self.content)
-    }
-
-    /// Its records with their sequence numbers.
-    pub(crate) fn records(&self) -> impl Iterator<Item = Result<(Seq, Record)>> + '_ {
-        let numbered = self.encoded().zip(0_u64..);
-        numbered.map(|(bytes, at)| Ok((self.first.plus(at), Record::parse(&bytes)?)))
-    }
 }
 
 /// How many frames are taken into memory under one lock.

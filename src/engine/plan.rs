@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::engine::pending::QueuedFrame;
+use crate::engine::queued::QueuedFrame;
 use crate::error::Result;
 use crate::ids::{Key, Seq};
 use crate::store::contract::Op;

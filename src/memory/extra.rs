@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::memory::entry::Own;
 use crate::memory::freshness::Freshness;
-use crate::memory::resident::Own;
 use crate::memory::scope::{Scopes, Ties};
 use crate::memory::servable::Stamp;
 use crate::seam::clock::Moment;

@@ -10,12 +10,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quick_cache::OptionsBuilder;
 use quick_cache::sync::Cache;
-use quick_cache::{OptionsBuilder, Weighter};
 
 use crate::error::{Error, ErrorKind};
 use crate::ids::Seq;
 use crate::memory::advice::TtlAdvice;
+use crate::memory::entry::{Brought, ByEntry, Entry, Held, Own, Start, Unjudged};
 use crate::memory::evictions::Evictions;
 use crate::memory::extra::Extra;
 use crate::memory::fence::{Fences, Mark};
@@ -23,8 +24,8 @@ use crate::memory::freshness::{Freshness, LiveDuration};
 use crate::memory::reloads::{Same, Side, Watch};
 use crate::memory::scope::{Scopes, Ties};
 use crate::memory::servable::{
-    Ask, Excuse, Generation, MissReason, Rules, Servable, Situation, Stamp, invalidated, is_due_early,
-    is_timed, life, servable,
+    Ask, Excuse, MissReason, Rules, Servable, Situation, Stamp, invalidated, is_due_early, is_timed, life,
+    servable,
 };
 use crate::metrics::EvictionMetrics;
 use crate::safeguard::Safeguard;
@@ -40,128 +41,6 @@ pub enum Bound<K, V> {
     Entries(usize),
     /// So much weight, as the function weighs.
     Weight(u64, Weigh<K, V>),
-}
-
-/// What is in memory of a key.
-#[derive(Clone, Debug)]
-struct Entry<V> {
-    /// `None` says that the key has no value.
-    value: Option<V>,
-    /// Who wrote it; zero if nobody knows.
-    version: Seq,
-    generation: Generation,
-    since: Moment,
-    weight: u32,
-    /// How long its load took; nothing if it was written.
-    took_us: u32,
-    cut: u16,
-    of_loader: bool,
-    /// What few entries have, so that the others stay small.
-    extra: Option<Arc<Extra>>,
-}
-
-/// What an entry is told to do instead of what its cache says, and what it hangs on beside it.
-#[derive(Clone, Debug, Default)]
-pub struct Own {
-    /// Its time to live.
-    pub time_to_live: Option<Duration>,
-    /// Its time to idle.
-    pub time_to_idle: Option<Duration>,
-    /// Its group, its tags, and what it was read from.
-    pub ties: Option<Arc<Ties>>,
-}
-
-/// What a look at memory found that may be served.
-#[derive(Clone, Debug)]
-pub struct Held<V> {
-    /// The value; `None` if the key is known to have none.
-    pub value: Option<V>,
-    /// Who wrote it; zero if nobody knows.
-    pub version: Seq,
-    /// How old it is. Only measured if that matters for the answer; else nothing.
-    pub age: Duration,
-    /// Why it is served though its time is up.
-    pub excuse: Option<Excuse>,
-    /// Whether it should be loaded again, while it is served.
-    pub reload: bool,
-    /// The age that it was allowed to have; none if nothing limited it.
-    pub bound: Option<Duration>,
-    /// What it hangs on beside its key and cache; told by [`Resident::look_closely`] alone.
-    pub ties: Option<Arc<Ties>>,
-}
-
-/// Where a load starts: taken before anything is looked at.
-#[derive(Clone, Copy, Debug)]
-pub struct Start {
-    /// Where the fences stood.
-    pub mark: Mark,
-    /// What a value that this load brings belongs to.
-    pub generation: Generation,
-    /// When that was.
-    pub since: Moment,
-    /// Whether it reads past memory.
-    pub anew: bool,
-}
-
-/// What a load brought.
-#[derive(Clone, Debug)]
-pub struct Brought<'a, V> {
-    /// The value; `None` if there is none.
-    pub value: Option<&'a V>,
-    /// Who wrote it; zero if nobody knows.
-    pub version: Seq,
-    /// Whether a reader's loader was asked.
-    pub of_loader: bool,
-    /// What it is told to do instead of what the cache says.
-    pub own: Own,
-}
-
-/// What is in memory of a key, before anybody knows whether it may be served.
-pub struct Unjudged<V>(Option<Entry<V>>);
-
-#[derive(Clone)]
-struct ByEntry;
-
-impl<K, V> Weighter<K, Entry<V>> for ByEntry {
-    fn weight(&self, _key: &K, entry: &Entry<V>) -> u64 {
-        u64::from(entry.weight.max(1))
-    }
-}
-
-impl<V> Entry<V> {
-    /// How often it was served, if anybody knows. Where nothing is timed nobody counts, and each copy is as good as any
-    /// other.
-    fn serves(&self, timed: bool) -> Option<u64> {
-        let watched = self.extra.as_ref().and_then(|extra| extra.serves());
-        watched.or((!timed).then_some(1))
-    }
-
-    #[inline]
-    fn stamp(&self, scopes: &Scopes) -> Stamp {
-        let mut stamp = Stamp {
-            generation: self.generation,
-            since: self.since,
-            used: self.since,
-            absent: self.value.is_none(),
-            of_loader: self.of_loader,
-            cut: self.cut,
-            ..Stamp::default()
-        };
-        if let Some(extra) = &self.extra {
-            extra.add_to(&mut stamp, scopes);
-        }
-        stamp
-    }
-
-    fn without_value(&self) -> Entry<()> {
-        let &Entry { version, generation, since, weight, took_us, cut, of_loader, .. } = self;
-        let (value, extra) = (self.value.as_ref().map(|_| ()), self.extra.clone());
-        Entry { value, version, generation, since, weight, took_us, cut, of_loader, extra }
-    }
-
-    fn ties(&self) -> Option<Arc<Ties>> {
-        self.extra.as_ref().and_then(|extra| extra.ties().cloned())
-    }
 }
 
 /// The entries of one cache and its fences.

@@ -18,7 +18,7 @@ use forebay::engine::inspect;
 use forebay::testkit::ManualClock;
 use forebay::{
     Builder, Cache, Change, ChangeKind, ChangeOutcome, ChangeStream, Durability, ErrorKind, Forebay,
-    JournalOptions, MemoryStore, OnRejected, Seq, WritePolicy,
+    JournalOptions, MemoryStore, OnRejected, Replacement, Seq, Stale, WritePolicy,
 };
 use support::{Failing, Hand, Layer, key_of, poll_once};
 
@@ -40,6 +40,12 @@ fn cache(bay: &Forebay) -> Cache<u32, Vec<u8>> {
 fn told(outcome: &ChangeOutcome) -> (u64, String) {
     let what = match outcome {
         ChangeOutcome::PlaceLost { after, .. } => format!("lost after {after}"),
+        ChangeOutcome::Change(Change { kind: ChangeKind::InvalidateNamespace(name), .. }) => {
+            format!("all of {name}")
+        }
+        ChangeOutcome::Change(Change { kind: ChangeKind::InvalidateGroup(name, group), .. }) => {
+            format!("{group} of {name}")
+        }
         ChangeOutcome::Change(Change { key, kind, .. }) => {
             let key = u32::from_le_bytes(key.key().try_into().unwrap());
             match kind {
@@ -129,6 +135,24 @@ async fn line_9_puts_removes_batches_and_versions_are_told_in_order() {
     assert_eq!((stats.changes_told, stats.places_lost), (10, 0));
     let mut later = bay.changes(Seq(4)).await.unwrap();
     assert_eq!(drain(&bay, &mut later).await, expected(&list[4..]), "from the middle of a batch");
+}
+
+/// What others have to forget as well is told as that, and not as a record of the layer's own.
+#[tokio::test]
+async fn line_9_invalidations_of_namespaces_and_groups_are_told() {
+    let layer = Layer::new();
+    let bay = open(&layer).await;
+    let mut changes = bay.changes(Seq::ZERO).await.unwrap();
+    let odd = |key: &u32| (key % 2 == 1).then(|| "odd".to_owned());
+    let grouped = bay.cache::<u32, Vec<u8>>("a/b").group_by(odd).open().unwrap();
+    grouped.put(&1, vec![10]).await.unwrap();
+    bay.invalidate_namespace("a").await.unwrap();
+    grouped.group("odd").unwrap().invalidate().await.unwrap();
+    let rule = |_: &Replacement<'_, u32, Vec<u8>>, stale: &mut Stale| stale.namespace("a/b");
+    let ruled = bay.cache::<u32, Vec<u8>>("ruled").on_change(rule).open().unwrap();
+    ruled.put_with(&2, vec![20], WritePolicy::Through).await.unwrap();
+    let list = [(1, "1=10"), (2, "all of a"), (3, "odd of a/b"), (4, "all of a/b"), (5, "2?")];
+    assert_eq!(drain(&bay, &mut changes).await, expected(&list));
 }
 
 #[tokio::test]
