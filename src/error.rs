@@ -46,7 +46,7 @@ pub enum ErrorKind {
     Halted,
     /// The key has records in the dead-letter list; they have to be replayed or discarded first.
     Parked,
-    /// The store failed in a way that may pass.
+    /// The store or the bus failed in a way that may pass.
     Transient,
     /// The store failed for good.
     StoreFailed,
@@ -54,6 +54,16 @@ pub enum ErrorKind {
     LoadFailed,
     /// A rule of the cache panicked, or named something that cannot be. Nothing was written.
     RuleFailed,
+    /// The bus failed in a way that does not pass by itself: it refused the credentials, or is not what was asked for.
+    BusFailed,
+    /// What came over a bus is not to be believed: it is malformed, oversized, of an unknown kind or of an owner that
+    /// another one has followed. Nothing of it was carried out.
+    Refused,
+    /// The layer follows another process, which alone may write.
+    ReadOnly,
+    /// The layer follows another process and cannot know at the moment whether what it has is current, and the reader
+    /// wants nothing else.
+    Unverified,
     /// The layer, or the part of it that was asked, is closed.
     Closed,
     /// The namespace is open already with other types or other options.

@@ -3,6 +3,7 @@
 //! This file is a table of contents; what a module promises stands at its own head.
 
 pub mod builder;
+pub mod bus;
 pub mod cache;
 pub mod disk;
 pub mod engine;
@@ -26,6 +27,8 @@ pub mod store;
 pub mod testkit;
 
 pub use crate::builder::{BlockingForebay, Builder, Forebay};
+pub use crate::bus::contract::{Bus, Channel};
+pub use crate::bus::local::LocalBus;
 pub use crate::cache::batch::Batch;
 pub use crate::cache::blocking::BlockingCache;
 #[cfg(feature = "postcard")]

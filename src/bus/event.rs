@@ -1,0 +1,374 @@
+//! What is said over a bus, and its bytes, which another language can write as well.
+//!
+//! An *event* says: what happened in the owner's order after one sequence number and up to another is this. So the
+//! events of an owner form a chain, and a missing link shows, whichever bus carried them. An event of somebody who is
+//! no layer, and has no such order, is outside the chain: both numbers are zero.
+//!
+//! | bytes, little-endian | |
+//! | --- | --- |
+//! | 1 | version of the format, 1 |
+//! | 1 | what it is: 1 directives, 2 heartbeat, 3 what a follower has seen |
+//! | 8 | the owner's epoch |
+//! | 8, 8 | the sequence number after which, and up to which, it tells what happened |
+//! | 8 | when that was known to be all, in microseconds of Unix time; zero if nobody knows |
+//! | ... | of directives: each of them, as below; of what a follower has seen: its name |
+//! | 4 | CRC-32C (Castagnoli) of all of the above |
+//!
+//! A directive is its kind (1 byte), its version (8), and its parts, each with its length in front (4). The version is
+//! the sequence number of the change.
+//!
+//! | kind | | parts |
+//! | --- | --- | --- |
+//! | 1 | the key has another value, or had | namespace, encoded key |
+//! | 2 | the key has this value | namespace, encoded key, encoded value |
+//! | 3 | the key was removed | namespace, encoded key |
+//! | 4 | everything in the namespace and below it was invalidated | namespace |
+//! | 5 | the group was invalidated | namespace, group |
+//! | 6 | what has the tag was invalidated | tag |
+//! | 7 | the namespace's values are of this schema version now (one byte) | namespace, schema version |
+//! | 8 | anything may have changed: what happened up to here cannot be told | |
+//!
+//! The numbers of the format cannot be reused for anything else; a reader refuses what it does not know.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::bus::contract::BODY_BYTES_MAX;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{Epoch, Key, NamespaceName, Seq};
+
+const FORMAT: u8 = 1;
+const DIRECTIVES: u8 = 1;
+const HEARTBEAT: u8 = 2;
+const SEEN: u8 = 3;
+/// Everything but what is said, and the checksum.
+const HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 8 + 8;
+const CHECKSUM_BYTES: usize = 4;
+/// The longest name of a follower, in bytes.
+pub const FOLLOWER_BYTES_MAX: usize = 64;
+
+/// One message of an owner, or of a follower, to the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The owner's epoch.
+    pub epoch: Epoch,
+    /// Up to where it was told what happened before this event.
+    pub after: Seq,
+    /// Up to where it is told with this event.
+    pub until: Seq,
+    /// When the store was known to hold nothing beyond `until`, in microseconds of Unix time; zero if nobody knows.
+    pub as_of_us: u64,
+    /// What is said.
+    pub said: Said,
+}
+
+/// What an event says. New kinds may come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Said {
+    /// What happened. May be empty.
+    Directives(Vec<Directive>),
+    /// Nothing happened: the owner is alive.
+    Heartbeat,
+    /// The follower of this name has dealt with everything up to `until`.
+    Seen(String),
+}
+
+/// A precise invalidation. New kinds may come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Directive {
+    /// The key may have another value than before this version.
+    Invalidate(Key, Seq),
+    /// The key has this value since this version.
+    Put(Key, Seq, Bytes),
+    /// The key has no value since this version.
+    Remove(Key, Seq),
+    /// Everything in the namespace and below it was invalidated.
+    Namespace(NamespaceName, Seq),
+    /// The group of the namespace was invalidated.
+    Group(NamespaceName, String, Seq),
+    /// What has the tag was invalidated.
+    Tag(String, Seq),
+    /// The namespace's values have this schema version now.
+    Schema(NamespaceName, u8, Seq),
+    /// Anything may have changed up to this version.
+    Everything(Seq),
+}
+
+impl Directive {
+    /// Its version: the sequence number of the change.
+    #[must_use]
+    pub fn version(&self) -> Seq {
+        match self {
+            Directive::Invalidate(_, version)
+            | Directive::Put(_, version, _)
+            | Directive::Remove(_, version)
+            | Directive::Namespace(_, version)
+            | Directive::Group(_, _, version)
+            | Directive::Tag(_, version)
+            | Directive::Schema(_, _, version)
+            | Directive::Everything(version) => *version,
+        }
+    }
+
+    /// How many bytes it takes in an event.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        let parts = match self {
+            Directive::Invalidate(key, _) | Directive::Remove(key, _) => 8 + key.as_bytes().len() - 1,
+            Directive::Put(key, _, value) => 12 + key.as_bytes().len() - 1 + value.len(),
+            Directive::Namespace(name, _) => 4 + name.as_str().len(),
+            Directive::Group(name, group, _) => 8 + name.as_str().len() + group.len(),
+            Directive::Tag(tag, _) => 4 + tag.len(),
+            Directive::Schema(name, ..) => 9 + name.as_str().len(),
+            Directive::Everything(_) => 0,
+        };
+        1 + 8 + parts
+    }
+
+    fn encode(&self, out: &mut BytesMut) {
+        let (kind, parts): (u8, [Option<&[u8]>; 3]) = match self {
+            Directive::Invalidate(key, _) => (1, [Some(key.namespace().as_bytes()), Some(key.key()), None]),
+            Directive::Put(key, _, value) => {
+                (2, [Some(key.namespace().as_bytes()), Some(key.key()), Some(value)])
+            }
+            Directive::Remove(key, _) => (3, [Some(key.namespace().as_bytes()), Some(key.key()), None]),
+            Directive::Namespace(name, _) => (4, [Some(name.as_str().as_bytes()), None, None]),
+            Directive::Group(name, group, _) => {
+                (5, [Some(name.as_str().as_bytes()), Some(group.as_bytes()), None])
+            }
+            Directive::Tag(tag, _) => (6, [Some(tag.as_bytes()), None, None]),
+            Directive::Schema(name, version, _) => {
+                (7, [Some(name.as_str().as_bytes()), Some(std::slice::from_ref(version)), None])
+            }
+            Directive::Everything(_) => (8, [None, None, None]),
+        };
+        out.put_u8(kind);
+        out.put_u64_le(self.version().0);
+        for part in parts.into_iter().flatten() {
+            out.put_u32_le(u32::try_from(part.len()).expect("keys and values are shorter than 4 GiB"));
+            out.put_slice(part);
+        }
+    }
+
+    fn decode(rest: &mut Bytes) -> Result<Directive> {
+        let short = || refused("ends within a directive");
+        let kind = rest.try_get_u8().map_err(|_| short())?;
+        let version = Seq(rest.try_get_u64_le().map_err(|_| short())?);
+        let mut part = || {
+            let length = rest.try_get_u32_le().map_err(|_| short())?;
+            let length = usize::try_from(length).unwrap_or(usize::MAX);
+            if length > rest.len() { Err(short()) } else { Ok(rest.split_to(length)) }
+        };
+        Ok(match kind {
+            1 => Directive::Invalidate(key(&part()?, &part()?)?, version),
+            2 => Directive::Put(key(&part()?, &part()?)?, version, part()?),
+            3 => Directive::Remove(key(&part()?, &part()?)?, version),
+            4 => Directive::Namespace(name(&part()?)?, version),
+            5 => Directive::Group(name(&part()?)?, text(&part()?)?, version),
+            6 => Directive::Tag(text(&part()?)?, version),
+            7 => {
+                let (name, schema) = (name(&part()?)?, part()?);
+                match schema.as_ref() {
+                    &[schema] => Directive::Schema(name, schema, version),
+                    _ => return Err(refused("names a schema version that is not one byte")),
+                }
+            }
+            8 => Directive::Everything(version),
+            _ => return Err(refused("holds a directive of an unknown kind")),
+        })
+    }
+}
+
+impl Event {
+    /// Its bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] beyond [`BODY_BYTES_MAX`]; [`ErrorKind::InvalidName`] for a follower's name that is
+    /// empty or longer than [`FOLLOWER_BYTES_MAX`].
+    pub fn encode(&self) -> Result<Bytes> {
+        let mut out = BytesMut::with_capacity(HEADER_BYTES + CHECKSUM_BYTES + 64);
+        let kind = match &self.said {
+            Said::Directives(_) => DIRECTIVES,
+            Said::Heartbeat => HEARTBEAT,
+            Said::Seen(_) => SEEN,
+        };
+        out.put_slice(&[FORMAT, kind]);
+        for number in [self.epoch.0, self.after.0, self.until.0, self.as_of_us] {
+            out.put_u64_le(number);
+        }
+        match &self.said {
+            Said::Directives(directives) => {
+                directives.iter().for_each(|directive| directive.encode(&mut out))
+            }
+            Said::Heartbeat => {}
+            Said::Seen(follower) if (1..=FOLLOWER_BYTES_MAX).contains(&follower.len()) => {
+                out.put_slice(follower.as_bytes());
+            }
+            Said::Seen(follower) => {
+                let context = format!("a follower's name of {} bytes; allowed are 1 to 64", follower.len());
+                return Err(Error::new(ErrorKind::InvalidName, context));
+            }
+        }
+        out.put_u32_le(crc32c::crc32c(&out));
+        if out.len() > BODY_BYTES_MAX {
+            let context = format!("an event of {} bytes; the limit is {BODY_BYTES_MAX}", out.len());
+            return Err(Error::new(ErrorKind::TooLarge, context));
+        }
+        Ok(out.freeze())
+    }
+
+    /// The event that these bytes are.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`]: they are none, or of a format or kind that this version of the crate does not know.
+    pub fn decode(bytes: &Bytes) -> Result<Event> {
+        if bytes.len() > BODY_BYTES_MAX {
+            return Err(refused("is larger than any event"));
+        }
+        if bytes.len() < HEADER_BYTES + CHECKSUM_BYTES {
+            return Err(refused("is shorter than any event"));
+        }
+        let mut rest = bytes.slice(..bytes.len() - CHECKSUM_BYTES);
+        let checksum = bytes.slice(rest.len()..).get_u32_le();
+        if rest.first() != Some(&FORMAT) {
+            return Err(refused("is of an unknown format"));
+        }
+        if crc32c::crc32c(&rest) != checksum {
+            return Err(refused("fails its checksum"));
+        }
+        rest.advance(1);
+        let kind = rest.get_u8();
+        let (epoch, after) = (Epoch(rest.get_u64_le()), Seq(rest.get_u64_le()));
+        let (until, as_of_us) = (Seq(rest.get_u64_le()), rest.get_u64_le());
+        if after > until {
+            return Err(refused("ends before it begins"));
+        }
+        let said = match kind {
+            DIRECTIVES => {
+                let mut directives = Vec::new();
+                while !rest.is_empty() {
+                    directives.push(Directive::decode(&mut rest)?);
+                }
+                Said::Directives(directives)
+            }
+            HEARTBEAT if rest.is_empty() => Said::Heartbeat,
+            SEEN if (1..=FOLLOWER_BYTES_MAX).contains(&rest.len()) => Said::Seen(text(&rest)?),
+            HEARTBEAT | SEEN => return Err(refused("has a body of a wrong length")),
+            _ => return Err(refused("is of an unknown kind")),
+        };
+        Ok(Event { epoch, after, until, as_of_us, said })
+    }
+
+    /// Whether it belongs to an owner's chain.
+    #[must_use]
+    pub fn is_chained(&self) -> bool {
+        self.until > Seq::ZERO
+    }
+}
+
+fn refused(why: &str) -> Error {
+    Error::new(ErrorKind::Refused, format!("what a bus delivered {why}"))
+}
+
+fn text(bytes: &Bytes) -> Result<String> {
+    String::from_utf8(bytes.to_vec()).map_err(|_| refused("holds a name that is not UTF-8"))
+}
+
+fn name(bytes: &Bytes) -> Result<NamespaceName> {
+    NamespaceName::parse(&text(bytes)?)
+        .map_err(|error| error.wrap(ErrorKind::Refused, "what a bus delivered holds a bad name"))
+}
+
+fn key(namespace: &Bytes, encoded: &Bytes) -> Result<Key> {
+    let refused = |error: Error| error.wrap(ErrorKind::Refused, "what a bus delivered holds a bad key");
+    Key::new(&name(namespace)?, encoded).map_err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> NamespaceName {
+        NamespaceName::parse(name).unwrap()
+    }
+
+    fn event(said: Said) -> Event {
+        Event { epoch: Epoch(3), after: Seq(41), until: Seq(42), as_of_us: 7, said }
+    }
+
+    fn all() -> Vec<Event> {
+        let key = Key::new(&name("products"), b"\x7b\0").unwrap();
+        let directives = vec![
+            Directive::Invalidate(key.clone(), Seq(42)),
+            Directive::Put(key.clone(), Seq(42), Bytes::from_static(b"value")),
+            Directive::Remove(key, Seq(42)),
+            Directive::Namespace(name("products/eu"), Seq(42)),
+            Directive::Group(name("products"), "tenant-7".into(), Seq(42)),
+            Directive::Tag("home".into(), Seq(42)),
+            Directive::Schema(name("products"), 2, Seq(42)),
+            Directive::Everything(Seq(42)),
+        ];
+        [Said::Directives(directives), Said::Directives(vec![]), Said::Heartbeat, Said::Seen("eu-1".into())]
+            .map(event)
+            .into()
+    }
+
+    #[test]
+    fn an_event_survives_its_encoding_and_every_flip_is_noticed() {
+        for event in all() {
+            let bytes = event.encode().unwrap();
+            assert_eq!(Event::decode(&bytes).unwrap(), event);
+            for at in 0..bytes.len() {
+                assert!(Event::decode(&bytes.slice(..at)).is_err(), "cut at {at}");
+                let mut flipped = bytes.to_vec();
+                flipped[at] ^= 1;
+                let error = Event::decode(&Bytes::from(flipped)).expect_err("a flip");
+                assert_eq!(error.kind(), ErrorKind::Refused, "at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_bytes_are_the_documented_ones_and_their_length_is_known() {
+        let key = Key::new(&name("products"), b"123").unwrap();
+        let directive = Directive::Invalidate(key, Seq(42));
+        let bytes = event(Said::Directives(vec![directive.clone()])).encode().unwrap();
+        let mut expected = vec![1, 1];
+        [3_u64, 41, 42, 7].iter().for_each(|number| expected.extend(number.to_le_bytes()));
+        expected.push(1);
+        expected.extend(42_u64.to_le_bytes());
+        expected.extend(8_u32.to_le_bytes());
+        expected.extend(b"products");
+        expected.extend(3_u32.to_le_bytes());
+        expected.extend(b"123");
+        assert_eq!(bytes[..bytes.len() - 4], expected);
+        assert_eq!(directive.encoded_len(), bytes.len() - HEADER_BYTES - CHECKSUM_BYTES);
+        for event in all() {
+            let Said::Directives(directives) = &event.said else { continue };
+            let length: usize = directives.iter().map(Directive::encoded_len).sum();
+            assert_eq!(event.encode().unwrap().len(), HEADER_BYTES + length + CHECKSUM_BYTES);
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_or_badly_named_is_refused() {
+        let key = Key::new(&name("n"), b"k").unwrap();
+        let large = Directive::Put(key, Seq(1), Bytes::from(vec![0; BODY_BYTES_MAX]));
+        let error = event(Said::Directives(vec![large])).encode().expect_err("large");
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        assert!(event(Said::Seen(String::new())).encode().is_err());
+        let backwards = Event { after: Seq(43), ..event(Said::Heartbeat) };
+        assert!(Event::decode(&backwards.encode().unwrap()).is_err());
+        // A name that no cache can have, with a checksum that holds.
+        let mut bytes = event(Said::Directives(vec![Directive::Namespace(name("ab"), Seq(1))]))
+            .encode()
+            .unwrap()
+            .to_vec();
+        let end = bytes.len() - 4;
+        bytes[end - 1] = b'!';
+        let checksum = crc32c::crc32c(&bytes[..end]);
+        bytes[end..].copy_from_slice(&checksum.to_le_bytes());
+        assert_eq!(Event::decode(&Bytes::from(bytes)).expect_err("bad name").kind(), ErrorKind::Refused);
+    }
+}

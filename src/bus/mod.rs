@@ -1,0 +1,10 @@
+//! Events between processes: the contract of a bus, what is said over one, and the buses that the crate brings along.
+
+pub mod contract;
+pub mod event;
+pub mod local;
+pub mod tracker;
+
+pub use contract::{Bus, Channel, Delivery, From, Identity, Message, Position, Subscription};
+pub use event::{Directive, Event, Said};
+pub use local::LocalBus;
