@@ -1,10 +1,14 @@
 //! From options to an open layer, and the handle that users hold.
 
+pub mod blocking;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::builder::blocking::BlockingForebay;
+use crate::bus::contract::Bus;
 use crate::cache::batch::Batch;
 use crate::cache::codec::{TAG_BYTES_MAX, check_name};
 use crate::cache::opening::CacheBuilder;
@@ -13,13 +17,15 @@ use crate::cache::view::{CacheKey, CacheValue};
 use crate::disk::contract::Disk;
 use crate::disk::os::OsDisk;
 use crate::engine::change::{ChangesFrom, CursorStatus};
-use crate::engine::changes::{BlockingChangeStream, ChangeStream};
+use crate::engine::changes::ChangeStream;
+use crate::engine::follow::{Follow, FollowStatus};
 use crate::engine::health::{Closed, Health};
 use crate::engine::layer::Layer;
 use crate::engine::letter_list::DeadLetterList;
+use crate::engine::publisher::{Publication, Publish};
 use crate::engine::recovery;
 use crate::error::Result;
-use crate::ids::{Key, NamespaceName, Seq};
+use crate::ids::{NamespaceName, Seq};
 use crate::journal::options::{Durability, JournalOptions};
 use crate::metrics::Stats;
 use crate::options::{Backpressure, LayerOptions, OnRejected};
@@ -55,6 +61,7 @@ impl Forebay {
             options: LayerOptions::default(),
             disk: Arc::new(OsDisk),
             ticker: Ticker::default(),
+            follow: None,
         }
     }
 
@@ -193,6 +200,20 @@ impl Forebay {
         self.layer.changes(from.into()).await
     }
 
+    /// Publishes what changes in the store over a bus, in order and at least once, to those who
+    /// [follow](Builder::follow). On a layer that was opened with [`Builder::changes`].
+    ///
+    /// It reads the journal behind the watermark, so nothing is published that the store does not hold, and writers pay
+    /// nothing. Its place is a cursor that survives every crash; see [`Forebay::cursors`]. A bus that fails is tried
+    /// again for as long as it takes, and [`Publication::status`] says so.
+    ///
+    /// # Errors
+    /// As [`Forebay::changes`]; [`ErrorKind::InvalidName`](crate::ErrorKind::InvalidName) of the channel,
+    /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption). Never the bus's.
+    pub async fn publish(&self, bus: impl Bus, publish: Publish) -> Result<Publication> {
+        self.layer.publish(Arc::new(bus), publish).await
+    }
+
     /// The named cursors of the change stream, and how far each is behind the store.
     ///
     /// # Errors
@@ -209,7 +230,14 @@ impl Forebay {
         self.layer.forget_cursor(name).await
     }
 
-    /// The last sequence number that the store holds.
+    /// How a layer that follows another process is; nothing of one that does not.
+    #[must_use]
+    pub fn following(&self) -> Option<FollowStatus> {
+        self.layer.follower.as_ref().map(|follower| follower.status())
+    }
+
+    /// The last sequence number that the store holds; of a layer that follows another process, the last up to which it
+    /// has heard everything.
     #[must_use]
     pub fn watermark(&self) -> Seq {
         self.layer.watermark()
@@ -264,113 +292,7 @@ impl Forebay {
     /// The same calls without a runtime.
     #[must_use]
     pub fn blocking(&self) -> BlockingForebay {
-        BlockingForebay { bay: self.clone() }
-    }
-}
-
-/// A [`Forebay`] for callers without a runtime. What does not wait is the same on both.
-#[derive(Clone, Debug)]
-pub struct BlockingForebay {
-    bay: Forebay,
-}
-
-impl BlockingForebay {
-    fn run<T>(&self, future: impl Future<Output = T>) -> T {
-        block_on(Some(&self.bay.layer.runtime), future)
-    }
-
-    /// See [`Forebay::wait_applied`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn wait_applied(&self, seq: Seq) -> Result<()> {
-        self.run(self.bay.wait_applied(seq))
-    }
-
-    /// See [`Forebay::flush`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn flush(&self) -> Result<Seq> {
-        self.run(self.bay.flush())
-    }
-
-    /// See [`Forebay::close`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn close(&self) -> Result<Closed> {
-        self.run(self.bay.close())
-    }
-
-    /// See [`Forebay::close_within`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn close_within(&self, deadline: Duration) -> Result<Closed> {
-        self.run(self.bay.close_within(deadline))
-    }
-
-    /// See [`Forebay::invalidate_namespace`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn invalidate_namespace(&self, name: &str) -> Result<Receipt> {
-        self.run(self.bay.invalidate_namespace(name))
-    }
-
-    /// See [`Forebay::namespace_token`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn namespace_token(&self, name: &str) -> Result<Seq> {
-        self.run(self.bay.namespace_token(name))
-    }
-
-    /// Commits a batch; see [`Batch::commit`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn commit(&self, batch: Batch) -> Result<Receipt> {
-        self.run(batch.commit())
-    }
-
-    /// See [`Forebay::changes`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn changes(&self, from: impl Into<ChangesFrom>) -> Result<BlockingChangeStream> {
-        self.run(self.bay.changes(from)).map(ChangeStream::blocking)
-    }
-
-    /// See [`Forebay::forget_cursor`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn forget_cursor(&self, name: &str) -> Result<bool> {
-        self.run(self.bay.forget_cursor(name))
-    }
-
-    /// See [`DeadLetterList::replay`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn replay_dead_letters(&self, keys: &[Key]) -> Result<()> {
-        self.run(self.bay.dead_letters().replay(keys))
-    }
-
-    /// See [`DeadLetterList::discard`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn discard_dead_letters(&self, keys: &[Key]) -> Result<()> {
-        self.run(self.bay.dead_letters().discard(keys))
-    }
-
-    /// The layer itself.
-    #[must_use]
-    pub fn forebay(&self) -> &Forebay {
-        &self.bay
+        BlockingForebay::new(self.clone())
     }
 }
 
@@ -381,6 +303,7 @@ pub struct Builder {
     options: LayerOptions,
     disk: Arc<dyn Disk>,
     ticker: Ticker,
+    follow: Option<Follow>,
 }
 
 macro_rules! setters {
@@ -446,6 +369,15 @@ impl Builder {
         self
     }
 
+    /// Follows the owner of the store, another process or another layer of this one, instead of becoming it: the
+    /// layer is read-only, its caches keep what they load from the store until the owner's directives, over a bus, say
+    /// that it changed, and a read's tolerance holds against the lag of the directives. See the manual's page
+    /// [`coordination`](crate::manual::coordination).
+    pub fn follow(mut self, follow: Follow) -> Self {
+        self.follow = Some(follow);
+        self
+    }
+
     /// The file system that the journal lies on. Default: the operating system's.
     pub fn disk(mut self, disk: Arc<dyn Disk>) -> Self {
         self.disk = disk;
@@ -465,7 +397,7 @@ impl Builder {
     /// A bad option; a journal that is locked, damaged, of an unknown format or not this store's; the store's.
     /// Dropping the future may leave the store claimed, which only fences its older owner.
     pub async fn open(self) -> Result<Forebay> {
-        let layer = recovery::open(self.store, self.options, self.disk, self.ticker).await?;
+        let layer = recovery::open(self.store, self.options, self.disk, self.ticker, self.follow).await?;
         Ok(Forebay { layer })
     }
 

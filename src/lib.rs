@@ -26,7 +26,8 @@ pub mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
-pub use crate::builder::{BlockingForebay, Builder, Forebay};
+pub use crate::builder::blocking::BlockingForebay;
+pub use crate::builder::{Builder, Forebay};
 pub use crate::bus::contract::{Bus, Channel};
 pub use crate::bus::local::LocalBus;
 pub use crate::cache::batch::Batch;
@@ -45,12 +46,15 @@ pub use crate::cache::versions::{VersionPlace, VersionReceipt};
 pub use crate::engine::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
 pub use crate::engine::changes::{BlockingChangeStream, ChangeStream};
 pub use crate::engine::dead_letters::DeadLetter;
+pub use crate::engine::follow::{Follow, FollowStatus};
 pub use crate::engine::health::{Closed, Health, HealthState};
 pub use crate::engine::letter_list::DeadLetterList;
+pub use crate::engine::publisher::{FollowerStatus, Publication, Publish, PublishStatus};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::ids::{Epoch, JournalId, Key, NamespaceName, Seq};
 pub use crate::journal::options::{Durability, JournalOptions};
 pub use crate::memory::advice::TtlAdvice;
+pub use crate::memory::freshness::OnUnverified;
 pub use crate::memory::servable::Excuse;
 pub use crate::metrics::ages::AgeSummary;
 pub use crate::metrics::{CacheStats, EvictionStats, QueueStats, Stats};

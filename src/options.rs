@@ -84,6 +84,8 @@ pub struct LayerOptions {
     pub changes: bool,
     /// How many bytes of applied segments the cursors of the change stream may hold back.
     pub changes_bytes_max: u64,
+    /// Whether the layer follows another process that owns the store, so that it writes nothing.
+    pub follows: bool,
 }
 
 impl Default for LayerOptions {
@@ -108,6 +110,7 @@ impl Default for LayerOptions {
             replace_journal: false,
             changes: false,
             changes_bytes_max: 1 << 30,
+            follows: false,
         }
     }
 }
@@ -141,6 +144,10 @@ impl LayerOptions {
         }
         if self.journal_dir.is_none() && self.on_rejected == OnRejected::Park {
             let why = "on_rejected = Park needs a journal, because the dead-letter list lies beside it";
+            return Err(Error::new(ErrorKind::InvalidOption, why));
+        }
+        if self.journal_dir.is_some() && self.follows {
+            let why = "a layer that follows another process writes nothing, so it takes no journal";
             return Err(Error::new(ErrorKind::InvalidOption, why));
         }
         if self.journal_dir.is_none() && self.changes {

@@ -10,6 +10,7 @@ use crate::engine::commit::{Effects, Ticket, Until};
 use crate::engine::core::{Core, closed, unanswered};
 use crate::engine::cursors::Cursors;
 use crate::engine::dead_letters::{DeadLetter, DeadLetters};
+use crate::engine::follower::Follower;
 use crate::engine::gate::NotEntered;
 use crate::engine::health::{Closed, Health, HealthState};
 use crate::engine::reads::Reads;
@@ -49,6 +50,8 @@ pub struct Layer {
     pub(crate) changes: Option<Arc<ChangeSource>>,
     pub(crate) views: Arc<Views>,
     pub(crate) turns: Turns,
+    /// What follows the store's owner, in a layer that is not that.
+    pub(crate) follower: Option<Arc<Follower>>,
     /// The runtime of the flusher's thread: it drives the timers, so that callers need no runtime.
     pub(crate) runtime: Handle,
     pub(crate) flusher: Mutex<Option<FlusherThread>>,
@@ -247,6 +250,26 @@ impl Layer {
     /// Why it will not get there: halted, fenced, failed, closed.
     pub async fn wait_applied(&self, seq: Seq) -> Result<()> {
         self.core.wait_applied(seq).await
+    }
+
+    /// Waits until a read can show the effect of the write with this number, or of a later one; says whether it has to
+    /// read past memory for that.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Transient`] if that takes longer than a write-through may; else as [`Layer::wait_applied`].
+    pub(crate) async fn reach(&self, seq: Seq) -> Result<bool> {
+        let wait = self.core.options.through_timeout;
+        let reached = async {
+            match &self.follower {
+                Some(follower) => follower.reach(seq).await,
+                None if self.last_committed() >= seq => Ok(false),
+                None => self.wait_applied(seq).await.map(|()| false),
+            }
+        };
+        self.within(wait, reached).await.unwrap_or_else(|| {
+            let context = format!("the store has not come to record {seq} within {wait:?}");
+            Err(Error::new(ErrorKind::Transient, context))
+        })
     }
 
     /// Waits until the store holds what was committed before the call. Returns how far that was.

@@ -12,6 +12,8 @@ pub mod directives;
 #[cfg(feature = "metrics")]
 pub(crate) mod figures;
 pub(crate) mod flusher;
+pub mod follow;
+pub(crate) mod follower;
 pub(crate) mod gate;
 pub(crate) mod hand;
 pub mod health;
@@ -22,6 +24,7 @@ pub mod loader;
 pub(crate) mod parking;
 pub(crate) mod pending;
 pub(crate) mod plan;
+pub mod publisher;
 pub(crate) mod queued;
 pub mod reads;
 pub(crate) mod record;

@@ -15,6 +15,8 @@ use crate::engine::core::Core;
 use crate::engine::cursors::Cursors;
 use crate::engine::dead_letters::DeadLetters;
 use crate::engine::flusher::Flusher;
+use crate::engine::follow::Follow;
+use crate::engine::follower::Follower;
 use crate::engine::hand::Source;
 use crate::engine::layer::{FlusherThread, Layer};
 use crate::engine::pending::PendingView;
@@ -46,9 +48,13 @@ pub(crate) async fn open(
     options: LayerOptions,
     disk: Arc<dyn Disk>,
     ticker: Ticker,
+    follow: Option<Follow>,
 ) -> Result<Arc<Layer>> {
     let span = Span::recovery();
-    let opened = span.around(claim_and_start(store, options, disk, ticker)).await;
+    let opened = match follow {
+        None => span.around(claim_and_start(store, options, disk, ticker)).await,
+        Some(follow) => span.around(start_following(store, options, disk, ticker, follow)).await,
+    };
     match &opened {
         Ok(layer) => {
             let health = layer.health();
@@ -79,7 +85,22 @@ async fn claim_and_start(
     let id = journal.as_ref().map(|journal| journal.id);
     let mut tenure = store.claim(id).await.map_err(StoreError::into_error)?;
     forget_lost_journal(&*store, &mut tenure, journal.as_ref()).await?;
-    blocking(move || start(store, options, disk, ticker, tenure, journal)).await
+    blocking(move || start(store, options, disk, ticker, tenure, journal, None)).await
+}
+
+/// Without a claim: the store has another owner.
+async fn start_following(
+    store: Arc<dyn Store>,
+    options: LayerOptions,
+    disk: Arc<dyn Disk>,
+    ticker: Ticker,
+    follow: Follow,
+) -> Result<Arc<Layer>> {
+    let options = LayerOptions { follows: true, ..options };
+    options.validate()?;
+    follow.validate()?;
+    let tenure = store.tenure().await.map_err(StoreError::into_error)?;
+    blocking(move || start(store, options, disk, ticker, tenure, None, Some(follow))).await
 }
 
 /// Whether this journal is the one that the store was fed from, and whole.
@@ -151,6 +172,7 @@ fn start(
     ticker: Ticker,
     tenure: Tenure,
     journal: Option<Opened>,
+    follow: Option<Follow>,
 ) -> Result<Arc<Layer>> {
     let watermark = tenure.progress.applied;
     let pending = PendingView::new(options.pending_memory_bytes_max, ticker.clone());
@@ -222,6 +244,13 @@ fn start(
     };
     let (flusher, tasks) = (Mutex::new(Some(thread)), Tasks::new(runtime.clone()));
     let turns = Turns::default();
+    let follower = match follow {
+        Some(follow) => {
+            let parts = (&core, &reads, &views);
+            Some(Follower::start(follow, parts, ticker.clone(), &tenure, &tasks)?)
+        }
+        None => None,
+    };
     Ok(Arc::new(Layer {
         core,
         reads,
@@ -234,6 +263,7 @@ fn start(
         changes,
         views,
         turns,
+        follower,
         runtime,
         flusher,
     }))
