@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use crate::builder::blocking::BlockingForebay;
 use crate::bus::contract::Bus;
+use crate::bus::event::Directive;
 use crate::cache::batch::Batch;
-use crate::cache::codec::{TAG_BYTES_MAX, check_name};
+use crate::cache::codec::{SCHEMA_MAX, TAG_BYTES_MAX, check_name};
 use crate::cache::opening::CacheBuilder;
 use crate::cache::receipt::Receipt;
+use crate::cache::rules::{self, Stale};
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::disk::contract::Disk;
 use crate::disk::os::OsDisk;
@@ -22,9 +24,10 @@ use crate::engine::follow::{Follow, FollowStatus};
 use crate::engine::health::{Closed, Health};
 use crate::engine::layer::Layer;
 use crate::engine::letter_list::DeadLetterList;
+use crate::engine::ownership::{OnOwned, Role};
 use crate::engine::publisher::{Publication, Publish};
 use crate::engine::recovery;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{NamespaceName, Seq};
 use crate::journal::options::{Durability, JournalOptions};
 use crate::metrics::Stats;
@@ -61,7 +64,7 @@ impl Forebay {
             options: LayerOptions::default(),
             disk: Arc::new(OsDisk),
             ticker: Ticker::default(),
-            follow: None,
+            role: Role::Owner(OnOwned::default()),
         }
     }
 
@@ -164,6 +167,33 @@ impl Forebay {
         let scopes = self.layer.views().scopes();
         scopes.invalidate(scopes.tag(tag));
         Ok(())
+    }
+
+    /// As [`Forebay::invalidate_tag`], and notes that durably, so that others hear of it: it is a change of the
+    /// [change stream](Forebay::changes), and travels to those who [follow](Builder::follow). The store keeps a token for
+    /// each tag that this was called with.
+    ///
+    /// # Errors and cancellation
+    /// As [`Forebay::invalidate_namespace`].
+    pub async fn invalidate_tag_everywhere(&self, tag: &str) -> Result<Receipt> {
+        check_name("a tag", tag, TAG_BYTES_MAX)?;
+        self.layer.invalidate_tag(tag).await.map(Receipt::new)
+    }
+
+    /// Tells those who follow that the namespace's values are written with this
+    /// [schema version](crate::CacheBuilder::schema_version) from now on, so that they read them again. Values say
+    /// their version themselves; this only spares others from finding out one by one.
+    ///
+    /// # Errors and cancellation
+    /// As [`Forebay::invalidate_namespace`]; [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) for a version
+    /// that cannot be.
+    pub async fn announce_schema(&self, name: &str, version: u8) -> Result<Receipt> {
+        let name = NamespaceName::parse(name)?;
+        if !(1..=SCHEMA_MAX).contains(&version) {
+            let context = format!("schema version {version}; allowed are 1 to {SCHEMA_MAX}");
+            return Err(Error::new(ErrorKind::InvalidOption, context));
+        }
+        self.layer.announce_schema(&name, version).await.map(Receipt::new)
     }
 
     /// What the store has been given, in the layer's order: from a number on, or from where the durable cursor of a
@@ -303,7 +333,7 @@ pub struct Builder {
     options: LayerOptions,
     disk: Arc<dyn Disk>,
     ticker: Ticker,
-    follow: Option<Follow>,
+    role: Role,
 }
 
 macro_rules! setters {
@@ -352,6 +382,9 @@ setters! {
     /// How many bytes of segments that the store needs no more are kept for named cursors of the change stream; beyond
     /// that the slowest lose their places, and are told. Default: 1 GiB.
     changes_bytes_max: changes_bytes_max: u64,
+    /// How often the layer says in the store that it lives, for those who [wait](Builder::on_owned) for the store.
+    /// Default: 1 s.
+    renew_interval: renew_interval: Duration,
     /// Accept that the journal that the store was fed from is gone, with whatever was queued in it. Default: no.
     replace_journal: replace_journal: bool,
 }
@@ -374,7 +407,27 @@ impl Builder {
     /// that it changed, and a read's tolerance holds against the lag of the directives. See the manual's page
     /// [`coordination`](crate::manual::coordination).
     pub fn follow(mut self, follow: Follow) -> Self {
-        self.follow = Some(follow);
+        self.role = Role::Follower(follow);
+        self
+    }
+
+    /// As [`Builder::follow`], with a rule of what else becomes stale by a directive of the owner: keys of this layer's
+    /// own caches, tags, namespaces. A pure function; if it panics, or names what cannot be, all of memory is emptied.
+    pub fn follow_with(
+        self,
+        follow: Follow,
+        rule: impl Fn(&Directive, &mut Stale) + Send + Sync + 'static,
+    ) -> Self {
+        self.follow(follow.deriving(Arc::new(rules::on_directive(rule))))
+    }
+
+    /// What opening does if the store has an owner that lives: another layer, of this process or another, that has
+    /// claimed it and not closed. Default: take it over. For stores that several processes share.
+    ///
+    /// Whatever is chosen, the older owner is fenced by the claim, and can neither change the store nor be heard by
+    /// followers from then on.
+    pub fn on_owned(mut self, on_owned: OnOwned) -> Self {
+        self.role = Role::Owner(on_owned);
         self
     }
 
@@ -397,7 +450,7 @@ impl Builder {
     /// A bad option; a journal that is locked, damaged, of an unknown format or not this store's; the store's.
     /// Dropping the future may leave the store claimed, which only fences its older owner.
     pub async fn open(self) -> Result<Forebay> {
-        let layer = recovery::open(self.store, self.options, self.disk, self.ticker, self.follow).await?;
+        let layer = recovery::open(self.store, self.options, self.disk, self.ticker, self.role).await?;
         Ok(Forebay { layer })
     }
 

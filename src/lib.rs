@@ -49,6 +49,7 @@ pub use crate::engine::dead_letters::DeadLetter;
 pub use crate::engine::follow::{Follow, FollowStatus};
 pub use crate::engine::health::{Closed, Health, HealthState};
 pub use crate::engine::letter_list::DeadLetterList;
+pub use crate::engine::ownership::OnOwned;
 pub use crate::engine::publisher::{FollowerStatus, Publication, Publish, PublishStatus};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::ids::{Epoch, JournalId, Key, NamespaceName, Seq};

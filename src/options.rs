@@ -84,6 +84,8 @@ pub struct LayerOptions {
     pub changes: bool,
     /// How many bytes of applied segments the cursors of the change stream may hold back.
     pub changes_bytes_max: u64,
+    /// How often the layer says in the store that it lives.
+    pub renew_interval: Duration,
     /// Whether the layer follows another process that owns the store, so that it writes nothing.
     pub follows: bool,
 }
@@ -110,6 +112,7 @@ impl Default for LayerOptions {
             replace_journal: false,
             changes: false,
             changes_bytes_max: 1 << 30,
+            renew_interval: Duration::from_secs(1),
             follows: false,
         }
     }
@@ -136,6 +139,7 @@ impl LayerOptions {
         within_time("retry_backoff (cap)", self.retry_cap, self.retry_first, hour)?;
         within_time("through_timeout", self.through_timeout, Duration::from_millis(1), 24 * hour)?;
         within_time("close_deadline", self.close_deadline, Duration::ZERO, 24 * hour)?;
+        within_time("renew_interval", self.renew_interval, Duration::from_millis(1), hour)?;
         if let Durability::Buffered { sync_interval } = self.durability {
             within_time("sync_interval", sync_interval, Duration::from_millis(1), hour)?;
         }

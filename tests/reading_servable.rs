@@ -26,6 +26,7 @@ struct Case {
     used: u64,
     absent: bool,
     of_loader: bool,
+    derived: bool,
     cut: u16,
     cache_life: Option<u64>,
     negative_life: Option<u64>,
@@ -50,7 +51,7 @@ struct Case {
 /// 2. That the store lacks a key is no answer for a reader who has a loader.
 /// 3. What is as old as the reader accepts, or older, is not served. An age that would be negative is none. It counts
 ///    from when the entry came; in a layer that follows another process, from when that had last heard of every change,
-///    if that was later and the entry did not come from a loader.
+///    if that was later and the entry did not come from a loader, or from one that read the layer's own keys.
 ///    And a follower does not serve what is as old as its bound on lag, or older, unless it or the reader says so.
 /// 4. What was not used for its time to idle is not served. Its own counts before the cache's.
 /// 5. A value is fresh while it is younger than its life: its own time to live, else the cache's (for an absence: the
@@ -99,7 +100,8 @@ fn specified(case: &Case) -> Result<Option<Excuse>, MissReason> {
 
 /// How long ago the entry was last known to be current.
 fn staleness(case: &Case) -> u64 {
-    let verified = if case.following.is_some() && !case.of_loader { case.verified } else { 0 };
+    let verified =
+        if case.following.is_some() && (!case.of_loader || case.derived) { case.verified } else { 0 };
     case.now.saturating_sub(case.since.max(verified))
 }
 
@@ -137,6 +139,7 @@ fn inputs<'a>(case: &Case, freshness: &'a Freshness) -> (Stamp, Rules<'a>, Ask) 
         used: at(case.used),
         absent: case.absent,
         of_loader: case.of_loader,
+        derived: case.derived,
         cut: case.cut,
         time_to_live: case.own_life.map(time),
         time_to_idle: case.own_idle.map(time),
@@ -185,6 +188,7 @@ prop_compose! {
         outdated in prop_oneof![3 => Just(false), 1 => Just(true)],
         (now, since, used) in (nanos(), nanos(), nanos()),
         (absent, of_loader, has_loader) in (any::<bool>(), any::<bool>(), any::<bool>()),
+        derived in any::<bool>(),
         cut in prop_oneof![Just(0), Just(32_768), any::<u16>()],
         (cache_life, negative_life, own_life) in (maybe(), maybe(), maybe()),
         (cache_idle, own_idle) in (maybe(), maybe()),
@@ -197,7 +201,7 @@ prop_compose! {
         let failed = failed && waiting.is_none();
         Case {
             generation, floor, namespace_floor, group_floor, tag_floor, outdated, now, since, used, absent,
-            of_loader, cut, cache_life, negative_life, own_life, cache_idle, own_idle, revalidate, if_error,
+            of_loader, derived, cut, cache_life, negative_life, own_life, cache_idle, own_idle, revalidate, if_error,
             max_staleness, has_loader, waiting, failed, verified, following, on_unverified,
         }
     }

@@ -383,6 +383,11 @@ fn change(seq: Seq, record: Record, parked: bool) -> Option<Change> {
     let kind = match (token_of(&key), record.operation, version) {
         (Some(Token::Namespace(name)), ..) => ChangeKind::InvalidateNamespace(name),
         (Some(Token::Group(namespace, group)), ..) => ChangeKind::InvalidateGroup(namespace, group),
+        (Some(Token::Tag(tag)), ..) => ChangeKind::InvalidateTag(tag),
+        (Some(Token::Schema(name)), ..) => match record.value.get(1) {
+            Some(schema) => ChangeKind::Schema(name, *schema),
+            None => ChangeKind::InvalidateNamespace(name),
+        },
         _ if parked => ChangeKind::Invalidate,
         (None, Operation::Put, None) => ChangeKind::Put(record.value),
         (None, Operation::Put, Some(version)) => ChangeKind::PutVersion(version, record.value),

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bus::contract::{Bus, Channel};
-use crate::bus::event::FOLLOWER_BYTES_MAX;
+use crate::bus::event::{Directive, FOLLOWER_BYTES_MAX};
+use crate::engine::directives;
+use crate::engine::views::Views;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, Seq};
 use crate::memory::freshness::{Following, OnUnverified};
@@ -26,7 +28,11 @@ pub struct Follow {
     on_unverified: OnUnverified,
     probe_interval: Duration,
     outside_directives: bool,
+    derive: Option<Derive>,
 }
+
+/// What else becomes stale by a directive.
+pub(crate) type Derive = Arc<dyn Fn(&Directive, &Views) -> Result<Vec<directives::Directive>> + Send + Sync>;
 
 impl Follow {
     /// Over this channel of this bus.
@@ -38,6 +44,7 @@ impl Follow {
             on_unverified: OnUnverified::default(),
             probe_interval: Duration::from_millis(500),
             outside_directives: false,
+            derive: None,
         }
     }
 
@@ -113,6 +120,15 @@ impl Follow {
         self.probe_interval
     }
 
+    pub(crate) fn deriving(mut self, derive: Derive) -> Follow {
+        self.derive = Some(derive);
+        self
+    }
+
+    pub(crate) fn derive(&self) -> Option<&Derive> {
+        self.derive.as_ref()
+    }
+
     pub(crate) fn takes_outside_directives(&self) -> bool {
         self.outside_directives
     }
@@ -143,6 +159,8 @@ pub struct FollowStatus {
     pub events: u64,
     /// Directives carried out.
     pub directives: u64,
+    /// How often the rule on directives failed, so that memory was emptied.
+    pub rules_failed: u64,
     /// Directives about namespaces of which no cache is open.
     pub directives_elsewhere: u64,
     /// Events that were not to be believed: malformed, oversized, of an unknown kind, or outside of the owner's chain.

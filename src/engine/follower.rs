@@ -56,6 +56,7 @@ struct State {
     store_at: Seq,
     heard_at: Option<Moment>,
     bus_error: Option<Error>,
+    rule_error: Option<Error>,
     store_error: Option<Error>,
 }
 
@@ -64,6 +65,7 @@ struct Figures {
     events: Counter,
     directives: Counter,
     directives_elsewhere: Counter,
+    rules_failed: Counter,
     refused: Counter,
     refused_owner: Counter,
     gaps: Counter,
@@ -121,9 +123,13 @@ impl Follower {
             unverified_for: now.since(self.views.scopes().verified()),
             behind_records: state.store_at.0.saturating_sub(state.tracker.position().0),
             silent_for: state.heard_at.map(|at| now.since(at)),
-            error: state.store_error.clone().or(state.bus_error.clone()),
+            error: {
+                let errors = [&state.store_error, &state.bus_error, &state.rule_error];
+                errors.into_iter().flatten().next().cloned()
+            },
             events: figures.events.value(),
             directives: figures.directives.value(),
+            rules_failed: figures.rules_failed.value(),
             directives_elsewhere: figures.directives_elsewhere.value(),
             refused: figures.refused.value(),
             refused_owner: figures.refused_owner.value(),
@@ -294,6 +300,22 @@ impl Follower {
                 Directive::Group(name, group, _) => scopes.invalidate(scopes.group(name.as_str(), group)),
                 Directive::Tag(tag, _) => scopes.invalidate(scopes.tag(tag)),
                 Directive::Everything(_) => self.views.invalidate_everything(),
+            }
+            self.derive(directive);
+        }
+    }
+
+    /// Carries out what the user's rule makes of a directive. If it cannot say, anything may be stale.
+    fn derive(&self, directive: &Directive) {
+        let Some(derive) = self.follow.derive() else { return };
+        match derive(directive, &self.views) {
+            Ok(derived) => {
+                derived.iter().for_each(|derived| derived.carry_out(&self.views, &self.core.metrics));
+            }
+            Err(error) => {
+                self.figures.rules_failed.add(1);
+                self.state().rule_error = Some(error);
+                self.views.invalidate_everything();
             }
         }
     }

@@ -13,6 +13,7 @@ use crate::engine::dead_letters::{DeadLetter, DeadLetters};
 use crate::engine::follower::Follower;
 use crate::engine::gate::NotEntered;
 use crate::engine::health::{Closed, Health, HealthState};
+use crate::engine::ownership::Lifeline;
 use crate::engine::reads::Reads;
 use crate::engine::record::{Operation, notices_of, push};
 use crate::engine::tasks::Tasks;
@@ -30,6 +31,9 @@ use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Runtime, Ticker};
 use crate::seam::sync::Mutex;
 use crate::seam::sync::thread::{self, JoinHandle};
+
+/// How long a closing layer tries to say that it has ended.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// The flusher's thread and how to stop it.
 pub(crate) struct FlusherThread {
@@ -50,6 +54,8 @@ pub struct Layer {
     pub(crate) changes: Option<Arc<ChangeSource>>,
     pub(crate) views: Arc<Views>,
     pub(crate) turns: Turns,
+    /// What says that the layer lives, if the store has an ear for it.
+    pub(crate) lifeline: Option<Lifeline>,
     /// What follows the store's owner, in a layer that is not that.
     pub(crate) follower: Option<Arc<Follower>>,
     /// The runtime of the flusher's thread: it drives the timers, so that callers need no runtime.
@@ -363,6 +369,10 @@ impl Layer {
                 None => Err(self.not_drained(deadline)),
             }
         };
+        if let Some(lifeline) = &self.lifeline {
+            // A store that does not listen any more hears it by the silence.
+            let _ = self.within(GOODBYE, lifeline.end()).await;
+        }
         self.on_thread(Layer::stop).await?;
         let queued = self.core.pending.lock().backlog().records;
         match (queued, ended, drained) {

@@ -21,6 +21,7 @@ pub mod inspect;
 pub mod layer;
 pub mod letter_list;
 pub mod loader;
+pub mod ownership;
 pub(crate) mod parking;
 pub(crate) mod pending;
 pub(crate) mod plan;

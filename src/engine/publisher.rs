@@ -409,6 +409,8 @@ impl Work {
             ChangeKind::Remove => Directive::Remove(key, seq),
             ChangeKind::InvalidateNamespace(name) => Directive::Namespace(name, seq),
             ChangeKind::InvalidateGroup(name, group) => Directive::Group(name, group, seq),
+            ChangeKind::InvalidateTag(tag) => Directive::Tag(tag, seq),
+            ChangeKind::Schema(name, schema) => Directive::Schema(name, schema, seq),
             _ => Directive::Invalidate(key, seq),
         }
     }

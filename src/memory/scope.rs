@@ -146,6 +146,12 @@ impl Ties {
         tags.map(|tag| scopes.floor(*tag)).max().unwrap_or_default()
     }
 
+    /// Whether it was read from other keys.
+    #[must_use]
+    pub fn is_derived(&self) -> bool {
+        !self.read.is_empty()
+    }
+
     /// Whether something that a value of this generation was read from has changed since.
     #[must_use]
     pub fn is_outdated(&self, scopes: &Scopes, generation: Generation) -> bool {

@@ -35,6 +35,8 @@ pub struct Stamp {
     pub absent: bool,
     /// Whether it came from a reader's loader, or was found absent there, and not in the layer's store alone.
     pub of_loader: bool,
+    /// Whether it was read from keys of the layer alone, so that it is as current as those.
+    pub derived: bool,
     /// The share of its life that jitter took, in 1/65,536.
     pub cut: u16,
     /// Its own time to live, instead of the cache's.
@@ -231,11 +233,12 @@ pub fn is_timed(entry: &Stamp, rules: &Rules<'_>, ask: &Ask) -> bool {
 }
 
 /// When an entry was last known to be current: when it came, or, in a layer that follows another process, when that
-/// had last heard of every change. Of what a loader brought no store tells a change.
+/// had last heard of every change. Of what a loader brought no event tells a change, unless it was read from the
+/// layer's own keys.
 #[inline]
 fn current_at(entry: &Stamp, rules: &Rules<'_>) -> Moment {
     match rules.freshness.following {
-        Some(_) if !entry.of_loader => entry.since.max(rules.verified),
+        Some(_) if !entry.of_loader || entry.derived => entry.since.max(rules.verified),
         _ => entry.since,
     }
 }

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind};
-use crate::ids::{JournalId, Key};
+use crate::ids::{Epoch, JournalId, Key};
 use crate::store::contract::{
-    Atomicity, Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned,
+    Atomicity, Batch, BoxFuture, Op, Progress, Pulse, Store, StoreError, Tenure, Versioned,
 };
 
 /// What goes wrong with one apply.
@@ -280,6 +280,14 @@ impl<S: Store> Store for FlakyStore<S> {
             self.state().progress = claimed.progress;
             Ok(claimed)
         })
+    }
+
+    fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.inner.renew(epoch, ends)
+    }
+
+    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
+        self.inner.pulse()
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

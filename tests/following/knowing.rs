@@ -115,6 +115,30 @@ async fn events_that_do_not_come_empty_memory_in_the_end() {
     assert_eq!(bay.following().unwrap().places_lost, 1);
 }
 
+/// What a loader brings is as old as its load, unless it was read from what the owner's events vouch for.
+#[tokio::test]
+async fn a_derived_value_is_as_current_as_what_it_was_read_from() {
+    let bed = Bed::new().await;
+    bed.write(1, 10).await;
+    let (clock, _store, bay, prices) = cut_off(&bed, OnUnverified::Revalidate).await;
+    let (derived, loaded) =
+        (bay.cache::<u64, u64>("derived").open().unwrap(), bay.cache("loaded").open().unwrap());
+    let read = async || {
+        let (prices, options) = (prices.clone(), ReadOptions::new());
+        let derive = derived.get_or_derive_with(&1, &options, move |key, context| async move {
+            Ok::<_, forebay::Error>(context.get(&prices, &key).await?.map(|price| price + 1))
+        });
+        let load = |_| async { Ok::<_, std::io::Error>(Some(5_u64)) };
+        let loaded = loaded.get_or_load_with(&1_u64, &options, load).await.unwrap();
+        (derive.await.unwrap().source, loaded.source)
+    };
+    assert_eq!(read().await, (Source::Loader, Source::Loader));
+    assert_eq!(read().await, (Source::Memory, Source::Memory));
+    clock.advance(seconds(10));
+    eventually("the store is asked", || bay.following().unwrap().unverified_for < seconds(1)).await;
+    assert_eq!(read().await, (Source::Memory, Source::Loader));
+}
+
 #[tokio::test]
 async fn a_receipt_of_another_process_is_seen_though_no_event_has_come() {
     let bed = Bed::new().await;

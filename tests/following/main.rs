@@ -6,6 +6,7 @@
 mod hand_bus;
 mod hearing;
 mod knowing;
+mod owning;
 mod publishing;
 #[path = "../support/mod.rs"]
 mod support;

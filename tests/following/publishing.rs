@@ -40,7 +40,9 @@ async fn every_kind_of_change_is_published_behind_the_watermark_in_one_chain() {
     let around = bed.prices.put_with(&3, 30, WritePolicy::Around).await.unwrap().seq();
     let removed = bed.prices.remove(&1).await.unwrap().seq();
     let token = bed.owner.invalidate_namespace("prices").await.unwrap().seq();
-    eventually("all is published", || publication.status().published == token).await;
+    let tag = bed.owner.invalidate_tag_everywhere("home").await.unwrap().seq();
+    let schema = bed.owner.announce_schema("prices", 2).await.unwrap().seq();
+    eventually("all is published", || publication.status().published == schema).await;
     let events = published(&bed.bus);
     for pair in events.windows(2) {
         assert_eq!(pair[0].until, pair[1].after, "a chain");
@@ -54,6 +56,8 @@ async fn every_kind_of_change_is_published_behind_the_watermark_in_one_chain() {
                 Directive::Invalidate(..) => "invalidate",
                 Directive::Remove(..) => "remove",
                 Directive::Namespace(..) => "namespace",
+                Directive::Tag(tag, _) if tag == "home" => "tag",
+                Directive::Schema(_, 2, _) => "schema",
                 _ => "other",
             };
             (directive.version(), kind)
@@ -65,6 +69,8 @@ async fn every_kind_of_change_is_published_behind_the_watermark_in_one_chain() {
         (around, "invalidate"),
         (removed, "remove"),
         (token, "namespace"),
+        (tag, "tag"),
+        (schema, "schema"),
     ];
     assert_eq!(told, BTreeMap::from(expected));
     let status = publication.status();
