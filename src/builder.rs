@@ -170,8 +170,8 @@ impl Forebay {
     }
 
     /// As [`Forebay::invalidate_tag`], and notes that durably, so that others hear of it: it is a change of the
-    /// [change stream](Forebay::changes), and travels to those who [follow](Builder::follow). The store keeps a token for
-    /// each tag that this was called with.
+    /// [change stream](Forebay::changes), and travels to those who [follow](Builder::follow). The store keeps a token
+    /// for each tag that this was called with.
     ///
     /// # Errors and cancellation
     /// As [`Forebay::invalidate_namespace`].
@@ -185,8 +185,8 @@ impl Forebay {
     /// their version themselves; this only spares others from finding out one by one.
     ///
     /// # Errors and cancellation
-    /// As [`Forebay::invalidate_namespace`]; [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) for a version
-    /// that cannot be.
+    /// As [`Forebay::invalidate_namespace`]; [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) for a
+    /// version that cannot be.
     pub async fn announce_schema(&self, name: &str, version: u8) -> Result<Receipt> {
         let name = NamespaceName::parse(name)?;
         if !(1..=SCHEMA_MAX).contains(&version) {
