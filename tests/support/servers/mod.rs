@@ -7,5 +7,6 @@
 #![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
 
 pub mod certificates;
+pub mod nats;
 pub mod process;
 pub mod redis;
