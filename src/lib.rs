@@ -14,6 +14,8 @@ pub mod manual;
 pub mod memory;
 pub mod metrics;
 pub mod options;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(not(feature = "mutation"))]
 mod safeguard;
 #[cfg(feature = "mutation")]
@@ -60,6 +62,8 @@ pub use crate::store::contract::Store;
 #[cfg(feature = "fjall")]
 pub use crate::store::fjall::FjallStore;
 pub use crate::store::memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use crate::store::postgres::PostgresStore;
 #[cfg(feature = "redb")]
 pub use crate::store::redb::RedbStore;
 pub use crate::store::sled::SledStore;
