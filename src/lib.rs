@@ -31,6 +31,8 @@ pub mod testkit;
 pub use crate::builder::{BlockingForebay, Builder, Forebay};
 pub use crate::bus::contract::{Bus, Channel};
 pub use crate::bus::local::LocalBus;
+#[cfg(feature = "postgres")]
+pub use crate::bus::postgres::PostgresBus;
 pub use crate::cache::batch::Batch;
 pub use crate::cache::blocking::BlockingCache;
 #[cfg(feature = "postcard")]

@@ -3,8 +3,14 @@
 pub mod contract;
 pub mod event;
 pub mod local;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "postgres")]
+mod postgres_reading;
 pub mod tracker;
 
 pub use contract::{Bus, Channel, Delivery, From, Identity, Message, Position, Subscription};
 pub use event::{Directive, Event, Said};
 pub use local::LocalBus;
+#[cfg(feature = "postgres")]
+pub use postgres::{HeldUp, PostgresBus, PostgresBusOptions};
