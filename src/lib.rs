@@ -51,6 +51,8 @@ pub use crate::engine::changes::{BlockingChangeStream, ChangeStream};
 pub use crate::engine::dead_letters::DeadLetter;
 pub use crate::engine::health::{Closed, Health, HealthState};
 pub use crate::engine::letter_list::DeadLetterList;
+#[cfg(feature = "postgres")]
+pub use crate::engine::outbox::OutboxPuts;
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::ids::{Epoch, JournalId, Key, NamespaceName, Seq};
 pub use crate::journal::options::{Durability, JournalOptions};

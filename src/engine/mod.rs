@@ -19,6 +19,8 @@ pub mod inspect;
 pub mod layer;
 pub mod letter_list;
 pub mod loader;
+#[cfg(feature = "postgres")]
+pub mod outbox;
 pub(crate) mod parking;
 pub(crate) mod pending;
 pub(crate) mod plan;
