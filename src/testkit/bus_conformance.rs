@@ -1,0 +1,123 @@
+//! What every bus must do, as a suite that any implementation can run.
+//!
+//! Each check uses channels of its own, so one server serves them all, and panics with a sentence that names what is
+//! broken. Nothing waits longer than [`DEADLINE`] for something that has to come. What needs a server that can be ended,
+//! or a network that can be cut, is left out where the fixture says that it has none. The suite runs on tokio.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use forebay::bus::contract::{BoxFuture, Bus, Channel};
+//! use forebay::bus::local::LocalBus;
+//! use forebay::testkit::bus_conformance::{self, BusFixture};
+//!
+//! #[derive(Default)]
+//! struct WithinThisProcess(LocalBus);
+//!
+//! impl BusFixture for WithinThisProcess {
+//!     fn connect(&self) -> BoxFuture<'_, Arc<dyn Bus>> {
+//!         Box::pin(async { Arc::new(self.0.clone()) as Arc<dyn Bus> })
+//!     }
+//!
+//!     fn trim<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, ()> {
+//!         Box::pin(async { self.0.trim(channel) })
+//!     }
+//!
+//!     fn restart(&self) -> BoxFuture<'_, bool> {
+//!         Box::pin(async { false })
+//!     }
+//!
+//!     fn cut(&self) -> BoxFuture<'_, bool> {
+//!         Box::pin(async { false })
+//!     }
+//!
+//!     fn mend(&self) -> BoxFuture<'_, ()> {
+//!         Box::pin(async {})
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! bus_conformance::check(&WithinThisProcess::default()).await;
+//! # }
+//! ```
+
+#![allow(clippy::panic, reason = "a check that fails ends the test that it is part of")]
+
+mod delivery;
+mod failures;
+mod listening;
+mod positions;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bus::contract::{BoxFuture, Bus, Channel};
+
+pub use crate::testkit::bus_conformance::delivery::{
+    bodies_of_every_size, cancelled_waits_lose_nothing, channels_are_apart, many_listeners,
+    now_misses_nothing_that_comes_later, order_within_a_publisher, publishing_again_does_no_harm,
+    several_publishers_and_listeners, too_large_is_refused_as_a_whole, waits_while_nothing_is_published,
+};
+pub use crate::testkit::bus_conformance::failures::{cuts_lose_nothing, restarts_lose_nothing};
+pub use crate::testkit::bus_conformance::positions::{
+    a_gap_is_told, a_position_resumes_in_another_client, a_trim_that_took_nothing_is_not_told,
+    after_goes_on_exactly, oldest_brings_all_that_is_held, what_is_no_position_is_told,
+};
+
+/// How long the suite waits for what has to come.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+/// How long a publisher waits for an answer while servers end and connections are cut, before it repeats the call.
+pub const ATTEMPT: Duration = Duration::from_secs(3);
+/// How long nothing may come while nothing is published.
+pub const QUIET: Duration = Duration::from_millis(500);
+
+/// A bus under test, with its server, if it has one.
+pub trait BusFixture: Send + Sync {
+    /// A client, with connections of its own.
+    fn connect(&self) -> BoxFuture<'_, Arc<dyn Bus>>;
+
+    /// Makes the bus forget all that a channel holds, without ending the channel's numbering. Nobody may have used the
+    /// channel before.
+    fn trim<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, ()>;
+
+    /// Kills the server, starts it again over the same data, and returns once it answers. False if there is no server.
+    fn restart(&self) -> BoxFuture<'_, bool>;
+
+    /// Cuts all connections of all clients, and refuses new ones until [`BusFixture::mend`]. False if that cannot be
+    /// done.
+    fn cut(&self) -> BoxFuture<'_, bool>;
+
+    /// Ends what [`BusFixture::cut`] began.
+    fn mend(&self) -> BoxFuture<'_, ()>;
+
+    /// Whether a position is exact: what comes after it is never what came before it. True unless told otherwise.
+    fn positions_are_exact(&self) -> bool {
+        true
+    }
+}
+
+/// All checks, one after the other.
+///
+/// # Panics
+/// With a sentence that names what is broken.
+pub async fn check(fixture: &dyn BusFixture) {
+    order_within_a_publisher(fixture).await;
+    several_publishers_and_listeners(fixture).await;
+    many_listeners(fixture).await;
+    channels_are_apart(fixture).await;
+    now_misses_nothing_that_comes_later(fixture).await;
+    publishing_again_does_no_harm(fixture).await;
+    bodies_of_every_size(fixture).await;
+    too_large_is_refused_as_a_whole(fixture).await;
+    waits_while_nothing_is_published(fixture).await;
+    cancelled_waits_lose_nothing(fixture).await;
+    oldest_brings_all_that_is_held(fixture).await;
+    after_goes_on_exactly(fixture).await;
+    a_position_resumes_in_another_client(fixture).await;
+    a_gap_is_told(fixture).await;
+    a_trim_that_took_nothing_is_not_told(fixture).await;
+    what_is_no_position_is_told(fixture).await;
+    cuts_lose_nothing(fixture).await;
+    restarts_lose_nothing(fixture).await;
+}

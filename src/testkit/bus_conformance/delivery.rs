@@ -1,0 +1,380 @@
+//! Checks of what is delivered while nothing fails: everything, in order, nothing else.
+
+use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::task::Poll;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::task::yield_now;
+use tokio::time::timeout;
+
+use crate::bus::contract::{BODY_BYTES_MAX, Channel, Delivery, From, IDENTITY_BYTES_MAX, Identity, Message};
+use crate::error::ErrorKind;
+use crate::testkit::bus_conformance::listening::{
+    Heard, Listener, Publisher, all, body, channel, message, publish, within,
+};
+use crate::testkit::bus_conformance::{BusFixture, DEADLINE, QUIET};
+use crate::testkit::draw::Draw;
+
+/// What one publisher publishes comes in its order, however many messages a call has.
+///
+/// # Panics
+/// If the bus breaks this.
+pub async fn order_within_a_publisher(fixture: &dyn BusFixture) {
+    const MESSAGES: u64 = 400;
+    let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
+    let channel = channel("order");
+    let mut listener = Listener::new("order within a publisher", &listens, &channel, From::Now, [1]).await;
+    let mut publisher = Publisher::new(&publishes, &channel, 1);
+    let mut draw = Draw::new(1);
+    all([tokio::spawn(async move {
+        while publisher.next < MESSAGES {
+            publisher.publish(draw.up_to(20).min(MESSAGES - publisher.next)).await;
+        }
+    })])
+    .await;
+    listener.hear_until(MESSAGES).await;
+}
+
+/// Several that publish and listen at once, some of them with one client: each listener gets everything, each
+/// publisher's messages in order, and nothing that nobody published.
+///
+/// # Panics
+/// If the bus breaks this.
+pub async fn several_publishers_and_listeners(fixture: &dyn BusFixture) {
+    const MESSAGES: u64 = 150;
+    const PUBLISHERS: u32 = 4;
+    let channel = channel("several");
+    let shared = fixture.connect().await;
+    let mut listeners = Vec::new();
+    for number in 0..3 {
+        let own = fixture.connect().await;
+        let bus = if number == 0 { &shared } else { &own };
+        let name = format!("several publishers, listener {number}");
+        let mut listener = Listener::new(name, bus, &channel, From::Now, 0..PUBLISHERS).await;
+        listeners.push(tokio::spawn(async move { drop(listener.hear_until(MESSAGES).await) }));
+    }
+    let mut publishers = Vec::new();
+    for id in 0..PUBLISHERS {
+        let bus = if id < 2 { shared.clone() } else { fixture.connect().await };
+        let mut publisher = Publisher::new(&bus, &channel, id);
+        let mut draw = Draw::new(u64::from(id));
+        publishers.push(tokio::spawn(async move {
+            while publisher.next < MESSAGES {
+                publisher.publish(draw.up_to(7).min(MESSAGES - publisher.next)).await;
+            }
+        }));
+    }
+    all(publishers.into_iter().chain(listeners)).await;
+}
+
+/// Each of many listeners gets everything.
+///
+/// # Panics
+/// If the bus breaks this.
+pub async fn many_listeners(fixture: &dyn BusFixture) {
+    const LISTENERS: usize = 32;
+    const MESSAGES: u64 = 60;
+    let clients = [fixture.connect().await, fixture.connect().await];
+    let channel = channel("many");
+    let mut listening = Vec::new();
+    for number in 0..LISTENERS {
+        let client = if number % 2 == 0 { &clients[0] } else { &clients[1] };
+        let name = format!("many listeners, number {number}");
+        let mut listener = Listener::new(name, client, &channel, From::Now, [1]).await;
+        listening.push(tokio::spawn(async move { drop(listener.hear_until(MESSAGES).await) }));
+    }
+    let mut publisher = Publisher::new(&clients[0], &channel, 1);
+    for _ in 0..MESSAGES / 5 {
+        publisher.publish(5).await;
+    }
+    all(listening).await;
+}
+
+/// Channels share nothing, whatever their names have in common, and names may be as long as they may be.
+///
+/// # Panics
+/// If the bus breaks this.
+pub async fn channels_are_apart(fixture: &dyn BusFixture) {
+    const MESSAGES: u64 = 20;
+    let client = fixture.connect().await;
+    let first = channel("apart");
+    let longest = format!("{first}{}", "-x".repeat(64));
+    let names =
+        [first.to_string(), first.to_string().to_uppercase(), format!("{first}-2"), longest[..64].into()];
+    let mut pairs = Vec::new();
+    for (id, name) in (0..).zip(names) {
+        let channel = Channel::parse(&name).expect("the check chose a good name");
+        let listener = Listener::new(format!("channel {name}"), &client, &channel, From::Now, [id, 9]).await;
+        pairs.push((channel.clone(), Publisher::new(&client, &channel, id), listener));
+    }
+    for number in 0..MESSAGES {
+        for (channel, publisher, _) in &mut pairs {
+            publisher.publish(1).await;
+            // Of one identity and body in all channels.
+            publish(&client, channel, &[message(9, number)]).await;
+        }
+    }
+    for (channel, _, listener) in &mut pairs {
+        listener.hear_until(MESSAGES).await;
+        let identity = "i".repeat(IDENTITY_BYTES_MAX);
+        let identity = Identity::parse(&identity).expect("the check chose a good name");
+        let last = Message { identity, body: body(9, MESSAGES) };
+        publish(&client, channel, &[last]).await;
+        // Comes at last, however often the others come again.
+        while listener.hear().await == Heard::Again {}
+    }
+}
+
+/// A listener from now on misses nothing that is published once it has subscribed.
+///
+/// # Panics
+/// If the bus breaks this.
+pub async fn now_misses_nothing_that_comes_later(fixture: &dyn BusFixture) {
+    const ROUNDS: u64 = 20;
+    let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
+    let channel = channel("now");
+    let mut publisher = Publisher::new(&publishes, &channel, 1);
+    for round in 0..ROUNDS {
+        publisher.publish(3).await;
+        let subscribed = within("subscribing", listens.subscribe(&channel, From::Now)).await;
+        let mut subscription = subscribed.expect("subscribing, with nothing wrong around");
+        publisher.publish(2).await;
+        let (first, last) = (body(1, 5 * round + 3), body(1, 5 * round + 4));
+        let earlier: BTreeSet<Bytes> = (0..5 * round + 3).map(|number| body(1, number)).collect();
+        let mut awaited = &first;
+        loop {
+            let what =
+                format!("a listener from now on, round {round}: what was published after it subscribed");
+            match within(&what, subscription.next()).await {
+                Ok(Delivery::Message(_, body)) if body == *awaited && *awaited == last => break,
+                Ok(Delivery::Message(_, body)) if body == *awaited => awaited = &last,
+                Ok(Delivery::Message(_, body)) if earlier.contains(&body) || body == first => {}
+                other => panic!("{what}: instead came {other:?}"),
+            }
+        }
+    }
+}
+
+/// Publishing again what was published loses nothing: what was not published before comes, what has another identity
+/// comes though it says the same, and order is kept.
+///
+/// # Panics
+/// If the bus breaks this.
+pub async fn publishing_again_does_no_harm(fixture: &dyn BusFixture) {
+    let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
+    let channel = channel("again");
+    let mut publisher = Publisher::new(&publishes, &channel, 1);
+    publisher.publish(10).await;
+    let mut listener = Listener::new("publishing again", &listens, &channel, From::Oldest, [1]).await;
+    publisher.again(0, 10).await;
+    publisher.again(5, 10).await;
+    publisher.again(9, 11).await;
+    publisher.again(19, 1).await;
+    listener.hear_until(20).await;
+
+    let same = |identity: &str| Message {
+        identity: Identity::parse(identity).expect("the check chose a good name"),
+        body: body(1, 20),
+    };
+    publish(&publishes, &channel, &[same("one"), same("another")]).await;
+    let mut places = BTreeSet::new();
+    while places.len() < 2 {
+        let what = "publishing again: two messages that say the same, of two identities";
+        match within(what, listener.subscription.next()).await {
+            Ok(Delivery::Message(place, delivered)) => {
+                let known = (0..=20).any(|number| body(1, number) == delivered);
+                assert!(known, "{what}: something came that nobody published");
+                if delivered == body(1, 20) {
+                    places.insert(place.as_str().to_owned());
+                }
+            }
+            other => panic!("{what}: instead came {other:?}"),
+        }
+    }
+}
+
+/// Bodies come as they were published, from none to [`BODY_BYTES_MAX`] bytes, of every byte, and several large ones with
+/// one call; a call with none does nothing.
+///
+/// # Panics
+/// If the bus breaks this.
+pub async fn bodies_of_every_size(fixture: &dyn BusFixture) {
+    let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
+    let channel = channel("sizes");
+    let subscribed = within("subscribing", listens.subscribe(&channel, From::Now)).await;
+    let mut subscription = subscribed.expect("subscribing, with nothing wrong around");
+    let sizes =
+        [0, 1, 2, 255, 256, 257, 4_095, 4_096, 65_535, 65_536, 65_537, BODY_BYTES_MAX - 1, BODY_BYTES_MAX];
+    let mut draw = Draw::new(7);
+    let mut calls: Vec<Vec<Bytes>> = sizes.iter().map(|size| vec![noise(&mut draw, *size)]).collect();
+    calls.push(vec![Bytes::from_iter(0..=u8::MAX), Bytes::from_static(b"\r\n\0'\"$ *3\r\n")]);
+    calls.push((0..6).map(|_| noise(&mut draw, BODY_BYTES_MAX)).collect());
+    calls.push(Vec::new());
+    calls.push(vec![Bytes::from_static(b"last")]);
+    for (number, bodies) in calls.iter().enumerate() {
+        let messages: Vec<Message> =
+            bodies.iter().enumerate().map(|(at, body)| known(number, at, body)).collect();
+        publish(&publishes, &channel, &messages).await;
+    }
+    let mut before = None;
+    for expected in calls.iter().flatten() {
+        loop {
+            let what = format!("a body of {} bytes", expected.len());
+            match within(&what, subscription.next()).await {
+                Ok(Delivery::Message(_, body)) if body == *expected => break,
+                Ok(Delivery::Message(_, body)) if Some(&body) == before => {}
+                Ok(Delivery::Message(_, body)) => {
+                    panic!("{what} came otherwise, or one of {} did", body.len())
+                }
+                Ok(Delivery::PositionLost) => {
+                    panic!("{what}: told that the position is lost; nothing was lost")
+                }
+                Err(error) => panic!("{what}: {error:?}"),
+            }
+        }
+        before = Some(expected);
+    }
+}
+
+fn known(call: usize, at: usize, body: &Bytes) -> Message {
+    let identity = Identity::parse(&format!("{call}.{at}")).expect("the check chose a good name");
+    Message { identity, body: body.clone() }
+}
+
+fn noise(draw: &mut Draw, bytes: usize) -> Bytes {
+    let mut noise: Vec<u8> = (0..bytes.div_ceil(8)).flat_map(|_| draw.next().to_le_bytes()).collect();
+    noise.truncate(bytes);
+    Bytes::from(noise)
+}
+
+/// A body of one byte too many is refused, and nothing of its call is published.
+///
+/// # Panics
+/// If the bus breaks this.
+pub async fn too_large_is_refused_as_a_whole(fixture: &dyn BusFixture) {
+    let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
+    let channel = channel("large");
+    let mut listener = Listener::new("too large", &listens, &channel, From::Now, [1, 2]).await;
+    let large = known(0, 0, &Bytes::from(vec![7; BODY_BYTES_MAX + 1]));
+    let calls = [
+        vec![large.clone()],
+        vec![message(1, 0), message(2, 0), large.clone()],
+        vec![large.clone(), message(1, 0)],
+        vec![message(1, 0), large, message(2, 0)],
+    ];
+    for call in &calls {
+        match within("publishing", publishes.publish(&channel, call)).await {
+            Err(error) if error.kind() == ErrorKind::TooLarge => {}
+            other => panic!("{} bytes are too many, and publishing them gave {other:?}", BODY_BYTES_MAX + 1),
+        }
+    }
+    // Of other publishers than those calls: what came of a call is told by its message 0.
+    publish(&publishes, &channel, &[message(3, 0)]).await;
+    match within("what follows a refused call", listener.subscription.next()).await {
+        Ok(Delivery::Message(_, delivered)) => {
+            assert!(delivered == body(3, 0), "a part of a call that was refused as too large was published");
+        }
+        other => panic!("what follows a refused call: instead came {other:?}"),
+    }
+    publish(&publishes, &channel, &[message(1, 0), message(2, 0)]).await;
+    // What was refused under an identity may be published under it.
+    let mut awaited = vec![body(1, 0), body(2, 0)];
+    while !awaited.is_empty() {
+        match within("what was refused once", listener.subscription.next()).await {
+            Ok(Delivery::Message(_, delivered)) => awaited.retain(|body| *body != delivered),
+            other => panic!("what was refused once: instead came {other:?}"),
+        }
+    }
+}
+
+/// While nothing is published, a listener waits: without an end, an error, or work.
+///
+/// # Panics
+/// If the bus breaks this.
+pub async fn waits_while_nothing_is_published(fixture: &dyn BusFixture) {
+    /// How often a future may be polled in [`QUIET`] without anything to say.
+    const POLLS_MAX: u32 = 100;
+    let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
+    let channel = channel("waits");
+    let mut publisher = Publisher::new(&publishes, &channel, 1);
+    let mut listener = Listener::new("waiting", &listens, &channel, From::Now, [1]).await;
+    for round in 0..2 {
+        let mut polls = 0;
+        let delivery = {
+            let mut next = listener.subscription.next();
+            let waits = poll_fn(|context| {
+                polls += 1;
+                assert!(
+                    polls <= POLLS_MAX,
+                    "a listener that waits did work {polls} times while nothing was published"
+                );
+                next.as_mut().poll(context)
+            });
+            if let Ok(came) = timeout(QUIET, waits).await {
+                panic!("nothing was published, and a listener that waits got {came:?}");
+            }
+            publisher.publish(1).await;
+            within("a message, after a while without any", next).await
+        };
+        let delivery = delivery.expect("listening, with nothing wrong around");
+        assert!(matches!(listener.judge(delivery), Heard::New(_)), "a message, in round {round}");
+    }
+}
+
+/// Dropping the future of `next` at any moment loses nothing.
+///
+/// # Panics
+/// If the bus breaks this.
+pub async fn cancelled_waits_lose_nothing(fixture: &dyn BusFixture) {
+    const MESSAGES: u64 = 300;
+    /// The most polls after which a future is dropped.
+    const POLLS_MAX: u64 = 8;
+    let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
+    let channel = channel("cancel");
+    let mut listener = Listener::new("dropped while waiting", &listens, &channel, From::Now, [1]).await;
+    let mut publisher = Publisher::new(&publishes, &channel, 1);
+    let mut draw = Draw::new(3);
+    let (waits, mut waiting) = watch::channel(0_u64);
+    let publishing = tokio::spawn(async move {
+        while publisher.next < MESSAGES {
+            // Published while somebody waits, so that it comes in the middle of that.
+            waiting.changed().await.expect("the listener waits until all is published");
+            publisher.publish(draw.up_to(4).min(MESSAGES - publisher.next)).await;
+        }
+    });
+    let mut draw = Draw::new(4);
+    let mut dropped = 0_u64;
+    let hearing = async {
+        while !listener.has_all_before(MESSAGES) {
+            let (mut polls, polls_max) = (0, draw.up_to(POLLS_MAX));
+            let mut next = listener.subscription.next();
+            let mut heard = None;
+            let polled = poll_fn(|context| {
+                polls += 1;
+                let Poll::Pending = next.as_mut().poll(context).map(|delivered| heard = Some(delivered))
+                else {
+                    return Poll::Ready(());
+                };
+                waits.send_modify(|waits| *waits += 1);
+                if polls >= polls_max { Poll::Ready(()) } else { Poll::Pending }
+            });
+            polled.await;
+            drop(next);
+            match heard {
+                Some(Ok(delivery)) => drop(listener.judge(delivery)),
+                Some(Err(error)) => panic!("listening, with nothing wrong around: {error:?}"),
+                None => {
+                    dropped += 1;
+                    yield_now().await;
+                }
+            }
+        }
+    };
+    if timeout(DEADLINE, hearing).await.is_err() {
+        panic!("a listener whose waits are dropped: the last messages did not come within {DEADLINE:?}");
+    }
+    all([publishing]).await;
+    assert!(dropped > 0, "no wait was dropped, so nothing was checked");
+}

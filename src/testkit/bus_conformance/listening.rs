@@ -1,0 +1,298 @@
+//! What the checks are made of: messages that prove what they are, publishers of them, and listeners that notice what
+//! is missing, out of order, or invented.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+
+use crate::bus::contract::{Bus, Channel, Delivery, From, Identity, Message, Position, Subscription};
+use crate::error::{Error, ErrorKind};
+use crate::seam::random;
+use crate::testkit::bus_conformance::{ATTEMPT, DEADLINE};
+
+/// How long a publisher or a listener waits after an error before it tries again.
+const PAUSE: Duration = Duration::from_millis(20);
+/// The publisher's number and the message's.
+const HEADER_BYTES: usize = 4 + 8;
+
+/// Fails the check, loudly, if this takes too long.
+pub(super) async fn within<T>(what: impl Display, future: impl Future<Output = T>) -> T {
+    match timeout(DEADLINE, future).await {
+        Ok(done) => done,
+        Err(_) => panic!("{what}: not within {} s", DEADLINE.as_secs()),
+    }
+}
+
+/// Waits for tasks; the first one that fails ends the others and fails the check.
+pub(super) async fn all(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
+    let tasks: Vec<JoinHandle<()>> = tasks.into_iter().collect();
+    let others: Vec<AbortHandle> = tasks.iter().map(JoinHandle::abort_handle).collect();
+    let mut ends: JoinSet<Result<(), JoinError>> = tasks.into_iter().collect();
+    while let Some(ended) = ends.join_next().await {
+        if let Err(error) = ended.and_then(|ended| ended) {
+            others.iter().for_each(AbortHandle::abort);
+            std::panic::resume_unwind(error.into_panic());
+        }
+    }
+}
+
+/// A channel that nobody has used before.
+pub(super) fn channel(what: &str) -> Channel {
+    let drawn = random::u32().expect("the system has randomness");
+    Channel::parse(&format!("check-{what}-{drawn:08x}")).expect("the check chose a good name")
+}
+
+/// The body of a publisher's message. It can be told whether it was changed.
+pub(super) fn body(publisher: u32, number: u64) -> Bytes {
+    let mut body = BytesMut::with_capacity(HEADER_BYTES + 97);
+    body.put_u32_le(publisher);
+    body.put_u64_le(number);
+    let filler = (0..number.wrapping_mul(7) % 97).map(|at| at.wrapping_add(number).to_le_bytes());
+    body.extend(filler.map(|[low, ..]| low));
+    body.freeze()
+}
+
+/// Whose message it is, and which; nothing if nobody has published it.
+fn read(body_read: &Bytes) -> Option<(u32, u64)> {
+    let mut rest = body_read.clone();
+    let (publisher, number) = (rest.try_get_u32_le().ok()?, rest.try_get_u64_le().ok()?);
+    (body(publisher, number) == *body_read).then_some((publisher, number))
+}
+
+pub(super) fn message(publisher: u32, number: u64) -> Message {
+    let identity = Identity::parse(&format!("{publisher}.{number}")).expect("the check chose a good name");
+    Message { identity, body: body(publisher, number) }
+}
+
+/// Publishes messages 0, 1, 2 ... of its own to a channel.
+pub(super) struct Publisher {
+    bus: Arc<dyn Bus>,
+    channel: Channel,
+    id: u32,
+    /// The number of the next message; all before it were acknowledged.
+    pub(super) next: u64,
+}
+
+impl Publisher {
+    pub(super) fn new(bus: &Arc<dyn Bus>, channel: &Channel, id: u32) -> Publisher {
+        Publisher { bus: Arc::clone(bus), channel: channel.clone(), id, next: 0 }
+    }
+
+    /// The next so many messages, which it has published once this returns if the caller publishes them.
+    fn following(&self, count: u64) -> Vec<Message> {
+        (self.next..self.next + count).map(|number| message(self.id, number)).collect()
+    }
+
+    /// Publishes so many messages with one call, which has to work.
+    pub(super) async fn publish(&mut self, count: u64) {
+        self.again(self.next, count).await;
+        self.next += count;
+    }
+
+    /// Publishes messages by their numbers, whether they were published before or not.
+    pub(super) async fn again(&self, first: u64, count: u64) {
+        let messages: Vec<Message> = (first..first + count).map(|number| message(self.id, number)).collect();
+        publish(&self.bus, &self.channel, &messages).await;
+    }
+
+    /// Publishes so many messages with one call, and repeats it until it works; counts the failures.
+    pub(super) async fn publish_repeating(&mut self, count: u64, failures: &watch::Sender<u64>) {
+        let messages = self.following(count);
+        let published = async {
+            // Given up after a while: it may wait for a server that is not there, and may then be dropped.
+            while let Err(error) = attempt(self.bus.publish(&self.channel, &messages)).await {
+                assert!(passes(&error), "publishing while the bus fails: {error:?} is not for repeating");
+                failures.send_modify(|failures| *failures += 1);
+                sleep(PAUSE).await;
+            }
+        };
+        within(format!("publisher {} repeating its message {}", self.id, self.next), published).await;
+        self.next += count;
+    }
+}
+
+async fn attempt(publishing: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    let given_up = || Error::new(ErrorKind::Transient, "the check gave an attempt up");
+    timeout(ATTEMPT, publishing).await.unwrap_or_else(|_| Err(given_up()))
+}
+
+/// Whether the contract asks for the same call to be made again.
+fn passes(error: &Error) -> bool {
+    error.kind() == ErrorKind::Transient
+}
+
+/// Publishes, which has to work.
+pub(super) async fn publish(bus: &Arc<dyn Bus>, channel: &Channel, messages: &[Message]) {
+    if let Err(error) = within("publishing", bus.publish(channel, messages)).await {
+        panic!("publishing {} messages, with nothing wrong around: {error:?}", messages.len());
+    }
+}
+
+/// When a listener may be told that its position is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Losses {
+    /// Nothing was lost.
+    Never,
+    /// Exactly where something was lost.
+    Exact,
+    /// Whenever the bus likes.
+    Allowed,
+}
+
+/// What a listener heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// The next message of a publisher, and its place.
+    New(Position),
+    /// A message once more.
+    Again,
+    /// That the position is lost.
+    Lost,
+}
+
+/// A subscription that knows what has to come.
+pub(super) struct Listener {
+    name: String,
+    pub(super) subscription: Box<dyn Subscription>,
+    losses: Losses,
+    /// Whether a message may come again.
+    pub(super) repeats: bool,
+    /// The number of each publisher's next message.
+    next: BTreeMap<u32, u64>,
+    /// Of which publishers some may be missing, because the position was lost.
+    may_jump: BTreeSet<u32>,
+    /// How often the position was lost.
+    pub(super) times_lost: u32,
+}
+
+impl Listener {
+    /// Subscribes, which has to work, and waits for message 0 of these publishers.
+    pub(super) async fn new(
+        name: impl Display,
+        bus: &Arc<dyn Bus>,
+        channel: &Channel,
+        from: From,
+        publishers: impl IntoIterator<Item = u32>,
+    ) -> Listener {
+        let name = name.to_string();
+        let subscribed = within(format!("{name}: subscribing"), bus.subscribe(channel, from)).await;
+        let subscription = match subscribed {
+            Ok(subscription) => subscription,
+            Err(error) => panic!("{name}: subscribing, with nothing wrong around: {error:?}"),
+        };
+        let next = publishers.into_iter().map(|publisher| (publisher, 0)).collect();
+        Listener {
+            name,
+            subscription,
+            losses: Losses::Never,
+            repeats: true,
+            next,
+            may_jump: BTreeSet::new(),
+            times_lost: 0,
+        }
+    }
+
+    /// The same, waiting for another message of its publishers first.
+    pub(super) fn beginning_with(mut self, number: u64) -> Listener {
+        self.next.values_mut().for_each(|next| *next = number);
+        self
+    }
+
+    pub(super) fn allowing(mut self, losses: Losses) -> Listener {
+        self.losses = losses;
+        self
+    }
+
+    /// The next delivery, which has to come, and be a good one.
+    pub(super) async fn hear(&mut self) -> Heard {
+        let waits_for = format!("{}: the next delivery, {}", self.name, self.missing());
+        match within(waits_for, self.subscription.next()).await {
+            Ok(delivery) => self.judge(delivery),
+            Err(error) => panic!("{}: listening, with nothing wrong around: {error:?}", self.name),
+        }
+    }
+
+    /// Listens until it has all before message `end` of every publisher; returns the place of each new message.
+    pub(super) async fn hear_until(&mut self, end: u64) -> Vec<Position> {
+        let mut places = Vec::new();
+        while !self.has_all_before(end) {
+            if let Heard::New(place) = self.hear().await {
+                places.push(place);
+            }
+        }
+        places
+    }
+
+    /// The same while the bus fails: listens on after an error that passes. The end is known, at the latest, when the
+    /// last message comes.
+    pub(super) async fn hear_until_despite_errors(&mut self, end: &watch::Receiver<Option<u64>>) {
+        while end.borrow().is_none_or(|end| !self.has_all_before(end)) {
+            let waits_for = format!("{}: the next delivery, {}", self.name, self.missing());
+            match within(waits_for, self.subscription.next()).await {
+                Ok(delivery) => drop(self.judge(delivery)),
+                Err(error) if passes(&error) => sleep(PAUSE).await,
+                Err(error) => panic!("{}: listening while the bus fails: {error:?} does not pass", self.name),
+            }
+        }
+    }
+
+    pub(super) fn has_all_before(&self, end: u64) -> bool {
+        if let Some((publisher, next)) = self.next.iter().find(|(_, next)| **next > end) {
+            panic!(
+                "{}: heard message {} of publisher {publisher}, which nobody published",
+                self.name,
+                next - 1
+            );
+        }
+        self.next.values().all(|next| *next == end)
+    }
+
+    /// What it says of a delivery; fails the check if the delivery should not have come.
+    pub(super) fn judge(&mut self, delivery: Delivery) -> Heard {
+        let name = &self.name;
+        let (place, delivered) = match delivery {
+            Delivery::Message(place, delivered) => (place, delivered),
+            Delivery::PositionLost => {
+                assert!(
+                    self.losses != Losses::Never,
+                    "{name}: told that its position is lost; nothing was lost"
+                );
+                self.times_lost += 1;
+                self.may_jump.extend(self.next.keys());
+                return Heard::Lost;
+            }
+        };
+        let Some((publisher, number)) = read(&delivered) else {
+            panic!("{name}: a message of {} bytes that nobody published came", delivered.len());
+        };
+        let Some(next) = self.next.get_mut(&publisher) else {
+            panic!("{name}: a message of publisher {publisher} came, who published nothing here");
+        };
+        if number < *next {
+            assert!(self.repeats, "{name}: message {number} of publisher {publisher} came again");
+            return Heard::Again;
+        }
+        let may_jump = self.may_jump.remove(&publisher);
+        assert!(
+            number == *next || may_jump,
+            "{name}: message {number} of publisher {publisher} came, and message {next} did not come before it"
+        );
+        assert!(
+            number != *next || !may_jump || self.losses == Losses::Allowed,
+            "{name}: told that its position is lost before message {number}, and nothing was lost there"
+        );
+        *next = number + 1;
+        Heard::New(place)
+    }
+
+    fn missing(&self) -> String {
+        let awaited = self.next.iter().map(|(publisher, next)| format!("{publisher}.{next}"));
+        format!("message {}", awaited.collect::<Vec<_>>().join(" or "))
+    }
+}
