@@ -21,6 +21,8 @@ pub mod inspect;
 pub mod layer;
 pub mod letter_list;
 pub mod loader;
+#[cfg(feature = "postgres")]
+pub mod outbox;
 pub mod ownership;
 pub(crate) mod parking;
 pub(crate) mod pending;
