@@ -61,6 +61,8 @@ pub use crate::memory::servable::Excuse;
 pub use crate::metrics::ages::AgeSummary;
 pub use crate::metrics::{CacheStats, EvictionStats, QueueStats, Stats};
 pub use crate::options::{Backpressure, OnRejected, WritePolicy};
+#[cfg(feature = "postgres")]
+pub use crate::postgres::server::PostgresServer;
 pub use crate::seam::clock::{Clock, Moment, Ticker};
 pub use crate::store::contract::Store;
 #[cfg(feature = "fjall")]
