@@ -28,7 +28,8 @@ pub mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
-pub use crate::builder::{BlockingForebay, Builder, Forebay};
+pub use crate::builder::blocking::BlockingForebay;
+pub use crate::builder::{Builder, Forebay};
 pub use crate::bus::contract::{Bus, Channel};
 pub use crate::bus::local::LocalBus;
 #[cfg(feature = "postgres")]
@@ -49,14 +50,18 @@ pub use crate::cache::versions::{VersionPlace, VersionReceipt};
 pub use crate::engine::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
 pub use crate::engine::changes::{BlockingChangeStream, ChangeStream};
 pub use crate::engine::dead_letters::DeadLetter;
+pub use crate::engine::follow::{Follow, FollowStatus};
 pub use crate::engine::health::{Closed, Health, HealthState};
 pub use crate::engine::letter_list::DeadLetterList;
 #[cfg(feature = "postgres")]
 pub use crate::engine::outbox::OutboxPuts;
+pub use crate::engine::ownership::OnOwned;
+pub use crate::engine::publisher::{FollowerStatus, Publication, Publish, PublishStatus};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::ids::{Epoch, JournalId, Key, NamespaceName, Seq};
 pub use crate::journal::options::{Durability, JournalOptions};
 pub use crate::memory::advice::TtlAdvice;
+pub use crate::memory::freshness::OnUnverified;
 pub use crate::memory::servable::Excuse;
 pub use crate::metrics::ages::AgeSummary;
 pub use crate::metrics::{CacheStats, EvictionStats, QueueStats, Stats};

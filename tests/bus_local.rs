@@ -99,11 +99,7 @@ impl Bus for Broken {
             let from = match from {
                 From::After(position) if self.fault == Fault::ResumesTooEarly && position.as_str() > "0" => {
                     let earlier = position.as_str().parse::<u64>().map(|number| number.saturating_sub(1));
-                    From::After(
-                        earlier.map_or(position, |number| {
-                            forebay::bus::contract::Position::new(number.to_string())
-                        }),
-                    )
+                    From::After(earlier.map_or(position, |number| Position::new(number.to_string())))
                 }
                 from => from,
             };

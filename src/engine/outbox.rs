@@ -93,6 +93,13 @@ fn directive(op: &Op, puts: OutboxPuts) -> Option<Directive> {
     let directive = match (token_of(&key), &op.value) {
         (Some(Token::Namespace(name)), _) => return Some(Directive::Namespace(name, op.seq)),
         (Some(Token::Group(namespace, group)), _) => return Some(Directive::Group(namespace, group, op.seq)),
+        (Some(Token::Tag(tag)), _) => return Some(Directive::Tag(tag, op.seq)),
+        (Some(Token::Schema(name)), value) => {
+            return Some(match value.as_ref().and_then(|value| value.get(1)) {
+                Some(schema) => Directive::Schema(name, *schema, op.seq),
+                None => Directive::Namespace(name, op.seq),
+            });
+        }
         (None, Some(value)) if puts == OutboxPuts::Value => Directive::Put(key, op.seq, value.clone()),
         (None, Some(_)) => Directive::Invalidate(key, op.seq),
         (None, None) => Directive::Remove(key, op.seq),

@@ -24,7 +24,7 @@ mod sled_files;
 mod sled_open;
 mod worker;
 
-pub use contract::{Atomicity, Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned};
+pub use contract::{Atomicity, Batch, BoxFuture, Op, Progress, Pulse, Store, StoreError, Tenure, Versioned};
 #[cfg(feature = "fjall")]
 pub use fjall::{FjallOptions, FjallStore};
 pub use memory::MemoryStore;

@@ -1,8 +1,8 @@
 //! What every bus must do, as a suite that any implementation can run.
 //!
 //! Each check uses channels of its own, so one server serves them all, and panics with a sentence that names what is
-//! broken. Nothing waits longer than [`DEADLINE`] for something that has to come. What needs a server that can be ended,
-//! or a network that can be cut, is left out where the fixture says that it has none. The suite runs on tokio.
+//! broken. Nothing waits longer than [`DEADLINE`] for something that has to come. What needs a server that can be
+//! ended, or a network that can be cut, is left out where the fixture says that it has none. The suite runs on tokio.
 //!
 //! ```
 //! use std::sync::Arc;

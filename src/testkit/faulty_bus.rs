@@ -113,8 +113,8 @@ impl<B: Bus> FaultyBus<B> {
     }
 
     /// Cuts off all clones and their subscriptions until [`FaultyBus::mend`]: calls fail with
-    /// [`ErrorKind::Transient`], and so does, once, whoever waits for a delivery. Others who use the wrapped bus are not
-    /// cut off: wrap it once for each part of a network that is to be cut off alone.
+    /// [`ErrorKind::Transient`], and so does, once, whoever waits for a delivery. Others who use the wrapped bus are
+    /// not cut off: wrap it once for each part of a network that is to be cut off alone.
     pub fn cut(&self) {
         self.shared.turns.send_if_modified(|turns| {
             let mended = turns.is_multiple_of(2);

@@ -9,7 +9,9 @@ pub mod conformance;
 mod draw;
 pub mod faulty_bus;
 pub mod flaky;
+pub mod proxy;
 
 pub use clock::ManualClock;
 pub use faulty_bus::FaultyBus;
 pub use flaky::FlakyStore;
+pub use proxy::Proxy;

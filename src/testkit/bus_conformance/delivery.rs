@@ -195,8 +195,8 @@ pub async fn publishing_again_does_no_harm(fixture: &dyn BusFixture) {
     }
 }
 
-/// Bodies come as they were published, from none to [`BODY_BYTES_MAX`] bytes, of every byte, and several large ones with
-/// one call; a call with none does nothing.
+/// Bodies come as they were published, from none to [`BODY_BYTES_MAX`] bytes, of every byte, and several large ones
+/// with one call; a call with none does nothing.
 ///
 /// # Panics
 /// If the bus breaks this.

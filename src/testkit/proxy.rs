@@ -1,0 +1,365 @@
+//! A network that misbehaves on command: a TCP proxy on the loopback interface, between clients and one server.
+//!
+//! It forwards bytes as they are, and can cut all connections and refuse new ones, delay either direction, and stall
+//! one. It stops, and closes every connection, when it is dropped.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
+
+use crate::error::{Error, Result};
+
+/// How much is read at once, in bytes.
+const CHUNK_BYTES: usize = 16 << 10;
+/// How many such reads of one direction of one connection are on their way at most; then the sender has to wait.
+const CHUNKS_MAX: usize = 256;
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the clients to the server.
+    ToServer,
+    /// From the server to the clients.
+    ToClients,
+}
+
+/// A TCP proxy on the loopback interface.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    network: watch::Sender<Network>,
+    /// How many connections there are.
+    open: watch::Sender<usize>,
+    accepting: AbortHandle,
+}
+
+/// What the network does at a moment.
+#[derive(Clone, Copy, Debug, Default)]
+struct Network {
+    cut: bool,
+    /// How often it was cut. A connection lives as long as this stays.
+    cuts: u64,
+    to_server: Way,
+    to_clients: Way,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Way {
+    delay: Duration,
+    stalled: bool,
+}
+
+impl Network {
+    fn way(&mut self, direction: Direction) -> &mut Way {
+        match direction {
+            Direction::ToServer => &mut self.to_server,
+            Direction::ToClients => &mut self.to_clients,
+        }
+    }
+}
+
+impl Proxy {
+    /// Starts one, on a free port of 127.0.0.1, that forwards to a server. Needs a tokio runtime with I/O, and lives no
+    /// longer than that. The server need not be there yet; a client whose connection cannot be forwarded is
+    /// disconnected.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::error::ErrorKind::Io) if there is no port.
+    pub async fn start(server: SocketAddr) -> Result<Proxy> {
+        let failed = |error| Error::io("starting a proxy on a free port of 127.0.0.1", error);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let (network, open) = (watch::Sender::new(Network::default()), watch::Sender::new(0));
+        let accepting = tokio::spawn(accept(listener, server, network.subscribe(), open.clone()));
+        Ok(Proxy { address, network, open, accepting: accepting.abort_handle() })
+    }
+
+    /// Where clients connect to.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        *self.open.borrow()
+    }
+
+    /// Cuts all connections, what was on its way included, and closes every new one at once, until
+    /// [`Proxy::mend`]. On return no connection is left.
+    pub async fn cut(&self) {
+        self.network.send_modify(|network| {
+            network.cut = true;
+            network.cuts += 1;
+        });
+        let mut open = self.open.subscribe();
+        open.wait_for(|open| *open == 0).await.expect("this proxy holds the sender");
+    }
+
+    /// Forwards new connections again.
+    pub fn mend(&self) {
+        self.network.send_modify(|network| network.cut = false);
+    }
+
+    /// Delays what is sent this way from now on by so much.
+    pub fn delay(&self, direction: Direction, by: Duration) {
+        self.network.send_modify(|network| network.way(direction).delay = by);
+    }
+
+    /// Holds back what is sent this way, without closing anything, until told otherwise.
+    pub fn stall(&self, direction: Direction, stalled: bool) {
+        self.network.send_modify(|network| network.way(direction).stalled = stalled);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Accepts clients. Dropping the future closes all connections.
+async fn accept(
+    listener: TcpListener,
+    server: SocketAddr,
+    network: watch::Receiver<Network>,
+    open: watch::Sender<usize>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => {
+                // A client that has gone already is none.
+                let Ok((client, _)) = accepted else { continue };
+                let now = *network.borrow();
+                if !now.cut {
+                    let counted = Counted::new(&open);
+                    connections.spawn(connection(client, server, now.cuts, network.clone(), counted));
+                }
+            }
+        }
+    }
+}
+
+/// Counts a connection for as long as it is open.
+struct Counted(watch::Sender<usize>);
+
+impl Counted {
+    fn new(open: &watch::Sender<usize>) -> Counted {
+        open.send_modify(|open| *open += 1);
+        Counted(open.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+/// Forwards both ways until both have ended, or the network is cut.
+async fn connection(
+    client: TcpStream,
+    server: SocketAddr,
+    cuts: u64,
+    network: watch::Receiver<Network>,
+    counted: Counted,
+) {
+    let mut cut = network.clone();
+    let forwarded = async {
+        // Whoever connects here learns by the end of the connection that nobody is behind it.
+        let Ok(server) = TcpStream::connect(server).await else { return };
+        // Small messages are not to wait for each other: delays are made here.
+        if client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).is_err() {
+            return;
+        }
+        let (from_client, to_client) = client.into_split();
+        let (from_server, to_server) = server.into_split();
+        tokio::join!(
+            forward(from_client, to_server, Direction::ToServer, network.clone()),
+            forward(from_server, to_client, Direction::ToClients, network),
+        );
+    };
+    tokio::select! {
+        () = forwarded => {}
+        // Also if the proxy is gone.
+        _ = cut.wait_for(|network| network.cuts != cuts) => {}
+    }
+    // Only now: the sockets are closed.
+    drop(counted);
+}
+
+/// Forwards one way until the sender has ended, and tells the receiver so.
+async fn forward(
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
+    direction: Direction,
+    network: watch::Receiver<Network>,
+) {
+    let (on_its_way, arriving) = mpsc::channel(CHUNKS_MAX);
+    tokio::join!(
+        send(from, on_its_way, direction, network.clone()),
+        arrive(to, arriving, direction, network)
+    );
+}
+
+type Chunk = (Instant, Vec<u8>);
+
+async fn send(
+    mut from: OwnedReadHalf,
+    on_its_way: mpsc::Sender<Chunk>,
+    direction: Direction,
+    network: watch::Receiver<Network>,
+) {
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        // A connection that breaks has ended, for whoever is on the other side.
+        let Ok(1..) = from.read_buf(&mut chunk).await else { return };
+        let delay = network.borrow().clone().way(direction).delay;
+        if on_its_way.send((Instant::now() + delay, chunk)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn arrive(
+    mut to: OwnedWriteHalf,
+    mut arriving: mpsc::Receiver<Chunk>,
+    direction: Direction,
+    mut network: watch::Receiver<Network>,
+) {
+    while let Some((due, chunk)) = arriving.recv().await {
+        sleep_until(due).await;
+        if network.wait_for(|network| !network.clone().way(direction).stalled).await.is_err() {
+            return;
+        }
+        if to.write_all(&chunk).await.is_err() {
+            return;
+        }
+    }
+    // The end arrives behind what was sent, however late that came. A receiver that is gone needs no end.
+    drop(to.shutdown().await);
+}
+
+#[cfg(all(test, not(feature = "simulation")))]
+mod tests {
+    use super::*;
+    use tokio::time::timeout;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+    const QUIET: Duration = Duration::from_millis(100);
+
+    /// A server that sends back what it gets, and tells about it.
+    async fn echo() -> (SocketAddr, mpsc::UnboundedReceiver<u8>, JoinSet<()>) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (got, gets) = mpsc::unbounded_channel();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let got = got.clone();
+                connections.spawn(async move {
+                    while let Ok(byte) = stream.read_u8().await {
+                        got.send(byte).unwrap();
+                        if stream.write_u8(byte).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        (address, gets, tasks)
+    }
+
+    async fn within<T>(future: impl Future<Output = T>) -> T {
+        timeout(DEADLINE, future).await.expect("within the deadline")
+    }
+
+    async fn ask(stream: &mut TcpStream, byte: u8) -> std::io::Result<u8> {
+        stream.write_u8(byte).await?;
+        within(stream.read_u8()).await
+    }
+
+    #[tokio::test]
+    async fn a_cut_ends_every_connection_and_refuses_new_ones_until_it_is_mended() {
+        let (server, _gets, _serving) = echo().await;
+        let proxy = Proxy::start(server).await.unwrap();
+        let mut clients = Vec::new();
+        for byte in 0..3 {
+            let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+            assert_eq!(ask(&mut client, byte).await.unwrap(), byte);
+            clients.push(client);
+        }
+        assert_eq!(proxy.connections(), 3);
+        within(proxy.cut()).await;
+        assert_eq!(proxy.connections(), 0);
+        for mut client in clients {
+            assert!(within(client.read_u8()).await.is_err());
+        }
+        let refused = async { ask(&mut TcpStream::connect(proxy.address()).await?, 7).await };
+        assert!(refused.await.is_err());
+        proxy.mend();
+        let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+        assert_eq!(ask(&mut client, 7).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn one_direction_can_be_stalled_while_the_other_goes_on() {
+        let (server, mut gets, _serving) = echo().await;
+        let proxy = Proxy::start(server).await.unwrap();
+        let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+        proxy.stall(Direction::ToClients, true);
+        client.write_u8(1).await.unwrap();
+        assert_eq!(within(gets.recv()).await, Some(1), "it reaches the server");
+        assert!(timeout(QUIET, client.read_u8()).await.is_err(), "the answer is held back");
+        proxy.stall(Direction::ToClients, false);
+        assert_eq!(within(client.read_u8()).await.unwrap(), 1);
+        proxy.stall(Direction::ToServer, true);
+        client.write_u8(2).await.unwrap();
+        assert!(timeout(QUIET, gets.recv()).await.is_err(), "it does not reach the server");
+        within(proxy.cut()).await;
+        assert!(within(client.read_u8()).await.is_err(), "what is stalled is cut all the same");
+    }
+
+    #[tokio::test]
+    async fn each_direction_is_delayed_by_what_was_said() {
+        let (server, _gets, _serving) = echo().await;
+        let proxy = Proxy::start(server).await.unwrap();
+        let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+        let (there, back) = (Duration::from_millis(40), Duration::from_millis(60));
+        proxy.delay(Direction::ToServer, there);
+        proxy.delay(Direction::ToClients, back);
+        let asked = Instant::now();
+        assert_eq!(ask(&mut client, 1).await.unwrap(), 1);
+        assert!(asked.elapsed() >= there + back);
+    }
+
+    #[tokio::test]
+    async fn the_ends_of_the_server_and_of_the_proxy_reach_the_client() {
+        let (server, _gets, mut serving) = echo().await;
+        let proxy = Proxy::start(server).await.unwrap();
+        let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+        assert_eq!(ask(&mut client, 1).await.unwrap(), 1);
+        within(serving.shutdown()).await;
+        assert!(within(client.read_u8()).await.is_err(), "the server has gone");
+        let mut late = TcpStream::connect(proxy.address()).await.unwrap();
+        assert!(within(late.read_u8()).await.is_err(), "there is no server");
+        let (address, mut open) = (proxy.address(), proxy.open.subscribe());
+        drop((client, late));
+        within(open.wait_for(|open| *open == 0)).await.unwrap();
+        proxy.stall(Direction::ToServer, true);
+        let mut held = TcpStream::connect(address).await.unwrap();
+        drop(proxy);
+        assert!(within(held.read_u8()).await.is_err(), "the proxy has gone");
+    }
+}
