@@ -70,6 +70,8 @@ pub use crate::monitor::observer::{Observation, Observer};
 pub use crate::monitor::report::MonitorReport;
 pub use crate::monitor::sampling::Monitor;
 pub use crate::options::{Backpressure, OnRejected, WritePolicy};
+#[cfg(feature = "postgres")]
+pub use crate::postgres::server::PostgresServer;
 pub use crate::seam::clock::{Clock, Moment, Ticker};
 pub use crate::store::contract::Store;
 #[cfg(feature = "fjall")]
