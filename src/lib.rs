@@ -14,6 +14,8 @@ pub mod manual;
 pub mod memory;
 pub mod metrics;
 pub mod options;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(not(feature = "mutation"))]
 mod safeguard;
 #[cfg(feature = "mutation")]
@@ -26,9 +28,12 @@ pub mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
-pub use crate::builder::{BlockingForebay, Builder, Forebay};
+pub use crate::builder::blocking::BlockingForebay;
+pub use crate::builder::{Builder, Forebay};
 pub use crate::bus::contract::{Bus, Channel};
 pub use crate::bus::local::LocalBus;
+#[cfg(feature = "postgres")]
+pub use crate::bus::postgres::PostgresBus;
 pub use crate::cache::batch::Batch;
 pub use crate::cache::blocking::BlockingCache;
 #[cfg(feature = "postcard")]
@@ -45,12 +50,18 @@ pub use crate::cache::versions::{VersionPlace, VersionReceipt};
 pub use crate::engine::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
 pub use crate::engine::changes::{BlockingChangeStream, ChangeStream};
 pub use crate::engine::dead_letters::DeadLetter;
+pub use crate::engine::follow::{Follow, FollowStatus};
 pub use crate::engine::health::{Closed, Health, HealthState};
 pub use crate::engine::letter_list::DeadLetterList;
+#[cfg(feature = "postgres")]
+pub use crate::engine::outbox::OutboxPuts;
+pub use crate::engine::ownership::OnOwned;
+pub use crate::engine::publisher::{FollowerStatus, Publication, Publish, PublishStatus};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::ids::{Epoch, JournalId, Key, NamespaceName, Seq};
 pub use crate::journal::options::{Durability, JournalOptions};
 pub use crate::memory::advice::TtlAdvice;
+pub use crate::memory::freshness::OnUnverified;
 pub use crate::memory::servable::Excuse;
 pub use crate::metrics::ages::AgeSummary;
 pub use crate::metrics::{CacheStats, EvictionStats, QueueStats, Stats};
@@ -60,6 +71,8 @@ pub use crate::store::contract::Store;
 #[cfg(feature = "fjall")]
 pub use crate::store::fjall::FjallStore;
 pub use crate::store::memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use crate::store::postgres::PostgresStore;
 #[cfg(feature = "redb")]
 pub use crate::store::redb::RedbStore;
 pub use crate::store::sled::SledStore;

@@ -5,6 +5,10 @@ pub mod event;
 pub mod local;
 #[cfg(feature = "nats")]
 pub mod nats;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "postgres")]
+mod postgres_reading;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(any(feature = "redis", feature = "nats"))]
@@ -16,5 +20,7 @@ pub use event::{Directive, Event, Said};
 pub use local::LocalBus;
 #[cfg(feature = "nats")]
 pub use nats::{NatsBus, NatsBusOptions};
+#[cfg(feature = "postgres")]
+pub use postgres::{HeldUp, PostgresBus, PostgresBusOptions};
 #[cfg(feature = "redis")]
 pub use redis::{RedisBus, RedisBusOptions};

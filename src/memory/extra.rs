@@ -54,6 +54,7 @@ impl Extra {
         stamp.time_to_live = self.own.time_to_live;
         stamp.time_to_idle = self.own.time_to_idle;
         if let Some(ties) = &self.own.ties {
+            stamp.derived = ties.is_derived();
             stamp.group_floor = ties.group_floor(scopes);
             stamp.tag_floor = ties.tag_floor(scopes);
             stamp.outdated = ties.is_outdated(scopes, stamp.generation);
