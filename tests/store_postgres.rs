@@ -17,6 +17,7 @@ use forebay::postgres::PostgresServer;
 use forebay::store::contract::{Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure};
 use forebay::store::postgres::{Applying, PostgresStore, PostgresStoreOptions};
 use forebay::testkit::conformance::{self, Subject};
+use forebay::testkit::pulse_conformance;
 use forebay::{Cache, Channel, ErrorKind, Forebay, Key, NamespaceName, OutboxPuts, Seq, WritePolicy};
 use postgres::{PASSWORD, Postgres, USER};
 use tokio_postgres::Client;
@@ -41,7 +42,9 @@ impl Subject for InSchema {
 #[tokio::test]
 async fn the_postgres_store_conforms() {
     let server = Postgres::start();
-    conformance::run(schemas(&server)).await.unwrap();
+    let schemas = schemas(&server);
+    conformance::run(&schemas).await.unwrap();
+    pulse_conformance::run(&schemas()).await.unwrap();
 }
 
 #[tokio::test]
