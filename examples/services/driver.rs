@@ -10,17 +10,20 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use forebay::postgres::PostgresServer;
 use forebay::testkit::proxy::Direction;
-use forebay::{Bincode, Codec as _, Key, NamespaceName, PostgresStore, Store as _};
+use forebay::{Bincode, Codec as _, Key, Monitor, NamespaceName, PostgresStore, Seq, Store as _};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::ledger::{Findings, Ledger, Read};
 use crate::service::{PRODUCTS, Random};
+use crate::watching::{ask, followers};
 use crate::world::World;
 use crate::{Arguments, Fault, Role};
 
 /// How long a service may take to be ready, or the followers to agree in the end.
 const PATIENCE: Duration = Duration::from_secs(90);
 const FOLLOWERS: [Role; 2] = [Role::Catalogue, Role::Prices];
+/// The share of the writes that the monitor follows.
+const SAMPLED: f64 = 0.02;
 /// A stored value's codec and schema.
 const VALUE_PREFIX_BYTES: usize = 2;
 
@@ -36,14 +39,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
 
 /// What the services have said.
 #[derive(Default)]
-struct Heard {
+pub(crate) struct Heard {
     ledger: Ledger,
+    monitor: Option<Monitor>,
     ready: BTreeMap<Role, u64>,
     at: HashMap<Role, Option<u64>>,
     answers: HashMap<u64, String>,
 }
 
-type Shared = Arc<Mutex<Heard>>;
+impl Heard {
+    /// The answer to a question, if it is there.
+    pub(crate) fn answer(&mut self, number: u64) -> Option<String> {
+        self.answers.remove(&number)
+    }
+}
+
+pub(crate) type Shared = Arc<Mutex<Heard>>;
 
 async fn drive(arguments: &Arguments, mut random: Random) -> Result<bool> {
     let (sender, lines) = channel();
@@ -54,6 +65,12 @@ async fn drive(arguments: &Arguments, mut random: Random) -> Result<bool> {
     let mut starts = BTreeMap::from([(Role::Owner, 1), (Role::Catalogue, 1), (Role::Prices, 1)]);
     wait("the services to be ready", || Ok(locked(&heard)?.ready == starts)).await?;
 
+    let monitor = Monitor::builder().share(SAMPLED).delays(delays(arguments.seconds)).build()?;
+    locked(&heard)?.monitor = Some(monitor.clone());
+    let watching = {
+        let (monitor, observers) = (monitor.clone(), followers(&world.inputs, &heard, FOLLOWERS));
+        tokio::spawn(async move { monitor.run(observers).await })
+    };
     let began = Instant::now();
     let end = Duration::from_secs(arguments.seconds);
     let bar = ProgressBar::new(arguments.seconds);
@@ -84,7 +101,10 @@ async fn drive(arguments: &Arguments, mut random: Random) -> Result<bool> {
     }
     bar.finish_and_clear();
     wait("the services to be ready again", || Ok(locked(&heard)?.ready == starts)).await?;
-    let differ = agree(&mut world, &heard).await?;
+    monitor.close();
+    let differ = agree(&world, &heard).await?;
+    watching.await??;
+    println!("{}", monitor.report());
     let findings = locked(&heard)?.ledger.check();
     report(&done, &findings, &differ, locked(&heard)?.ledger.written);
     let breaches: u64 = findings.values().map(|findings| findings.breaches).sum();
@@ -125,9 +145,9 @@ async fn harm(world: &mut World, fault: Fault, role: Role, how_long: Duration) -
 }
 
 /// Lets the owner stop, waits until the followers have heard everything, and compares what they serve with the store.
-async fn agree(world: &mut World, heard: &Shared) -> Result<Vec<String>> {
+async fn agree(world: &World, heard: &Shared) -> Result<Vec<String>> {
     for role in [Role::Owner, Role::Catalogue, Role::Prices] {
-        world.ask(role, "stop")?;
+        world.inputs.ask(role, "stop")?;
     }
     let mut last = None;
     let began = Instant::now();
@@ -143,12 +163,9 @@ async fn agree(world: &mut World, heard: &Shared) -> Result<Vec<String>> {
         }
     }
     let store = PostgresStore::open(PostgresServer::parse(&world.store_url())?.schema("products")).await?;
-    let namespace = NamespaceName::parse("products")?;
     let mut differ = Vec::new();
     for product in 0..PRODUCTS {
-        let mut key = Vec::new();
-        Bincode::encode(&product, 64, &mut key).map_err(|error| anyhow!(error))?;
-        let stored = store.load(&Key::new(&namespace, &key)?).await.map_err(|error| error.into_error())?;
+        let stored = store.load(&stored_key(product)?).await.map_err(|error| error.into_error())?;
         let stored = match stored {
             Some(stored) => {
                 let body = stored.value.get(VALUE_PREFIX_BYTES..).context("a value has a prefix")?;
@@ -157,7 +174,9 @@ async fn agree(world: &mut World, heard: &Shared) -> Result<Vec<String>> {
             None => "-".to_owned(),
         };
         for role in FOLLOWERS {
-            let answer = ask(world, heard, role, &format!("final {{}} {product}")).await?;
+            let question = format!("final {{}} {product}");
+            let answer = tokio::time::timeout(PATIENCE, ask(&world.inputs, heard, role, &question));
+            let answer = answer.await.context("a follower does not answer")??;
             if answer != stored {
                 differ.push(format!(
                     "{}: product {product} is {answer}, and {stored} in the store",
@@ -169,21 +188,23 @@ async fn agree(world: &mut World, heard: &Shared) -> Result<Vec<String>> {
     Ok(differ)
 }
 
-/// Where a service stands; nothing if it is not at its end.
-async fn ask_where(world: &mut World, heard: &Shared, role: Role) -> Result<Option<u64>> {
-    locked(heard)?.at.remove(&role);
-    world.ask(role, "where")?;
-    wait("a service to say where it stands", || Ok(locked(heard)?.at.contains_key(&role))).await?;
-    Ok(locked(heard)?.at.get(&role).copied().flatten())
+fn stored_key(product: u64) -> Result<Key> {
+    let mut key = Vec::new();
+    Bincode::encode(&product, 64, &mut key).map_err(|error| anyhow!(error))?;
+    Ok(Key::new(&NamespaceName::parse("products")?, &key)?)
 }
 
-/// Asks with a number in the place of the braces, and waits for the answer.
-async fn ask(world: &mut World, heard: &Shared, role: Role, question: &str) -> Result<String> {
-    static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-    world.ask(role, &question.replace("{}", &number.to_string()))?;
-    wait("an answer", || Ok(locked(heard)?.answers.contains_key(&number))).await?;
-    locked(heard)?.answers.remove(&number).context("it was there")
+/// After which times the monitor asks: those that fit into the run.
+fn delays(seconds: u64) -> Vec<Duration> {
+    [0, 1, 10, 60].into_iter().filter(|delay| *delay * 2 <= seconds).map(Duration::from_secs).collect()
+}
+
+/// Where a service stands; nothing if it is not at its end.
+async fn ask_where(world: &World, heard: &Shared, role: Role) -> Result<Option<u64>> {
+    locked(heard)?.at.remove(&role);
+    world.inputs.ask(role, "where")?;
+    wait("a service to say where it stands", || Ok(locked(heard)?.at.contains_key(&role))).await?;
+    Ok(locked(heard)?.at.get(&role).copied().flatten())
 }
 
 async fn wait(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
@@ -216,7 +237,11 @@ fn take_in(heard: &mut Heard, role: Role, line: &str) -> Option<()> {
         ["ready"] => *heard.ready.entry(role).or_default() += 1,
         ["applied", key, seq, value, since] => {
             let value = if *value == "-" { None } else { Some(number(value)?) };
-            heard.ledger.applied(number(key)?, number(seq)?, value, number(since)?);
+            let (key, seq) = (number(key)?, number(seq)?);
+            heard.ledger.applied(key, seq, value, number(since)?);
+            if let (Some(monitor), Ok(key)) = (&heard.monitor, stored_key(key)) {
+                monitor.committed(&key, Seq(seq));
+            }
         }
         ["read", key, value, began, tolerance] => {
             let value = if *value == "-" { None } else { Some(number(value)?) };
@@ -235,7 +260,7 @@ fn take_in(heard: &mut Heard, role: Role, line: &str) -> Option<()> {
     Some(())
 }
 
-fn name(role: Role) -> &'static str {
+pub(crate) fn name(role: Role) -> &'static str {
     match role {
         Role::Owner => "owner",
         Role::Catalogue => "catalogue",

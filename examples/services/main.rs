@@ -20,6 +20,8 @@
 //! is mended, and every follower has to agree with the store on every product. Exit status 1 unless both hold. The
 //! consistency monitor looks on, and its table is printed.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::indexing_slicing, reason = "it is a program")]
+
 #[path = "../../tests/support/postgres.rs"]
 mod postgres;
 #[path = "../../tests/support/servers/mod.rs"]
@@ -28,6 +30,7 @@ mod servers;
 mod driver;
 mod ledger;
 mod service;
+mod watching;
 mod world;
 
 use std::path::PathBuf;

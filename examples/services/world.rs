@@ -6,8 +6,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use forebay::testkit::Proxy;
 
 use crate::postgres::{PASSWORD, Postgres, USER};
@@ -32,13 +33,32 @@ pub(crate) struct World {
     journal: PathBuf,
     _scratch: tempfile::TempDir,
     proxies: HashMap<Role, Proxy>,
-    services: HashMap<Role, Service>,
+    services: HashMap<Role, Child>,
+    pub(crate) inputs: Inputs,
     lines: Sender<(Role, String)>,
 }
 
-struct Service {
-    child: Child,
-    input: ChildStdin,
+/// Where the services listen. Clones are the same.
+#[derive(Clone, Default)]
+pub(crate) struct Inputs(Arc<Mutex<HashMap<Role, ChildStdin>>>);
+
+impl Inputs {
+    /// Asks a service something.
+    pub(crate) fn ask(&self, role: Role, question: &str) -> Result<()> {
+        let mut inputs = self.0.lock().map_err(|_| anyhow!("a thread that asked panicked"))?;
+        let input = inputs.get_mut(&role).context("the service does not run")?;
+        writeln!(input, "{question}")?;
+        Ok(input.flush()?)
+    }
+
+    fn set(&self, role: Role, input: Option<ChildStdin>) -> Result<()> {
+        let mut inputs = self.0.lock().map_err(|_| anyhow!("a thread that asked panicked"))?;
+        match input {
+            Some(input) => drop(inputs.insert(role, input)),
+            None => drop(inputs.remove(&role)),
+        }
+        Ok(())
+    }
 }
 
 impl World {
@@ -60,6 +80,7 @@ impl World {
             _scratch: scratch,
             proxies: HashMap::new(),
             services: HashMap::new(),
+            inputs: Inputs::default(),
             lines,
         };
         let server = SocketAddr::from((Ipv4Addr::LOCALHOST, world.bus_port()));
@@ -111,37 +132,31 @@ impl World {
                 }
             }
         });
-        self.services.insert(role, Service { child, input });
-        Ok(())
+        self.services.insert(role, child);
+        self.inputs.set(role, Some(input))
     }
 
     /// Ends a service at once.
     pub(crate) fn kill(&mut self, role: Role) -> Result<()> {
-        let mut service = self.services.remove(&role).context("it runs")?;
-        service.child.kill()?;
-        service.child.wait()?;
+        let mut child = self.services.remove(&role).context("it runs")?;
+        self.inputs.set(role, None)?;
+        child.kill()?;
+        child.wait()?;
         Ok(())
     }
 
     /// Stops a service where it stands, or lets it go on.
     pub(crate) fn signal(&self, role: Role, name: &str) -> Result<()> {
-        let id = self.services[&role].child.id().to_string();
+        let id = self.services[&role].id().to_string();
         let sent = Command::new("kill").args([&format!("-{name}"), &id]).status()?;
         ensure!(sent.success(), "signal {name} was not sent to {role:?}");
         Ok(())
     }
 
-    /// Asks a service something.
-    pub(crate) fn ask(&mut self, role: Role, question: &str) -> Result<()> {
-        let service = self.services.get_mut(&role).context("it runs")?;
-        writeln!(service.input, "{question}")?;
-        Ok(service.input.flush()?)
-    }
-
     /// Whether a service has ended by itself.
     pub(crate) fn has_ended(&mut self) -> Result<Option<Role>> {
-        for (role, service) in &mut self.services {
-            if service.child.try_wait()?.is_some() {
+        for (role, child) in &mut self.services {
+            if child.try_wait()?.is_some() {
                 return Ok(Some(*role));
             }
         }
@@ -167,10 +182,10 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for service in self.services.values_mut() {
+        for child in self.services.values_mut() {
             // It may be gone already.
-            drop(service.child.kill());
-            drop(service.child.wait());
+            drop(child.kill());
+            drop(child.wait());
         }
     }
 }
