@@ -14,6 +14,9 @@ pub mod changes {}
 pub mod coordination {}
 #[doc = include_str!("events.md")]
 pub mod events {}
+#[cfg(feature = "postgres")]
+#[doc = include_str!("bus_postgres.md")]
+pub mod bus_postgres {}
 #[doc = include_str!("figures.md")]
 pub mod figures {}
 #[doc = include_str!("monitor.md")]

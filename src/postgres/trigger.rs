@@ -114,7 +114,8 @@ mod tests {
             script.contains(" ON \"Sales\".\"Pro\"\"ducts\" ")
                 && script.contains("\"a\"\"; DROP TABLE x; --\"")
         );
-        for bad in ["", "a.b.c", ".a", "a.", &"t".repeat(64)] {
+        let long = "t".repeat(64);
+        for bad in ["", "a.b.c", ".a", "a.", &long] {
             assert_eq!(sql(bad, KeyColumn::Number("id")).expect_err(bad).kind(), ErrorKind::InvalidName);
         }
         assert!(sql("t", KeyColumn::Number("")).is_err());
