@@ -255,7 +255,7 @@ impl Inner {
     /// The one connection, which is made when it is first asked for and mends itself.
     async fn link(&self) -> Result<Arc<Link>> {
         let link = {
-            let mut held = self.link.lock().await;
+            let mut held = server::lock_within(&self.link, self.options.timeout, &self.server).await?;
             match &*held {
                 Some(link) => Arc::clone(link),
                 None => Arc::clone(held.insert(Arc::new(Link::connect(self).await?))),
