@@ -18,6 +18,8 @@ pub mod buses {}
 pub mod events {}
 #[doc = include_str!("figures.md")]
 pub mod figures {}
+#[doc = include_str!("monitor.md")]
+pub mod monitor {}
 #[doc = include_str!("durability.md")]
 pub mod durability {}
 #[doc = include_str!("stores.md")]
