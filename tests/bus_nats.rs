@@ -372,6 +372,33 @@ async fn what_does_not_pass_by_itself_says_so() {
     assert_eq!((published.kind(), subscribed.kind()), (ErrorKind::BusFailed, ErrorKind::BusFailed));
 }
 
+/// The permissions of the manual are enough, and without them the server's refusal is told.
+#[tokio::test]
+async fn permissions_are_enough_or_their_lack_is_told() {
+    let server = NatsServer::with_config(
+        r#"authorization { users = [
+            { user: "bus", password: "p", permissions: { subscribe: "_INBOX.>", publish: [
+                "forebay.c", "$JS.API.STREAM.INFO.forebay-c", "$JS.API.STREAM.CREATE.forebay-c",
+                "$JS.API.STREAM.MSG.GET.forebay-c", "$JS.API.CONSUMER.CREATE.forebay-c",
+                "$JS.API.CONSUMER.CREATE.forebay-c.>", "$JS.API.CONSUMER.MSG.NEXT.forebay-c.*" ] } },
+            { user: "guest", password: "p", permissions: { subscribe: "_INBOX.>", publish: "guests" } } ] }"#,
+    );
+    let channel = channel("c");
+    let url = |user| format!("nats://{user}:p@127.0.0.1:{}", server.port());
+    let bus = NatsBus::with_options(&url("bus"), quick()).unwrap();
+    let mut reader = subscribe(&bus, &channel, From::Now).await;
+    publish(&bus, &channel, &["1"]).await;
+    let position = take(&mut reader, &["1"]).await;
+    expect_nothing(&mut reader, Duration::from_millis(350)).await;
+    let mut after = subscribe(&bus, &channel, From::After(position)).await;
+    publish(&bus, &channel, &["2"]).await;
+    take(&mut after, &["2"]).await;
+    let guest = NatsBus::with_options(&url("guest"), quick().timeout(Duration::from_millis(300))).unwrap();
+    let error = guest.publish(&channel, &[message("3")]).await.expect_err("a guest");
+    assert_eq!(error.kind(), ErrorKind::BusFailed, "{error}");
+    assert!(error.to_string().contains("Permissions Violation"), "{error}");
+}
+
 #[test]
 fn options_and_urls_are_checked() {
     for url in ["", "nats://u:s3cret@h:port", "nats://ok,nats://u:s3cret@h:port"] {

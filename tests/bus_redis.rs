@@ -356,6 +356,30 @@ async fn what_does_not_pass_by_itself_says_so() {
     assert_eq!(next(&mut reader).await.expect_err("not of the bus").kind(), ErrorKind::BusFailed);
 }
 
+/// The rights of the manual are enough, and the lack of one is told.
+#[tokio::test]
+async fn rights_are_enough_or_their_lack_is_told() {
+    let server = RedisServer::start();
+    let channel = channel("c");
+    let listening =
+        ["~{forebay:*", "+evalsha", "+script|load", "+xread", "+xrange", "+xrevrange", "+hget", "+hsetnx"];
+    let users =
+        [("listener", [">p", "on"].as_slice()), ("publisher", [">p", "on", "+xadd", "+hset"].as_slice())];
+    for (name, more) in users {
+        let words: Vec<&str> = [&["ACL", "SETUSER", name], listening.as_slice(), more].concat();
+        let _: String = command(&server, &words).await;
+    }
+    let url = |user| format!("redis://{user}:p@127.0.0.1:{}", server.port());
+    let publisher = RedisBus::with_options(&url("publisher"), quick()).unwrap();
+    let listener = RedisBus::with_options(&url("listener"), quick()).unwrap();
+    let mut reader = subscribe(&listener, &channel, From::Now).await;
+    publish(&publisher, &channel, &["1"]).await;
+    take(&mut reader, &["1"]).await;
+    expect_nothing(&mut reader, Duration::from_millis(350)).await;
+    let error = listener.publish(&channel, &[message("2")]).await.expect_err("it may only listen");
+    assert_eq!(error.kind(), ErrorKind::BusFailed, "{error}");
+}
+
 #[test]
 fn options_and_urls_are_checked() {
     for url in ["", "http://h", "redis://:s3cret@h:port", "redis://h/not-a-database"] {

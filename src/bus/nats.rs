@@ -1,10 +1,10 @@
 //! A bus over NATS JetStream (feature `nats`), server 2.9 or newer. One stream for each channel.
 //!
 //! JetStream numbers the messages of a stream, but says nothing when it cannot start where it was asked to: it starts
-//! at the first message that is left. So each delivery's sequence has to be the next one ([`crate::bus::Delivery::PositionLost`]
-//! if it is not), and whenever a consumer is made, and after every idle pull, the listener's place is compared with
-//! what the stream holds. A stream that was deleted and made again shows by when it was made; a server that lost
-//! messages and gave their numbers anew, by when the message at the listener's place was taken in.
+//! at the first message that is left. So each delivery's sequence has to be the next one (if it is not, that is
+//! [`crate::bus::Delivery::PositionLost`]), and whenever a consumer is made, and after every idle pull, the listener's
+//! place is compared with what the stream holds. A stream that was deleted and made again shows by when it was made; a
+//! server that lost messages and gave their numbers anew, by when the message at the listener's place was taken in.
 //!
 //! Consumers are pulled from, made for one listener, and made anew when anything is wrong with them: the server has to
 //! answer each pull, with messages or without any, within a bounded time.
@@ -255,7 +255,7 @@ impl Inner {
     /// The one connection, which is made when it is first asked for and mends itself.
     async fn link(&self) -> Result<Arc<Link>> {
         let link = {
-            let mut held = self.link.lock().await;
+            let mut held = server::lock_within(&self.link, self.options.timeout, &self.server).await?;
             match &*held {
                 Some(link) => Arc::clone(link),
                 None => Arc::clone(held.insert(Arc::new(Link::connect(self).await?))),

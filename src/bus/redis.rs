@@ -40,6 +40,7 @@ pub struct RedisBusOptions {
     prefix: String,
     timeout: Duration,
     idle: Duration,
+    #[cfg(feature = "redis-tls")]
     root_certificates: Option<Vec<u8>>,
 }
 
@@ -50,6 +51,7 @@ impl Default for RedisBusOptions {
             prefix: PREFIX_DEFAULT.into(),
             timeout: TIMEOUT_DEFAULT,
             idle: IDLE_DEFAULT,
+            #[cfg(feature = "redis-tls")]
             root_certificates: None,
         }
     }
@@ -57,10 +59,9 @@ impl Default for RedisBusOptions {
 
 impl fmt::Debug for RedisBusOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RedisBusOptions { retained, prefix, timeout, idle, root_certificates: _ } = self;
         let mut shown = f.debug_struct("RedisBusOptions");
-        shown.field("retained", retained).field("prefix", prefix).field("timeout", timeout);
-        shown.field("idle", idle).finish_non_exhaustive()
+        shown.field("retained", &self.retained).field("prefix", &self.prefix);
+        shown.field("timeout", &self.timeout).field("idle", &self.idle).finish_non_exhaustive()
     }
 }
 
@@ -193,8 +194,24 @@ impl Inner {
         connecting.await.map_err(|error| self.error("connecting", &error))
     }
 
+    /// The connection that is published over, which is made when it is first asked for, by one at a time.
+    async fn publishing_connection(&self) -> Result<MultiplexedConnection> {
+        let mut held = server::lock_within(&self.publishing, self.options.timeout, &self.server).await?;
+        Ok(match &*held {
+            Some(connection) => connection.clone(),
+            None => held.insert(self.connect(self.options.timeout).await?).clone(),
+        })
+    }
+
     fn error(&self, doing: impl fmt::Display, error: &RedisError) -> Error {
-        self.server.error(kind_of(error), doing, error)
+        match error.kind() {
+            // Their words repeat what was read, which may be a message.
+            ::redis::ErrorKind::Parse | ::redis::ErrorKind::UnexpectedReturnType => {
+                let why = format!("the server's answer cannot be read: {}", error.category());
+                self.server.error(kind_of(error), doing, why)
+            }
+            _ => self.server.error(kind_of(error), doing, error),
+        }
     }
 
     async fn publish(&self, channel: &Channel, messages: &[Message]) -> Result<()> {
@@ -203,13 +220,7 @@ impl Inner {
             return Ok(());
         }
         // Whoever publishes at the same time does it over the same connection, one call behind the other.
-        let mut connection = {
-            let mut held = self.publishing.lock().await;
-            match &*held {
-                Some(connection) => connection.clone(),
-                None => held.insert(self.connect(self.options.timeout).await?).clone(),
-            }
-        };
+        let mut connection = self.publishing_connection().await?;
         let keys = Keys::of(&self.options.prefix, channel);
         let mut rest = messages;
         while !rest.is_empty() {
@@ -247,6 +258,7 @@ fn kind_of(error: &RedisError) -> ErrorKind {
         }
         Redis::AuthenticationFailed
         | Redis::InvalidClientConfig
+        | Redis::Client
         | Redis::UnexpectedReturnType
         | Redis::RESP3NotSupported
         | Redis::Parse

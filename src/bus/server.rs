@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use tokio::sync::{Mutex, MutexGuard};
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// How many messages a channel holds unless it is told otherwise.
@@ -54,6 +56,18 @@ impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
     }
+}
+
+/// Waits for whoever is connecting, but no longer than connecting may take.
+pub(crate) async fn lock_within<'a, T>(
+    connection: &'a Mutex<T>,
+    timeout: Duration,
+    server: &Server,
+) -> Result<MutexGuard<'a, T>> {
+    tokio::time::timeout(timeout, connection.lock()).await.map_err(|_| {
+        let why = format!("another call has been at it for {} ms", timeout.as_millis());
+        server.error(ErrorKind::Transient, "connecting", why)
+    })
 }
 
 fn refused(option: &str, value: impl fmt::Debug, allowed: &str) -> Error {

@@ -12,6 +12,8 @@ pub mod invalidation {}
 pub mod changes {}
 #[doc = include_str!("coordination.md")]
 pub mod coordination {}
+#[doc = include_str!("buses.md")]
+pub mod buses {}
 #[doc = include_str!("events.md")]
 pub mod events {}
 #[cfg(feature = "postgres")]

@@ -103,8 +103,7 @@ impl Scripts {
         if added == messages.len() {
             return Ok(());
         }
-        Err((::redis::ErrorKind::UnexpectedReturnType, "the script has added another number of entries")
-            .into())
+        Err((::redis::ErrorKind::Client, "the script has added another number of entries").into())
     }
 
     /// What the server holds, of the entry with this name among others.
@@ -119,8 +118,7 @@ impl Scripts {
         call.key(&keys.place).arg(incarnation).arg(id.to_string());
         let answer: Vec<String> = call.invoke_async(connection).await?;
         holding(&answer).ok_or_else(|| {
-            (::redis::ErrorKind::UnexpectedReturnType, "the keys hold something that is not of this bus")
-                .into()
+            (::redis::ErrorKind::Client, "the keys hold something that is not of this bus").into()
         })
     }
 }

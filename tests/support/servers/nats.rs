@@ -18,6 +18,8 @@ pub struct NatsServer {
 #[derive(Default)]
 struct How {
     password: Option<String>,
+    /// What its file of options says besides.
+    config: Option<String>,
     tls: Option<Certificates>,
 }
 
@@ -31,6 +33,11 @@ impl Recipe for How {
         arguments.extend([port.to_string(), "-js".into(), "-sd".into(), data.to_str().unwrap().into()]);
         if let Some(password) = &self.password {
             arguments.extend(["--user".into(), "bus".into(), "--pass".into(), password.clone()]);
+        }
+        if let Some(config) = &self.config {
+            let file = data.join("options.conf");
+            fs::write(&file, config).unwrap();
+            arguments.extend(["-c".into(), file.to_str().unwrap().into()]);
         }
         if let Some(tls) = &self.tls {
             arguments.extend(["--tls".into(), "--tlscert".into(), tls.certificate()]);
@@ -55,11 +62,16 @@ impl NatsServer {
 
     /// Of a user `bus` with this password.
     pub fn with_password(password: &str) -> NatsServer {
-        NatsServer::start_as(How { password: Some(password.into()), tls: None })
+        NatsServer::start_as(How { password: Some(password.into()), ..How::default() })
+    }
+
+    /// With this in its file of options.
+    pub fn with_config(config: &str) -> NatsServer {
+        NatsServer::start_as(How { config: Some(config.into()), ..How::default() })
     }
 
     pub fn with_tls(tls: Certificates) -> NatsServer {
-        NatsServer::start_as(How { password: None, tls: Some(tls) })
+        NatsServer::start_as(How { tls: Some(tls), ..How::default() })
     }
 
     fn start_as(how: How) -> NatsServer {
