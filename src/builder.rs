@@ -1,25 +1,34 @@
 //! From options to an open layer, and the handle that users hold.
 
+pub mod blocking;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::builder::blocking::BlockingForebay;
+use crate::bus::contract::Bus;
+use crate::bus::event::Directive;
 use crate::cache::batch::Batch;
-use crate::cache::codec::{TAG_BYTES_MAX, check_name};
+use crate::cache::codec::{SCHEMA_MAX, TAG_BYTES_MAX, check_name};
 use crate::cache::opening::CacheBuilder;
 use crate::cache::receipt::Receipt;
+use crate::cache::rules::{self, Stale};
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::disk::contract::Disk;
 use crate::disk::os::OsDisk;
 use crate::engine::change::{ChangesFrom, CursorStatus};
-use crate::engine::changes::{BlockingChangeStream, ChangeStream};
+use crate::engine::changes::ChangeStream;
+use crate::engine::follow::{Follow, FollowStatus};
 use crate::engine::health::{Closed, Health};
 use crate::engine::layer::Layer;
 use crate::engine::letter_list::DeadLetterList;
+use crate::engine::ownership::{OnOwned, Role};
+use crate::engine::publisher::{Publication, Publish};
 use crate::engine::recovery;
-use crate::error::Result;
-use crate::ids::{Key, NamespaceName, Seq};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{NamespaceName, Seq};
 use crate::journal::options::{Durability, JournalOptions};
 use crate::metrics::Stats;
 use crate::options::{Backpressure, LayerOptions, OnRejected};
@@ -55,6 +64,7 @@ impl Forebay {
             options: LayerOptions::default(),
             disk: Arc::new(OsDisk),
             ticker: Ticker::default(),
+            role: Role::Owner(OnOwned::default()),
         }
     }
 
@@ -159,6 +169,33 @@ impl Forebay {
         Ok(())
     }
 
+    /// As [`Forebay::invalidate_tag`], and notes that durably, so that others hear of it: it is a change of the
+    /// [change stream](Forebay::changes), and travels to those who [follow](Builder::follow). The store keeps a token
+    /// for each tag that this was called with.
+    ///
+    /// # Errors and cancellation
+    /// As [`Forebay::invalidate_namespace`].
+    pub async fn invalidate_tag_everywhere(&self, tag: &str) -> Result<Receipt> {
+        check_name("a tag", tag, TAG_BYTES_MAX)?;
+        self.layer.invalidate_tag(tag).await.map(Receipt::new)
+    }
+
+    /// Tells those who follow that the namespace's values are written with this
+    /// [schema version](crate::CacheBuilder::schema_version) from now on, so that they read them again. Values say
+    /// their version themselves; this only spares others from finding out one by one.
+    ///
+    /// # Errors and cancellation
+    /// As [`Forebay::invalidate_namespace`]; [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) for a
+    /// version that cannot be.
+    pub async fn announce_schema(&self, name: &str, version: u8) -> Result<Receipt> {
+        let name = NamespaceName::parse(name)?;
+        if !(1..=SCHEMA_MAX).contains(&version) {
+            let context = format!("schema version {version}; allowed are 1 to {SCHEMA_MAX}");
+            return Err(Error::new(ErrorKind::InvalidOption, context));
+        }
+        self.layer.announce_schema(&name, version).await.map(Receipt::new)
+    }
+
     /// What the store has been given, in the layer's order: from a number on, or from where the durable cursor of a
     /// name stands. On a layer that was opened with [`Builder::changes`].
     ///
@@ -193,6 +230,20 @@ impl Forebay {
         self.layer.changes(from.into()).await
     }
 
+    /// Publishes what changes in the store over a bus, in order and at least once, to those who
+    /// [follow](Builder::follow). On a layer that was opened with [`Builder::changes`].
+    ///
+    /// It reads the journal behind the watermark, so nothing is published that the store does not hold, and writers pay
+    /// nothing. Its place is a cursor that survives every crash; see [`Forebay::cursors`]. A bus that fails is tried
+    /// again for as long as it takes, and [`Publication::status`] says so.
+    ///
+    /// # Errors
+    /// As [`Forebay::changes`]; [`ErrorKind::InvalidName`](crate::ErrorKind::InvalidName) of the channel,
+    /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption). Never the bus's.
+    pub async fn publish(&self, bus: impl Bus, publish: Publish) -> Result<Publication> {
+        self.layer.publish(Arc::new(bus), publish).await
+    }
+
     /// The named cursors of the change stream, and how far each is behind the store.
     ///
     /// # Errors
@@ -209,7 +260,14 @@ impl Forebay {
         self.layer.forget_cursor(name).await
     }
 
-    /// The last sequence number that the store holds.
+    /// How a layer that follows another process is; nothing of one that does not.
+    #[must_use]
+    pub fn following(&self) -> Option<FollowStatus> {
+        self.layer.follower.as_ref().map(|follower| follower.status())
+    }
+
+    /// The last sequence number that the store holds; of a layer that follows another process, the last up to which it
+    /// has heard everything.
     #[must_use]
     pub fn watermark(&self) -> Seq {
         self.layer.watermark()
@@ -264,113 +322,7 @@ impl Forebay {
     /// The same calls without a runtime.
     #[must_use]
     pub fn blocking(&self) -> BlockingForebay {
-        BlockingForebay { bay: self.clone() }
-    }
-}
-
-/// A [`Forebay`] for callers without a runtime. What does not wait is the same on both.
-#[derive(Clone, Debug)]
-pub struct BlockingForebay {
-    bay: Forebay,
-}
-
-impl BlockingForebay {
-    fn run<T>(&self, future: impl Future<Output = T>) -> T {
-        block_on(Some(&self.bay.layer.runtime), future)
-    }
-
-    /// See [`Forebay::wait_applied`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn wait_applied(&self, seq: Seq) -> Result<()> {
-        self.run(self.bay.wait_applied(seq))
-    }
-
-    /// See [`Forebay::flush`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn flush(&self) -> Result<Seq> {
-        self.run(self.bay.flush())
-    }
-
-    /// See [`Forebay::close`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn close(&self) -> Result<Closed> {
-        self.run(self.bay.close())
-    }
-
-    /// See [`Forebay::close_within`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn close_within(&self, deadline: Duration) -> Result<Closed> {
-        self.run(self.bay.close_within(deadline))
-    }
-
-    /// See [`Forebay::invalidate_namespace`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn invalidate_namespace(&self, name: &str) -> Result<Receipt> {
-        self.run(self.bay.invalidate_namespace(name))
-    }
-
-    /// See [`Forebay::namespace_token`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn namespace_token(&self, name: &str) -> Result<Seq> {
-        self.run(self.bay.namespace_token(name))
-    }
-
-    /// Commits a batch; see [`Batch::commit`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn commit(&self, batch: Batch) -> Result<Receipt> {
-        self.run(batch.commit())
-    }
-
-    /// See [`Forebay::changes`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn changes(&self, from: impl Into<ChangesFrom>) -> Result<BlockingChangeStream> {
-        self.run(self.bay.changes(from)).map(ChangeStream::blocking)
-    }
-
-    /// See [`Forebay::forget_cursor`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn forget_cursor(&self, name: &str) -> Result<bool> {
-        self.run(self.bay.forget_cursor(name))
-    }
-
-    /// See [`DeadLetterList::replay`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn replay_dead_letters(&self, keys: &[Key]) -> Result<()> {
-        self.run(self.bay.dead_letters().replay(keys))
-    }
-
-    /// See [`DeadLetterList::discard`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn discard_dead_letters(&self, keys: &[Key]) -> Result<()> {
-        self.run(self.bay.dead_letters().discard(keys))
-    }
-
-    /// The layer itself.
-    #[must_use]
-    pub fn forebay(&self) -> &Forebay {
-        &self.bay
+        BlockingForebay::new(self.clone())
     }
 }
 
@@ -381,6 +333,7 @@ pub struct Builder {
     options: LayerOptions,
     disk: Arc<dyn Disk>,
     ticker: Ticker,
+    role: Role,
 }
 
 macro_rules! setters {
@@ -429,6 +382,9 @@ setters! {
     /// How many bytes of segments that the store needs no more are kept for named cursors of the change stream; beyond
     /// that the slowest lose their places, and are told. Default: 1 GiB.
     changes_bytes_max: changes_bytes_max: u64,
+    /// How often the layer says in the store that it lives, for those who [wait](Builder::on_owned) for the store.
+    /// Default: 1 s.
+    renew_interval: renew_interval: Duration,
     /// Accept that the journal that the store was fed from is gone, with whatever was queued in it. Default: no.
     replace_journal: replace_journal: bool,
 }
@@ -443,6 +399,35 @@ impl Builder {
     /// How long to wait before the first retry of a failed apply, and at the most. Default: 10 ms and 10 s.
     pub fn retry_backoff(mut self, first: Duration, cap: Duration) -> Self {
         (self.options.retry_first, self.options.retry_cap) = (first, cap);
+        self
+    }
+
+    /// Follows the owner of the store, another process or another layer of this one, instead of becoming it: the
+    /// layer is read-only, its caches keep what they load from the store until the owner's directives, over a bus, say
+    /// that it changed, and a read's tolerance holds against the lag of the directives. See the manual's page
+    /// [`coordination`](crate::manual::coordination).
+    pub fn follow(mut self, follow: Follow) -> Self {
+        self.role = Role::Follower(follow);
+        self
+    }
+
+    /// As [`Builder::follow`], with a rule of what else becomes stale by a directive of the owner: keys of this layer's
+    /// own caches, tags, namespaces. A pure function; if it panics, or names what cannot be, all of memory is emptied.
+    pub fn follow_with(
+        self,
+        follow: Follow,
+        rule: impl Fn(&Directive, &mut Stale) + Send + Sync + 'static,
+    ) -> Self {
+        self.follow(follow.deriving(Arc::new(rules::on_directive(rule))))
+    }
+
+    /// What opening does if the store has an owner that lives: another layer, of this process or another, that has
+    /// claimed it and not closed. Default: take it over. For stores that several processes share.
+    ///
+    /// Whatever is chosen, the older owner is fenced by the claim, and can neither change the store nor be heard by
+    /// followers from then on.
+    pub fn on_owned(mut self, on_owned: OnOwned) -> Self {
+        self.role = Role::Owner(on_owned);
         self
     }
 
@@ -465,7 +450,7 @@ impl Builder {
     /// A bad option; a journal that is locked, damaged, of an unknown format or not this store's; the store's.
     /// Dropping the future may leave the store claimed, which only fences its older owner.
     pub async fn open(self) -> Result<Forebay> {
-        let layer = recovery::open(self.store, self.options, self.disk, self.ticker).await?;
+        let layer = recovery::open(self.store, self.options, self.disk, self.ticker, self.role).await?;
         Ok(Forebay { layer })
     }
 

@@ -15,6 +15,8 @@ pub mod memory;
 pub mod metrics;
 pub mod monitor;
 pub mod options;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(not(feature = "mutation"))]
 mod safeguard;
 #[cfg(feature = "mutation")]
@@ -27,9 +29,12 @@ pub mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
-pub use crate::builder::{BlockingForebay, Builder, Forebay};
+pub use crate::builder::blocking::BlockingForebay;
+pub use crate::builder::{Builder, Forebay};
 pub use crate::bus::contract::{Bus, Channel};
 pub use crate::bus::local::LocalBus;
+#[cfg(feature = "postgres")]
+pub use crate::bus::postgres::PostgresBus;
 pub use crate::cache::batch::Batch;
 pub use crate::cache::blocking::BlockingCache;
 #[cfg(feature = "postcard")]
@@ -46,12 +51,18 @@ pub use crate::cache::versions::{VersionPlace, VersionReceipt};
 pub use crate::engine::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
 pub use crate::engine::changes::{BlockingChangeStream, ChangeStream};
 pub use crate::engine::dead_letters::DeadLetter;
+pub use crate::engine::follow::{Follow, FollowStatus};
 pub use crate::engine::health::{Closed, Health, HealthState};
 pub use crate::engine::letter_list::DeadLetterList;
+#[cfg(feature = "postgres")]
+pub use crate::engine::outbox::OutboxPuts;
+pub use crate::engine::ownership::OnOwned;
+pub use crate::engine::publisher::{FollowerStatus, Publication, Publish, PublishStatus};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::ids::{Epoch, JournalId, Key, NamespaceName, Seq};
 pub use crate::journal::options::{Durability, JournalOptions};
 pub use crate::memory::advice::TtlAdvice;
+pub use crate::memory::freshness::OnUnverified;
 pub use crate::memory::servable::Excuse;
 pub use crate::metrics::ages::AgeSummary;
 pub use crate::metrics::{CacheStats, EvictionStats, QueueStats, Stats};
@@ -59,11 +70,15 @@ pub use crate::monitor::observer::{Observation, Observer};
 pub use crate::monitor::report::MonitorReport;
 pub use crate::monitor::sampling::Monitor;
 pub use crate::options::{Backpressure, OnRejected, WritePolicy};
+#[cfg(feature = "postgres")]
+pub use crate::postgres::server::PostgresServer;
 pub use crate::seam::clock::{Clock, Moment, Ticker};
 pub use crate::store::contract::Store;
 #[cfg(feature = "fjall")]
 pub use crate::store::fjall::FjallStore;
 pub use crate::store::memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use crate::store::postgres::PostgresStore;
 #[cfg(feature = "redb")]
 pub use crate::store::redb::RedbStore;
 pub use crate::store::sled::SledStore;

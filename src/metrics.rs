@@ -245,12 +245,16 @@ stats! {
     misses_outdated,
     /// ... because it was older than the reader accepted.
     misses_too_old,
+    /// ... because the layer follows another process and could not tell whether it was current.
+    misses_unverified,
     /// Hits in memory past their time to live, loaded again in the background.
     stale_while_revalidating,
     /// Hits in memory past their time to live, by choice of a reader who would have had to wait.
     stale_instead_of_waiting,
     /// Hits in memory past their time to live, because the load failed.
     stale_if_error,
+    /// Hits in memory that the layer could not tell to be current, and was told to serve.
+    stale_unverified,
     /// Loads begun, of single keys; those of a call for many count each.
     loads,
     /// Loads begun in the background: after a stale hit, or early.

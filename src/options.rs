@@ -84,6 +84,10 @@ pub struct LayerOptions {
     pub changes: bool,
     /// How many bytes of applied segments the cursors of the change stream may hold back.
     pub changes_bytes_max: u64,
+    /// How often the layer says in the store that it lives.
+    pub renew_interval: Duration,
+    /// Whether the layer follows another process that owns the store, so that it writes nothing.
+    pub follows: bool,
 }
 
 impl Default for LayerOptions {
@@ -108,6 +112,8 @@ impl Default for LayerOptions {
             replace_journal: false,
             changes: false,
             changes_bytes_max: 1 << 30,
+            renew_interval: Duration::from_secs(1),
+            follows: false,
         }
     }
 }
@@ -133,6 +139,7 @@ impl LayerOptions {
         within_time("retry_backoff (cap)", self.retry_cap, self.retry_first, hour)?;
         within_time("through_timeout", self.through_timeout, Duration::from_millis(1), 24 * hour)?;
         within_time("close_deadline", self.close_deadline, Duration::ZERO, 24 * hour)?;
+        within_time("renew_interval", self.renew_interval, Duration::from_millis(1), hour)?;
         if let Durability::Buffered { sync_interval } = self.durability {
             within_time("sync_interval", sync_interval, Duration::from_millis(1), hour)?;
         }
@@ -141,6 +148,10 @@ impl LayerOptions {
         }
         if self.journal_dir.is_none() && self.on_rejected == OnRejected::Park {
             let why = "on_rejected = Park needs a journal, because the dead-letter list lies beside it";
+            return Err(Error::new(ErrorKind::InvalidOption, why));
+        }
+        if self.journal_dir.is_some() && self.follows {
+            let why = "a layer that follows another process writes nothing, so it takes no journal";
             return Err(Error::new(ErrorKind::InvalidOption, why));
         }
         if self.journal_dir.is_none() && self.changes {

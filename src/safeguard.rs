@@ -131,6 +131,20 @@ safeguards! {
     ThroughLeavesNotice,
     /// A cursor's place is durable before the journal is trimmed for it.
     CursorSync,
+    /// What comes behind a gap in an owner's events does not count as heard in order.
+    GapIsNoticed,
+    /// A listener believes no owner that another one has followed, and none that the store does not know.
+    OldOwnerRefused,
+    /// What a follower may have missed is not served from its memory.
+    LostPlaceEmptiesMemory,
+    /// A follower carries out what it hears before it counts that as heard.
+    DirectivesBeforePosition,
+    /// What no proof covers any more is not taken for current by a follower.
+    SilenceIsStaleness,
+    /// A follower reads past memory what it has not heard of yet and is asked for.
+    ReceiptReadsPastMemory,
+    /// A publisher's cursor moves on when the bus has what lies before it.
+    PublishBeforeAcknowledge,
     /// The store refuses an older owner.
     EpochFence,
     /// The store takes nothing at or below its watermark.

@@ -78,6 +78,11 @@ fn witnesses(safeguard: Safeguard) -> &'static [Test] {
         | S::LostPlaceIsTold
         | S::ThroughLeavesNotice
         | S::CursorSync => &[("change_stream", None, "line_9")],
+        S::GapIsNoticed | S::LostPlaceEmptiesMemory | S::DirectivesBeforePosition | S::OldOwnerRefused => {
+            &[("following", None, "hearing")]
+        }
+        S::SilenceIsStaleness | S::ReceiptReadsPastMemory => &[("following", None, "knowing")],
+        S::PublishBeforeAcknowledge => &[("following", None, "publishing")],
         S::DropWhatIsInDoubt | S::UnsettledReads => &[("layer_writes", None, "through")],
         S::ParkLaterWrites => &[LAYER_IMAGES, ("layer_failures", None, "parked")],
         S::JournalReachesWatermark => &[("layer_promises", None, "p11")],

@@ -19,6 +19,7 @@ const RANKS: &[(&str, u32)] = &[
     ("safeguard", 0),
     ("seam", 0),
     ("disk", 1),
+    ("postgres", 1),
     ("journal", 2),
     ("memory", 2),
     ("store", 2),

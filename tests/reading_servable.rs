@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use forebay::Moment;
-use forebay::memory::freshness::Freshness;
+use forebay::memory::freshness::{Following, Freshness, OnUnverified};
 use forebay::memory::servable::{
     Ask, Excuse, Generation, MissReason, Rules, Servable, Situation, Stamp, is_due_early, is_timed, servable,
 };
@@ -26,6 +26,7 @@ struct Case {
     used: u64,
     absent: bool,
     of_loader: bool,
+    derived: bool,
     cut: u16,
     cache_life: Option<u64>,
     negative_life: Option<u64>,
@@ -38,6 +39,9 @@ struct Case {
     has_loader: bool,
     waiting: Option<u64>,
     failed: bool,
+    verified: u64,
+    following: Option<(u64, OnUnverified)>,
+    on_unverified: Option<OnUnverified>,
 }
 
 /// The specification.
@@ -45,7 +49,10 @@ struct Case {
 /// 1. What was invalidated is not served: with its cache, with its namespace, with its group, by one of its tags, or
 ///    because something that it was derived from has changed. The first of these that holds is the reason.
 /// 2. That the store lacks a key is no answer for a reader who has a loader.
-/// 3. What is as old as the reader accepts, or older, is not served. An age that would be negative is none.
+/// 3. What is as old as the reader accepts, or older, is not served. An age that would be negative is none. It counts
+///    from when the entry came; in a layer that follows another process, from when that had last heard of every change,
+///    if that was later and the entry did not come from a loader, or from one that read the layer's own keys.
+///    And a follower does not serve what is as old as its bound on lag, or older, unless it or the reader says so.
 /// 4. What was not used for its time to idle is not served. Its own counts before the cache's.
 /// 5. A value is fresh while it is younger than its life: its own time to live, else the cache's (for an absence: the
 ///    one for absences), less the share that jitter cut. Without one it is fresh for ever.
@@ -53,9 +60,14 @@ struct Case {
 ///    revalidating; or if the reader would wait, and it is younger than the reader takes then; or if loading it
 ///    failed, and it is younger than its life and the window for errors. The first of these that holds is the
 ///    reason.
-/// 7. Else it has expired.
+/// 7. Else it has expired. Lives count from when the entry came.
+/// 8. What a follower serves beyond its bound on lag is never fresh.
 fn specified(case: &Case) -> Result<Option<Excuse>, MissReason> {
+    let unknown = staleness(case);
     let age = case.now.saturating_sub(case.since);
+    let unverified = case.following.filter(|(lag_max, _)| unknown >= *lag_max);
+    let unverified = unverified.map(|(_, wanted)| case.on_unverified.unwrap_or(wanted));
+    let fresh = unverified.map(|_| Excuse::Unverified);
     let unused = case.now.saturating_sub(case.used);
     let life = case.own_life.or(if case.absent { case.negative_life } else { case.cache_life });
     let life = life.map(|whole| whole - (u128::from(whole) * u128::from(case.cut) / 65_536) as u64);
@@ -66,15 +78,16 @@ fn specified(case: &Case) -> Result<Option<Excuse>, MissReason> {
         (case.generation < case.tag_floor, MissReason::BelowTag),
         (case.outdated, MissReason::Outdated),
         (case.absent && case.has_loader && !case.of_loader, MissReason::Absent),
-        (case.max_staleness.is_some_and(|most| age >= most), MissReason::TooOld),
+        (case.max_staleness.is_some_and(|most| unknown >= most), MissReason::TooOld),
+        (unverified.is_some_and(|wanted| wanted != OnUnverified::Serve), MissReason::Unverified),
         (case.own_idle.or(case.cache_idle).is_some_and(|most| unused >= most), MissReason::Idle),
     ];
     if let Some((_, reason)) = rules.into_iter().find(|(broken, _)| *broken) {
         return Err(reason);
     }
-    let Some(life) = life else { return Ok(None) };
+    let Some(life) = life else { return Ok(fresh) };
     if age < life {
-        return Ok(None);
+        return Ok(fresh);
     }
     let excuses = [
         (age < life.saturating_add(case.revalidate), Excuse::WhileRevalidating),
@@ -83,6 +96,13 @@ fn specified(case: &Case) -> Result<Option<Excuse>, MissReason> {
     ];
     let excuse = excuses.into_iter().find(|(holds, _)| *holds && !case.absent);
     excuse.map(|(_, excuse)| Some(excuse)).ok_or(MissReason::Expired)
+}
+
+/// How long ago the entry was last known to be current.
+fn staleness(case: &Case) -> u64 {
+    let verified =
+        if case.following.is_some() && (!case.of_loader || case.derived) { case.verified } else { 0 };
+    case.now.saturating_sub(case.since.max(verified))
 }
 
 fn decided(case: &Case, now: u64) -> Servable {
@@ -96,6 +116,9 @@ fn decided(case: &Case, now: u64) -> Servable {
         stale_while_revalidate: time(case.revalidate),
         stale_if_error: time(case.if_error),
         load_throttle: Duration::ZERO,
+        following: case
+            .following
+            .map(|(lag_max, on_unverified)| Following { lag_max: time(lag_max), on_unverified }),
     };
     let (stamp, rules, ask) = inputs(case, &freshness);
     let timeless = servable(&stamp, &rules, at(0), &ask);
@@ -116,18 +139,21 @@ fn inputs<'a>(case: &Case, freshness: &'a Freshness) -> (Stamp, Rules<'a>, Ask) 
         used: at(case.used),
         absent: case.absent,
         of_loader: case.of_loader,
+        derived: case.derived,
         cut: case.cut,
         time_to_live: case.own_life.map(time),
         time_to_idle: case.own_idle.map(time),
     };
     let (floor, namespace_floor) = (Generation(case.floor), Generation(case.namespace_floor));
-    let rules = Rules { floor, namespace_floor, time_to_live: case.cache_life.map(time), freshness };
+    let time_to_live = case.cache_life.map(time);
+    let rules = Rules { floor, namespace_floor, time_to_live, verified: at(case.verified), freshness };
     let situation = match (case.waiting, case.failed) {
         (Some(most), _) => Situation::Waiting(time(most)),
         (None, true) => Situation::Failed,
         (None, false) => Situation::Looking,
     };
-    let ask = Ask { max_staleness: case.max_staleness.map(time), has_loader: case.has_loader, situation };
+    let (max_staleness, on_unverified) = (case.max_staleness.map(time), case.on_unverified);
+    let ask = Ask { max_staleness, on_unverified, has_loader: case.has_loader, situation };
     (stamp, rules, ask)
 }
 
@@ -151,6 +177,10 @@ fn maybe() -> impl Strategy<Value = Option<u64>> {
     prop_oneof![Just(None), nanos().prop_map(Some)]
 }
 
+fn wanted() -> impl Strategy<Value = OnUnverified> {
+    prop_oneof![Just(OnUnverified::Revalidate), Just(OnUnverified::Fail), Just(OnUnverified::Serve)]
+}
+
 prop_compose! {
     fn case()(
         (generation, floor, namespace_floor) in (2_u64..5, 0_u64..4, 0_u64..4),
@@ -158,18 +188,21 @@ prop_compose! {
         outdated in prop_oneof![3 => Just(false), 1 => Just(true)],
         (now, since, used) in (nanos(), nanos(), nanos()),
         (absent, of_loader, has_loader) in (any::<bool>(), any::<bool>(), any::<bool>()),
+        derived in any::<bool>(),
         cut in prop_oneof![Just(0), Just(32_768), any::<u16>()],
         (cache_life, negative_life, own_life) in (maybe(), maybe(), maybe()),
         (cache_idle, own_idle) in (maybe(), maybe()),
         (revalidate, if_error) in (nanos(), nanos()),
         (max_staleness, waiting) in (maybe(), maybe()),
         failed in any::<bool>(),
+        (verified, on_unverified) in (nanos(), proptest::option::of(wanted())),
+        following in proptest::option::of((nanos(), wanted())),
     ) -> Case {
         let failed = failed && waiting.is_none();
         Case {
             generation, floor, namespace_floor, group_floor, tag_floor, outdated, now, since, used, absent,
-            of_loader, cut, cache_life, negative_life, own_life, cache_idle, own_idle, revalidate, if_error,
-            max_staleness, has_loader, waiting, failed,
+            of_loader, derived, cut, cache_life, negative_life, own_life, cache_idle, own_idle, revalidate, if_error,
+            max_staleness, has_loader, waiting, failed, verified, following, on_unverified,
         }
     }
 }
@@ -179,7 +212,7 @@ proptest! {
 
     #[test]
     fn line_1_servable_decides_as_specified(case in case()) {
-        let age = Duration::from_nanos(case.now.saturating_sub(case.since));
+        let age = Duration::from_nanos(staleness(&case));
         match (specified(&case), decided(&case, case.now)) {
             (Ok(None), Servable::Fresh { age: told, .. }) => prop_assert_eq!(told, age),
             (Ok(Some(excuse)), Servable::Stale { age: told, because }) => {

@@ -3,8 +3,24 @@
 pub mod contract;
 pub mod event;
 pub mod local;
+#[cfg(feature = "nats")]
+pub mod nats;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "postgres")]
+mod postgres_reading;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(any(feature = "redis", feature = "nats"))]
+mod server;
 pub mod tracker;
 
 pub use contract::{Bus, Channel, Delivery, From, Identity, Message, Position, Subscription};
 pub use event::{Directive, Event, Said};
 pub use local::LocalBus;
+#[cfg(feature = "nats")]
+pub use nats::{NatsBus, NatsBusOptions};
+#[cfg(feature = "postgres")]
+pub use postgres::{HeldUp, PostgresBus, PostgresBusOptions};
+#[cfg(feature = "redis")]
+pub use redis::{RedisBus, RedisBusOptions};

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::ids::{Epoch, Seq};
+use crate::safeguard::Safeguard;
 
 /// How many ranges that lie behind a gap are remembered; what goes beyond has to be heard again.
 const RANGES_MAX: usize = 256;
@@ -63,11 +64,11 @@ impl Tracker {
 
     /// Notes an event of this epoch that tells what happened after one number and up to another.
     pub fn hear(&mut self, epoch: Epoch, after: Seq, until: Seq) -> Heard {
-        if epoch < self.epoch {
+        if epoch < self.epoch && Safeguard::OldOwnerRefused.holds() {
             return Heard::OldEpoch;
         }
-        self.epoch = epoch;
-        if after > self.position {
+        self.learn_epoch(epoch);
+        if after > self.position && Safeguard::GapIsNoticed.holds() {
             if self.beyond.len() < RANGES_MAX {
                 let known = self.beyond.entry(after).or_insert(until);
                 *known = until.max(*known);

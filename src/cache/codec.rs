@@ -100,6 +100,7 @@ impl Codec for Postcard {
 pub(crate) struct Coder<K, V> {
     codec: u8,
     encode_key: Encode<K>,
+    decode_key: fn(&[u8]) -> Result<K, String>,
     encode_value: Encode<V>,
     decode_value: fn(&[u8]) -> Result<V, String>,
     schema: u8,
@@ -118,11 +119,12 @@ pub(crate) struct Decoded<'a, V> {
 
 type Encode<T> = fn(&T, usize, &mut Vec<u8>) -> Result<(), String>;
 
-impl<K: Serialize, V: Serialize + DeserializeOwned> Coder<K, V> {
+impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Coder<K, V> {
     pub(crate) fn of<C: Codec>() -> Coder<K, V> {
         Coder {
             codec: C::ID,
             encode_key: C::encode::<K>,
+            decode_key: C::decode::<K>,
             encode_value: C::encode::<V>,
             decode_value: C::decode::<V>,
             schema: SCHEMA_DEFAULT,
@@ -167,6 +169,14 @@ impl<K, V> Coder<K, V> {
     /// Appends the encoded key.
     pub(crate) fn key(&self, key: &K, out: &mut Vec<u8>) -> Result<()> {
         (self.encode_key)(key, KEY_BYTES_MAX, out).map_err(|why| not_encoded("a key", &why, KEY_BYTES_MAX))
+    }
+
+    /// The key that [`Coder::key`] encoded so.
+    pub(crate) fn decode_key(&self, bytes: &[u8]) -> Result<K> {
+        (self.decode_key)(bytes).map_err(|why| {
+            let context = format!("a key of {} bytes does not decode: {why}", bytes.len());
+            Error::new(ErrorKind::Decode, context)
+        })
     }
 
     /// Replaces `out` by the encoded value with its prefix and its tags, which [`check_tags`] accepts.

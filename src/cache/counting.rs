@@ -16,6 +16,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             Some(Excuse::WhileRevalidating) => self.metrics.stale_while_revalidating.add(1),
             Some(Excuse::InsteadOfWaiting) => self.metrics.stale_instead_of_waiting.add(1),
             Some(Excuse::LoadFailed) => self.metrics.stale_if_error.add(1),
+            Some(Excuse::Unverified) => self.metrics.stale_unverified.add(1),
         }
     }
 
@@ -30,6 +31,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             MissReason::BelowTag => &self.metrics.misses_below_tag,
             MissReason::Outdated => &self.metrics.misses_outdated,
             MissReason::TooOld => &self.metrics.misses_too_old,
+            MissReason::Unverified => &self.metrics.misses_unverified,
         };
         counter.add(1);
     }

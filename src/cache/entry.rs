@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cache::receipt::Receipt;
 use crate::error::Error;
 use crate::ids::Seq;
 use crate::memory::entry::Own;
+use crate::memory::freshness::OnUnverified;
 use crate::memory::scope::{ReadSet, Ties};
 use crate::memory::servable::{Ask, Excuse, Situation};
 use crate::options::WritePolicy;
@@ -18,7 +20,8 @@ pub struct Entry<V> {
     pub value: Option<V>,
     /// Which write the value is from, in the layer's order; unknown of a loader's value and of an absent one.
     pub version: Option<Seq>,
-    /// How long before the answer it was known to be current: since its write, or since its load began.
+    /// How long before the answer it was known to be current: since its write, or since its load began; of a layer that
+    /// follows another process since that had heard of every change, if that was later.
     pub age: Duration,
     /// Where this read found it.
     pub source: Source,
@@ -69,6 +72,8 @@ impl MetBound {
 pub struct ReadOptions {
     max_staleness: Option<Duration>,
     instead_of_waiting: Option<Duration>,
+    on_unverified: Option<OnUnverified>,
+    at_least: Option<Seq>,
 }
 
 impl ReadOptions {
@@ -96,8 +101,30 @@ impl ReadOptions {
         self
     }
 
+    /// What to do about an entry of which a layer that [follows](crate::Follow) another process cannot tell whether it
+    /// is current, instead of what that layer says.
+    #[must_use]
+    pub fn on_unverified(mut self, wanted: OnUnverified) -> ReadOptions {
+        self.on_unverified = Some(wanted);
+        self
+    }
+
+    /// Read the effect of this write, or of a later one of the same store, whichever process wrote it: waits until it
+    /// is in the store, for [`through_timeout`](crate::Builder::through_timeout) at the longest, and reads past memory
+    /// as long as the layer has not heard of everything up to it. In the process that wrote it every read does so.
+    #[must_use]
+    pub fn at_least(mut self, receipt: Receipt) -> ReadOptions {
+        self.at_least = Some(receipt.seq());
+        self
+    }
+
     pub(crate) fn ask(&self, has_loader: bool) -> Ask {
-        Ask { max_staleness: self.max_staleness, has_loader, situation: Situation::Looking }
+        let (max_staleness, on_unverified) = (self.max_staleness, self.on_unverified);
+        Ask { max_staleness, on_unverified, has_loader, situation: Situation::Looking }
+    }
+
+    pub(crate) fn least(&self) -> Option<Seq> {
+        self.at_least
     }
 
     pub(crate) fn instead_of_waiting(&self) -> Option<Duration> {

@@ -30,8 +30,8 @@ impl<K: CacheKey, V: CacheValue> Future for Get<'_, K, V> {
             match view.hit(layer, self.key) {
                 Ok(value) => return Poll::Ready(Ok(value)),
                 Err(found) => {
-                    if let Some(value) = view.hit_if_judged(layer, self.key, found) {
-                        return Poll::Ready(Ok(value));
+                    if let Some(answer) = view.hit_if_judged(layer, self.key, found) {
+                        return Poll::Ready(answer);
                     }
                 }
             }

@@ -1,5 +1,6 @@
 //! Typed views of one layer's namespaces, and the same calls without a runtime.
 
+mod asking;
 pub mod batch;
 pub mod blocking;
 pub mod codec;

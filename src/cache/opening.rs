@@ -264,11 +264,12 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         let has_journal = self.layer.has_journal();
         let default = if has_journal { WritePolicy::Behind } else { WritePolicy::Through };
         let policy = self.policy.unwrap_or(default);
-        if policy == WritePolicy::Behind && !has_journal {
+        if policy == WritePolicy::Behind && !has_journal && self.layer.follower.is_none() {
             let context = format!("cache \"{namespace}\": write-behind needs a layer with a journal");
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
-        let freshness = self.freshness()?;
+        let following = self.layer.follower.as_ref().map(|follower| follower.following());
+        let freshness = Freshness { following, ..self.freshness()? };
         let described = self.describe(policy, self.coder.id(), &freshness)?;
         let (bound, coalesce, time_to_live) = (self.bound, self.coalesce, self.time_to_live);
         let coder = self.coder.with_schema(self.schema, self.upgrade);

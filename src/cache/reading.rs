@@ -58,27 +58,34 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         Ok(value)
     }
 
-    /// What memory has, if it may be served; counted either way. Loads it again where that is due.
+    /// What memory has, if it may be served, or why nothing may be; counted either way. Loads it again where that is
+    /// due.
     #[cold]
     pub(crate) fn hit_if_judged(
         self: &Arc<Self>,
         layer: &Layer,
         key: &K,
         found: Unjudged<V>,
-    ) -> Option<Option<V>> {
+    ) -> Option<Result<Option<V>>> {
         match self.resident.judge(found, &Ask::default()) {
             Ok(held) => {
                 self.count_hit(&held);
                 if held.reload {
                     self.load_in_background(layer, key, None);
                 }
-                Some(held.value)
+                Some(Ok(held.value))
             }
             Err(reason) => {
                 self.count_miss(reason);
-                None
+                self.check_verifiable(reason, &Ask::default()).err().map(Err)
             }
         }
+    }
+
+    /// What memory would serve.
+    pub(crate) fn peek(&self, layer: &Layer, key: &K) -> Option<Entry<V>> {
+        layer.catch_up();
+        self.resident.peek(key, &Ask::default()).ok().map(|held| entry_held(held, None))
     }
 
     /// Reads with the proof. `loader` is made only if memory does not have the answer.
@@ -90,7 +97,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         has_loader: bool,
         loader: impl FnOnce() -> Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
-        let ask = options.ask(has_loader);
+        let ask = self.asked(layer, options, has_loader).await?;
         layer.catch_up();
         match self.resident.look_closely(key, &ask) {
             Ok(held) => {
@@ -102,6 +109,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             }
             Err(reason) => {
                 self.count_miss(reason);
+                self.check_verifiable(reason, &ask)?;
                 self.read_beyond(layer, key, &ask, options.instead_of_waiting(), loader()).await
             }
         }
@@ -194,7 +202,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         options: &ReadOptions,
         loader: Option<ManyLoader<K, V>>,
     ) -> Result<Vec<Option<V>>> {
-        let ask = options.ask(loader.is_some());
+        let ask = self.asked(layer, options, loader.is_some()).await?;
         let mut values = Vec::with_capacity(keys.len());
         let mut missing = Vec::new();
         layer.catch_up();
@@ -209,7 +217,10 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
                     values.push(held.value);
                     continue;
                 }
-                Err(reason) => self.count_miss(reason),
+                Err(reason) => {
+                    self.count_miss(reason);
+                    self.check_verifiable(reason, &ask)?;
+                }
             }
             match self.throttle.recent(key, self.resident.ticker().now()) {
                 Some(error) => {

@@ -2,8 +2,9 @@
 
 use crate::ids::Seq;
 
-/// The proof of an acknowledged write: its place in the layer's order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The proof of an acknowledged write: its place in the layer's order. It can be handed to another process that follows
+/// this one: see [`ReadOptions::at_least`](crate::ReadOptions::at_least).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Receipt {
     seq: Seq,
 }

@@ -7,12 +7,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crate::bus::event;
 use crate::cache::codec::{TAG_BYTES_MAX, check_name};
 use crate::cache::entry::ReadOptions;
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
 use crate::engine::commit::{Effect, Effects};
 use crate::engine::directives::{Aftermath, Directive};
 use crate::engine::layer::Layer;
+use crate::engine::views::Views;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, NamespaceName, Seq};
 use crate::memory::scope::Scopes;
@@ -69,6 +71,27 @@ impl Stale {
             }
             Err(error) => self.refused = Some(error),
         }
+    }
+}
+
+/// A rule about what other processes change, as the engine knows it.
+pub(crate) fn on_directive(
+    rule: impl Fn(&event::Directive, &mut Stale) + Send + Sync + 'static,
+) -> impl Fn(&event::Directive, &Views) -> Result<Vec<Directive>> + Send + Sync + 'static {
+    move |directive, views| {
+        let scopes = Arc::clone(views.scopes());
+        let mut stale = Stale { directives: Vec::new(), scopes, refused: None };
+        let ran = catch_unwind(AssertUnwindSafe(|| rule(directive, &mut stale)));
+        let failed = |context| Error::new(ErrorKind::RuleFailed, context);
+        ran.map_err(|_panic| failed("a rule on directives panicked"))?;
+        let checked = match stale.refused {
+            Some(error) => Err(error),
+            None => stale.directives.iter().try_for_each(|directive| directive.check(views)),
+        };
+        let refused =
+            |error: Error| error.wrap(ErrorKind::RuleFailed, "a rule on directives names what cannot be");
+        checked.map_err(refused)?;
+        Ok(stale.directives)
     }
 }
 

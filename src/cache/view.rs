@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cache::codec::{Coder, with_scratch};
+use crate::cache::codec::{Coder, Decoded, with_scratch};
 use crate::cache::entry::WriteOptions;
 use crate::cache::group::GroupOf;
 use crate::cache::reading::Outcome;
@@ -29,8 +29,8 @@ use crate::options::WritePolicy;
 use crate::seam::clock::Moment;
 
 /// What a cache's keys have to be.
-pub trait CacheKey: Serialize + Hash + Eq + Clone + Send + Sync + 'static {}
-impl<K: Serialize + Hash + Eq + Clone + Send + Sync + 'static> CacheKey for K {}
+pub trait CacheKey: Serialize + DeserializeOwned + Hash + Eq + Clone + Send + Sync + 'static {}
+impl<K: Serialize + DeserializeOwned + Hash + Eq + Clone + Send + Sync + 'static> CacheKey for K {}
 
 /// What a cache's values have to be.
 pub trait CacheValue: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {}
@@ -73,6 +73,23 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
         match key.downcast_ref::<K>() {
             Some(key) => self.invalidate(key, layer),
             None => self.resident.invalidate_all(),
+        }
+    }
+
+    fn changed_elsewhere(&self, key: &[u8], version: Seq, value: Option<&[u8]>, layer: &Metrics) {
+        // A key of another type than the owner's: nobody can say which entry this is about.
+        let Ok(key) = self.coder.decode_key(key) else { return self.resident.invalidate_all() };
+        let decoded = value.and_then(|value| self.coder.decode(value).ok());
+        let outcome = match decoded {
+            Some(Decoded { value, tags }) => {
+                let own = self.tied(&key, Own::default(), &tags, ReadSet::default());
+                self.resident.heard(&key, value, version, own)
+            }
+            None if version == Seq::ZERO => self.resident.invalidate(&key),
+            None => self.resident.invalidate_version(&key, version).map(drop),
+        };
+        if outcome.is_err() {
+            self.memory_failed(layer);
         }
     }
 

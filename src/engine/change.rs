@@ -47,6 +47,10 @@ pub enum ChangeKind {
     InvalidateNamespace(NamespaceName),
     /// This group of a namespace was invalidated. The key is the token's.
     InvalidateGroup(NamespaceName, String),
+    /// What has this tag was invalidated, for other processes, too. The key is the token's.
+    InvalidateTag(String),
+    /// The namespace's values are written with this schema version from now on. The key is the token's.
+    Schema(NamespaceName, u8),
 }
 
 /// What a change stream tells. Both have to be dealt with.

@@ -246,14 +246,7 @@ impl ChangeStream {
     /// the journal cannot be read; the next call tries again.
     pub async fn next(&mut self) -> Result<ChangeOutcome> {
         loop {
-            if let Some((outcome, end)) = self.read.ready.pop_front() {
-                self.told_end = end.or(self.told_end);
-                self.told = if self.read.ready.is_empty() { self.read.to } else { outcome.seq() };
-                let metrics = &self.source.core.metrics;
-                match &outcome {
-                    ChangeOutcome::Change(_) => metrics.changes_told.add(1),
-                    ChangeOutcome::PlaceLost { .. } => metrics.places_lost.add(1),
-                }
+            if let Some(outcome) = self.ready() {
                 return Ok(outcome);
             }
             self.told = self.read.to;
@@ -265,6 +258,19 @@ impl ChangeStream {
             let read = self.source.aside(move || source.read(ahead, after, watermark));
             (self.ahead, self.read) = read.await?;
         }
+    }
+
+    /// The next of what has been read already.
+    pub(crate) fn ready(&mut self) -> Option<ChangeOutcome> {
+        let (outcome, end) = self.read.ready.pop_front()?;
+        self.told_end = end.or(self.told_end);
+        self.told = if self.read.ready.is_empty() { self.read.to } else { outcome.seq() };
+        let metrics = &self.source.core.metrics;
+        match &outcome {
+            ChangeOutcome::Change(_) => metrics.changes_told.add(1),
+            ChangeOutcome::PlaceLost { .. } => metrics.places_lost.add(1),
+        }
+        Some(outcome)
     }
 
     /// Moves the durable cursor: what has this number or a lower one need not be told again. Durable on return; costs
@@ -377,6 +383,11 @@ fn change(seq: Seq, record: Record, parked: bool) -> Option<Change> {
     let kind = match (token_of(&key), record.operation, version) {
         (Some(Token::Namespace(name)), ..) => ChangeKind::InvalidateNamespace(name),
         (Some(Token::Group(namespace, group)), ..) => ChangeKind::InvalidateGroup(namespace, group),
+        (Some(Token::Tag(tag)), ..) => ChangeKind::InvalidateTag(tag),
+        (Some(Token::Schema(name)), ..) => match record.value.get(1) {
+            Some(schema) => ChangeKind::Schema(name, *schema),
+            None => ChangeKind::InvalidateNamespace(name),
+        },
         _ if parked => ChangeKind::Invalidate,
         (None, Operation::Put, None) => ChangeKind::Put(record.value),
         (None, Operation::Put, Some(version)) => ChangeKind::PutVersion(version, record.value),

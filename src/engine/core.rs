@@ -81,6 +81,10 @@ impl Core {
         if self.closing.load(Ordering::SeqCst) {
             return Err(closed());
         }
+        if self.options.follows {
+            let context = "the layer follows another process, which alone may write";
+            return Err(Error::new(ErrorKind::ReadOnly, context));
+        }
         let status = self.status.borrow();
         match (status.state, &status.error) {
             (HealthState::Fenced | HealthState::Failed, Some(error)) => Err(error.clone()),

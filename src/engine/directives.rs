@@ -26,6 +26,8 @@ use crate::safeguard::Safeguard;
 const TOKENS: &str = "!tokens";
 const NAMESPACE_TOKEN: u8 = 1;
 const GROUP_TOKEN: u8 = 2;
+const TAG_TOKEN: u8 = 3;
+const SCHEMA_TOKEN: u8 = 4;
 /// What a token's record holds: its format. Everything else is in its key and its sequence number.
 const TOKEN: [u8; 1] = [1];
 
@@ -148,7 +150,7 @@ impl Layer {
     /// # Errors
     /// As [`Layer::write`]; memory has forgotten everything all the same.
     pub async fn invalidate_namespace(&self, name: &NamespaceName) -> Result<Seq> {
-        self.invalidate(Directive::Namespace(name.clone()), &namespace_token(name)?).await
+        self.invalidate(Directive::Namespace(name.clone()), &namespace_token(name)?, &TOKEN).await
     }
 
     /// Invalidates a group of a namespace likewise.
@@ -157,16 +159,36 @@ impl Layer {
     /// As [`Layer::invalidate_namespace`].
     pub async fn invalidate_group(&self, namespace: &NamespaceName, group: &str) -> Result<Seq> {
         let scope = self.views().scopes().group(namespace.as_str(), group);
-        self.invalidate(Directive::Scope(scope), &group_token(namespace, group)?).await
+        self.invalidate(Directive::Scope(scope), &group_token(namespace, group)?, &TOKEN).await
     }
 
-    async fn invalidate(&self, directive: Directive, token: &Key) -> Result<Seq> {
+    /// Invalidates what has a tag likewise.
+    ///
+    /// # Errors
+    /// As [`Layer::invalidate_namespace`].
+    pub async fn invalidate_tag(&self, tag: &str) -> Result<Seq> {
+        let scope = self.views().scopes().tag(tag);
+        self.invalidate(Directive::Scope(scope), &token(&[&[TAG_TOKEN], tag.as_bytes()])?, &TOKEN).await
+    }
+
+    /// Tells others that a namespace's values have this schema version now. For the namespace as it is here, it is an
+    /// invalidation of what is in memory.
+    ///
+    /// # Errors
+    /// As [`Layer::invalidate_namespace`].
+    pub async fn announce_schema(&self, name: &NamespaceName, schema: u8) -> Result<Seq> {
+        let key = token(&[&[SCHEMA_TOKEN], name.as_str().as_bytes()])?;
+        let [format] = TOKEN;
+        self.invalidate(Directive::Namespace(name.clone()), &key, &[format, schema]).await
+    }
+
+    async fn invalidate(&self, directive: Directive, token: &Key, value: &[u8]) -> Result<Seq> {
         let aftermath = Aftermath::begin(self, vec![directive], Turn::default())?;
         if !Safeguard::TokenIsDurable.holds() {
             return Ok(self.last_committed());
         }
         let mut frame = FrameBuilder::new();
-        push_token(&mut frame, token)?;
+        push(&mut frame, Operation::Put, true, token.as_bytes(), value)?;
         let policy = if self.has_journal() { WritePolicy::Behind } else { WritePolicy::Through };
         self.write(frame.finish(), policy, Effects::One(Box::new(aftermath))).await
     }
@@ -207,6 +229,9 @@ impl Layer {
 pub(crate) enum Token {
     Namespace(NamespaceName),
     Group(NamespaceName, String),
+    Tag(String),
+    /// Which one it is, its value says.
+    Schema(NamespaceName),
 }
 
 /// What the token under this key says, if it is one.
@@ -215,6 +240,8 @@ pub(crate) fn token_of(key: &Key) -> Option<Token> {
     let name = std::str::from_utf8(name).ok()?;
     match kind {
         NAMESPACE_TOKEN => NamespaceName::parse(name).ok().map(Token::Namespace),
+        TAG_TOKEN => Some(Token::Tag(name.to_owned())),
+        SCHEMA_TOKEN => NamespaceName::parse(name).ok().map(Token::Schema),
         GROUP_TOKEN => {
             let (namespace, group) = name.split_once('\0')?;
             Some(Token::Group(NamespaceName::parse(namespace).ok()?, group.to_owned()))
@@ -228,12 +255,14 @@ fn push_token(frame: &mut FrameBuilder, key: &Key) -> Result<()> {
 }
 
 fn namespace_token(name: &NamespaceName) -> Result<Key> {
-    let key = [&[NAMESPACE_TOKEN], name.as_str().as_bytes()].concat();
-    Key::new(&NamespaceName::reserved(TOKENS), &key)
+    token(&[&[NAMESPACE_TOKEN], name.as_str().as_bytes()])
 }
 
 /// A namespace's name holds no zero byte, so the two names cannot run into each other.
 fn group_token(namespace: &NamespaceName, group: &str) -> Result<Key> {
-    let key = [&[GROUP_TOKEN], namespace.as_str().as_bytes(), &[0], group.as_bytes()].concat();
-    Key::new(&NamespaceName::reserved(TOKENS), &key)
+    token(&[&[GROUP_TOKEN], namespace.as_str().as_bytes(), &[0], group.as_bytes()])
+}
+
+fn token(parts: &[&[u8]]) -> Result<Key> {
+    Key::new(&NamespaceName::reserved(TOKENS), &parts.concat())
 }

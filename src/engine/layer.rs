@@ -10,8 +10,10 @@ use crate::engine::commit::{Effects, Ticket, Until};
 use crate::engine::core::{Core, closed, unanswered};
 use crate::engine::cursors::Cursors;
 use crate::engine::dead_letters::{DeadLetter, DeadLetters};
+use crate::engine::follower::Follower;
 use crate::engine::gate::NotEntered;
 use crate::engine::health::{Closed, Health, HealthState};
+use crate::engine::ownership::Lifeline;
 use crate::engine::reads::Reads;
 use crate::engine::record::{Operation, notices_of, push};
 use crate::engine::tasks::Tasks;
@@ -29,6 +31,9 @@ use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Runtime, Ticker};
 use crate::seam::sync::Mutex;
 use crate::seam::sync::thread::{self, JoinHandle};
+
+/// How long a closing layer tries to say that it has ended.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// The flusher's thread and how to stop it.
 pub(crate) struct FlusherThread {
@@ -49,6 +54,10 @@ pub struct Layer {
     pub(crate) changes: Option<Arc<ChangeSource>>,
     pub(crate) views: Arc<Views>,
     pub(crate) turns: Turns,
+    /// What says that the layer lives, if the store has an ear for it.
+    pub(crate) lifeline: Option<Lifeline>,
+    /// What follows the store's owner, in a layer that is not that.
+    pub(crate) follower: Option<Arc<Follower>>,
     /// The runtime of the flusher's thread: it drives the timers, so that callers need no runtime.
     pub(crate) runtime: Handle,
     pub(crate) flusher: Mutex<Option<FlusherThread>>,
@@ -249,6 +258,26 @@ impl Layer {
         self.core.wait_applied(seq).await
     }
 
+    /// Waits until a read can show the effect of the write with this number, or of a later one; says whether it has to
+    /// read past memory for that.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Transient`] if that takes longer than a write-through may; else as [`Layer::wait_applied`].
+    pub(crate) async fn reach(&self, seq: Seq) -> Result<bool> {
+        let wait = self.core.options.through_timeout;
+        let reached = async {
+            match &self.follower {
+                Some(follower) => follower.reach(seq).await,
+                None if self.last_committed() >= seq => Ok(false),
+                None => self.wait_applied(seq).await.map(|()| false),
+            }
+        };
+        self.within(wait, reached).await.unwrap_or_else(|| {
+            let context = format!("the store has not come to record {seq} within {wait:?}");
+            Err(Error::new(ErrorKind::Transient, context))
+        })
+    }
+
     /// Waits until the store holds what was committed before the call. Returns how far that was.
     ///
     /// # Errors
@@ -340,6 +369,10 @@ impl Layer {
                 None => Err(self.not_drained(deadline)),
             }
         };
+        if let Some(lifeline) = &self.lifeline {
+            // A store that does not listen any more hears it by the silence.
+            let _ = self.within(GOODBYE, lifeline.end()).await;
+        }
         self.on_thread(Layer::stop).await?;
         let queued = self.core.pending.lock().backlog().records;
         match (queued, ended, drained) {

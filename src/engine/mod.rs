@@ -12,6 +12,8 @@ pub mod directives;
 #[cfg(feature = "metrics")]
 pub(crate) mod figures;
 pub(crate) mod flusher;
+pub mod follow;
+pub(crate) mod follower;
 pub(crate) mod gate;
 pub(crate) mod hand;
 pub mod health;
@@ -19,9 +21,13 @@ pub mod inspect;
 pub mod layer;
 pub mod letter_list;
 pub mod loader;
+#[cfg(feature = "postgres")]
+pub mod outbox;
+pub mod ownership;
 pub(crate) mod parking;
 pub(crate) mod pending;
 pub(crate) mod plan;
+pub mod publisher;
 pub(crate) mod queued;
 pub mod reads;
 pub(crate) mod record;

@@ -18,7 +18,7 @@ use crate::metrics::Metrics;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Handle;
 use crate::seam::sync::RwLock;
-use crate::store::contract::{Store, StoreError, Versioned};
+use crate::store::contract::{Store, StoreError, Tenure, Versioned};
 
 /// What reading needs of a layer, apart from it: a load may outlive the call that began it, but keeps no layer open.
 pub struct Reads {
@@ -153,6 +153,14 @@ impl Reads {
             all.push(value);
         }
         Ok(all)
+    }
+
+    /// How far the store's owner has come.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(crate) async fn tenure(&self) -> Result<Tenure> {
+        self.store()?.tenure().await.map_err(StoreError::into_error)
     }
 
     /// The layer's counters.

@@ -15,8 +15,11 @@ use crate::engine::core::Core;
 use crate::engine::cursors::Cursors;
 use crate::engine::dead_letters::DeadLetters;
 use crate::engine::flusher::Flusher;
+use crate::engine::follow::Follow;
+use crate::engine::follower::Follower;
 use crate::engine::hand::Source;
 use crate::engine::layer::{FlusherThread, Layer};
+use crate::engine::ownership::{Lifeline, OnOwned, Role, await_turn};
 use crate::engine::pending::PendingView;
 use crate::engine::queued::QueuedFrame;
 use crate::engine::reads::Reads;
@@ -35,7 +38,13 @@ use crate::seam::clock::{self, Handle, Ticker};
 use crate::seam::priority;
 use crate::seam::span::Span;
 use crate::seam::sync::{Mutex, RwLock, thread};
-use crate::store::contract::{Batch, Progress, Store, StoreError, Tenure};
+use crate::store::contract::{Batch, Progress, Pulse, Store, StoreError, Tenure};
+
+/// What a layer that starts is to its store.
+enum Part {
+    Owner { has_ear: bool },
+    Follower(Follow),
+}
 
 /// Opens a layer.
 ///
@@ -46,9 +55,13 @@ pub(crate) async fn open(
     options: LayerOptions,
     disk: Arc<dyn Disk>,
     ticker: Ticker,
+    role: Role,
 ) -> Result<Arc<Layer>> {
     let span = Span::recovery();
-    let opened = span.around(claim_and_start(store, options, disk, ticker)).await;
+    let opened = match role {
+        Role::Owner(on_owned) => span.around(claim_and_start(store, options, disk, ticker, on_owned)).await,
+        Role::Follower(follow) => span.around(start_following(store, options, disk, ticker, follow)).await,
+    };
     match &opened {
         Ok(layer) => {
             let health = layer.health();
@@ -65,8 +78,10 @@ async fn claim_and_start(
     options: LayerOptions,
     disk: Arc<dyn Disk>,
     ticker: Ticker,
+    on_owned: OnOwned,
 ) -> Result<Arc<Layer>> {
     options.validate()?;
+    await_turn(&*store, on_owned).await?;
     let tenure = store.tenure().await.map_err(StoreError::into_error)?;
     let journal = match &options.journal_dir {
         Some(dir) => {
@@ -79,7 +94,24 @@ async fn claim_and_start(
     let id = journal.as_ref().map(|journal| journal.id);
     let mut tenure = store.claim(id).await.map_err(StoreError::into_error)?;
     forget_lost_journal(&*store, &mut tenure, journal.as_ref()).await?;
-    blocking(move || start(store, options, disk, ticker, tenure, journal)).await
+    let has_ear = store.pulse().await.map_err(StoreError::into_error)? != Pulse::Unknown;
+    let part = Part::Owner { has_ear };
+    blocking(move || start(store, options, disk, ticker, tenure, journal, part)).await
+}
+
+/// Without a claim: the store has another owner.
+async fn start_following(
+    store: Arc<dyn Store>,
+    options: LayerOptions,
+    disk: Arc<dyn Disk>,
+    ticker: Ticker,
+    follow: Follow,
+) -> Result<Arc<Layer>> {
+    let options = LayerOptions { follows: true, ..options };
+    options.validate()?;
+    follow.validate()?;
+    let tenure = store.tenure().await.map_err(StoreError::into_error)?;
+    blocking(move || start(store, options, disk, ticker, tenure, None, Part::Follower(follow))).await
 }
 
 /// Whether this journal is the one that the store was fed from, and whole.
@@ -151,6 +183,7 @@ fn start(
     ticker: Ticker,
     tenure: Tenure,
     journal: Option<Opened>,
+    part: Part,
 ) -> Result<Arc<Layer>> {
     let watermark = tenure.progress.applied;
     let pending = PendingView::new(options.pending_memory_bytes_max, ticker.clone());
@@ -202,6 +235,7 @@ fn start(
         refused: Cell::new(Seq::ZERO),
     };
     let (runtime, thread) = run_flusher(flusher)?;
+    let lifeline_store = Arc::clone(&store);
     let reads = Arc::new(Reads {
         core: Arc::clone(&core),
         store: RwLock::new(Some(store)),
@@ -222,6 +256,15 @@ fn start(
     };
     let (flusher, tasks) = (Mutex::new(Some(thread)), Tasks::new(runtime.clone()));
     let turns = Turns::default();
+    let (lifeline, follower) = match part {
+        Part::Follower(follow) => {
+            let parts = (&core, &reads, &views);
+            (None, Some(Follower::start(follow, parts, ticker.clone(), &tenure, &tasks)?))
+        }
+        Part::Owner { has_ear } => {
+            (has_ear.then(|| Lifeline::start(lifeline_store, Arc::clone(&core), &tasks)), None)
+        }
+    };
     Ok(Arc::new(Layer {
         core,
         reads,
@@ -234,6 +277,8 @@ fn start(
         changes,
         views,
         turns,
+        lifeline,
+        follower,
         runtime,
         flusher,
     }))

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
 use crate::error::Result;
-use crate::ids::NamespaceName;
+use crate::ids::{NamespaceName, Seq};
 use crate::memory::scope::Scopes;
 use crate::memory::servable::Generation;
 use crate::metrics::{CacheStats, Counter, Metrics};
@@ -19,6 +19,9 @@ pub trait View: Any + Send + Sync {
     fn invalidate_namespace(&self, floor: Generation);
     /// Drops a key from it, or everything if the key is of another type than its own.
     fn invalidate_key(&self, key: &AnyKey, layer: &Metrics);
+    /// Takes in that another process has changed a key: since that version it may have another value, or has this one.
+    /// Of version zero nobody knows since when. All as the codec encodes it.
+    fn changed_elsewhere(&self, key: &[u8], version: Seq, value: Option<&[u8]>, layer: &Metrics);
     /// Whether it has keys of this type.
     fn has_key_type(&self, key: &AnyKey) -> bool;
     /// Which schema its values have.
@@ -76,6 +79,11 @@ impl Views {
     /// What orders the bulk invalidations of all of them.
     pub fn scopes(&self) -> &Arc<Scopes> {
         &self.scopes
+    }
+
+    /// Makes everything in all of them unservable.
+    pub fn invalidate_everything(&self) {
+        self.lock().values().for_each(|view| view.invalidate_all());
     }
 
     /// Makes everything in a namespace's memory unservable.

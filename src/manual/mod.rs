@@ -10,6 +10,8 @@ pub mod reading {}
 pub mod invalidation {}
 #[doc = include_str!("changes.md")]
 pub mod changes {}
+#[doc = include_str!("coordination.md")]
+pub mod coordination {}
 #[doc = include_str!("events.md")]
 pub mod events {}
 #[doc = include_str!("figures.md")]

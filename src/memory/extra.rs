@@ -29,6 +29,12 @@ impl Extra {
         needed.then(|| Arc::new(Extra { own, used: AtomicU64::new(used.nanos()), serves }))
     }
 
+    /// A copy whose uses nobody counts.
+    pub(crate) fn detached(&self) -> Arc<Extra> {
+        let used = AtomicU64::new(self.used.load(Ordering::Relaxed));
+        Arc::new(Extra { own: self.own.clone(), used, serves: None })
+    }
+
     /// Notes a use.
     pub(crate) fn use_at(&self, now: Moment) {
         self.used.store(now.nanos(), Ordering::Relaxed);
@@ -54,6 +60,7 @@ impl Extra {
         stamp.time_to_live = self.own.time_to_live;
         stamp.time_to_idle = self.own.time_to_idle;
         if let Some(ties) = &self.own.ties {
+            stamp.derived = ties.is_derived();
             stamp.group_floor = ties.group_floor(scopes);
             stamp.tag_floor = ties.tag_floor(scopes);
             stamp.outdated = ties.is_outdated(scopes, stamp.generation);

@@ -20,6 +20,30 @@ pub struct Freshness {
     pub stale_if_error: Duration,
     /// How long after a failed load of a key the next one is tried.
     pub load_throttle: Duration,
+    /// What holds in a layer that follows another process.
+    pub following: Option<Following>,
+}
+
+/// How long what a follower holds counts as current, though nothing has proved it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Following {
+    /// How far the last proof may lie back.
+    pub lag_max: Duration,
+    /// What is done afterwards.
+    pub on_unverified: OnUnverified,
+}
+
+/// What a read gets of an entry of which a follower cannot know whether it is current.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnUnverified {
+    /// What the store has: the entry is loaded again.
+    #[default]
+    Revalidate,
+    /// An error, [`ErrorKind::Unverified`](crate::error::ErrorKind::Unverified), without asking the store.
+    Fail,
+    /// The entry, with [`Excuse::Unverified`](crate::memory::servable::Excuse::Unverified) in its proof.
+    Serve,
 }
 
 /// A duration that can be changed while others read it; or none.

@@ -1,6 +1,7 @@
 //! What is in memory and may be served. No I/O happens here.
 
 pub mod advice;
+mod dropping;
 pub mod entry;
 pub mod evictions;
 pub(crate) mod extra;

@@ -45,11 +45,11 @@ pub enum Bound<K, V> {
 
 /// The entries of one cache and its fences.
 pub struct Resident<K, V> {
-    entries: Cache<K, Entry<V>, ByEntry, HashBuilder, Evictions<K, Entry<V>>>,
-    left: Arc<EvictionMetrics>,
+    pub(super) entries: Cache<K, Entry<V>, ByEntry, HashBuilder, Evictions<K, Entry<V>>>,
+    pub(super) left: Arc<EvictionMetrics>,
     watch: Watch<V>,
-    hasher: HashBuilder,
-    fences: Arc<Fences>,
+    pub(super) hasher: HashBuilder,
+    pub(super) fences: Arc<Fences>,
     weigh: Option<Weigh<K, V>>,
     freshness: Freshness,
     time_to_live: LiveDuration,
@@ -209,6 +209,15 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         self.judged(entry, ask)
     }
 
+    /// As [`Resident::look_closely`], without counting as a use.
+    ///
+    /// # Errors
+    /// Why it may not be served.
+    pub fn peek(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
+        let Some(entry) = self.entries.peek(key) else { return Err(MissReason::Absent) };
+        self.judged(Entry { extra: entry.extra.as_ref().map(|extra| extra.detached()), ..entry }, ask)
+    }
+
     /// With the clock.
     fn judged(&self, entry: Entry<V>, ask: &Ask) -> Result<Held<V>, MissReason> {
         let (stamp, rules) = (&entry.stamp(self.fences.scopes()), &self.rules());
@@ -230,7 +239,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             (Some(Excuse::InsteadOfWaiting), Situation::Waiting(most)) => Some(most),
             _ => life(stamp, rules).map(|life| life.saturating_add(window)),
         };
-        let bound = life.into_iter().chain(ask.max_staleness).min();
+        let lag_max = self.freshness.following.map(|following| following.lag_max);
+        let lag_max = lag_max.filter(|_| excuse != Some(Excuse::Unverified));
+        let bound = life.into_iter().chain(ask.max_staleness).chain(lag_max).min();
         let ties = entry.ties();
         Ok(Held { value: entry.value, version: entry.version, age, excuse, reload, bound, ties })
     }
@@ -249,6 +260,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             floor: self.fences.floor(),
             namespace_floor: self.fences.namespace_floor(),
             time_to_live: self.time_to_live.value(),
+            verified: self.fences.scopes().verified(),
             freshness: &self.freshness,
         }
     }
@@ -392,49 +404,6 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         Ok(kept)
     }
 
-    /// Drops `key` from memory, and makes every load of it that is under way lose.
-    ///
-    /// # Errors
-    /// [`MemoryFailed`]; then the key, with all others, is unservable as well.
-    pub fn invalidate(&self, key: &K) -> Result<(), MemoryFailed> {
-        self.guarded(|| {
-            if !self.entries.contains_key(key) && !Safeguard::FenceForAbsentKeys.holds() {
-                return;
-            }
-            self.fences.change(self.hasher.hash_one(key), || {
-                self.left.invalidated.add(u64::from(self.entries.remove(key).is_some()));
-            });
-        })
-    }
-
-    /// As [`Resident::invalidate`], but keeps what memory holds if that is this version or a newer one; says whether it
-    /// was not. Loads under way lose in any case: nobody knows what they have seen.
-    ///
-    /// # Errors
-    /// As [`Resident::invalidate`].
-    pub fn invalidate_version(&self, key: &K, version: Seq) -> Result<bool, MemoryFailed> {
-        self.guarded(|| {
-            self.fences.change(self.hasher.hash_one(key), || {
-                let there = self.outline(key, |_| {}).filter(|there| self.is_current(there));
-                let proven = there.is_some_and(|there| there.version > Seq::ZERO && there.version >= version);
-                if !proven {
-                    self.left.invalidated.add(u64::from(self.entries.remove(key).is_some()));
-                }
-                !proven
-            })
-        })
-    }
-
-    /// Drops everything, at a cost that does not depend on how much there is.
-    pub fn invalidate_all(&self) {
-        self.fences.change_all();
-    }
-
-    /// Drops `key` from memory only to make room: nothing has changed, so loads under way may land.
-    pub fn evict(&self, key: &K) {
-        self.left.called.add(u64::from(self.entries.remove(key).is_some()));
-    }
-
     /// What left memory, by cause.
     #[must_use]
     pub fn left(&self) -> &EvictionMetrics {
@@ -449,7 +418,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// What there is of a key, without the value. To be called under its fence, so that nobody changes it meanwhile;
     /// whether it is servable is asked afterwards, not under the engine's own lock.
     /// `also` looks at the whole under that lock.
-    fn outline(&self, key: &K, also: impl FnOnce(&Entry<V>)) -> Option<Entry<()>> {
+    pub(super) fn outline(&self, key: &K, also: impl FnOnce(&Entry<V>)) -> Option<Entry<()>> {
         let (seen, also) = (Cell::new(None), Cell::new(Some(also)));
         self.entries.remove_if(key, |there| {
             if let Some(also) = also.take() {
@@ -462,28 +431,28 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     }
 
     /// Whether nothing has invalidated an entry.
-    fn is_current(&self, entry: &Entry<()>) -> bool {
+    pub(super) fn is_current(&self, entry: &Entry<()>) -> bool {
         invalidated(&entry.stamp(self.fences.scopes()), &self.rules()).is_none()
     }
 
-    fn weight(&self, key: &K, value: &V) -> u32 {
+    pub(super) fn weight(&self, key: &K, value: &V) -> u32 {
         self.weigh.as_ref().map_or(1, |weigh| weigh(key, value).max(1))
     }
 
-    fn extra(&self, own: Own, used: Moment) -> Option<Arc<Extra>> {
+    pub(super) fn extra(&self, own: Own, used: Moment) -> Option<Arc<Extra>> {
         let watched = self.time_to_live().is_some() && self.watch.watches_next();
         Extra::of(own, &self.freshness, used, watched)
     }
 
     /// A new entry's share of jitter.
-    fn cut(&self) -> u16 {
+    pub(super) fn cut(&self) -> u16 {
         match self.freshness.jitter {
             0 => 0,
             most => u16::try_from(drawn() % (u32::from(most) + 1)).unwrap_or(most),
         }
     }
 
-    fn guarded<R>(&self, change: impl FnOnce() -> R) -> Result<R, MemoryFailed> {
+    pub(super) fn guarded<R>(&self, change: impl FnOnce() -> R) -> Result<R, MemoryFailed> {
         catch_unwind(AssertUnwindSafe(change)).map_err(|_panic| {
             self.fences.change_all();
             MemoryFailed

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::memory::fence::{Fences, Mark};
 use crate::memory::servable::Generation;
 use crate::safeguard::Safeguard;
+use crate::seam::clock::Moment;
 use crate::seam::random::HashBuilder;
 use crate::seam::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,6 +31,8 @@ pub struct Scopes {
     /// The newest tick of a group or a tag.
     newest: AtomicU64,
     floors: Box<[AtomicU64]>,
+    /// Until when a layer that follows another process has heard of every change, as a [`Moment`] of its clock.
+    verified: AtomicU64,
     hasher: HashBuilder,
 }
 
@@ -40,8 +43,8 @@ pub struct Scope(u32);
 impl Default for Scopes {
     fn default() -> Self {
         let floors = (0..STRIPES).map(|_| AtomicU64::new(0)).collect();
-        let (tick, newest) = (AtomicU64::new(0), AtomicU64::new(0));
-        Scopes { tick, newest, floors, hasher: HashBuilder::default() }
+        let (tick, newest, verified) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Scopes { tick, newest, floors, verified, hasher: HashBuilder::default() }
     }
 }
 
@@ -56,6 +59,18 @@ impl Scopes {
     #[must_use]
     pub fn advance(&self) -> Generation {
         Generation(self.tick.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    /// Notes that everything has been heard of that had happened by then.
+    pub fn verify(&self, until: Moment) {
+        self.verified.fetch_max(until.nanos(), Ordering::SeqCst);
+    }
+
+    /// Until when a layer that follows another process has heard of every change.
+    #[must_use]
+    #[inline]
+    pub fn verified(&self) -> Moment {
+        Moment::of_nanos(self.verified.load(Ordering::SeqCst))
     }
 
     /// The scope of a group of a namespace.
@@ -129,6 +144,12 @@ impl Ties {
     pub fn tag_floor(&self, scopes: &Scopes) -> Generation {
         let tags = self.tags.iter().filter(|_| Safeguard::TagFloor.holds());
         tags.map(|tag| scopes.floor(*tag)).max().unwrap_or_default()
+    }
+
+    /// Whether it was read from other keys.
+    #[must_use]
+    pub fn is_derived(&self) -> bool {
+        !self.read.is_empty()
     }
 
     /// Whether something that a value of this generation was read from has changed since.

@@ -1,12 +1,14 @@
 //! The one place that decides whether something found in memory may be served.
 //!
 //! Pure functions: of what was found, of what has been invalidated since, of the time, and of what the reader accepts.
-//! Ages count from the start of the load that brought a value, or from the write. A bound is exclusive: what may be a
-//! second old is served while it is younger than a second, so a bound of zero is met by nothing in memory.
+//! Ages count from the start of the load that brought a value, or from the write; in a layer that follows another
+//! process from when that last heard of every change, if that was later, though a time to live still counts from the
+//! start. A bound is exclusive: what may be a second old is served while it is younger than a second, so a bound of
+//! zero is met by nothing in memory.
 
 use std::time::Duration;
 
-use crate::memory::freshness::Freshness;
+use crate::memory::freshness::{Freshness, OnUnverified};
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
 
@@ -33,6 +35,8 @@ pub struct Stamp {
     pub absent: bool,
     /// Whether it came from a reader's loader, or was found absent there, and not in the layer's store alone.
     pub of_loader: bool,
+    /// Whether it was read from keys of the layer alone, so that it is as current as those.
+    pub derived: bool,
     /// The share of its life that jitter took, in 1/65,536.
     pub cut: u16,
     /// Its own time to live, instead of the cache's.
@@ -50,6 +54,8 @@ pub struct Rules<'a> {
     pub namespace_floor: Generation,
     /// How long a value is fresh.
     pub time_to_live: Option<Duration>,
+    /// Until when a layer that follows another process has heard of every change.
+    pub verified: Moment,
     /// The rest.
     pub freshness: &'a Freshness,
 }
@@ -59,6 +65,8 @@ pub struct Rules<'a> {
 pub struct Ask {
     /// The oldest that may be served, whatever else would allow more.
     pub max_staleness: Option<Duration>,
+    /// What it wants of an entry that is not known to be current, instead of what the layer says.
+    pub on_unverified: Option<OnUnverified>,
     /// Whether the reader brought a loader, so that an absence counts only if the loader found it.
     pub has_loader: bool,
     /// How the reader stands.
@@ -110,6 +118,9 @@ pub enum Excuse {
     InsteadOfWaiting,
     /// Loading it again failed.
     LoadFailed,
+    /// The layer follows another process, has not been able to tell for too long whether this is current, and was told
+    /// to serve it all the same.
+    Unverified,
 }
 
 /// Why something is not served from memory.
@@ -134,6 +145,8 @@ pub enum MissReason {
     Outdated,
     /// It is older than the reader accepts.
     TooOld,
+    /// The layer follows another process, and has not been able to tell for too long whether this is current.
+    Unverified,
 }
 
 /// By what an entry was invalidated, if it was.
@@ -169,27 +182,40 @@ pub fn servable(entry: &Stamp, rules: &Rules<'_>, now: Moment, ask: &Ask) -> Ser
     if entry.absent && ask.has_loader && !entry.of_loader {
         return miss(MissReason::Absent);
     }
-    let age = now.since(entry.since);
+    let lived = now.since(entry.since);
+    let age = now.since(current_at(entry, rules));
     let too_old =
         |most: Duration| age >= most && (!most.is_zero() || Safeguard::ZeroToleranceReadsTheStore.holds());
     if ask.max_staleness.is_some_and(too_old) {
         return miss(MissReason::TooOld);
     }
+    let unverified = rules
+        .freshness
+        .following
+        .filter(|following| age >= following.lag_max && Safeguard::SilenceIsStaleness.holds());
+    let unverified = unverified.map(|following| ask.on_unverified.unwrap_or(following.on_unverified));
+    if unverified.is_some_and(|wanted| wanted != OnUnverified::Serve) {
+        return miss(MissReason::Unverified);
+    }
     let idle = entry.time_to_idle.or(rules.freshness.time_to_idle);
     if idle.is_some_and(|most| now.since(entry.used) >= most) {
         return miss(MissReason::Idle);
     }
-    let Some(life) = life(entry, rules) else { return Servable::Fresh { age, left: None } };
-    if let Some(left) = life.checked_sub(age).filter(|left| !left.is_zero()) {
-        return Servable::Fresh { age, left: Some(left) };
+    let fresh = |left| match unverified {
+        None => Servable::Fresh { age, left },
+        Some(_) => Servable::Stale { age, because: Excuse::Unverified },
+    };
+    let Some(life) = life(entry, rules) else { return fresh(None) };
+    if let Some(left) = life.checked_sub(lived).filter(|left| !left.is_zero()) {
+        return fresh(Some(left));
     }
     if entry.absent {
         return miss(MissReason::Expired);
     }
-    let beyond = |window: Duration| age < life.saturating_add(window);
+    let beyond = |window: Duration| lived < life.saturating_add(window);
     let because = match ask.situation {
         _ if beyond(rules.freshness.stale_while_revalidate) => Excuse::WhileRevalidating,
-        Situation::Waiting(most) if age < most => Excuse::InsteadOfWaiting,
+        Situation::Waiting(most) if lived < most => Excuse::InsteadOfWaiting,
         Situation::Failed if beyond(rules.freshness.stale_if_error) => Excuse::LoadFailed,
         _ => return miss(MissReason::Expired),
     };
@@ -201,8 +227,20 @@ pub fn servable(entry: &Stamp, rules: &Rules<'_>, now: Moment, ask: &Ask) -> Ser
 #[inline]
 pub fn is_timed(entry: &Stamp, rules: &Rules<'_>, ask: &Ask) -> bool {
     ask.max_staleness.is_some()
+        || rules.freshness.following.is_some()
         || entry.time_to_idle.or(rules.freshness.time_to_idle).is_some()
         || life(entry, rules).is_some()
+}
+
+/// When an entry was last known to be current: when it came, or, in a layer that follows another process, when that
+/// had last heard of every change. Of what a loader brought no event tells a change, unless it was read from the
+/// layer's own keys.
+#[inline]
+fn current_at(entry: &Stamp, rules: &Rules<'_>) -> Moment {
+    match rules.freshness.following {
+        Some(_) if !entry.of_loader || entry.derived => entry.since.max(rules.verified),
+        _ => entry.since,
+    }
 }
 
 /// How long an entry is fresh; for ever without an answer. Jitter only ever shortens it.

@@ -36,6 +36,18 @@ pub struct Tenure {
     pub journal: Option<JournalId>,
 }
 
+/// Whether a store's owner lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Pulse {
+    /// The store cannot say: only one process can have it open, for example.
+    Unknown,
+    /// It has no owner, or the owner has said that it ends.
+    Free,
+    /// It has an owner, which has claimed the store or said that it lives as often as that.
+    Owned(u64),
+}
+
 /// A stored value with the sequence number that wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versioned {
@@ -121,6 +133,20 @@ pub trait Store: Send + Sync + 'static {
     /// shows in the returned progress or never happens.
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>>;
 
+    /// Notes that the owner of this epoch lives, or, if `ends`, that it has ended and the store is free. Neither has to
+    /// survive a power cut. A store that only one process can have open need not do anything.
+    ///
+    /// An epoch older than the store's: [`StoreError::Fenced`].
+    fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
+        let _ = (epoch, ends);
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Whether the store's owner lives. A claim counts as saying so.
+    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
+        Box::pin(async { Ok(Pulse::Unknown) })
+    }
+
     /// Loads one value: of what was applied, or of a batch that is being applied. A power cut may still take
     /// the latter back; the layer in front knows what is not acknowledged yet and guards it.
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>>;
@@ -150,6 +176,14 @@ impl<S: Store + ?Sized> Store for Box<S> {
 
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
         (**self).claim(journal)
+    }
+
+    fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
+        (**self).renew(epoch, ends)
+    }
+
+    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
+        (**self).pulse()
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

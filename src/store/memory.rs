@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ids::{Epoch, JournalId, Key, Seq};
 use crate::safeguard::Safeguard;
-use crate::store::contract::{Batch, BoxFuture, Progress, Store, StoreError, Tenure, Versioned};
+use crate::store::contract::{Batch, BoxFuture, Progress, Pulse, Store, StoreError, Tenure, Versioned};
 
 /// A store in memory; clones share what it holds.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +18,9 @@ pub struct MemoryStore(Arc<Mutex<State>>);
 struct State {
     data: BTreeMap<Key, Versioned>,
     tenure: Tenure,
+    /// How often the owner has said that it lives, and whether it has said that it ended.
+    renewals: u64,
+    ended: bool,
     history: Vec<Progress>,
 }
 
@@ -56,6 +59,7 @@ impl State {
     fn claim(&mut self, journal: Option<JournalId>) -> Tenure {
         let epoch = Epoch(self.tenure.epoch.0.saturating_add(1));
         self.tenure = Tenure { epoch, journal, ..self.tenure };
+        (self.renewals, self.ended) = (self.renewals + 1, false);
         self.tenure
     }
 
@@ -91,6 +95,28 @@ impl Store for MemoryStore {
 
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
         Box::pin(async move { Ok(self.state().claim(journal)) })
+    }
+
+    fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let mut state = self.state();
+            if epoch < state.tenure.epoch {
+                return Err(StoreError::Fenced { current: state.tenure.epoch });
+            }
+            (state.renewals, state.ended) = (state.renewals + 1, ends);
+            Ok(())
+        })
+    }
+
+    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
+        Box::pin(async {
+            let state = self.state();
+            Ok(match state.tenure.epoch {
+                Epoch(0) => Pulse::Free,
+                _ if state.ended => Pulse::Free,
+                _ => Pulse::Owned(state.renewals),
+            })
+        })
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

@@ -11,6 +11,12 @@ mod fjall_journal;
 mod fjall_open;
 mod layout;
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "postgres")]
+mod postgres_apply;
+#[cfg(feature = "postgres")]
+mod postgres_sql;
 #[cfg(feature = "redb")]
 pub mod redb;
 pub mod sled;
@@ -18,10 +24,12 @@ mod sled_files;
 mod sled_open;
 mod worker;
 
-pub use contract::{Atomicity, Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned};
+pub use contract::{Atomicity, Batch, BoxFuture, Op, Progress, Pulse, Store, StoreError, Tenure, Versioned};
 #[cfg(feature = "fjall")]
 pub use fjall::{FjallOptions, FjallStore};
 pub use memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresStore, PostgresStoreOptions};
 #[cfg(feature = "redb")]
 pub use redb::{RedbOptions, RedbStore};
 pub use sled::{SledOptions, SledStore};

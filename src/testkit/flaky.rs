@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind};
-use crate::ids::{JournalId, Key};
+use crate::ids::{Epoch, JournalId, Key};
 use crate::store::contract::{
-    Atomicity, Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned,
+    Atomicity, Batch, BoxFuture, Op, Progress, Pulse, Store, StoreError, Tenure, Versioned,
 };
 
 /// What goes wrong with one apply.
@@ -58,6 +58,7 @@ struct State {
     random: Option<Random>,
     rejected: BTreeSet<Key>,
     loads_failing: bool,
+    tenure_failing: bool,
     attempts: Vec<Attempt>,
     changes: Vec<Op>,
     progress: Progress,
@@ -112,6 +113,11 @@ impl<S: Store> FlakyStore<S> {
     /// Whether loads fail with [`StoreError::Transient`] from now on.
     pub fn fail_loads(&self, failing: bool) {
         self.state().loads_failing = failing;
+    }
+
+    /// Whether asking how far the owner has come fails with [`StoreError::Transient`] from now on.
+    pub fn fail_tenure(&self, failing: bool) {
+        self.state().tenure_failing = failing;
     }
 
     /// Holds every apply from now on, before it does anything, until [`FlakyStore::release`].
@@ -258,7 +264,14 @@ impl<S: Store> Store for FlakyStore<S> {
     }
 
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.inner.tenure()
+        Box::pin(async move {
+            let failing = self.state().tenure_failing;
+            if failing {
+                let error = Error::new(ErrorKind::Transient, "the test fails this question");
+                return Err(StoreError::Transient(error));
+            }
+            self.inner.tenure().await
+        })
     }
 
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
@@ -267,6 +280,14 @@ impl<S: Store> Store for FlakyStore<S> {
             self.state().progress = claimed.progress;
             Ok(claimed)
         })
+    }
+
+    fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.inner.renew(epoch, ends)
+    }
+
+    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
+        self.inner.pulse()
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

@@ -1,0 +1,37 @@
+//! What a read asks for of a layer that follows another process.
+
+use std::time::Duration;
+
+use crate::cache::entry::ReadOptions;
+use crate::cache::view::{CacheKey, CacheValue, TypedView};
+use crate::engine::layer::Layer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::freshness::OnUnverified;
+use crate::memory::servable::{Ask, MissReason};
+
+impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
+    /// What a read asks for, once the store has what it wants to see at the least.
+    pub(super) async fn asked(&self, layer: &Layer, options: &ReadOptions, has_loader: bool) -> Result<Ask> {
+        let ask = options.ask(has_loader);
+        let past_memory = match options.least() {
+            Some(least) => layer.reach(least).await?,
+            None => false,
+        };
+        let max_staleness = if past_memory { Some(Duration::ZERO) } else { ask.max_staleness };
+        Ok(Ask { max_staleness, ..ask })
+    }
+
+    /// Whether a read may go on to the store.
+    pub(super) fn check_verifiable(&self, reason: MissReason, ask: &Ask) -> Result<()> {
+        let Some(following) = self.resident.freshness().following else { return Ok(()) };
+        let wanted = ask.on_unverified.unwrap_or(following.on_unverified);
+        if reason != MissReason::Unverified || wanted != OnUnverified::Fail {
+            return Ok(());
+        }
+        let context = format!(
+            "namespace {}: for {:?} or longer it could not be told whether this is current",
+            self.namespace, following.lag_max
+        );
+        Err(Error::new(ErrorKind::Unverified, context))
+    }
+}

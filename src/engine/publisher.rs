@@ -1,0 +1,463 @@
+//! A publisher: carries the change stream of a layer to a bus, at least once and in order.
+//!
+//! Its place is a named cursor of the change stream, so it survives every crash, and nothing is published that the
+//! store does not hold. It reads the journal and costs the writers nothing. What it published and had not acknowledged
+//! is published again after a restart, which does no harm; what the journal could not keep for it is published as
+//! "anything may have changed".
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+
+use crate::bus::contract::{BODY_BYTES_MAX, Bus, Channel, Delivery, From, Identity, Message};
+use crate::bus::event::{Directive, Event, Said};
+use crate::engine::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom};
+use crate::engine::changes::ChangeStream;
+use crate::engine::core::{Core, closed};
+use crate::engine::follow::seen_channel;
+use crate::engine::follower::patience;
+use crate::engine::layer::Layer;
+use crate::engine::reads::Reads;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{Epoch, Seq};
+use crate::metrics::Counter;
+use crate::options::within_time;
+use crate::safeguard::Safeguard;
+use crate::seam::clock::{self, Moment, Ticker};
+use crate::seam::sync::{Mutex, MutexGuard};
+
+/// How many bytes of directives go into one event, unless one alone is larger.
+const EVENT_BYTES: usize = 64 << 10;
+/// How many directives at the most.
+const EVENT_DIRECTIVES_MAX: usize = 1024;
+/// What an event takes beside its directives, at the most.
+const EVENT_OVERHEAD: usize = 64;
+/// How many followers are kept in mind.
+const FOLLOWERS_MAX: usize = 4096;
+
+/// How a layer publishes what changes in its store.
+#[derive(Clone, Debug)]
+#[must_use = "it does nothing until it is given to `publish`"]
+pub struct Publish {
+    channel: String,
+    cursor: Option<String>,
+    heartbeat: Duration,
+    values: bool,
+}
+
+impl Publish {
+    /// To this channel.
+    pub fn to(channel: &str) -> Publish {
+        Publish {
+            channel: channel.to_owned(),
+            cursor: None,
+            heartbeat: Duration::from_secs(1),
+            values: false,
+        }
+    }
+
+    /// Under this name among the [cursors](crate::Forebay::cursors) of the change stream. Default: the channel's name.
+    /// Who publishes to several buses needs a name for each.
+    pub fn cursor(mut self, name: &str) -> Publish {
+        self.cursor = Some(name.to_owned());
+        self
+    }
+
+    /// How often is said that nothing happened, so that silence means something. Default: 1 s.
+    pub fn heartbeat(mut self, interval: Duration) -> Publish {
+        self.heartbeat = interval;
+        self
+    }
+
+    /// Whether new values travel along, so that followers replace what they have instead of dropping it. A value that
+    /// is too large for an event is told without it. Default: no.
+    pub fn values(mut self, wanted: bool) -> Publish {
+        self.values = wanted;
+        self
+    }
+}
+
+/// How a publisher is.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct PublishStatus {
+    /// The bus has everything up to here.
+    pub published: Seq,
+    /// How far that is behind the store.
+    pub lag: ChangeLag,
+    /// The last failure, until the next success.
+    pub error: Option<Error>,
+    /// Events published, heartbeats included.
+    pub events: u64,
+    /// Directives published.
+    pub directives: u64,
+    /// How often its place was lost, so that it published that anything may have changed.
+    pub places_lost: u64,
+}
+
+/// A follower that has told its owner where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FollowerStatus {
+    /// Its name.
+    pub name: String,
+    /// Everything up to here has been carried out by it.
+    pub seen: Seq,
+    /// How many numbers of records that is behind what is published.
+    pub behind_records: u64,
+    /// How long ago it said so.
+    pub silent_for: Duration,
+}
+
+/// A publisher at work. Dropping it ends it, and its cursor stays; so does the end of the layer.
+pub struct Publication {
+    shared: Arc<Shared>,
+    _running: watch::Sender<()>,
+}
+
+struct Shared {
+    core: Arc<Core>,
+    reads: Arc<Reads>,
+    ticker: Ticker,
+    state: Mutex<State>,
+    /// Counts what was heard of followers.
+    heard: watch::Sender<u64>,
+    events: Counter,
+    directives: Counter,
+    places_lost: Counter,
+}
+
+#[derive(Default)]
+struct State {
+    published: Seq,
+    lag: ChangeLag,
+    error: Option<Error>,
+    followers: BTreeMap<String, (Seq, Moment)>,
+}
+
+impl Layer {
+    /// Starts a publisher.
+    ///
+    /// # Errors
+    /// As [`Layer::changes`]; [`ErrorKind::InvalidName`], [`ErrorKind::InvalidOption`].
+    pub(crate) async fn publish(&self, bus: Arc<dyn Bus>, publish: Publish) -> Result<Publication> {
+        let channel = Channel::parse(&publish.channel)?;
+        let answers = seen_channel(&channel)?;
+        within_time("heartbeat", publish.heartbeat, Duration::from_millis(1), Duration::from_secs(3600))?;
+        let cursor = publish.cursor.clone().unwrap_or_else(|| publish.channel.clone());
+        let stream = self.changes(ChangesFrom::Cursor(cursor)).await?;
+        let (core, reads) = (Arc::clone(&self.core), Arc::clone(self.reads()));
+        let state = Mutex::new(State { published: stream.told(), ..State::default() });
+        let (events, directives, places_lost) = (Counter::default(), Counter::default(), Counter::default());
+        let (ticker, heard) = (self.ticker().clone(), watch::Sender::new(0));
+        let shared = Arc::new(Shared { core, reads, ticker, state, heard, events, directives, places_lost });
+        let running = watch::Sender::new(());
+        let work = Work { shared: Arc::clone(&shared), bus: Arc::clone(&bus), channel, publish, stream };
+        let listening = Arc::clone(&shared);
+        let (mut ended, mut ended_too) = (running.subscribe(), running.subscribe());
+        // A sender that is gone is the publication's end.
+        self.tasks().spawn(async move {
+            tokio::select! {
+                biased;
+                _ = ended.changed() => {}
+                () = work.run() => {}
+            }
+        });
+        self.tasks().spawn(async move {
+            tokio::select! {
+                biased;
+                _ = ended_too.changed() => {}
+                () = listening.hear_followers(&*bus, &answers) => {}
+            }
+        });
+        Ok(Publication { shared, _running: running })
+    }
+}
+
+impl Publication {
+    /// How it goes.
+    #[must_use]
+    pub fn status(&self) -> PublishStatus {
+        let state = self.shared.state();
+        PublishStatus {
+            published: state.published,
+            lag: state.lag,
+            error: state.error.clone(),
+            events: self.shared.events.value(),
+            directives: self.shared.directives.value(),
+            places_lost: self.shared.places_lost.value(),
+        }
+    }
+
+    /// The followers that have said where they stand, in the order of their names.
+    #[must_use]
+    pub fn followers(&self) -> Vec<FollowerStatus> {
+        let now = self.shared.ticker.now();
+        let state = self.shared.state();
+        let status = |(name, (seen, at)): (&String, &(Seq, Moment))| FollowerStatus {
+            name: name.clone(),
+            seen: *seen,
+            behind_records: state.published.0.saturating_sub(seen.0),
+            silent_for: now.since(*at),
+        };
+        state.followers.iter().map(status).collect()
+    }
+
+    /// Waits until all followers of these names have carried out everything up to `seq`; returns those that have not
+    /// within `patience`, with where they stand.
+    pub async fn seen_by_all(&self, names: &[&str], seq: Seq, patience: Duration) -> Vec<FollowerStatus> {
+        let behind = || {
+            let known = self.followers();
+            let stands = |name: &&str| {
+                let found = known.iter().find(|follower| follower.name == *name).cloned();
+                found.unwrap_or_else(|| FollowerStatus {
+                    name: (*name).to_owned(),
+                    seen: Seq::ZERO,
+                    behind_records: self.shared.state().published.0,
+                    silent_for: Duration::MAX,
+                })
+            };
+            names.iter().map(stands).filter(|follower| follower.seen < seq).collect::<Vec<_>>()
+        };
+        let mut heard = self.shared.heard.subscribe();
+        let wait = async {
+            // The sender lives as long as this publication.
+            while !behind().is_empty() && heard.changed().await.is_ok() {}
+        };
+        let deadline = {
+            let _entered = self.shared.reads.runtime.enter();
+            clock::sleep(patience)
+        };
+        tokio::select! {
+            biased;
+            () = wait => Vec::new(),
+            () = deadline => behind(),
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Listens to what followers say. Only their newest word counts, so nothing is lost with a position.
+    async fn hear_followers(&self, bus: &dyn Bus, channel: &Channel) {
+        let mut failures = 0;
+        loop {
+            let mut subscription = match bus.subscribe(channel, From::Now).await {
+                Ok(subscription) => subscription,
+                Err(_) => {
+                    // The publisher's own failures say the same, and are shown.
+                    failures += 1;
+                    clock::sleep(patience(failures)).await;
+                    continue;
+                }
+            };
+            loop {
+                match subscription.next().await {
+                    Ok(Delivery::Message(_, body)) => {
+                        failures = 0;
+                        if let Ok(Event { epoch, until, said: Said::Seen(name), .. }) = Event::decode(&body) {
+                            self.note_follower(name, epoch, until);
+                        }
+                    }
+                    Ok(Delivery::PositionLost) => failures = 0,
+                    Err(_) => {
+                        failures += 1;
+                        clock::sleep(patience(failures)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn note_follower(&self, name: String, epoch: Epoch, seen: Seq) {
+        let now = self.ticker.now();
+        let mut state = self.state();
+        let is_known = state.followers.contains_key(&name);
+        // What nobody can have seen is nobody's word.
+        if epoch > self.core.epoch || seen > self.core.status.borrow().watermark {
+            return;
+        }
+        if is_known || state.followers.len() < FOLLOWERS_MAX {
+            state.followers.insert(name, (seen, now));
+        }
+        drop(state);
+        self.heard.send_modify(|count| *count += 1);
+    }
+}
+
+/// What a publisher works with.
+struct Work {
+    shared: Arc<Shared>,
+    bus: Arc<dyn Bus>,
+    channel: Channel,
+    publish: Publish,
+    stream: ChangeStream,
+}
+
+/// What goes into the next event.
+struct Gathered {
+    after: Seq,
+    directives: Vec<Directive>,
+    bytes: usize,
+}
+
+impl Work {
+    /// Publishes until the layer ends.
+    async fn run(mut self) {
+        let mut acknowledged = self.stream.told();
+        let mut beat = clock::now();
+        loop {
+            let mut gathered =
+                Gathered { after: self.stream.told(), directives: Vec::new(), bytes: EVENT_OVERHEAD };
+            let wait = self.publish.heartbeat.saturating_sub(clock::now().saturating_duration_since(beat));
+            let first = tokio::select! {
+                biased;
+                first = self.stream.next() => Some(first),
+                () = clock::sleep(wait) => None,
+            };
+            let is_heartbeat = first.is_none();
+            if is_heartbeat && self.stream.told() == Seq::ZERO {
+                // Nothing has ever happened.
+                beat = clock::now();
+                continue;
+            }
+            match first {
+                Some(Ok(outcome)) => {
+                    self.gather(&mut gathered, outcome);
+                    while gathered.has_room()
+                        && let Some(outcome) = self.stream.ready()
+                    {
+                        self.gather(&mut gathered, outcome);
+                    }
+                }
+                Some(Err(error)) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io) => {
+                    self.shared.state().error = Some(error);
+                    clock::sleep(patience(u32::MAX)).await;
+                    continue;
+                }
+                Some(Err(error)) => {
+                    self.shared.state().error = Some(error);
+                    return;
+                }
+                None => {}
+            }
+            let until = self.stream.told();
+            if !Safeguard::PublishBeforeAcknowledge.holds() {
+                drop(self.stream.acknowledge(until).await);
+            }
+            let proof = if is_heartbeat { self.proof(until).await } else { Ok(0) };
+            let said = match is_heartbeat {
+                true => Said::Heartbeat,
+                false => Said::Directives(gathered.directives),
+            };
+            let as_of_us = match proof {
+                Ok(as_of_us) => as_of_us,
+                Err(error) if error.kind() == ErrorKind::Fenced => {
+                    self.shared.state().error = Some(error);
+                    return;
+                }
+                Err(_) => 0,
+            };
+            let event = Event { epoch: self.shared.core.epoch, after: gathered.after, until, as_of_us, said };
+            if let Err(error) = self.carry(event).await {
+                self.shared.state().error = Some(error);
+                return;
+            }
+            // Two syncs each, so not for every event; what is published again does no harm.
+            if until > acknowledged
+                && (is_heartbeat || clock::now().saturating_duration_since(beat) >= self.publish.heartbeat)
+            {
+                match self.stream.acknowledge(until).await {
+                    Ok(()) => acknowledged = until,
+                    Err(error) => self.shared.state().error = Some(error),
+                }
+                beat = clock::now();
+            }
+            if is_heartbeat {
+                beat = clock::now();
+            }
+        }
+    }
+
+    /// Adds a change to what goes into the next event.
+    fn gather(&self, gathered: &mut Gathered, outcome: ChangeOutcome) {
+        let directive = match outcome {
+            ChangeOutcome::Change(change) => self.directive(change),
+            ChangeOutcome::PlaceLost { until, .. } => {
+                self.shared.places_lost.add(1);
+                Directive::Everything(until)
+            }
+        };
+        gathered.bytes += directive.encoded_len();
+        gathered.directives.push(directive);
+    }
+
+    fn directive(&self, Change { seq, key, kind }: Change) -> Directive {
+        match kind {
+            ChangeKind::Put(value) if self.publish.values => {
+                let put = Directive::Put(key.clone(), seq, value);
+                match put.encoded_len() + EVENT_OVERHEAD > BODY_BYTES_MAX - EVENT_BYTES {
+                    true => Directive::Invalidate(key, seq),
+                    false => put,
+                }
+            }
+            ChangeKind::Remove => Directive::Remove(key, seq),
+            ChangeKind::InvalidateNamespace(name) => Directive::Namespace(name, seq),
+            ChangeKind::InvalidateGroup(name, group) => Directive::Group(name, group, seq),
+            ChangeKind::InvalidateTag(tag) => Directive::Tag(tag, seq),
+            ChangeKind::Schema(name, schema) => Directive::Schema(name, schema, seq),
+            _ => Directive::Invalidate(key, seq),
+        }
+    }
+
+    /// The time, in microseconds of Unix time, at which the store held nothing beyond `until`; zero if it does now.
+    async fn proof(&self, until: Seq) -> Result<u64> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let tenure = self.shared.reads.tenure().await?;
+        if tenure.epoch != self.shared.core.epoch {
+            let context = format!("a newer owner holds the store, in epoch {}", tenure.epoch);
+            return Err(Error::new(ErrorKind::Fenced, context));
+        }
+        let is_all = tenure.progress.applied <= until;
+        Ok(if is_all { u64::try_from(now.as_micros()).unwrap_or(u64::MAX) } else { 0 })
+    }
+
+    /// Publishes an event, however often it takes.
+    async fn carry(&self, event: Event) -> Result<()> {
+        let Event { epoch, after, until, as_of_us, .. } = event;
+        let directives = match &event.said {
+            Said::Directives(directives) => directives.len(),
+            _ => 0,
+        };
+        let identity = Identity::parse(&format!("{epoch}.{after}.{until}.{as_of_us}"))?;
+        let message = [Message { identity, body: event.encode()? }];
+        let mut failures = 0_u32;
+        loop {
+            match self.bus.publish(&self.channel, &message).await {
+                Ok(()) => break,
+                Err(error) if error.kind() == ErrorKind::Closed => return Err(closed()),
+                Err(error) => {
+                    self.shared.state().error = Some(error);
+                    failures = failures.saturating_add(1);
+                    clock::sleep(patience(failures)).await;
+                }
+            }
+        }
+        self.shared.events.add(1);
+        self.shared.directives.add(directives as u64);
+        let mut state = self.shared.state();
+        (state.published, state.lag, state.error) = (until, self.stream.lag(), None);
+        Ok(())
+    }
+}
+
+impl Gathered {
+    fn has_room(&self) -> bool {
+        self.bytes < EVENT_BYTES && self.directives.len() < EVENT_DIRECTIVES_MAX
+    }
+}

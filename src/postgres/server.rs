@@ -1,0 +1,188 @@
+//! Which server, as whom, and how long to wait for it.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+
+use crate::error::{Error, ErrorKind, Result};
+
+const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// No timeout may be shorter, nor longer.
+const TIMEOUT_MIN: Duration = Duration::from_millis(10);
+const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+const SCHEMA_DEFAULT: &str = "forebay";
+/// The longest name of a schema, in bytes: Postgres has room for 63, some of which what is made in it takes.
+const SCHEMA_BYTES_MAX: usize = 48;
+
+/// A Postgres database, how it is reached, and the schema in it that the tables lie in.
+///
+/// One schema belongs to one store, and to the bus whose outbox that store fills; so one database serves several
+/// layers. Needs Postgres 13 or later. Neither `Debug` nor an error shows the user's name or password.
+#[derive(Clone)]
+pub struct PostgresServer {
+    pub(crate) config: Config,
+    pub(crate) schema: String,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) call_timeout: Duration,
+    #[cfg(feature = "postgres-tls")]
+    pub(crate) tls: Option<rustls::ClientConfig>,
+}
+
+impl PostgresServer {
+    /// Reads a connection string: `postgres://user:password@host:5432/database?option=value`, or
+    /// `host=... user=... password=... dbname=...`. Several hosts are tried in turn until one accepts writes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`], without the string.
+    pub fn parse(connection: &str) -> Result<PostgresServer> {
+        let mut config: Config = connection.parse().map_err(|_| {
+            // What the parser says may quote a part of the string, and that may be the password.
+            let context = "the connection string of a Postgres server cannot be read (it is not shown here)";
+            Error::new(ErrorKind::InvalidOption, context)
+        })?;
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            let context = "the connection string of a Postgres server names no host";
+            return Err(Error::new(ErrorKind::InvalidOption, context));
+        }
+        // A standby accepts nothing.
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        if config.get_application_name().is_none() {
+            config.application_name("forebay");
+        }
+        Ok(PostgresServer {
+            config,
+            schema: SCHEMA_DEFAULT.to_owned(),
+            connect_timeout: CONNECT_TIMEOUT_DEFAULT,
+            call_timeout: CALL_TIMEOUT_DEFAULT,
+            #[cfg(feature = "postgres-tls")]
+            tls: None,
+        })
+    }
+
+    /// The schema that the tables lie in: 1 to 48 of `a-z 0-9 _`, no digit first. Default: `forebay`. It is created if
+    /// there is none.
+    #[must_use]
+    pub fn schema(mut self, name: impl Into<String>) -> PostgresServer {
+        self.schema = name.into();
+        self
+    }
+
+    /// How long a connection may take until it can be used, authentication included. Default: 5 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> PostgresServer {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How long one call may take, a connection that it needs included; afterwards its connection is given up, and
+    /// whether it was carried out is unknown. Default: 30 s.
+    ///
+    /// The server is told half of it as the time after which it ends a transaction in which nothing happens: so
+    /// long may an owner that was frozen in the middle of an apply hold up the one that follows it.
+    #[must_use]
+    pub fn call_timeout(mut self, timeout: Duration) -> PostgresServer {
+        self.call_timeout = timeout;
+        self
+    }
+
+    /// Encrypts, and verifies the server as `tls` says; a server that does not offer it is refused.
+    #[cfg(feature = "postgres-tls")]
+    #[must_use]
+    pub fn tls(mut self, tls: rustls::ClientConfig) -> PostgresServer {
+        self.config.ssl_mode(SslMode::Require);
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Checks what was chosen.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`].
+    pub(crate) fn check(&self) -> Result<()> {
+        let refuse = |context: String| Err(Error::new(ErrorKind::InvalidOption, context));
+        for (name, timeout) in
+            [("connect_timeout", self.connect_timeout), ("call_timeout", self.call_timeout)]
+        {
+            if !(TIMEOUT_MIN..=TIMEOUT_MAX).contains(&timeout) {
+                return refuse(format!("{name} is {timeout:?}, and must be from 10 ms to an hour"));
+            }
+        }
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let name = &self.schema;
+        let fits = (1..=SCHEMA_BYTES_MAX).contains(&name.len()) && name.chars().all(allowed);
+        if !fits || name.starts_with(|c: char| c.is_ascii_digit()) || name.starts_with("pg_") {
+            let shown: String = name.chars().take(SCHEMA_BYTES_MAX).flat_map(char::escape_default).collect();
+            return refuse(format!(
+                "schema is \"{shown}\", and must be 1 to 48 of a-z 0-9 _, with no digit and no pg_ first"
+            ));
+        }
+        #[cfg(feature = "postgres-tls")]
+        let has_tls = self.tls.is_some();
+        #[cfg(not(feature = "postgres-tls"))]
+        let has_tls = false;
+        if self.config.get_ssl_mode() == SslMode::Require && !has_tls {
+            return refuse("sslmode is require, and no TLS was configured".to_owned());
+        }
+        Ok(())
+    }
+
+    /// What errors call it: host, port and database.
+    pub(crate) fn label(&self) -> String {
+        let host = match self.config.get_hosts().first() {
+            Some(Host::Tcp(name)) => name.clone(),
+            #[cfg(unix)]
+            Some(Host::Unix(path)) => path.display().to_string(),
+            None => self.config.get_hostaddrs().first().map_or_else(String::new, ToString::to_string),
+        };
+        let port = self.config.get_ports().first().copied().unwrap_or(5432);
+        let database = self.config.get_dbname().unwrap_or("its default database");
+        format!("Postgres at {host}:{port}, {database}, schema {}", self.schema)
+    }
+}
+
+impl fmt::Debug for PostgresServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PostgresServer").field(&self.label()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_secret_is_not_shown() {
+        let server = PostgresServer::parse("postgres://bob:hunter2@db.example:5433/shop").unwrap();
+        let shown = format!("{server:?}");
+        assert!(shown.contains("db.example:5433, shop, schema forebay"), "{shown}");
+        assert!(!shown.contains("bob") && !shown.contains("hunter2"), "{shown}");
+        for bad in ["postgres://bob:hunter2@db:port/x", "hunter2", "password=hunter2", "host='hunter2"] {
+            let error = PostgresServer::parse(bad).expect_err(bad);
+            assert_eq!(error.kind(), ErrorKind::InvalidOption);
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn bad_options_are_told() {
+        let server = || PostgresServer::parse("host=h dbname=d").unwrap();
+        assert!(server().check().is_ok());
+        let bad = [
+            server().schema(""),
+            server().schema("a\"b"),
+            server().schema("Public"),
+            server().schema("1st"),
+            server().schema("pg_own"),
+            server().schema("s".repeat(49)),
+            server().connect_timeout(Duration::ZERO),
+            server().call_timeout(Duration::from_secs(7200)),
+            PostgresServer::parse("host=h sslmode=require").unwrap(),
+        ];
+        for server in bad {
+            assert_eq!(server.check().expect_err("bad").kind(), ErrorKind::InvalidOption, "{server:?}");
+        }
+    }
+}

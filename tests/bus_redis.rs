@@ -1,0 +1,385 @@
+//! The bus over Redis Streams, against real servers: what Redis hides is noticed, and what fails says so.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
+
+#[path = "support/bus.rs"]
+mod bus;
+#[path = "support/servers/mod.rs"]
+mod servers;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus::{
+    channel, expect_error, expect_lost, expect_nothing, message, next, next_at_last, publish,
+    publish_at_last, subscribe, take, take_at_last,
+};
+use forebay::bus::contract::BoxFuture;
+use forebay::bus::{Bus, Delivery, From, Position, RedisBus, RedisBusOptions};
+use forebay::testkit::bus_conformance::{self, BusFixture};
+use forebay::testkit::proxy::Proxy;
+use forebay::{Channel, ErrorKind};
+use servers::certificates::Certificates;
+use servers::redis::RedisServer;
+use tokio::sync::Mutex;
+use tokio::task::block_in_place;
+
+fn quick() -> RedisBusOptions {
+    RedisBusOptions::new().idle(Duration::from_millis(100)).timeout(Duration::from_secs(2))
+}
+
+fn bus_of(server: &RedisServer) -> RedisBus {
+    RedisBus::with_options(&server.url(), quick()).unwrap()
+}
+
+/// Says something to the server past the bus.
+async fn command<T: redis::FromRedisValue>(server: &RedisServer, words: &[&str]) -> T {
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut command = redis::cmd(words[0]);
+    command.arg(&words[1..]);
+    command.query_async(&mut connection).await.unwrap()
+}
+
+async fn trim(server: &RedisServer, stream: &str) {
+    let _: i64 = command(server, &["XTRIM", stream, "MAXLEN", "0"]).await;
+}
+
+/// A server that can be killed and started again, behind a proxy that can cut its connections.
+struct Fixture {
+    server: Mutex<RedisServer>,
+    proxy: Proxy,
+}
+
+impl BusFixture for Fixture {
+    fn connect(&self) -> BoxFuture<'_, Arc<dyn Bus>> {
+        let url = format!("redis://{}", self.proxy.address());
+        Box::pin(async move { Arc::new(RedisBus::with_options(&url, quick()).unwrap()) as Arc<dyn Bus> })
+    }
+
+    fn trim<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let server = self.server.lock().await;
+            trim(&server, &format!("{{forebay:{channel}}}")).await;
+        })
+    }
+
+    fn restart(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async {
+            let mut server = self.server.lock().await;
+            block_in_place(|| {
+                server.kill();
+                server.start_again();
+            });
+            true
+        })
+    }
+
+    fn cut(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async {
+            self.proxy.cut().await;
+            true
+        })
+    }
+
+    fn mend(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { self.proxy.mend() })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_contract_is_kept() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], server.port()))).await.unwrap();
+    bus_conformance::check(&Fixture { server: Mutex::new(server), proxy }).await;
+}
+
+#[tokio::test]
+async fn what_is_published_comes_in_order_and_is_resumed() {
+    let server = RedisServer::start();
+    let (bus, channel) = (bus_of(&server), channel("c"));
+    let mut now = subscribe(&bus, &channel, From::Now).await;
+    publish(&bus, &channel, &["1", "2", "3"]).await;
+    let position = take(&mut now, &["1", "2"]).await;
+    take(&mut subscribe(&bus, &channel, From::Oldest).await, &["1", "2", "3"]).await;
+    let mut after = subscribe(&bus, &channel, From::After(position)).await;
+    take(&mut after, &["3"]).await;
+    expect_nothing(&mut after, Duration::from_millis(450)).await;
+    publish(&bus, &channel, &["4"]).await;
+    take(&mut after, &["4"]).await;
+    take(&mut now, &["3", "4"]).await;
+    // More than one call takes and one read brings.
+    let many: Vec<String> = (0..700).map(|n| format!("m{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    publish(&bus, &channel, &many).await;
+    take(&mut now, &many).await;
+    let error = bus.subscribe(&channel, From::After(Position::new("5-0"))).await.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::BusFailed, "{error}");
+}
+
+/// Redis says nothing when what comes next was trimmed: `XREAD` waits, or gives what is left.
+#[tokio::test]
+async fn trimming_is_noticed() {
+    let server = RedisServer::start();
+    let (bus, channel) = (bus_of(&server), channel("c"));
+    let mut reader = subscribe(&bus, &channel, From::Now).await;
+    publish(&bus, &channel, &["1", "2"]).await;
+    let position = take(&mut reader, &["1"]).await;
+    let last = take(&mut reader, &["2"]).await;
+    trim(&server, "{forebay:c}").await;
+    // It was given everything; nothing was lost to it, nor to who stands at the end.
+    expect_nothing(&mut reader, Duration::from_millis(350)).await;
+    let mut end = subscribe(&bus, &channel, From::After(last)).await;
+    expect_nothing(&mut end, Duration::from_millis(350)).await;
+
+    let mut behind = subscribe(&bus, &channel, From::After(position)).await;
+    expect_lost(&mut behind).await;
+    publish(&bus, &channel, &["3"]).await;
+    take(&mut behind, &["3"]).await;
+    take(&mut reader, &["3"]).await;
+    take(&mut end, &["3"]).await;
+}
+
+/// A listener that does not read meanwhile: what it would have read was trimmed, and nothing comes after it.
+#[tokio::test]
+async fn trimming_before_a_read_is_noticed() {
+    let server = RedisServer::start();
+    let (bus, channel) = (bus_of(&server), channel("c"));
+    let mut reader = subscribe(&bus, &channel, From::Now).await;
+    publish(&bus, &channel, &["1", "2"]).await;
+    trim(&server, "{forebay:c}").await;
+    expect_lost(&mut reader).await;
+    publish(&bus, &channel, &["3", "4", "5"]).await;
+    let third: Vec<(String, Vec<String>)> = command(&server, &["XRANGE", "{forebay:c}", "-", "+"]).await;
+    let _: i64 = command(&server, &["XDEL", "{forebay:c}", &third[1].0]).await;
+    take(&mut reader, &["3"]).await;
+    expect_lost(&mut reader).await;
+    take(&mut reader, &["5"]).await;
+}
+
+#[tokio::test]
+async fn a_channel_holds_about_as_much_as_it_is_told_to() {
+    let server = RedisServer::start();
+    let bus = RedisBus::with_options(&server.url(), quick().retained(100).prefix("few")).unwrap();
+    let channel = channel("c");
+    let mut reader = subscribe(&bus, &channel, From::Now).await;
+    let many: Vec<String> = (0..1000).map(|n| format!("m{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    publish(&bus, &channel, &many).await;
+    let held: i64 = command(&server, &["XLEN", "{few:c}"]).await;
+    assert!((100..=300).contains(&held), "{held} are held");
+    expect_lost(&mut reader).await;
+    take(&mut reader, &many[many.len() - usize::try_from(held).unwrap()..]).await;
+}
+
+#[tokio::test]
+async fn a_restart_loses_nothing() {
+    let mut server = RedisServer::start();
+    let (bus, channel) = (bus_of(&server), channel("c"));
+    let mut reader = subscribe(&bus, &channel, From::Now).await;
+    publish(&bus, &channel, &["1", "2"]).await;
+    let position = take(&mut reader, &["1"]).await;
+    server.kill();
+    take_at_last(&mut reader, &["2"]).await;
+    let error = expect_error(&mut reader, Duration::from_secs(5)).await;
+    assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
+    let error = bus.publish(&channel, &[message("3")]).await.expect_err("the server is away");
+    assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
+    assert!(bus.subscribe(&channel, From::Now).await.is_err_and(|error| error.is_transient()));
+    server.start_again();
+    publish_at_last(&bus, &channel, &["3"]).await;
+    take_at_last(&mut reader, &["3"]).await;
+    take_at_last(&mut subscribe(&bus, &channel, From::After(position)).await, &["2", "3"]).await;
+    server.terminate();
+    server.start_again();
+    publish_at_last(&bus, &channel, &["4"]).await;
+    take_at_last(&mut reader, &["4"]).await;
+}
+
+#[tokio::test]
+async fn lost_data_are_noticed() {
+    let mut server = RedisServer::start();
+    let (bus, channel) = (bus_of(&server), channel("c"));
+    let mut reader = subscribe(&bus, &channel, From::Now).await;
+    publish(&bus, &channel, &["1", "2"]).await;
+    let position = take(&mut reader, &["1", "2"]).await;
+    server.kill();
+    server.forget_everything();
+    server.start_again();
+    // Nobody has published yet, and the numbering has begun anew all the same.
+    expect_lost(&mut reader).await;
+    // As many as there were, so that the numbers alone do not tell.
+    publish_at_last(&bus, &channel, &["3", "4"]).await;
+    take_at_last(&mut reader, &["3", "4"]).await;
+    let mut after = subscribe(&bus, &channel, From::After(position)).await;
+    expect_lost(&mut after).await;
+    take(&mut after, &["3", "4"]).await;
+}
+
+/// The server comes back without its last writes, and gives their numbers anew: by what is counted, nothing is
+/// missing.
+#[tokio::test]
+async fn numbers_that_were_given_anew_are_noticed() {
+    let mut server = RedisServer::start();
+    let (bus, channel) = (bus_of(&server), channel("c"));
+    let mut reader = subscribe(&bus, &channel, From::Now).await;
+    publish(&bus, &channel, &["1"]).await;
+    let saved = server.save();
+    publish(&bus, &channel, &["2", "3"]).await;
+    let position = take(&mut reader, &["1", "2", "3"]).await;
+    server.kill();
+    server.fall_back(&saved);
+    server.start_again();
+    publish_at_last(&bus, &channel, &["2b", "3b", "4b"]).await;
+    expect_lost(&mut reader).await;
+    take_at_last(&mut reader, &["1", "2b", "3b", "4b"]).await;
+    let mut after = subscribe(&bus, &channel, From::After(position)).await;
+    expect_lost(&mut after).await;
+    take(&mut after, &["1", "2b", "3b", "4b"]).await;
+}
+
+#[tokio::test]
+async fn a_deleted_stream_is_noticed() {
+    let server = RedisServer::start();
+    let (bus, channel) = (bus_of(&server), channel("c"));
+    let mut reader = subscribe(&bus, &channel, From::Now).await;
+    publish(&bus, &channel, &["1"]).await;
+    take(&mut reader, &["1"]).await;
+    // The stream alone: the numbering goes on, and nothing was missed.
+    let _: i64 = command(&server, &["DEL", "{forebay:c}"]).await;
+    publish(&bus, &channel, &["2"]).await;
+    take(&mut reader, &["2"]).await;
+    let _: i64 = command(&server, &["DEL", "{forebay:c}", "{forebay:c}:place"]).await;
+    publish(&bus, &channel, &["3"]).await;
+    expect_lost(&mut reader).await;
+    take(&mut reader, &["3"]).await;
+    // The numbering alone, as a server evicts it that is out of memory.
+    let _: i64 = command(&server, &["DEL", "{forebay:c}:place"]).await;
+    publish(&bus, &channel, &["4"]).await;
+    expect_lost(&mut reader).await;
+    assert_eq!(next(&mut reader).await.unwrap(), Delivery::Message(last_position(&server).await, "4".into()));
+    expect_nothing(&mut reader, Duration::from_millis(350)).await;
+}
+
+async fn last_position(server: &RedisServer) -> Position {
+    let last: Vec<(String, Vec<String>)> =
+        command(server, &["XREVRANGE", "{forebay:c}", "+", "-", "COUNT", "1"]).await;
+    let (id, fields) = &last[0];
+    Position::new(format!("{}:{}:{id}", fields[1], fields[3]))
+}
+
+#[tokio::test]
+async fn a_paused_server_is_noticed_and_nothing_is_lost() {
+    let server = RedisServer::start();
+    let options = quick().timeout(Duration::from_millis(300));
+    let bus = RedisBus::with_options(&server.url(), options).unwrap();
+    let channel = channel("c");
+    let mut reader = subscribe(&bus, &channel, From::Now).await;
+    publish(&bus, &channel, &["1"]).await;
+    take(&mut reader, &["1"]).await;
+    server.process().pause();
+    for _ in 0..2 {
+        let error = expect_error(&mut reader, Duration::from_secs(3)).await;
+        assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
+    }
+    let error = bus.publish(&channel, &[message("2")]).await.expect_err("the server is paused");
+    assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
+    server.process().resume();
+    publish_at_last(&bus, &channel, &["3"]).await;
+    // What failed may have been published all the same.
+    let mut seen = Vec::new();
+    while seen.last().map(String::as_str) != Some("3") {
+        match next_at_last(&mut reader).await {
+            Delivery::Message(_, body) => seen.push(String::from_utf8(body.to_vec()).unwrap()),
+            Delivery::PositionLost => panic!("nothing was lost"),
+        }
+    }
+    assert!(seen == ["3"] || seen == ["2", "3"], "{seen:?}");
+}
+
+/// A delivery that nobody waits for any longer is not lost, and asking often does not pile up reads.
+#[tokio::test]
+async fn dropping_the_future_loses_nothing() {
+    let server = RedisServer::start();
+    let (bus, channel) = (bus_of(&server), channel("c"));
+    let mut reader = subscribe(&bus, &channel, From::Now).await;
+    let texts: Vec<String> = (0..200).map(|n| format!("m{n}")).collect();
+    let mut texts = texts.iter().map(String::as_str);
+    let mut seen = Vec::new();
+    for round in 0..400 {
+        if round % 2 == 0 {
+            publish(&bus, &channel, &[texts.next().unwrap()]).await;
+        }
+        let wait = Duration::from_micros(50 * (round % 9));
+        if let Ok(delivery) = tokio::time::timeout(wait, reader.next()).await {
+            seen.push(delivery.unwrap());
+        }
+    }
+    while seen.len() < 200 {
+        seen.push(next(&mut reader).await.unwrap());
+    }
+    for (number, delivery) in seen.iter().enumerate() {
+        assert!(
+            matches!(delivery, Delivery::Message(_, body) if *body == format!("m{number}")),
+            "{delivery:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_pass_by_itself_says_so() {
+    let server = RedisServer::with_password("s3cret-of-the-server");
+    let wrong = server.url().replace("s3cret-of-the-server", "s3cret-that-is-wrong");
+    let channel = channel("c");
+    for url in [wrong.as_str(), &format!("redis://127.0.0.1:{}", server.port())] {
+        let bus = RedisBus::with_options(url, quick()).unwrap();
+        let published = bus.publish(&channel, &[message("1")]).await.expect_err("no credentials");
+        let subscribed = bus.subscribe(&channel, From::Now).await.err().unwrap();
+        for error in [published, subscribed] {
+            assert_eq!(error.kind(), ErrorKind::BusFailed, "{error}");
+            assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
+            assert!(error.to_string().starts_with("the redis bus at 127.0.0.1:"), "{error}");
+        }
+        assert!(!format!("{bus:?}").contains("s3cret"), "{bus:?}");
+    }
+    let bus = bus_of(&server);
+    publish(&bus, &channel, &["1"]).await;
+    let _: String = command(&server, &["SET", "{forebay:other}", "a string"]).await;
+    let other = bus::channel("other");
+    let published = bus.publish(&other, &[message("1")]).await.expect_err("a string");
+    let subscribed = bus.subscribe(&other, From::Now).await.err().unwrap();
+    assert_eq!((published.kind(), subscribed.kind()), (ErrorKind::BusFailed, ErrorKind::BusFailed));
+    // Somebody else's entry.
+    let mut reader = subscribe(&bus, &channel, From::Oldest).await;
+    let _: String = command(&server, &["XADD", "{forebay:c}", "*", "a", "b"]).await;
+    assert_eq!(next(&mut reader).await.expect_err("not of the bus").kind(), ErrorKind::BusFailed);
+}
+
+#[test]
+fn options_and_urls_are_checked() {
+    for url in ["", "http://h", "redis://:s3cret@h:port", "redis://h/not-a-database"] {
+        let error = RedisBus::new(url).expect_err(url);
+        assert_eq!(error.kind(), ErrorKind::InvalidOption, "{error}");
+        assert!(!error.to_string().contains("s3cret"), "{error}");
+    }
+    let options = RedisBusOptions::new().idle(Duration::ZERO);
+    let error = RedisBus::with_options("redis://h", options).expect_err("idle");
+    assert!(error.kind() == ErrorKind::InvalidOption && error.to_string().starts_with("idle is"), "{error}");
+}
+
+#[tokio::test]
+async fn tls_works_and_an_untrusted_server_is_refused() {
+    let certificates = Certificates::make();
+    let pem = certificates.authority_pem();
+    let server = RedisServer::with_tls(certificates);
+    let channel = channel("c");
+    let bus = RedisBus::with_options(&server.url(), quick().root_certificates(pem)).unwrap();
+    let mut reader = subscribe(&bus, &channel, From::Now).await;
+    publish(&bus, &channel, &["1"]).await;
+    take(&mut reader, &["1"]).await;
+    let other = Certificates::make().authority_pem();
+    let bus = RedisBus::with_options(&server.url(), quick().root_certificates(other)).unwrap();
+    let error = bus.publish(&channel, &[message("2")]).await.expect_err("another authority");
+    assert_eq!(error.kind(), ErrorKind::BusFailed, "{error}");
+}

@@ -1,0 +1,237 @@
+//! What a follower makes of what it hears.
+
+use forebay::bus::contract::{From, Position};
+use forebay::bus::event::{Directive, Event, Said};
+use forebay::{Epoch, Error, ErrorKind, NamespaceName, Seq, Source};
+
+use super::{Bed, before, changed, eventually};
+use crate::support::key_of;
+
+#[tokio::test]
+async fn what_was_not_changed_is_served_from_memory_and_what_was_is_not() {
+    let bed = Bed::new().await;
+    bed.write(1, 10).await;
+    bed.write(2, 20).await;
+    let (bay, prices) = bed.follower().await;
+    assert_eq!((prices.get(&1).await.unwrap(), prices.get(&2).await.unwrap()), (Some(10), Some(20)));
+    let seq = bed.write(1, 11).await;
+    assert_eq!(prices.get(&1).await.unwrap(), Some(10), "it was told nothing");
+    bed.bus.hand(&bed.event(before(seq), seq, vec![changed(1, seq)]));
+    bed.bus.heard().await;
+    assert_eq!(bay.watermark(), seq);
+    assert_eq!(prices.get_entry(&2).await.unwrap().source, Source::Memory);
+    assert!(prices.peek(&1).is_none(), "it would have to be loaded");
+    let entry = prices.get_entry(&1).await.unwrap();
+    assert_eq!((entry.value, entry.version, entry.source), (Some(11), Some(seq), Source::Store));
+    let hits = prices.stats().memory_hits;
+    assert_eq!(prices.peek(&1).unwrap().version, Some(seq));
+    assert_eq!(prices.stats().memory_hits, hits);
+}
+
+#[tokio::test]
+async fn a_directive_that_comes_again_or_late_drops_nothing_newer() {
+    let bed = Bed::new().await;
+    let old = bed.write(1, 10).await;
+    let new = bed.write(1, 11).await;
+    let (_bay, prices) = bed.follower().await;
+    assert_eq!(prices.get(&1).await.unwrap(), Some(11));
+    bed.bus.hand(&bed.event(before(old), old, vec![changed(1, old)]));
+    bed.bus.hand(&bed.event(before(new), new, vec![changed(1, new)]));
+    bed.bus.heard().await;
+    assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Memory);
+}
+
+#[tokio::test]
+async fn removals_namespaces_groups_and_new_values_are_carried_out() {
+    let bed = Bed::new().await;
+    for key in 1..=3 {
+        bed.write(key, key * 10).await;
+    }
+    let bay = forebay::Forebay::builder(bed.layer.store.clone()).follow(bed.follow()).open().await.unwrap();
+    let prices = bay.cache::<u64, u64>("prices").group_by(|key| Some(format!("of {key}"))).open().unwrap();
+    bed.bus.subscribed().await;
+    let warm = async || {
+        for key in 1..=3 {
+            prices.get(&key).await.unwrap();
+        }
+    };
+    let sources = async || {
+        let mut sources = Vec::new();
+        for key in 1..=3 {
+            sources.push(prices.get_entry(&key).await.unwrap().source);
+        }
+        sources
+    };
+    let say = async |directive: fn(Seq) -> Directive| {
+        let at = bay.watermark();
+        bed.bus.hand(&bed.event(at, at.plus(1), vec![directive(at.plus(1))]));
+        bed.bus.heard().await;
+    };
+    let (memory, store) = (Source::Memory, Source::Store);
+    warm().await;
+    say(|seq| Directive::Remove(key_of("prices", &1_u64), seq)).await;
+    assert_eq!(sources().await, [store, memory, memory]);
+    say(|seq| Directive::Group(NamespaceName::parse("prices").unwrap(), "of 2".into(), seq)).await;
+    assert_eq!(sources().await, [memory, store, memory]);
+    say(|seq| Directive::Namespace(NamespaceName::parse("prices").unwrap(), seq)).await;
+    assert_eq!(sources().await, [store, store, store]);
+    say(|seq| Directive::Schema(NamespaceName::parse("prices").unwrap(), 2, seq)).await;
+    assert_eq!(sources().await, [store, store, store]);
+    say(Directive::Everything).await;
+    assert_eq!(sources().await, [store, store, store]);
+    // As the codec writes it: bincode, schema 1.
+    let value = bytes::Bytes::from([&[1, 1][..], &77_u64.to_le_bytes()].concat());
+    let at = bay.watermark().plus(1);
+    bed.bus.hand(&bed.event(
+        bay.watermark(),
+        at,
+        vec![Directive::Put(key_of("prices", &3_u64), at, value.clone())],
+    ));
+    // What nobody has read here is not brought in.
+    bed.bus.hand(&bed.event(at, at, vec![Directive::Put(key_of("prices", &9_u64), at, value)]));
+    bed.bus.heard().await;
+    let entry = prices.get_entry(&3).await.unwrap();
+    assert_eq!((entry.value, entry.version, entry.source), (Some(77), Some(at), memory));
+    assert_eq!(prices.resident_count(), 3);
+}
+
+#[tokio::test]
+async fn a_gap_is_asked_for_again_from_the_last_message_before_it() {
+    let bed = Bed::new().await;
+    bed.write(1, 10).await;
+    let (bay, prices) = bed.follower().await;
+    let first = bed.write(2, 20).await;
+    bed.bus.hand(&bed.event(before(first), first, vec![changed(2, first)]));
+    bed.bus.heard().await;
+    assert_eq!(prices.get(&1).await.unwrap(), Some(10));
+    let missed = bed.write(1, 11).await;
+    let last = bed.write(3, 30).await;
+    bed.bus.hand(&bed.event(before(last), last, vec![changed(3, last)]));
+    bed.bus.heard().await;
+    assert_eq!(bed.bus.subscriptions(), [From::Now, From::After(Position::new("1"))]);
+    assert!(bay.following().unwrap().has_gap);
+    assert_eq!((bay.watermark(), prices.get(&1).await.unwrap()), (first, Some(10)), "nothing is known of it");
+    bed.bus.hand(&bed.event(before(missed), missed, vec![changed(1, missed)]));
+    bed.bus.heard().await;
+    assert_eq!(bay.watermark(), last, "what was heard behind the gap counts");
+    assert_eq!(prices.get(&1).await.unwrap(), Some(11));
+    let status = bay.following().unwrap();
+    assert_eq!((status.gaps, status.places_lost), (1, 0));
+}
+
+#[tokio::test]
+async fn a_gap_that_stays_empties_memory() {
+    let bed = Bed::new().await;
+    bed.write(1, 10).await;
+    let (bay, prices) = bed.follower().await;
+    let first = bed.write(2, 20).await;
+    bed.bus.hand(&bed.event(before(first), first, vec![changed(2, first)]));
+    bed.bus.heard().await;
+    assert_eq!(prices.get(&1).await.unwrap(), Some(10));
+    bed.write(1, 11).await;
+    let last = bed.write(3, 30).await;
+    let later = bed.event(before(last), last, vec![changed(3, last)]);
+    bed.bus.hand(&later);
+    bed.bus.hand(&later);
+    bed.bus.heard().await;
+    assert_eq!(bay.watermark(), last);
+    assert_eq!(prices.get(&1).await.unwrap(), Some(11));
+    assert_eq!(bay.following().unwrap().places_lost, 1);
+}
+
+#[tokio::test]
+async fn a_lost_position_empties_memory_and_loads_under_way_are_not_kept() {
+    let bed = Bed::new().await;
+    bed.write(1, 10).await;
+    let (bay, prices) = bed.follower().await;
+    assert_eq!(prices.get(&1).await.unwrap(), Some(10));
+    let last = bed.write(1, 11).await;
+    bed.bus.lose_position();
+    bed.bus.heard().await;
+    assert_eq!(prices.get(&1).await.unwrap(), Some(11));
+    assert_eq!((bay.watermark(), bay.following().unwrap().places_lost), (last, 1));
+}
+
+#[tokio::test]
+async fn what_is_not_to_be_believed_is_refused_and_counted_and_does_nothing() {
+    let bed = Bed::new().await;
+    let seq = bed.write(1, 10).await;
+    let (bay, prices) = bed.follower().await;
+    assert_eq!(prices.get(&1).await.unwrap(), Some(10));
+    bed.bus.hand_bytes(&b"no event"[..]);
+    let mut flipped = bed.event(seq, seq.next(), vec![changed(1, seq.next())]).encode().unwrap().to_vec();
+    flipped[40] ^= 1;
+    bed.bus.hand_bytes(flipped);
+    bed.bus.hand_bytes(vec![1; forebay::bus::contract::BODY_BYTES_MAX + 1]);
+    // Of nobody's chain.
+    bed.bus.hand(&bed.event(Seq::ZERO, Seq::ZERO, vec![changed(1, Seq::ZERO)]));
+    // A follower's word on the owner's channel.
+    bed.bus.hand(&Event {
+        said: Said::Seen("x".into()),
+        ..bed.event(seq, seq.next(), vec![changed(1, seq.next())])
+    });
+    // Of an owner that the store does not know, and would silence the true one.
+    let forged = bed.event(seq, seq.next(), vec![changed(1, seq.next())]);
+    bed.bus.hand(&Event { epoch: Epoch(bed.epoch().0 + 1), ..forged.clone() });
+    bed.bus.hand(&Event { epoch: Epoch(bed.epoch().0 - 1), ..forged });
+    bed.bus.hand(&bed.event(seq, seq, vec![Directive::Remove(key_of("elsewhere", &1_u64), seq)]));
+    bed.bus.heard().await;
+    let status = bay.following().unwrap();
+    assert_eq!((status.refused, status.refused_owner, status.directives_elsewhere), (5, 2, 1));
+    assert_eq!((status.position, status.epoch), (seq, bed.epoch()));
+    assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Memory);
+    // The true owner is still heard.
+    let next = bed.write(1, 11).await;
+    bed.bus.hand(&bed.event(seq, next, vec![changed(1, next)]));
+    bed.bus.heard().await;
+    assert_eq!(prices.get(&1).await.unwrap(), Some(11));
+}
+
+#[tokio::test]
+async fn directives_from_outside_are_carried_out_where_that_is_wanted() {
+    let bed = Bed::new().await;
+    bed.write(1, 10).await;
+    let follow = bed.follow().outside_directives(true);
+    let bay = forebay::Forebay::builder(bed.layer.store.clone()).follow(follow).open().await.unwrap();
+    let prices = bay.cache::<u64, u64>("prices").open().unwrap();
+    bed.bus.subscribed().await;
+    assert_eq!(prices.get(&1).await.unwrap(), Some(10));
+    let event = bed.event(Seq::ZERO, Seq::ZERO, vec![changed(1, Seq::ZERO)]);
+    bed.bus.hand(&Event { epoch: Epoch(0), ..event });
+    bed.bus.heard().await;
+    assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Store);
+}
+
+/// A thawed owner says what it had still to say, after another one has taken over.
+#[tokio::test]
+async fn an_owner_that_another_has_followed_is_not_heard() {
+    let bed = Bed::new().await;
+    let seq = bed.write(1, 10).await;
+    let (bay, prices) = bed.follower().await;
+    let old = bed.event(seq, seq.next(), vec![changed(1, seq.next())]);
+    bed.owner.close().await.unwrap();
+    let next_owner = bed.layer.builder().changes(true).open().await.unwrap();
+    eventually("the next owner is known", || bay.following().unwrap().epoch == next_owner.health().epoch)
+        .await;
+    assert_eq!(prices.get(&1).await.unwrap(), Some(10));
+    bed.bus.hand(&old);
+    bed.bus.heard().await;
+    let status = bay.following().unwrap();
+    assert_eq!((status.refused_owner, status.position), (1, seq));
+    assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Memory);
+}
+
+#[tokio::test]
+async fn a_bus_that_fails_is_listened_to_again_and_says_so_meanwhile() {
+    let bed = Bed::new().await;
+    let seq = bed.write(1, 10).await;
+    let (bay, _prices) = bed.follower().await;
+    bed.bus.fail(Error::new(ErrorKind::Transient, "the bus is away"));
+    bed.bus.heard().await;
+    assert!(bay.following().unwrap().error.unwrap().to_string().contains("the bus is away"));
+    let next = bed.write(1, 11).await;
+    bed.bus.hand(&bed.event(seq, next, vec![changed(1, next)]));
+    bed.bus.heard().await;
+    assert!(bay.following().unwrap().error.is_none());
+    assert_eq!(bay.watermark(), next);
+}
