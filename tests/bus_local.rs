@@ -150,7 +150,7 @@ impl BrokenListener {
             Fault::CriesWolf if is_message && number == 0 && self.resumed => {
                 self.ready.extend([Delivery::PositionLost, delivery]);
             }
-            Fault::Reorders if is_message && number % 2 == 0 => self.taken = Some(delivery),
+            Fault::Reorders if is_message && number.is_multiple_of(2) => self.taken = Some(delivery),
             Fault::Reorders => self.ready.extend([Some(delivery), self.taken.take()].into_iter().flatten()),
             Fault::ResumesTooLate if is_message && number == 0 && self.resumed => {}
             Fault::SharesOut if is_message => {
