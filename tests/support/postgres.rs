@@ -107,7 +107,7 @@ impl Postgres {
             .spawn()
             .unwrap();
         let log = lines_of(BufReader::new(child.stderr.take().unwrap()));
-        let mut process = Process { child, log };
+        let process = Process { child, log };
         let mut told = Vec::new();
         loop {
             match process.log.recv_timeout(START_PATIENCE) {
