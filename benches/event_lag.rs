@@ -72,11 +72,14 @@ struct Arguments {
     /// How many async writers.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..))]
     writers: u64,
-    /// How many rounds the costs are measured; none leaves them out.
-    #[arg(long, default_value_t = 7)]
+    /// For how long at the most the owner's flusher waits for a batch to fill, in milliseconds: 10 is a layer's default.
+    #[arg(long, default_value_t = 10)]
+    linger_ms: u64,
+    /// How many rounds the costs are measured; none leaves them out. Many short ones, because a disk's mood changes.
+    #[arg(long, default_value_t = 21)]
     rounds: u64,
     /// How long each measurement of a publisher's cost takes, in milliseconds.
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(10..))]
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..))]
     measure_ms: u64,
     /// How many entries the follower of the last part has in memory.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
@@ -89,9 +92,10 @@ struct Arguments {
 fn main() -> Result<()> {
     let mut arguments = Arguments::parse();
     if arguments.smoke {
-        (arguments.seconds, arguments.rounds, arguments.measure_ms) = (1, 1, 200);
+        (arguments.seconds, arguments.rounds, arguments.measure_ms) = (1, 1, 100);
+        arguments.entries = arguments.entries.min(10_000);
     }
-    let Arguments { rate, writers, seconds, rounds, entries, .. } = arguments;
+    let Arguments { rate, writers, seconds, linger_ms, rounds, entries, .. } = arguments;
     arguments.bus.iter().try_for_each(|over| over.check())?;
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/forebay");
     fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
@@ -101,9 +105,10 @@ fn main() -> Result<()> {
 
     let warm_up = (rate * seconds).div_ceil(10);
     let load = Paced { rate, writers, writes: warm_up + rate * seconds };
-    let mut report = Report { rate, writers, seconds, rounds, entries, ..Report::default() };
+    let linger = Duration::from_millis(linger_ms);
+    let mut report = Report { rate, writers, seconds, linger_ms, rounds, entries, ..Report::default() };
     for &over in &arguments.bus {
-        let measured = runtime.block_on(lag::measure(over, load, warm_up, directory.path()));
+        let measured = runtime.block_on(lag::measure(over, load, warm_up, linger, directory.path()));
         report.lags.push(measured.with_context(|| format!("measuring the lag over {over}"))?);
     }
     if rounds > 0 {

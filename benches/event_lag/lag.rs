@@ -85,7 +85,13 @@ pub(crate) struct Lag {
 }
 
 /// Lets writers write at a rate, and a follower hear of it. The first `warm_up` writes do not count.
-pub(crate) async fn measure(over: Over, load: Paced, warm_up: u64, directory: &Path) -> Result<Lag> {
+pub(crate) async fn measure(
+    over: Over,
+    load: Paced,
+    warm_up: u64,
+    linger: Duration,
+    directory: &Path,
+) -> Result<Lag> {
     let ground = Ground::new(over).await?;
     let applied = Arc::new(Mutex::new(Marks::new()));
     let store = Noting { store: ground.owner_store, applied: Arc::clone(&applied) };
@@ -93,6 +99,7 @@ pub(crate) async fn measure(over: Over, load: Paced, warm_up: u64, directory: &P
     let owner = Forebay::builder(store)
         .journal(journal)
         .durability(Durability::Sync)
+        .batch_linger(linger)
         .changes(ground.owner_bus.is_some())
         .open()
         .await?;

@@ -19,6 +19,7 @@ pub(crate) struct Report {
     pub(crate) rate: u64,
     pub(crate) writers: u64,
     pub(crate) seconds: u64,
+    pub(crate) linger_ms: u64,
     pub(crate) rounds: u64,
     pub(crate) entries: u64,
     pub(crate) lags: Vec<Lag>,
@@ -84,8 +85,9 @@ impl Report {
         }
         show(table, 1);
         println!(
-            "{} writes a second for {} s, values of {VALUE_BYTES} bytes, {} async writers, Durability::Sync.",
-            self.rate, self.seconds, self.writers
+            "{} writes a second for {} s, values of {VALUE_BYTES} bytes, {} async writers, Durability::Sync, batches that \
+             linger {} ms.",
+            self.rate, self.seconds, self.writers, self.linger_ms
         );
     }
 
@@ -148,6 +150,7 @@ impl Report {
             "rate": self.rate,
             "writers": self.writers,
             "seconds": self.seconds,
+            "linger_ms": self.linger_ms,
             "rounds": self.rounds,
             "entries": self.entries,
             "value_bytes": VALUE_BYTES,
