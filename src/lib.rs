@@ -13,6 +13,7 @@ pub mod journal;
 pub mod manual;
 pub mod memory;
 pub mod metrics;
+pub mod monitor;
 pub mod options;
 #[cfg(feature = "postgres")]
 pub mod postgres;
@@ -65,7 +66,12 @@ pub use crate::memory::freshness::OnUnverified;
 pub use crate::memory::servable::Excuse;
 pub use crate::metrics::ages::AgeSummary;
 pub use crate::metrics::{CacheStats, EvictionStats, QueueStats, Stats};
+pub use crate::monitor::observer::{Observation, Observer};
+pub use crate::monitor::report::MonitorReport;
+pub use crate::monitor::sampling::Monitor;
 pub use crate::options::{Backpressure, OnRejected, WritePolicy};
+#[cfg(feature = "postgres")]
+pub use crate::postgres::server::PostgresServer;
 pub use crate::seam::clock::{Clock, Moment, Ticker};
 pub use crate::store::contract::Store;
 #[cfg(feature = "fjall")]

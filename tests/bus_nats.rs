@@ -7,6 +7,8 @@ mod bus;
 #[path = "support/servers/mod.rs"]
 mod servers;
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -14,10 +16,15 @@ use bus::{
     channel, expect_error, expect_lost, expect_nothing, message, next, next_at_last, publish,
     publish_at_last, subscribe, take, take_at_last,
 };
-use forebay::ErrorKind;
+use forebay::bus::contract::BoxFuture;
 use forebay::bus::{Bus, Delivery, From, NatsBus, NatsBusOptions, Position};
+use forebay::testkit::bus_conformance::{self, BusFixture};
+use forebay::testkit::proxy::Proxy;
+use forebay::{Channel, ErrorKind};
 use servers::certificates::Certificates;
 use servers::nats::NatsServer;
+use tokio::sync::Mutex;
+use tokio::task::block_in_place;
 
 fn quick() -> NatsBusOptions {
     NatsBusOptions::new().idle(Duration::from_millis(100)).timeout(Duration::from_secs(2))
@@ -33,8 +40,61 @@ async fn context(server: &NatsServer) -> jetstream::Context {
     jetstream::new(options.connect(server.url()).await.unwrap())
 }
 
-async fn trim(server: &NatsServer) {
-    context(server).await.get_stream("forebay-c").await.unwrap().purge().await.unwrap();
+/// Takes all messages away. The channel may not have been used before.
+async fn trim(server: &NatsServer, stream: &str) {
+    match context(server).await.get_stream(stream).await {
+        Ok(stream) => assert!(stream.purge().await.unwrap().success),
+        Err(error) => assert!(error.to_string().contains("not found"), "{error}"),
+    }
+}
+
+/// A server that can be killed and started again, behind a proxy that can cut its connections.
+struct Fixture {
+    server: Mutex<NatsServer>,
+    proxy: Proxy,
+}
+
+impl BusFixture for Fixture {
+    fn connect(&self) -> BoxFuture<'_, Arc<dyn Bus>> {
+        let url = format!("nats://{}", self.proxy.address());
+        Box::pin(async move { Arc::new(NatsBus::with_options(&url, quick()).unwrap()) as Arc<dyn Bus> })
+    }
+
+    fn trim<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let server = self.server.lock().await;
+            trim(&server, &format!("forebay-{channel}")).await;
+        })
+    }
+
+    fn restart(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async {
+            let mut server = self.server.lock().await;
+            block_in_place(|| {
+                server.kill();
+                server.start_again();
+            });
+            true
+        })
+    }
+
+    fn cut(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async {
+            self.proxy.cut().await;
+            true
+        })
+    }
+
+    fn mend(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { self.proxy.mend() })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_contract_is_kept() {
+    let server = NatsServer::start();
+    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], server.port()))).await.unwrap();
+    bus_conformance::check(&Fixture { server: Mutex::new(server), proxy }).await;
 }
 
 #[tokio::test]
@@ -72,7 +132,7 @@ async fn trimming_is_noticed() {
     publish(&bus, &channel, &["1", "2"]).await;
     let position = take(&mut reader, &["1"]).await;
     let last = take(&mut reader, &["2"]).await;
-    trim(&server).await;
+    trim(&server, "forebay-c").await;
     // It was given everything; nothing was lost to it, nor to who stands at the end.
     expect_nothing(&mut reader, Duration::from_millis(350)).await;
     let mut end = subscribe(&bus, &channel, From::After(last)).await;
@@ -96,7 +156,7 @@ async fn trimming_before_a_pull_is_noticed() {
     // Its last pull ends, and it makes no other one.
     tokio::time::sleep(Duration::from_millis(300)).await;
     publish(&bus, &channel, &["1", "2"]).await;
-    trim(&server).await;
+    trim(&server, "forebay-c").await;
     expect_lost(&mut reader).await;
     publish(&bus, &channel, &["3", "4", "5"]).await;
     let stream = context(&server).await.get_stream("forebay-c").await.unwrap();

@@ -7,16 +7,23 @@ mod bus;
 #[path = "support/servers/mod.rs"]
 mod servers;
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{
     channel, expect_error, expect_lost, expect_nothing, message, next, next_at_last, publish,
     publish_at_last, subscribe, take, take_at_last,
 };
-use forebay::ErrorKind;
+use forebay::bus::contract::BoxFuture;
 use forebay::bus::{Bus, Delivery, From, Position, RedisBus, RedisBusOptions};
+use forebay::testkit::bus_conformance::{self, BusFixture};
+use forebay::testkit::proxy::Proxy;
+use forebay::{Channel, ErrorKind};
 use servers::certificates::Certificates;
 use servers::redis::RedisServer;
+use tokio::sync::Mutex;
+use tokio::task::block_in_place;
 
 fn quick() -> RedisBusOptions {
     RedisBusOptions::new().idle(Duration::from_millis(100)).timeout(Duration::from_secs(2))
@@ -37,6 +44,55 @@ async fn command<T: redis::FromRedisValue>(server: &RedisServer, words: &[&str])
 
 async fn trim(server: &RedisServer, stream: &str) {
     let _: i64 = command(server, &["XTRIM", stream, "MAXLEN", "0"]).await;
+}
+
+/// A server that can be killed and started again, behind a proxy that can cut its connections.
+struct Fixture {
+    server: Mutex<RedisServer>,
+    proxy: Proxy,
+}
+
+impl BusFixture for Fixture {
+    fn connect(&self) -> BoxFuture<'_, Arc<dyn Bus>> {
+        let url = format!("redis://{}", self.proxy.address());
+        Box::pin(async move { Arc::new(RedisBus::with_options(&url, quick()).unwrap()) as Arc<dyn Bus> })
+    }
+
+    fn trim<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let server = self.server.lock().await;
+            trim(&server, &format!("{{forebay:{channel}}}")).await;
+        })
+    }
+
+    fn restart(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async {
+            let mut server = self.server.lock().await;
+            block_in_place(|| {
+                server.kill();
+                server.start_again();
+            });
+            true
+        })
+    }
+
+    fn cut(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async {
+            self.proxy.cut().await;
+            true
+        })
+    }
+
+    fn mend(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { self.proxy.mend() })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_contract_is_kept() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], server.port()))).await.unwrap();
+    bus_conformance::check(&Fixture { server: Mutex::new(server), proxy }).await;
 }
 
 #[tokio::test]

@@ -28,6 +28,7 @@ const RANKS: &[(&str, u32)] = &[
     ("engine", 4),
     ("cache", 5),
     ("builder", 6),
+    ("monitor", 6),
     ("lib", 7),
     ("manual", 7),
     ("testkit", 7),

@@ -15,8 +15,9 @@ use forebay::bus::tracker::{Heard, Tracker};
 use forebay::error::Result;
 use forebay::postgres::PostgresServer;
 use forebay::store::contract::{Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure};
-use forebay::store::postgres::{PostgresStore, PostgresStoreOptions};
+use forebay::store::postgres::{Applying, PostgresStore, PostgresStoreOptions};
 use forebay::testkit::conformance::{self, Subject};
+use forebay::testkit::pulse_conformance;
 use forebay::{Cache, Channel, ErrorKind, Forebay, Key, NamespaceName, OutboxPuts, Seq, WritePolicy};
 use postgres::{PASSWORD, Postgres, USER};
 use tokio_postgres::Client;
@@ -41,7 +42,9 @@ impl Subject for InSchema {
 #[tokio::test]
 async fn the_postgres_store_conforms() {
     let server = Postgres::start();
-    conformance::run(schemas(&server)).await.unwrap();
+    let schemas = schemas(&server);
+    conformance::run(&schemas).await.unwrap();
+    pulse_conformance::run(&schemas()).await.unwrap();
 }
 
 #[tokio::test]
@@ -176,23 +179,61 @@ async fn wait_until_blocked(server: &Postgres, like: &str) {
     }
 }
 
-/// A zombie that was frozen in the middle of an apply: the server ends its transaction, and the claim goes on.
-#[tokio::test]
-async fn an_owner_that_says_nothing_more_holds_its_successor_up_for_a_bounded_time() {
+/// An owner that is frozen in the middle of an apply, with the tenure locked: the server ends its transaction, so its
+/// successor has to wait for a bounded time only, and what the owner sends once it wakes up does not land.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_owner_holds_its_successor_up_for_a_bounded_time() {
     let server = Postgres::start();
     let limited = server.server("postgres").call_timeout(Duration::from_secs(2));
-    let store = PostgresStore::open(limited.clone()).await.unwrap();
+    let (asleep, sleeps) = std::sync::mpsc::channel();
+    let (wake, woken) = std::sync::mpsc::channel::<()>();
+    let woken = std::sync::Mutex::new(woken);
+    // Asked between the lock and the writes, on the thread of the store's connections.
+    let events = Arc::new(move |_: &Applying<'_>| {
+        asleep.send(()).unwrap();
+        woken.lock().unwrap().recv().unwrap();
+        Ok(vec![Bytes::from_static(b"an event")])
+    });
+    let old = PostgresStoreOptions::new(limited.clone()).outbox_events("shop", events).open().await.unwrap();
+    let tenure = old.claim(None).await.unwrap();
+    let applying = tokio::spawn(async move {
+        let applied = old.apply(&batch(tenure, vec![put(1, 1)])).await;
+        (old, applied)
+    });
+    tokio::task::spawn_blocking(move || sleeps.recv().unwrap()).await.unwrap();
+    let new = PostgresStore::open(limited).await.unwrap();
+    let claimed = new.claim(None).await.unwrap();
+    assert_eq!(claimed.progress.applied, Seq::ZERO);
+    new.apply(&batch(claimed, vec![put(1, 7)])).await.unwrap();
+    wake.send(()).unwrap();
+    let (old, applied) = applying.await.unwrap();
+    assert!(matches!(applied, Err(StoreError::Transient(_))), "{applied:?}");
+    let again = old.apply(&batch(tenure, vec![put(1, 1)])).await;
+    assert!(matches!(again, Err(StoreError::Fenced { current }) if current == claimed.epoch), "{again:?}");
+    assert_eq!(new.load(&key(1)).await.unwrap(), None);
+    assert_eq!(outbox(&server.client("postgres").await).await, (vec![], Seq(1)));
+}
+
+/// The outbox does not grow for ever: applies trim it.
+#[tokio::test]
+async fn applies_trim_the_outbox() {
+    let server = Postgres::start();
+    let events = Arc::new(|_: &Applying<'_>| Ok(vec![Bytes::from_static(b"an event"); 600]));
+    let options = PostgresStoreOptions::new(server.server("postgres")).outbox_events("shop", events);
+    let store = options.outbox_retained(50, Duration::from_secs(3600)).open().await.unwrap();
     let tenure = store.claim(None).await.unwrap();
-    store.apply(&batch(tenure, vec![put(1, 1)])).await.unwrap();
-    // The session of a store, stopped where an apply has locked the tenure, has this setting.
     let client = server.client("postgres").await;
-    client.batch_execute("SET idle_in_transaction_session_timeout = 1000; BEGIN").await.unwrap();
-    client.execute("SELECT FROM forebay.tenure FOR UPDATE", &[]).await.unwrap();
-    let claimed = store.claim(None).await.unwrap();
-    assert_eq!(claimed.progress.applied, Seq(1));
-    let settings = "SELECT count(*) FROM pg_stat_activity a WHERE a.application_name = 'forebay'";
-    let other = server.client("postgres").await;
-    assert!(other.query_one(settings, &[]).await.unwrap().get::<_, i64>(0) > 0);
+    let mut rows = Vec::new();
+    for seq in 1..=6 {
+        store.apply(&batch(tenure, vec![put(seq, 1)])).await.unwrap();
+        let count = client.query_one("SELECT count(*) FROM forebay.outbox", &[]).await.unwrap();
+        rows.push(count.get::<_, i64>(0));
+    }
+    // What an apply has written itself it cannot trim: it is not committed yet.
+    assert_eq!(rows, [600, 1200, 600, 1200, 1800, 600]);
+    let noted = "SELECT count(*) FROM forebay.outbox o, forebay.outbox_channel c
+                 WHERE c.channel = 'shop' AND (o.xid, o.id) <= (c.trimmed_xid, c.trimmed_id)";
+    assert_eq!(client.query_one(noted, &[]).await.unwrap().get::<_, i64>(0), 0, "what was trimmed is noted");
 }
 
 /// The record that a constraint refuses is named, whichever place it has, and nothing of its batch is there.

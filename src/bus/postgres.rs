@@ -21,6 +21,10 @@
 //! | `identity` | usually null; a second row with the same one is left out by `ON CONFLICT DO NOTHING` |
 //! | `event` | null; or instead of all from `operation` to `version` the bytes of an [event](crate::bus::event) |
 //!
+//! Rows of different transactions are delivered in the order in which those began to write, not in that of their commits.
+//! So a `remove` is right only where those that change the key follow each other; an `invalidate` always is.
+//! [`PostgresBus::trigger_sql`] writes triggers that fill the table.
+//!
 //! `xid`, `id` and `created` are to be left to their defaults, and nothing is to be deleted but by trimming. What a row
 //! says is delivered as an event outside of any owner's chain. A row whose key is longer than a key can be is delivered
 //! as its whole namespace, and one whose namespace is none as
@@ -37,11 +41,13 @@ use bytes::Bytes;
 use crate::bus::contract::{BoxFuture, Bus, Channel, From, Message, Subscription};
 use crate::bus::postgres_reading::{Listener, ReadSql, Reader};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::NamespaceName;
 use crate::postgres::driver::Driver;
 use crate::postgres::failure::{Failure, Sort};
 use crate::postgres::outbox::{self, Outbox, Retention, TRIM_EVERY_ROWS};
 use crate::postgres::pool::{Lease, Pool, column, within};
 use crate::postgres::server::PostgresServer;
+use crate::postgres::trigger::{KeyColumn, trigger_sql};
 
 const POLL_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 const POLL_INTERVAL_MIN: Duration = Duration::from_millis(10);
@@ -200,6 +206,28 @@ impl PostgresBus {
             Ok(held)
         })
         .await
+    }
+
+    /// The script that has every change of a table by anybody, in plain SQL, invalidate the key in a namespace, on a channel
+    /// and in the transaction that makes the change. `table` may have its schema in front (`sales.products`). To be run
+    /// once, as a migration, by a role that may create triggers on the table; running it again changes nothing.
+    ///
+    /// It makes the outbox, too, if there is none. The triggers fire once for each statement: `INSERT`, `UPDATE` (of the
+    /// old key and the new one), `DELETE`, and `TRUNCATE`, which invalidates the whole namespace. A deletion is told as
+    /// an invalidation, because transactions are told in the order in which they began: another one that has put the
+    /// key again may be told before it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidName`] for what cannot be the name of a table or a column.
+    pub fn trigger_sql(
+        &self,
+        table: &str,
+        key: KeyColumn<'_>,
+        namespace: &NamespaceName,
+        channel: &Channel,
+    ) -> Result<String> {
+        let schema = &self.0.shared.server.schema;
+        trigger_sql(schema, table, key, namespace.as_str(), channel.as_str())
     }
 
     /// Runs a call on the bus's own thread, within the call timeout.

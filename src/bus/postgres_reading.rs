@@ -41,6 +41,9 @@ struct Place {
     incarnation: String,
     xid: u64,
     id: i64,
+    /// When its row was written, in microseconds: after a return to an earlier copy of the database another row may
+    /// have the same numbers. Of a place without a row, when it was resolved.
+    stamp: i64,
     /// Whether there is, or was, a row of these numbers.
     of_row: bool,
 }
@@ -77,6 +80,9 @@ impl ReadSql {
     /// Of a schema whose name was checked.
     pub(crate) fn new(schema: &str) -> ReadSql {
         let incarnation = incarnation_sql(schema);
+        let stamp = |column: &str| format!("(extract(epoch FROM {column}) * 1000000)::int8");
+        let (created, touched, now) =
+            (stamp("o.created"), stamp("c.touched"), stamp("outbox_channel.touched"));
         ReadSql {
             // One statement, so one snapshot: what is read, what was trimmed, and what still runs belong together.
             read: format!(
@@ -84,15 +90,16 @@ impl ReadSql {
                    SELECT {incarnation} AS incarnation, pg_snapshot_xmin(pg_current_snapshot()) AS xmin, \
                      coalesce(c.trimmed_xid, '0'::xid8) AS trimmed_xid, coalesce(c.trimmed_id, 0) AS trimmed_id, \
                      EXISTS (SELECT FROM \"{schema}\".outbox o \
-                       WHERE o.channel = $1 AND o.xid = $2::text::xid8 AND o.id = $3) AS found, \
+                       WHERE o.channel = $1 AND o.xid = $2::text::xid8 AND o.id = $3 AND {created} = $4) AS found, \
+                     coalesce({touched}, 0) AS touched, \
                      EXISTS (SELECT FROM \"{schema}\".outbox o \
                        WHERE o.channel = $1 AND o.xid >= pg_snapshot_xmin(pg_current_snapshot())) AS held \
                    FROM (SELECT) one LEFT JOIN \"{schema}\".outbox_channel c ON c.channel = $1) \
                  SELECT h.incarnation, h.xmin::text, h.trimmed_xid::text, h.trimmed_id, h.found, h.held, \
                    r.xid::text, r.id, r.event, r.operation, r.namespace, r.key_bytes, r.key_text, r.key_number, \
-                   r.version \
+                   r.version, r.stamp, h.touched \
                  FROM h LEFT JOIN LATERAL ( \
-                   SELECT o.* FROM \"{schema}\".outbox o \
+                   SELECT o.*, {created} AS stamp FROM \"{schema}\".outbox o \
                    WHERE o.channel = $1 AND (o.xid, o.id) > ($2::text::xid8, $3) AND o.xid < h.xmin \
                    ORDER BY o.xid, o.id LIMIT {ROWS_AT_ONCE}) r ON true \
                  ORDER BY r.xid, r.id"
@@ -105,8 +112,9 @@ impl ReadSql {
             // behind which the subscription would then stand.
             now: format!(
                 "INSERT INTO \"{schema}\".outbox_channel (channel) VALUES ($1) \
-                 ON CONFLICT (channel) DO UPDATE SET touched = clock_timestamp() \
-                 RETURNING {incarnation}, pg_snapshot_xmin(pg_current_snapshot())::text"
+                 ON CONFLICT (channel) DO UPDATE \
+                   SET touched = greatest(outbox_channel.touched, clock_timestamp()) \
+                 RETURNING {incarnation}, pg_snapshot_xmin(pg_current_snapshot())::text, {now}"
             ),
             listen: format!("LISTEN \"{schema}_outbox\""),
             held_up: format!(
@@ -123,16 +131,18 @@ impl ReadSql {
 
 impl Place {
     fn position(&self) -> Position {
-        Position::new(format!("{}:{}:{}", self.incarnation, self.xid, self.id))
+        Position::new(format!("{}:{}:{}:{}", self.incarnation, self.xid, self.id, self.stamp))
     }
 
     fn parse(position: &Position) -> Option<Place> {
         let mut parts = position.as_str().split(':');
-        let (incarnation, xid, id) = (parts.next()?, parts.next()?, parts.next()?);
+        let (incarnation, xid) = (parts.next()?, parts.next()?);
+        let (id, stamp) = (parts.next()?, parts.next()?);
         let place = Place {
             incarnation: incarnation.to_owned(),
             xid: xid.parse().ok()?,
             id: id.parse().ok()?,
+            stamp: stamp.parse().ok()?,
             of_row: true,
         };
         (parts.next().is_none() && !place.incarnation.is_empty()).then_some(place)
@@ -158,13 +168,13 @@ impl Reader {
                 let statement = session.statement(&self.shared.read.oldest).await?;
                 let rows = session.rows(DOING, &statement, &[&self.channel]).await?;
                 let row = rows.first().ok_or_else(no_answer)?;
-                edge(column(row, 0)?, xid(row, 1)?, column(row, 2)?)
+                edge(column(row, 0)?, xid(row, 1)?, column(row, 2)?, 0)
             }
             From::Now => {
                 let statement = session.statement(&self.shared.read.now).await?;
                 let rows = session.rows(DOING, &statement, &[&self.channel]).await?;
                 let row = rows.first().ok_or_else(no_answer)?;
-                edge(column(row, 0)?, xid(row, 1)?.saturating_sub(1), i64::MAX)
+                edge(column(row, 0)?, xid(row, 1)?.saturating_sub(1), i64::MAX, column(row, 2)?)
             }
         };
         self.standing = Standing::At(place);
@@ -233,24 +243,27 @@ impl Reader {
         let Standing::At(place) = &mut self.standing else { return Err(no_answer()) };
         let statement = session.statement(&self.shared.read.read).await?;
         let text = place.xid.to_string();
-        let rows = session.rows("reading", &statement, &[&self.channel, &text, &place.id]).await?;
+        let rows =
+            session.rows("reading", &statement, &[&self.channel, &text, &place.id, &place.stamp]).await?;
         let head = rows.first().ok_or_else(no_answer)?;
         let incarnation: &str = column(head, 0)?;
         let (xmin, trimmed) = (xid(head, 1)?, (xid(head, 2)?, column::<i64>(head, 3)?));
         let (found, held): (bool, bool) = (column(head, 4)?, column(head, 5)?);
-        let at = (place.xid, place.id);
-        let is_known = place.incarnation == incarnation
-            && at >= trimmed
-            && if place.of_row { found || at == trimmed } else { place.xid < xmin };
-        if !is_known {
-            *place = edge(incarnation, trimmed.0, trimmed.1);
+        let (at, touched): (_, i64) = ((place.xid, place.id), column(head, 16)?);
+        let is_there = match place.of_row {
+            true => found || at == trimmed,
+            // A place where a transaction may still write, or that was resolved later than anything happened here.
+            false => place.xid < xmin && place.stamp <= touched,
+        };
+        if place.incarnation != incarnation || at < trimmed || !is_there {
+            *place = edge(incarnation, trimmed.0, trimmed.1, 0);
             return Ok((VecDeque::from([Delivery::PositionLost]), held));
         }
         let mut ready = VecDeque::with_capacity(rows.len());
         for row in &rows {
             let Some(id) = column(row, 7)? else { continue };
             let body = body(row)?;
-            (place.xid, place.id, place.of_row) = (xid(row, 6)?, id, true);
+            (place.xid, place.id, place.stamp, place.of_row) = (xid(row, 6)?, id, column(row, 15)?, true);
             ready.push_back(Delivery::Message(place.position(), body));
         }
         Ok((ready, held))
@@ -294,8 +307,8 @@ impl Drop for Listener {
     }
 }
 
-fn edge(incarnation: &str, xid: u64, id: i64) -> Place {
-    Place { incarnation: incarnation.to_owned(), xid, id, of_row: false }
+fn edge(incarnation: &str, xid: u64, id: i64, stamp: i64) -> Place {
+    Place { incarnation: incarnation.to_owned(), xid, id, stamp, of_row: false }
 }
 
 fn no_answer() -> Failure {
@@ -352,9 +365,10 @@ mod tests {
 
     #[test]
     fn a_position_survives_and_another_buss_is_none() {
-        let place = Place { incarnation: "a1-7-00000001".into(), xid: u64::MAX, id: 7, of_row: true };
+        let place =
+            Place { incarnation: "a1-7-00000001".into(), xid: u64::MAX, id: 7, stamp: -3, of_row: true };
         assert_eq!(Place::parse(&place.position()), Some(place));
-        for other in ["", "17", "a:1", "a:1:2:3", ":1:2", "a:x:1", "1700-0", "a:-1:2"] {
+        for other in ["", "17", "a:1:2", "a:1:2:3:4", ":1:2:3", "a:x:1:2", "1700-0", "a:-1:2:3"] {
             assert_eq!(Place::parse(&Position::new(other)), None, "{other}");
         }
     }

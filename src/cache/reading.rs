@@ -82,6 +82,12 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         }
     }
 
+    /// What memory would serve.
+    pub(crate) fn peek(&self, layer: &Layer, key: &K) -> Option<Entry<V>> {
+        layer.catch_up();
+        self.resident.peek(key, &Ask::default()).ok().map(|held| entry_held(held, None))
+    }
+
     /// Reads with the proof. `loader` is made only if memory does not have the answer.
     pub(crate) async fn read(
         self: &Arc<Self>,

@@ -102,6 +102,13 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.view.read(&self.layer, key, options, false, || None).await
     }
 
+    /// What memory would serve of `key` at this moment, with the proof; `None` if a read would have to load it. Loads
+    /// nothing, waits for nothing, and counts neither as a read nor as a use.
+    #[must_use]
+    pub fn peek(&self, key: &K) -> Option<Entry<V>> {
+        self.view.peek(&self.layer, key)
+    }
+
     /// The values of several keys, in their order. What is not in memory is loaded in one call.
     ///
     /// # Errors

@@ -167,6 +167,8 @@ pub struct FollowStatus {
     pub refused: u64,
     /// Events of an owner that another one has followed, or that the store does not know.
     pub refused_owner: u64,
+    /// Whether something is missing before what has been heard.
+    pub has_gap: bool,
     /// How often something was missing and asked for again.
     pub gaps: u64,
     /// How often it could not be had, so that memory was emptied.

@@ -133,6 +133,7 @@ impl Follower {
             directives_elsewhere: figures.directives_elsewhere.value(),
             refused: figures.refused.value(),
             refused_owner: figures.refused_owner.value(),
+            has_gap: state.tracker.has_gap(),
             gaps: figures.gaps.value(),
             places_lost: figures.places_lost.value(),
         }

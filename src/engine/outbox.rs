@@ -1,11 +1,10 @@
 //! What a store writes in its outbox of a batch that it applies: the same as a publisher tells of a layer's changes.
 //!
-//! A batch becomes one event, or several if one would be too long. All of them become visible at once, with the data.
-//! Where there are several, the one that follows on what was told before comes *last*, and those before it lie behind
-//! a gap until then. For a layer applies only the last of several changes of a key: so the first part of a batch does
-//! not say all that happened up to its own last number, and a listener must not take it to. Once the last part is heard,
-//! everything is.
+//! A batch is one event, and never several that follow each other. A layer applies only the last of several changes of a
+//! key: so no part of a batch says all that happened up to a number within it, which is what an event in the owner's
+//! chain claims. What does not fit is said more shortly instead: without the value, of the namespaces, of everything.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -29,7 +28,7 @@ pub enum OutboxPuts {
     /// That it has another value: whoever needs it reads the store.
     #[default]
     Invalidate,
-    /// The value, if it fits into an event.
+    /// The value, as far as the values of a batch fit into one event of 512 KiB; of the others that they have changed.
     Value,
 }
 
@@ -43,90 +42,85 @@ impl PostgresStoreOptions {
     }
 }
 
-/// The events of a batch, in the order in which they are published.
+/// The event of a batch.
 ///
 /// # Errors
 /// None that a layer's batch could cause.
 pub fn events(applying: &Applying<'_>, puts: OutboxPuts) -> Result<Vec<Bytes>> {
-    let said = divided(applying, puts)
-        .or_else(|| divided(applying, OutboxPuts::Invalidate))
-        .unwrap_or_else(|| vec![vec![Directive::Everything(applying.until)]]);
+    let directives = said(applying, puts);
     // The store's watermark is locked: it holds nothing beyond what it held before.
     let as_of_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
-    let as_of_us = u64::try_from(as_of_us).unwrap_or_default();
-    let count = said.len() as u64;
-    let events = (0..).zip(said).map(|(at, directives)| {
-        let until = Seq(applying.until.0.saturating_sub(at));
-        let after = if at + 1 == count { applying.after } else { Seq(until.0.saturating_sub(1)) };
-        Event { epoch: applying.epoch, after, until, as_of_us, said: Said::Directives(directives) }.encode()
-    });
-    events.collect()
+    let event = Event {
+        epoch: applying.epoch,
+        after: applying.after,
+        until: applying.until,
+        as_of_us: u64::try_from(as_of_us).unwrap_or_default(),
+        said: Said::Directives(directives),
+    };
+    Ok(vec![event.encode()?])
 }
 
-/// The directives, for one event each; nothing if there would be more events than numbers for them.
-fn divided(applying: &Applying<'_>, puts: OutboxPuts) -> Option<Vec<Vec<Directive>>> {
-    let mut parts = vec![Vec::new()];
-    let mut bytes = 0;
-    for directive in applying.ops.iter().filter_map(|op| directive(op, puts)) {
-        let size = directive.encoded_len();
-        if bytes + size > DIRECTIVES_BYTES_MAX {
-            parts.push(Vec::new());
-            bytes = 0;
-        }
-        bytes += size;
-        if let Some(last) = parts.last_mut() {
-            last.push(directive);
+/// What is said of a batch: what fits into one event.
+fn said(applying: &Applying<'_>, puts: OutboxPuts) -> Vec<Directive> {
+    let bytes_of = |said: &[Directive]| said.iter().map(Directive::encoded_len).sum::<usize>();
+    let (ops, mut said): (Vec<_>, Vec<_>) =
+        applying.ops.iter().filter_map(|op| directive(op).map(|said| (*op, said))).unzip();
+    let bytes = bytes_of(&said);
+    if bytes > DIRECTIVES_BYTES_MAX {
+        let names: BTreeMap<NamespaceName, Seq> = said.iter().filter_map(named).collect();
+        said.retain(|directive| named(directive).is_none());
+        said.extend(names.into_iter().map(|(name, last)| Directive::Namespace(name, last)));
+        return match bytes_of(&said) <= DIRECTIVES_BYTES_MAX {
+            true => said,
+            false => vec![Directive::Everything(applying.until)],
+        };
+    }
+    let mut room = if puts == OutboxPuts::Value { DIRECTIVES_BYTES_MAX - bytes } else { 0 };
+    for (op, directive) in ops.into_iter().zip(&mut said) {
+        let is_of_key = matches!(directive, Directive::Invalidate(key, _) if *key == op.key);
+        let Some(value) = op.value.as_ref().filter(|_| is_of_key) else { continue };
+        let with_value = Directive::Put(op.key.clone(), op.seq, value.clone());
+        let more = with_value.encoded_len() - directive.encoded_len();
+        if more <= room {
+            room -= more;
+            *directive = with_value;
         }
     }
-    let numbers = applying.until.0.saturating_sub(applying.after.0);
-    (parts.len() as u64 <= numbers).then_some(parts)
+    said
 }
 
-/// What a change says to whoever has read the key; nothing if nobody can have.
-fn directive(op: &Op, puts: OutboxPuts) -> Option<Directive> {
+/// The namespace of the key that a directive is about, and its version.
+fn named(directive: &Directive) -> Option<(NamespaceName, Seq)> {
+    let (Directive::Invalidate(key, seq) | Directive::Remove(key, seq)) = directive else { return None };
+    NamespaceName::parse(key.namespace()).ok().map(|name| (name, *seq))
+}
+
+/// What a change says to whoever has read the key, without the value; nothing if nobody can have.
+fn directive(op: &Op) -> Option<Directive> {
     let key = match op.key.holding() {
         Holding::Value => op.key.clone(),
         // Of a version nothing can be said but that its key is another. If a plain read returns it, that follows.
-        Holding::Version(key, _) => return Some(named(Directive::Invalidate(key, op.seq))),
+        Holding::Version(key, _) => key,
         Holding::VersionList => return None,
     };
-    let directive = match (token_of(&key), &op.value) {
-        (Some(Token::Namespace(name)), _) => return Some(Directive::Namespace(name, op.seq)),
-        (Some(Token::Group(namespace, group)), _) => return Some(Directive::Group(namespace, group, op.seq)),
-        (Some(Token::Tag(tag)), _) => return Some(Directive::Tag(tag, op.seq)),
-        (Some(Token::Schema(name)), value) => {
-            return Some(match value.as_ref().and_then(|value| value.get(1)) {
-                Some(schema) => Directive::Schema(name, *schema, op.seq),
-                None => Directive::Namespace(name, op.seq),
-            });
-        }
-        (None, Some(value)) if puts == OutboxPuts::Value => Directive::Put(key, op.seq, value.clone()),
-        (None, Some(_)) => Directive::Invalidate(key, op.seq),
-        (None, None) => Directive::Remove(key, op.seq),
-    };
-    Some(named(directive))
-}
-
-/// The same if it can be sent: a value that is too large is left out, and a key of a name that no cache has is said to
-/// be anything.
-fn named(directive: Directive) -> Directive {
-    let fits = directive.encoded_len() <= DIRECTIVES_BYTES_MAX;
-    match directive {
-        Directive::Put(key, seq, _) | Directive::Invalidate(key, seq) | Directive::Remove(key, seq)
-            if NamespaceName::parse(key.namespace()).is_err() =>
-        {
-            drop(key);
-            Directive::Everything(seq)
-        }
-        Directive::Put(key, seq, _) if !fits => Directive::Invalidate(key, seq),
-        other => other,
-    }
+    Some(match token_of(&key) {
+        Some(Token::Namespace(name)) => Directive::Namespace(name, op.seq),
+        Some(Token::Group(namespace, group)) => Directive::Group(namespace, group, op.seq),
+        Some(Token::Tag(tag)) => Directive::Tag(tag, op.seq),
+        Some(Token::Schema(name)) => match op.value.as_ref().and_then(|value| value.get(1)) {
+            Some(schema) => Directive::Schema(name, *schema, op.seq),
+            None => Directive::Namespace(name, op.seq),
+        },
+        // Of a name that no cache can have.
+        None if NamespaceName::parse(key.namespace()).is_err() => Directive::Everything(op.seq),
+        None if op.value.is_none() && key == op.key => Directive::Remove(key, op.seq),
+        None => Directive::Invalidate(key, op.seq),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::tracker::{Heard, Tracker};
     use crate::ids::{Epoch, Key};
 
     fn key(namespace: &str, key: &[u8]) -> Key {
@@ -188,41 +182,30 @@ mod tests {
         assert_eq!(directives(&told(0, 5, &ops, OutboxPuts::Value)), expected);
     }
 
-    /// A batch whose first part was heard and whose second was not has not been heard up to any number: the key of
-    /// the second may have had an earlier change that the layer left out.
+    /// Values are sent as far as they fit; what does not fit is said exactly, or of more.
     #[test]
-    fn of_a_divided_batch_nothing_counts_as_heard_before_all_of_it_is() {
+    fn what_does_not_fit_is_said_more_shortly() {
         let large = vec![0; 200 << 10];
         let ops: Vec<Op> =
             (1..=7).map(|seq| op(10 + seq, &key("shop", &[seq as u8]), Some(&large))).collect();
         let events = told(10, 20, &ops, OutboxPuts::Value);
-        assert_eq!(events.len(), 4);
-        assert_eq!(directives(&events).len(), 7);
-        let mut tracker = Tracker::new(Epoch(3), Seq(10));
-        for (at, event) in events.iter().enumerate() {
-            let heard = tracker.hear(event.epoch, event.after, event.until);
-            let is_last = at == events.len() - 1;
-            assert_eq!(heard, if is_last { Heard::InOrder } else { Heard::Gap });
-            assert_eq!(tracker.position(), if is_last { Seq(20) } else { Seq(10) });
-        }
-        for missing in 0..events.len() {
-            let mut tracker = Tracker::new(Epoch(3), Seq(10));
-            for (_, event) in events.iter().enumerate().filter(|(at, _)| *at != missing) {
-                let _ = tracker.hear(event.epoch, event.after, event.until);
-            }
-            assert!(tracker.position() < Seq(20), "part {missing} was missed");
-        }
-    }
+        assert_eq!((events.len(), events[0].after, events[0].until), (1, Seq(10), Seq(20)));
+        let said = directives(&events);
+        let with_value = said.iter().filter(|said| matches!(said, Directive::Put(..))).count();
+        let without = said.iter().filter(|said| matches!(said, Directive::Invalidate(..))).count();
+        assert_eq!((with_value, without), (2, 5));
+        assert!(said.iter().map(Directive::version).eq((11..=17).map(Seq)));
 
-    #[test]
-    fn where_the_numbers_or_the_room_do_not_suffice_less_is_said_exactly() {
-        let large = vec![0; 400 << 10];
-        let ops: Vec<Op> = (0..5).map(|at| op(11, &key("shop", &[at]), Some(&large))).collect();
-        let events = told(10, 11, &ops, OutboxPuts::Value);
-        assert!(directives(&events).iter().all(|directive| matches!(directive, Directive::Invalidate(..))));
         let long = vec![b'k'; 30 << 10];
-        let ops: Vec<Op> = (0..40).map(|at| op(11, &key(&format!("s{at}"), &long), None)).collect();
-        assert_eq!(directives(&told(10, 11, &ops, OutboxPuts::Value)), [Directive::Everything(Seq(11))]);
+        let many = |name: &dyn Fn(u64) -> String, count| {
+            let ops: Vec<Op> = (1..=count).map(|seq| op(seq, &key(&name(seq), &long), None)).collect();
+            directives(&told(0, count, &ops, OutboxPuts::Value))
+        };
+        let name = |name: &str| NamespaceName::parse(name).unwrap();
+        let expected = [Directive::Namespace(name("s0"), Seq(40)), Directive::Namespace(name("s1"), Seq(39))];
+        assert_eq!(many(&|seq| format!("s{}", seq % 2), 40), expected);
+        let names = many(&|seq| format!("{seq:0200}"), 3000);
+        assert_eq!(names, [Directive::Everything(Seq(3000))]);
         let huge = [op(11, &key("shop", b"a"), Some(&vec![0; BODY_BYTES_MAX]))];
         assert!(matches!(
             directives(&told(10, 11, &huge, OutboxPuts::Value))[..],

@@ -14,8 +14,13 @@ pub mod changes {}
 pub mod coordination {}
 #[doc = include_str!("events.md")]
 pub mod events {}
+#[cfg(feature = "postgres")]
+#[doc = include_str!("bus_postgres.md")]
+pub mod bus_postgres {}
 #[doc = include_str!("figures.md")]
 pub mod figures {}
+#[doc = include_str!("monitor.md")]
+pub mod monitor {}
 #[doc = include_str!("durability.md")]
 pub mod durability {}
 #[doc = include_str!("stores.md")]

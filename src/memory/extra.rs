@@ -29,6 +29,12 @@ impl Extra {
         needed.then(|| Arc::new(Extra { own, used: AtomicU64::new(used.nanos()), serves }))
     }
 
+    /// A copy whose uses nobody counts.
+    pub(crate) fn detached(&self) -> Arc<Extra> {
+        let used = AtomicU64::new(self.used.load(Ordering::Relaxed));
+        Arc::new(Extra { own: self.own.clone(), used, serves: None })
+    }
+
     /// Notes a use.
     pub(crate) fn use_at(&self, now: Moment) {
         self.used.store(now.nanos(), Ordering::Relaxed);

@@ -209,6 +209,15 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         self.judged(entry, ask)
     }
 
+    /// As [`Resident::look_closely`], without counting as a use.
+    ///
+    /// # Errors
+    /// Why it may not be served.
+    pub fn peek(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
+        let Some(entry) = self.entries.peek(key) else { return Err(MissReason::Absent) };
+        self.judged(Entry { extra: entry.extra.as_ref().map(|extra| extra.detached()), ..entry }, ask)
+    }
+
     /// With the clock.
     fn judged(&self, entry: Entry<V>, ask: &Ask) -> Result<Held<V>, MissReason> {
         let (stamp, rules) = (&entry.stamp(self.fences.scopes()), &self.rules());

@@ -5,5 +5,7 @@ pub(crate) mod failure;
 pub(crate) mod outbox;
 pub(crate) mod pool;
 pub mod server;
+pub mod trigger;
 
 pub use server::PostgresServer;
+pub use trigger::KeyColumn;

@@ -6,8 +6,8 @@
 //! in it means nothing.
 //!
 //! The same is why a place in the table needs care after a restore or a crash. It names the table's *incarnation*: a
-//! number drawn when the table was made, the identity of the server's data and its timeline. And it names a row, which
-//! has to be there still, unless it was trimmed and noted as such.
+//! number drawn when the table was made, the identity of the server's data and its timeline. And it names a row, with
+//! the moment it was written, which has to be there still, unless it was trimmed and noted as such.
 
 use std::time::Duration;
 
@@ -80,11 +80,16 @@ impl Outbox {
             ),
             lock: format!(
                 "INSERT INTO \"{schema}\".outbox_channel AS c (channel) VALUES ($1) \
-                 ON CONFLICT (channel) DO UPDATE SET touched = clock_timestamp()"
+                 ON CONFLICT (channel) DO UPDATE SET touched = greatest(c.touched, clock_timestamp())"
             ),
             trim: trim_sql(schema),
             schema: schema.to_owned(),
         }
+    }
+
+    /// The statements that make the tables where they are not there, to be run in one transaction.
+    pub(crate) fn script(schema: &str) -> String {
+        script_sql(schema)
     }
 
     /// Makes the tables, if they are not there.
@@ -190,10 +195,14 @@ fn trim_sql(schema: &str) -> String {
 
 /// One transaction. The lock keeps two that begin at once from failing each other.
 fn create_sql(schema: &str) -> String {
+    format!("BEGIN; {} COMMIT", Outbox::script(schema))
+}
+
+/// What makes the tables, for a transaction; does nothing where they are there.
+fn script_sql(schema: &str) -> String {
     let make_schema = make_schema_sql(schema);
     format!(
-        "BEGIN; \
-         SELECT pg_advisory_xact_lock(hashtextextended('forebay {schema}', 0)); \
+        "SELECT pg_advisory_xact_lock(hashtextextended('forebay {schema}', 0)); \
          {make_schema}; \
          CREATE TABLE IF NOT EXISTS \"{schema}\".outbox_meta ( \
            one boolean PRIMARY KEY DEFAULT true CHECK (one), \
@@ -241,8 +250,7 @@ fn create_sql(schema: &str) -> String {
          END $emptied$; \
          DROP TRIGGER IF EXISTS outbox_emptied ON \"{schema}\".outbox; \
          CREATE TRIGGER outbox_emptied AFTER TRUNCATE ON \"{schema}\".outbox \
-           FOR EACH STATEMENT EXECUTE FUNCTION \"{schema}\".outbox_emptied(); \
-         COMMIT"
+           FOR EACH STATEMENT EXECUTE FUNCTION \"{schema}\".outbox_emptied(); "
     )
 }
 

@@ -16,6 +16,8 @@ pub mod postgres;
 #[cfg(feature = "postgres")]
 mod postgres_apply;
 #[cfg(feature = "postgres")]
+mod postgres_pulse;
+#[cfg(feature = "postgres")]
 mod postgres_sql;
 #[cfg(feature = "redb")]
 pub mod redb;

@@ -3,6 +3,7 @@
 //! | table of the schema | columns |
 //! | --- | --- |
 //! | `data` | `key bytea` (primary key), `value bytea`, `version int8`, `long_key bytea` |
+//! | `pulse` | one row: `renewals int8`, `ended boolean` |
 //! | `tenure` | one row: `layout int4`, `epoch int8`, `applied int8`, `journaled int8`, `journal bytea` |
 //!
 //! A key of up to 1,024 bytes is stored as it is. An index takes no longer ones, so a longer key is stored as its first
@@ -32,7 +33,8 @@ use crate::postgres::failure::{Failure, Sort};
 use crate::postgres::outbox::{Outbox, Retention};
 use crate::postgres::pool::{Pool, within};
 use crate::postgres::server::PostgresServer;
-use crate::store::contract::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
+use crate::store::contract::{Batch, BoxFuture, Op, Pulse, Store, StoreError, Tenure, Versioned};
+use crate::store::postgres_pulse::Liveness;
 use crate::store::postgres_sql::{Applied, Sql};
 
 const LOAD_CONNECTIONS_DEFAULT: usize = 4;
@@ -132,6 +134,7 @@ impl PostgresStoreOptions {
         let shared = Shared {
             label: self.server.label(),
             sql: Sql::new(&self.server.schema),
+            liveness: Liveness::new(&self.server.schema),
             outbox: self.outbox.map(|(channel, events)| Channelled {
                 table: Outbox::new(&self.server.schema),
                 channel,
@@ -178,6 +181,7 @@ struct Handle {
 pub(crate) struct Shared {
     label: String,
     pub(crate) sql: Sql,
+    liveness: Liveness,
     pub(crate) outbox: Option<Channelled>,
     pub(crate) applies: Pool,
     loads: Pool,
@@ -287,6 +291,20 @@ impl Shared {
         Ok(tenure)
     }
 
+    async fn renew(&self, epoch: Epoch, ends: bool) -> Result<Option<Epoch>, Failure> {
+        let mut lease = self.loads.lease().await?;
+        let current = self.liveness.renew(lease.session(), epoch, ends).await?;
+        lease.keep();
+        Ok(current)
+    }
+
+    async fn pulse(&self) -> Result<Pulse, Failure> {
+        let mut lease = self.loads.lease().await?;
+        let pulse = self.liveness.pulse(lease.session()).await?;
+        lease.keep();
+        Ok(pulse)
+    }
+
     async fn load_many(&self, keys: &[Key]) -> Result<Vec<Option<Versioned>>, Failure> {
         let mut lease = self.loads.lease().await?;
         let found = self.sql.load_many(lease.session(), keys).await?;
@@ -305,6 +323,22 @@ impl Store for PostgresStore {
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
         Box::pin(async move {
             self.call("claiming the store", move |shared| async move { shared.claim(journal).await }).await
+        })
+    }
+
+    fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let call = move |shared: Arc<Shared>| async move { shared.renew(epoch, ends).await };
+            match self.call("renewing the tenure", call).await? {
+                Some(current) => Err(StoreError::Fenced { current }),
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
+        Box::pin(async move {
+            self.call("asking for the owner's pulse", |shared| async move { shared.pulse().await }).await
         })
     }
 

@@ -109,7 +109,8 @@ impl Sql {
                  true) FROM \"{schema}\".tenure FOR UPDATE"
             ),
             claim: format!(
-                "UPDATE \"{schema}\".tenure SET epoch = epoch + 1, journal = $1 RETURNING {COLUMNS}"
+                "WITH alive AS (UPDATE \"{schema}\".pulse SET renewals = renewals + 1, ended = false) \
+                 UPDATE \"{schema}\".tenure SET epoch = epoch + 1, journal = $1 RETURNING {COLUMNS}"
             ),
             advance: format!("UPDATE \"{schema}\".tenure SET applied = $1, journaled = $2"),
             load: format!("SELECT key, value, version FROM \"{schema}\".data WHERE key = ANY($1)"),
@@ -142,6 +143,10 @@ impl Sql {
                one boolean PRIMARY KEY DEFAULT true CHECK (one), layout int4 NOT NULL, \
                epoch int8 NOT NULL DEFAULT 0, applied int8 NOT NULL DEFAULT 0, \
                journaled int8 NOT NULL DEFAULT 0, journal bytea CHECK (octet_length(journal) = 16)); \
+             CREATE TABLE IF NOT EXISTS \"{schema}\".pulse ( \
+               one boolean PRIMARY KEY DEFAULT true CHECK (one), \
+               renewals int8 NOT NULL DEFAULT 0, ended boolean NOT NULL DEFAULT false); \
+             INSERT INTO \"{schema}\".pulse DEFAULT VALUES ON CONFLICT DO NOTHING; \
              INSERT INTO \"{schema}\".tenure (layout) VALUES ({LAYOUT}) ON CONFLICT DO NOTHING; \
              COMMIT"
         );
@@ -258,7 +263,7 @@ impl Writes {
     }
 }
 
-fn no_tenure() -> Failure {
+pub(crate) fn no_tenure() -> Failure {
     Failure::new(Sort::Lasting, "the row of the tenure is gone")
 }
 
@@ -291,11 +296,11 @@ fn place(key: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// The same bits.
-fn signed(number: u64) -> i64 {
+pub(crate) fn signed(number: u64) -> i64 {
     i64::from_ne_bytes(number.to_ne_bytes())
 }
 
-fn unsigned(number: i64) -> u64 {
+pub(crate) fn unsigned(number: i64) -> u64 {
     u64::from_ne_bytes(number.to_ne_bytes())
 }
 

@@ -10,6 +10,7 @@ mod draw;
 pub mod faulty_bus;
 pub mod flaky;
 pub mod proxy;
+pub mod pulse_conformance;
 
 pub use clock::ManualClock;
 pub use faulty_bus::FaultyBus;

@@ -20,8 +20,12 @@ async fn what_was_not_changed_is_served_from_memory_and_what_was_is_not() {
     bed.bus.heard().await;
     assert_eq!(bay.watermark(), seq);
     assert_eq!(prices.get_entry(&2).await.unwrap().source, Source::Memory);
+    assert!(prices.peek(&1).is_none(), "it would have to be loaded");
     let entry = prices.get_entry(&1).await.unwrap();
     assert_eq!((entry.value, entry.version, entry.source), (Some(11), Some(seq), Source::Store));
+    let hits = prices.stats().memory_hits;
+    assert_eq!(prices.peek(&1).unwrap().version, Some(seq));
+    assert_eq!(prices.stats().memory_hits, hits);
 }
 
 #[tokio::test]
@@ -105,6 +109,7 @@ async fn a_gap_is_asked_for_again_from_the_last_message_before_it() {
     bed.bus.hand(&bed.event(before(last), last, vec![changed(3, last)]));
     bed.bus.heard().await;
     assert_eq!(bed.bus.subscriptions(), [From::Now, From::After(Position::new("1"))]);
+    assert!(bay.following().unwrap().has_gap);
     assert_eq!((bay.watermark(), prices.get(&1).await.unwrap()), (first, Some(10)), "nothing is known of it");
     bed.bus.hand(&bed.event(before(missed), missed, vec![changed(1, missed)]));
     bed.bus.heard().await;

@@ -39,7 +39,7 @@ pub struct Postgres {
 struct Process {
     child: Child,
     /// What it logs, line by line.
-    log: Receiver<String>,
+    log: Mutex<Receiver<String>>,
 }
 
 /// A database cluster that `initdb` has made, copied for each server.
@@ -107,10 +107,10 @@ impl Postgres {
             .spawn()
             .unwrap();
         let log = lines_of(BufReader::new(child.stderr.take().unwrap()));
-        let process = Process { child, log };
+        let process = Process { child, log: Mutex::new(log) };
         let mut told = Vec::new();
         loop {
-            match process.log.recv_timeout(START_PATIENCE) {
+            match process.next_line() {
                 Ok(line) if line.contains(READY) => break,
                 Ok(line) => told.push(line),
                 Err(why) => {
@@ -133,6 +133,22 @@ impl Postgres {
         let process = self.process.take().expect("it runs");
         signal("INT", process.child.id());
         process.wait();
+    }
+
+    /// A copy of what it has on the disk, as a backup makes it.
+    pub fn copy(&self) -> PathBuf {
+        assert!(self.process.is_none(), "it runs");
+        let copied = self.directory.path().join("copied");
+        copy(&self.directory.path().join("data"), &copied);
+        copied
+    }
+
+    /// Puts such a copy in the place of what it has.
+    pub fn set_back(&self, copied: &Path) {
+        assert!(self.process.is_none(), "it runs");
+        let data = self.directory.path().join("data");
+        fs::remove_dir_all(&data).unwrap();
+        copy(copied, &data);
     }
 
     /// Holds all its processes up, until [`Postgres::thaw`].
@@ -200,6 +216,10 @@ impl Process {
         self.wait_for_log();
     }
 
+    fn next_line(&self) -> Result<String, RecvTimeoutError> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(START_PATIENCE)
+    }
+
     fn wait(mut self) {
         self.child.wait().unwrap();
         self.wait_for_log();
@@ -208,7 +228,7 @@ impl Process {
     /// Each of its processes holds the log open: the end of it is the end of the last of them.
     fn wait_for_log(self) {
         loop {
-            match self.log.recv_timeout(START_PATIENCE) {
+            match self.next_line() {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => panic!("a process of the Postgres server does not end"),

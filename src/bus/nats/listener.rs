@@ -10,6 +10,7 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream::ConsumerErrorKind;
 use async_nats::{StatusCode, Subscriber};
 use futures_util::{FutureExt, StreamExt};
+use tokio::time::Instant;
 
 use crate::bus::contract::{BoxFuture, Channel, Delivery, From, Subscription};
 use crate::bus::nats::Inner;
@@ -19,6 +20,10 @@ use crate::error::Result;
 
 /// How many messages are pulled at once; 32 MiB of the largest.
 const PULL_MESSAGES_MAX: usize = 64;
+/// How much later than it expires the end of a pull may be told before nothing is awaited of it any more.
+const PULL_GRACE: Duration = Duration::from_millis(500);
+/// After how many pulls without any answer another consumer is made.
+const SILENT_PULLS_MAX: u32 = 2;
 /// After how long the server removes the consumer of a listener that is gone, or that nobody asks for deliveries.
 const CONSUMER_IDLE_MAX: Duration = Duration::from_secs(60);
 
@@ -42,12 +47,19 @@ struct Consumer {
     link: Arc<Link>,
     name: String,
     inbox: Subscriber,
-    /// The subject of the inbox.
+    /// What the subjects of the inbox begin with.
     address: String,
     /// The connection that the consumer was made over.
     connection: u64,
-    /// How many messages the last pull may still bring.
+    /// How many pulls were made.
+    pulls: u64,
+    /// How many messages the last one may still bring.
     outstanding: usize,
+    /// Whether anything was heard since, and when the server should be done with it.
+    heard: bool,
+    over: Instant,
+    /// How many pulls in a row nothing was heard of.
+    silent: u32,
 }
 
 /// What one pull found.
@@ -212,7 +224,7 @@ impl Consumer {
         let doing = format!("making a consumer of stream {name}");
         let connection = link.connection();
         let address = link.client.new_inbox();
-        let subscribed = link.client.subscribe(address.clone()).await;
+        let subscribed = link.client.subscribe(format!("{address}.*")).await;
         let inbox = subscribed.map_err(|error| link.error(bus, &doing, error))?;
         let config = pull::Config {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: sequence },
@@ -230,40 +242,37 @@ impl Consumer {
             _ => link.error(bus, &doing, &error),
         })?;
         let name = made.cached_info().name.clone();
-        Ok(Consumer { link, name, inbox, address, connection, outstanding: 0 })
+        let (outstanding, heard, over) = (0, false, Instant::now());
+        Ok(Consumer { link, name, inbox, address, connection, pulls: 0, outstanding, heard, over, silent: 0 })
     }
 
     /// Asks for messages, unless some are asked for, and waits for the first of them.
     async fn pull(&mut self, bus: &Inner, channel: &Channel) -> Result<Pulled> {
         let doing = format!("pulling from channel {channel}");
-        // What was asked for over a connection does not survive it.
-        let disconnected = self.link.disconnected(self.connection);
         if self.outstanding == 0 {
-            let expires = bus.options.idle.as_nanos();
-            let payload = format!("{{\"batch\":{PULL_MESSAGES_MAX},\"expires\":{expires}}}");
-            let request = Request::new().payload(payload.into()).inbox(self.address.clone());
-            let subject = format!("CONSUMER.MSG.NEXT.{}.{}", stream::name(bus, channel), self.name);
-            let sent = self.link.context.send_request(subject, request).await;
-            sent.map_err(|error| self.link.error(bus, &doing, error))?;
-            self.outstanding = PULL_MESSAGES_MAX;
+            self.ask(bus, channel, &doing).await?;
         }
-        let bound = bus.options.idle + bus.options.timeout;
-        let first = tokio::select! {
-            biased;
-            first = tokio::time::timeout(bound, self.inbox.next()) => first,
-            () = disconnected => return Err(self.link.error(bus, &doing, "the connection was lost")),
-        };
-        let first = match first {
-            Ok(Some(first)) => first,
-            Ok(None) => return Err(self.link.error(bus, &doing, "the connection is closed")),
-            Err(_) => {
-                let why = format!("the server has not answered within {} ms", bound.as_millis());
-                return Err(self.link.error(bus, &doing, why));
-            }
-        };
         let mut received = VecDeque::new();
-        let mut next = Some(first);
-        while let Some(message) = next {
+        while self.outstanding > 0 {
+            let message = if received.is_empty() {
+                match self.wait(bus, &doing).await? {
+                    Some(message) => message,
+                    None => {
+                        self.outstanding = 0;
+                        self.silent = if self.heard { 0 } else { self.silent.saturating_add(1) };
+                        if self.silent >= SILENT_PULLS_MAX {
+                            return Ok(Pulled::Gone("the consumer does not answer".into()));
+                        }
+                        break;
+                    }
+                }
+            } else {
+                match self.inbox.next().now_or_never().flatten() {
+                    Some(message) => message,
+                    None => break,
+                }
+            };
+            self.heard = true;
             match message.status {
                 None => {
                     let of = Received::of(message);
@@ -272,17 +281,54 @@ impl Consumer {
                     self.outstanding = self.outstanding.saturating_sub(1);
                 }
                 Some(StatusCode::IDLE_HEARTBEAT) => {}
+                // The end of this pull, or of one before it that had been given up.
                 Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => {
-                    self.outstanding = 0;
-                    break;
+                    if message.subject.as_str() == self.reply() {
+                        self.outstanding = 0;
+                    }
                 }
                 Some(status) => {
                     let words = message.description.map_or_else(String::new, |words| words.to_string());
                     return Ok(Pulled::Gone(format!("the server says: {status} {words}")));
                 }
             }
-            next = if self.outstanding == 0 { None } else { self.inbox.next().now_or_never().flatten() };
         }
         Ok(if received.is_empty() { Pulled::Nothing } else { Pulled::Received(received) })
+    }
+
+    /// Where the answers to the last pull come in. Each pull has its own, so that the end of one is not taken for the
+    /// end of another.
+    fn reply(&self) -> String {
+        format!("{}.{}", self.address, self.pulls)
+    }
+
+    async fn ask(&mut self, bus: &Inner, channel: &Channel, doing: &str) -> Result<()> {
+        self.pulls += 1;
+        let payload =
+            format!("{{\"batch\":{PULL_MESSAGES_MAX},\"expires\":{}}}", bus.options.idle.as_nanos());
+        let request = Request::new().payload(payload.into()).inbox(self.reply());
+        let subject = format!("CONSUMER.MSG.NEXT.{}.{}", stream::name(bus, channel), self.name);
+        let sent = self.link.context.send_request(subject, request).await;
+        sent.map_err(|error| self.link.error(bus, doing, error))?;
+        (self.outstanding, self.heard) = (PULL_MESSAGES_MAX, false);
+        self.over = Instant::now() + bus.options.idle + PULL_GRACE.min(bus.options.timeout);
+        Ok(())
+    }
+
+    /// The next of what comes in; `None` once the pull is over and nothing has said so. Servers up to 2.9.10 at the
+    /// least forget a pull without a word if a message comes just when it expires.
+    async fn wait(&mut self, bus: &Inner, doing: &str) -> Result<Option<async_nats::Message>> {
+        tokio::select! {
+            biased;
+            next = tokio::time::timeout_at(self.over, self.inbox.next()) => match next {
+                Ok(Some(message)) => Ok(Some(message)),
+                Ok(None) => Err(self.link.error(bus, doing, "the connection is closed")),
+                Err(_) => Ok(None),
+            },
+            // What was asked for over a connection does not survive it.
+            () = self.link.disconnected(self.connection) => {
+                Err(self.link.error(bus, doing, "the connection was lost"))
+            }
+        }
     }
 }

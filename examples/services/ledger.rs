@@ -1,0 +1,107 @@
+//! What was written and what was read, and whether a read was given something older than it accepts.
+//!
+//! The store has a write since some time before the owner said so, so a value counts as replaced later than it was:
+//! whatever is counted as a breach is one.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::service::REMOVED_FROM;
+
+/// A write that the store has.
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    value: Option<u64>,
+    /// Since when at the latest, in microseconds of Unix time.
+    since_us: u64,
+}
+
+/// A read of a follower.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Read {
+    pub(crate) key: u64,
+    pub(crate) value: Option<u64>,
+    pub(crate) began_us: u64,
+    pub(crate) tolerance_us: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Ledger {
+    writes: HashMap<u64, BTreeMap<u64, Write>>,
+    /// Which write brought a value.
+    seqs: HashMap<(u64, u64), u64>,
+    reads: Vec<(&'static str, Read)>,
+    pub(crate) written: u64,
+}
+
+/// What a check of all reads found.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Findings {
+    pub(crate) reads: u64,
+    /// Reads that found what the owner was killed before it could tell of.
+    pub(crate) unknown: u64,
+    pub(crate) breaches: u64,
+    pub(crate) examples: Vec<String>,
+    /// How stale reads were, the most, in microseconds: how long before the read began its value had been replaced.
+    pub(crate) stalest_us: u64,
+    /// How many reads found what had been replaced already when they began.
+    pub(crate) stale: u64,
+}
+
+impl Ledger {
+    pub(crate) fn applied(&mut self, key: u64, seq: u64, value: Option<u64>, since_us: u64) {
+        self.written += 1;
+        self.writes.entry(key).or_default().insert(seq, Write { value, since_us });
+        if let Some(value) = value {
+            self.seqs.insert((key, value), seq);
+        }
+    }
+
+    pub(crate) fn read(&mut self, follower: &'static str, read: Read) {
+        self.reads.push((follower, read));
+    }
+
+    /// Looks at every read, by follower.
+    pub(crate) fn check(&self) -> BTreeMap<&'static str, Findings> {
+        let mut findings: BTreeMap<&'static str, Findings> = BTreeMap::new();
+        for (follower, read) in &self.reads {
+            let findings = findings.entry(follower).or_default();
+            findings.reads += 1;
+            let Some(replaced_us) = self.replaced(read, findings) else { continue };
+            let stale_us = read.began_us.saturating_sub(replaced_us);
+            if stale_us == 0 {
+                continue;
+            }
+            findings.stale += 1;
+            findings.stalest_us = findings.stalest_us.max(stale_us);
+            if stale_us >= read.tolerance_us {
+                findings.breaches += 1;
+                if findings.examples.len() < 5 {
+                    findings
+                        .examples
+                        .push(format!("{read:?} was given what was replaced {stale_us} us before"));
+                }
+            }
+        }
+        findings
+    }
+
+    /// When what a read found was replaced, at the latest; nothing if it was not, or nobody knows.
+    fn replaced(&self, read: &Read, findings: &mut Findings) -> Option<u64> {
+        let writes = self.writes.get(&read.key)?;
+        let seq = match read.value {
+            Some(value) => match self.seqs.get(&(read.key, value)) {
+                Some(seq) => *seq,
+                None => {
+                    findings.unknown += 1;
+                    return None;
+                }
+            },
+            // Which of the removals it saw nobody knows.
+            None if read.key >= REMOVED_FROM => return None,
+            None => 0,
+        };
+        // The first that came later and that the store had first.
+        let later = writes.range(seq + 1..).map(|(_, write)| write);
+        later.filter(|write| write.value != read.value).map(|write| write.since_us).min()
+    }
+}

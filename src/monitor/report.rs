@@ -1,0 +1,216 @@
+//! What the monitor found, as plain values and as a table.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::ids::{Key, Seq};
+
+/// What a monitor found so far. Counts only grow.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct MonitorReport {
+    /// Writes that the monitor was told of.
+    pub writes: u64,
+    /// Of them, those that are looked at.
+    pub sampled: u64,
+    /// Writes that were drawn and not looked at, because too many were in flight. If these are many, the shares say
+    /// little of busy times.
+    pub skipped: u64,
+    /// Sampled writes that were not asked for to the end: the run was dropped, or an observer panicked.
+    pub abandoned: u64,
+    /// Sampled writes that wait for an answer at this moment.
+    pub in_flight: usize,
+    /// How much later than its delay a follower was asked, at most. What is asked late has had more time.
+    pub late_max: Duration,
+    /// Of each delay: in how many writes *every* follower was consistent.
+    pub overall: Vec<Share>,
+    /// The followers, in the order in which they were first asked.
+    pub followers: Vec<FollowerReport>,
+    /// The worst answers, the worst first: those of the longest delay, then those that are most versions behind;
+    /// followers that did not answer come last.
+    pub offenders: Vec<Offender>,
+}
+
+/// What was found of one follower.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct FollowerReport {
+    /// Its name.
+    pub name: String,
+    /// Of each delay: how many of its answers were consistent.
+    pub shares: Vec<Share>,
+    /// Why the others were not, at all delays together; those that did not occur are left out.
+    pub reasons: Vec<(Reason, u64)>,
+}
+
+/// How much of what was asked after one delay was consistent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Share {
+    /// How long after the write.
+    pub delay: Duration,
+    /// How often it was asked.
+    pub asked: u64,
+    /// How often the answer was consistent. A follower that does not answer is not.
+    pub consistent: u64,
+    /// How many answers there were none of; of every follower's, where it is about writes.
+    pub unreachable: u64,
+}
+
+impl Share {
+    /// The share that was consistent, from 0 to 1; `None` if nothing was asked yet.
+    #[must_use]
+    pub fn ratio(&self) -> Option<f64> {
+        (self.asked > 0).then(|| self.consistent as f64 / self.asked as f64)
+    }
+}
+
+/// Why an answer was not consistent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The follower knew that it was behind.
+    Lag,
+    /// The follower knew that events were missing.
+    Gap,
+    /// What the follower had loaded was refused, and it still had something older.
+    RefusedFill,
+    /// The follower would serve it only as something that cannot be known to be current.
+    Unverified,
+    /// The follower did not answer, or not in time.
+    Unreachable,
+    /// The follower knew of nothing that was wrong: a defect, its or that of what fed it.
+    Unexplained,
+}
+
+impl Reason {
+    /// As a label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Lag => "lag",
+            Reason::Gap => "gap",
+            Reason::RefusedFill => "refused_fill",
+            Reason::Unverified => "unverified",
+            Reason::Unreachable => "unreachable",
+            Reason::Unexplained => "unexplained",
+        }
+    }
+}
+
+/// A write that a follower did not know of after a delay.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Offender {
+    /// The follower.
+    pub follower: String,
+    /// The key that was written.
+    pub key: Key,
+    /// The version that it was given.
+    pub seq: Seq,
+    /// The version that the follower would have served, if it said one.
+    pub served: Option<Seq>,
+    /// The longest delay after which that was so.
+    pub delay: Duration,
+    /// The delay after which the follower was consistent at last; `None` if it has not been.
+    pub healed: Option<Duration>,
+    /// Why.
+    pub reason: Reason,
+    /// How many sequence numbers the follower knew itself to be behind.
+    pub lag: u64,
+    /// What was said instead of an answer.
+    pub error: Option<String>,
+}
+
+impl fmt::Display for MonitorReport {
+    /// A table of the shares, and one of the offenders, for a terminal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let MonitorReport { writes, sampled, skipped, abandoned, in_flight, late_max, .. } = self;
+        write!(f, "{sampled} of {writes} writes looked at, {in_flight} in flight, {skipped} skipped, ")?;
+        writeln!(f, "{abandoned} abandoned; asked up to {:.3} s late", late_max.as_secs_f64())?;
+        let delays = self.overall.iter().map(|share| seconds(share.delay));
+        let mut rows = vec![["consistent after".to_owned()].into_iter().chain(delays).collect::<Vec<_>>()];
+        let row = |name: &str, shares: &[Share], reasons: String| {
+            let name = name.escape_debug().to_string();
+            let shares = shares.iter().map(|share| percent(share.consistent, share.asked));
+            [name].into_iter().chain(shares).chain([reasons]).collect::<Vec<_>>()
+        };
+        for follower in &self.followers {
+            let reasons =
+                follower.reasons.iter().map(|(reason, count)| format!("{} {count}", reason.as_str()));
+            let reasons = reasons.collect::<Vec<_>>().join(", ");
+            rows.push(row(&follower.name, &follower.shares, reasons));
+        }
+        rows.push(row("(every follower)", &self.overall, String::new()));
+        table(f, &rows)?;
+        if self.offenders.is_empty() {
+            return Ok(());
+        }
+        let head = ["inconsistent", "key", "version", "served", "after", "healed", "why"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        rows.extend(self.offenders.iter().map(Offender::row));
+        writeln!(f)?;
+        table(f, &rows)
+    }
+}
+
+impl Offender {
+    fn row(&self) -> Vec<String> {
+        let why = match (&self.error, self.lag) {
+            (Some(error), _) => format!("{}: {}", self.reason.as_str(), error.escape_debug()),
+            (None, 0) => self.reason.as_str().to_owned(),
+            (None, lag) => format!("{}, {lag} behind", self.reason.as_str()),
+        };
+        let healed = self.healed.map_or("no".into(), seconds);
+        vec![
+            self.follower.escape_debug().to_string(),
+            self.key.to_string(),
+            self.seq.to_string(),
+            self.served.map_or("-".into(), |served| served.to_string()),
+            seconds(self.delay),
+            healed,
+            why,
+        ]
+    }
+}
+
+fn seconds(delay: Duration) -> String {
+    format!("{} s", delay.as_secs_f64())
+}
+
+/// Rounded down, so that what is not all never reads as all.
+fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return "-".into();
+    }
+    let millionths = u128::from(part) * 1_000_000 / u128::from(whole);
+    format!("{}.{:04} %", millionths / 10_000, millionths % 10_000)
+}
+
+fn table(f: &mut fmt::Formatter<'_>, rows: &[Vec<String>]) -> fmt::Result {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let cell = |row: &[String], column: usize| row.get(column).map_or(0, |cell| cell.chars().count());
+    let widths =
+        (0..columns).map(|column| rows.iter().map(|row| cell(row, column)).max().unwrap_or_default());
+    let widths: Vec<usize> = widths.collect();
+    for row in rows {
+        let line: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        writeln!(f, "{}", line.join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_all_never_reads_as_all() {
+        assert_eq!(percent(0, 0), "-");
+        assert_eq!(percent(3, 3), "100.0000 %");
+        assert_eq!(percent(u64::MAX - 1, u64::MAX), "99.9999 %");
+        assert_eq!(percent(1, 3), "33.3333 %");
+        assert_eq!(percent(0, 7), "0.0000 %");
+    }
+}

@@ -1,0 +1,170 @@
+//! What the monitor counts and keeps. Bounded by the followers, the delays, and how many offenders are kept.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{Key, Seq};
+use crate::monitor::report::{FollowerReport, MonitorReport, Offender, Reason, Share};
+use crate::monitor::sampling::FOLLOWERS_MAX;
+
+/// The longest error that is kept, in characters.
+const ERROR_CHARS_MAX: usize = 200;
+
+/// The monitor's counts.
+pub(super) struct Tally {
+    pub(super) sampled: u64,
+    pub(super) skipped: u64,
+    pub(super) abandoned: u64,
+    late_max: Duration,
+    delays: Vec<Duration>,
+    overall: Vec<Share>,
+    followers: Vec<Follower>,
+    offenders_max: usize,
+    /// The worst first.
+    offenders: Vec<Offender>,
+}
+
+struct Follower {
+    name: String,
+    shares: Vec<Share>,
+    reasons: BTreeMap<Reason, u64>,
+}
+
+/// What an answer says of a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Nothing older would be served.
+    Consistent,
+    /// Something older would, or nobody knows.
+    Inconsistent { reason: Reason, served: Option<Seq>, lag: u64, error: Option<String> },
+}
+
+/// An answer, and where it belongs.
+pub(super) struct Finding<'a> {
+    /// The follower's place.
+    pub(super) follower: usize,
+    /// The delay's place.
+    pub(super) round: usize,
+    /// How much later than that it was asked.
+    pub(super) late: Duration,
+    pub(super) key: &'a Key,
+    pub(super) seq: Seq,
+    pub(super) answer: Answer,
+    /// Of the last answer of its round: whether all of them were consistent.
+    pub(super) whole: Option<bool>,
+}
+
+fn shares(delays: &[Duration]) -> Vec<Share> {
+    delays.iter().map(|delay| Share { delay: *delay, asked: 0, consistent: 0, unreachable: 0 }).collect()
+}
+
+impl Tally {
+    pub(super) fn new(delays: Vec<Duration>, offenders_max: usize) -> Tally {
+        Tally {
+            sampled: 0,
+            skipped: 0,
+            abandoned: 0,
+            late_max: Duration::ZERO,
+            overall: shares(&delays),
+            delays,
+            followers: Vec::new(),
+            offenders_max,
+            offenders: Vec::new(),
+        }
+    }
+
+    /// The place of a follower's counts, which it keeps.
+    pub(super) fn follower(&mut self, name: &str) -> Result<usize> {
+        if let Some(place) = self.followers.iter().position(|follower| follower.name == name) {
+            return Ok(place);
+        }
+        if self.followers.len() >= FOLLOWERS_MAX {
+            let context = format!("a monitor that has had {FOLLOWERS_MAX} followers cannot have another one");
+            return Err(Error::new(ErrorKind::InvalidOption, context));
+        }
+        let (name, shares, reasons) = (name.to_owned(), shares(&self.delays), BTreeMap::new());
+        self.followers.push(Follower { name, shares, reasons });
+        Ok(self.followers.len() - 1)
+    }
+
+    /// Counts an answer.
+    pub(super) fn note(&mut self, finding: &Finding<'_>) {
+        self.late_max = self.late_max.max(finding.late);
+        let consistent = finding.answer == Answer::Consistent;
+        let unreachable = matches!(finding.answer, Answer::Inconsistent { reason: Reason::Unreachable, .. });
+        if let Some(follower) = self.followers.get_mut(finding.follower) {
+            if let Some(share) = follower.shares.get_mut(finding.round) {
+                share.asked += 1;
+                share.consistent += u64::from(consistent);
+                share.unreachable += u64::from(unreachable);
+            }
+            if let Answer::Inconsistent { reason, .. } = &finding.answer {
+                *follower.reasons.entry(*reason).or_default() += 1;
+            }
+        }
+        if let Some(share) = self.overall.get_mut(finding.round) {
+            share.unreachable += u64::from(unreachable);
+            if let Some(whole) = finding.whole {
+                share.asked += 1;
+                share.consistent += u64::from(whole);
+            }
+        }
+        self.judge_offender(finding);
+    }
+
+    /// Keeps, corrects or marks as healed what is known of this follower and this write.
+    fn judge_offender(&mut self, finding: &Finding<'_>) {
+        let (Some(follower), Some(delay)) =
+            (self.followers.get(finding.follower), self.delays.get(finding.round).copied())
+        else {
+            return;
+        };
+        let is_known = |known: &Offender| {
+            known.seq == finding.seq && known.follower == follower.name && known.key == *finding.key
+        };
+        let known = self.offenders.iter().position(is_known);
+        let Answer::Inconsistent { reason, served, lag, error } = &finding.answer else {
+            let known = known.and_then(|at| self.offenders.get_mut(at));
+            known.into_iter().for_each(|known| {
+                known.healed.get_or_insert(delay);
+            });
+            return;
+        };
+        let error = error.as_ref().map(|error| error.chars().take(ERROR_CHARS_MAX).collect());
+        let (follower, key) = (follower.name.clone(), finding.key.clone());
+        let (seq, served, reason, lag) = (finding.seq, *served, *reason, *lag);
+        let offender = Offender { follower, key, seq, served, delay, healed: None, reason, lag, error };
+        if let Some(at) = known {
+            self.offenders.remove(at);
+        }
+        let at = self.offenders.partition_point(|kept| badness(kept) >= badness(&offender));
+        self.offenders.insert(at, offender);
+        self.offenders.truncate(self.offenders_max);
+    }
+
+    pub(super) fn report(&self, writes: u64, in_flight: usize) -> MonitorReport {
+        let followers = self.followers.iter().map(|follower| FollowerReport {
+            name: follower.name.clone(),
+            shares: follower.shares.clone(),
+            reasons: follower.reasons.iter().map(|(reason, count)| (*reason, *count)).collect(),
+        });
+        MonitorReport {
+            writes,
+            sampled: self.sampled,
+            skipped: self.skipped,
+            abandoned: self.abandoned,
+            in_flight,
+            late_max: self.late_max,
+            overall: self.overall.clone(),
+            followers: followers.collect(),
+            offenders: self.offenders.clone(),
+        }
+    }
+}
+
+/// How bad an offender is: a wrong answer is worse than none, then by how long, then by how old it was.
+fn badness(offender: &Offender) -> (bool, Duration, u64) {
+    let behind = offender.seq.0 - offender.served.unwrap_or_default().0.min(offender.seq.0);
+    (offender.reason != Reason::Unreachable, offender.delay, behind)
+}

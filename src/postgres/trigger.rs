@@ -1,0 +1,123 @@
+//! The triggers that fill the outbox when another program changes a table.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::outbox::Outbox;
+
+/// The longest identifier of Postgres, in bytes.
+const IDENTIFIER_BYTES_MAX: usize = 63;
+
+/// The column of a table that holds a cache's keys, and what type of key the cache has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyColumn<'a> {
+    /// A `String`, of any column that can be told as text, in a cache with the default codec.
+    Text(&'a str),
+    /// A `u64` or `i64`, of an integer column, in a cache with the default codec.
+    Number(&'a str),
+    /// Bytes, as the cache encodes the key.
+    Bytes(&'a str),
+}
+
+impl KeyColumn<'_> {
+    fn name(&self) -> &str {
+        match self {
+            KeyColumn::Text(name) | KeyColumn::Number(name) | KeyColumn::Bytes(name) => name,
+        }
+    }
+
+    /// The outbox's column, and its type.
+    fn target(&self) -> (&'static str, &'static str) {
+        match self {
+            KeyColumn::Text(_) => ("key_text", "text"),
+            KeyColumn::Number(_) => ("key_number", "int8"),
+            KeyColumn::Bytes(_) => ("key_bytes", "bytea"),
+        }
+    }
+}
+
+/// The script, for names that were checked: the namespace's and the channel's need no quoting.
+pub(crate) fn trigger_sql(
+    schema: &str,
+    table: &str,
+    key: KeyColumn<'_>,
+    namespace: &str,
+    channel: &str,
+) -> Result<String> {
+    let parts: Vec<String> = table.split('.').map(quoted).collect::<Result<_>>()?;
+    if parts.len() > 2 {
+        return Err(refused("a table is named by itself or with its schema in front"));
+    }
+    let (on, column, (target, kind)) = (parts.join("."), quoted(key.name())?, key.target());
+    let identity = [table, key.name(), target, namespace, channel].join("\n");
+    let tag = format!("{:08x}", crc32c::crc32c(identity.as_bytes()));
+    let function = format!("\"{schema}\".told_{tag}");
+    let insert = format!(
+        "INSERT INTO \"{schema}\".outbox (channel, operation, namespace, {target})\n    \
+         SELECT '{channel}', 'invalidate', '{namespace}', c.key FROM"
+    );
+    let of = |rows: &str| format!("SELECT {column}::{kind} AS key FROM {rows}");
+    let (old, new) = (of("forebay_old"), of("forebay_new"));
+    let mut script = Outbox::script(schema);
+    script.push_str(&format!(
+        "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger\n\
+         LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $told$\n\
+         BEGIN\n  \
+         IF TG_OP = 'TRUNCATE' THEN\n    \
+         INSERT INTO \"{schema}\".outbox (channel, operation, namespace)\n    \
+         VALUES ('{channel}', 'namespace', '{namespace}');\n  \
+         ELSIF TG_OP = 'INSERT' THEN\n    \
+         {insert} (SELECT DISTINCT key FROM ({new}) n) c WHERE c.key IS NOT NULL;\n  \
+         ELSIF TG_OP = 'UPDATE' THEN\n    \
+         {insert} ({old} UNION {new}) c WHERE c.key IS NOT NULL;\n  \
+         ELSE\n    \
+         {insert} (SELECT DISTINCT key FROM ({old}) o) c WHERE c.key IS NOT NULL;\n  \
+         END IF;\n  \
+         RETURN NULL;\n\
+         END $told$;\n"
+    ));
+    for (event, rows) in [
+        ("INSERT", "REFERENCING NEW TABLE AS forebay_new "),
+        ("UPDATE", "REFERENCING OLD TABLE AS forebay_old NEW TABLE AS forebay_new "),
+        ("DELETE", "REFERENCING OLD TABLE AS forebay_old "),
+        ("TRUNCATE", ""),
+    ] {
+        let name = format!("forebay_{}_{tag}", event.to_ascii_lowercase());
+        script.push_str(&format!(
+            "DROP TRIGGER IF EXISTS {name} ON {on};\n\
+             CREATE TRIGGER {name} AFTER {event} ON {on} {rows}\
+             FOR EACH STATEMENT EXECUTE FUNCTION {function}();\n"
+        ));
+    }
+    Ok(format!("BEGIN;\n{script}COMMIT;\n"))
+}
+
+fn quoted(name: &str) -> Result<String> {
+    if !(1..=IDENTIFIER_BYTES_MAX).contains(&name.len()) || name.contains('\0') {
+        return Err(refused("a name has 1 to 63 bytes"));
+    }
+    Ok(format!("\"{}\"", name.replace('"', "\"\"")))
+}
+
+fn refused(why: &str) -> Error {
+    Error::new(ErrorKind::InvalidName, format!("the table or the column of a trigger: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_quoted_and_checked() {
+        let sql = |table, key| trigger_sql("forebay", table, key, "products", "shop");
+        let script = sql("Sales.Pro\"ducts", KeyColumn::Text("a\"; DROP TABLE x; --")).unwrap();
+        assert!(
+            script.contains(" ON \"Sales\".\"Pro\"\"ducts\" ")
+                && script.contains("\"a\"\"; DROP TABLE x; --\"")
+        );
+        let long = "t".repeat(64);
+        for bad in ["", "a.b.c", ".a", "a.", &long] {
+            assert_eq!(sql(bad, KeyColumn::Number("id")).expect_err(bad).kind(), ErrorKind::InvalidName);
+        }
+        assert!(sql("t", KeyColumn::Number("")).is_err());
+    }
+}
