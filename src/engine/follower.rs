@@ -339,11 +339,11 @@ impl Follower {
 
     /// Asks the store how far the owner has come.
     async fn ask(&self) -> Result<Seq> {
-        let at = self.ticker.now();
+        let (at, stood) = (self.ticker.now(), self.stands());
         let tenure = self.reads.tenure().await?;
         let applied = tenure.progress.applied;
         let mut state = self.state();
-        if self.is_another_history(&state, &tenure) {
+        if is_another_history(stood, &tenure) {
             self.views.invalidate_everything();
             state.tracker = Tracker::new(tenure.epoch, applied);
             state.proofs.clear();
@@ -358,9 +358,10 @@ impl Follower {
         Ok(applied)
     }
 
-    /// Whether the store is behind what it was: restored from a copy, or another one.
-    fn is_another_history(&self, state: &State, tenure: &Tenure) -> bool {
-        tenure.epoch < state.tracker.epoch() || tenure.progress.applied < state.tracker.position()
+    /// What the store has to know of if it is asked now. An event may be heard before the answer comes.
+    fn stands(&self) -> (Epoch, Seq) {
+        let state = self.state();
+        (state.tracker.epoch(), state.tracker.position())
     }
 
     /// Asks the store again and again, and tells the owner where this layer stands.
@@ -418,7 +419,7 @@ impl Follower {
     async fn begin_anew(&self) {
         let mut failures = 0;
         loop {
-            let at = self.ticker.now();
+            let (at, stood) = (self.ticker.now(), self.stands());
             match self.reads.tenure().await {
                 Ok(tenure) => {
                     if Safeguard::LostPlaceEmptiesMemory.holds() {
@@ -426,7 +427,7 @@ impl Follower {
                     }
                     let applied = tenure.progress.applied;
                     let mut state = self.state();
-                    if self.is_another_history(&state, &tenure) {
+                    if is_another_history(stood, &tenure) {
                         state.tracker = Tracker::new(tenure.epoch, applied);
                     }
                     state.tracker.learn_epoch(tenure.epoch);
@@ -454,6 +455,11 @@ impl Follower {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the store is behind what it was when it was asked: restored from a copy, or another one.
+fn is_another_history((epoch, position): (Epoch, Seq), tenure: &Tenure) -> bool {
+    tenure.epoch < epoch || tenure.progress.applied < position
 }
 
 /// How long to wait before a bus or the store is tried again: from 10 ms, doubled, to 2 s.

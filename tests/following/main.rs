@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, reason = "one test in several files")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
+mod asking;
 mod hand_bus;
 mod hearing;
 mod knowing;

@@ -1,0 +1,191 @@
+//! What a directive costs the follower that carries it out.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use forebay::bus::{Bus as _, Directive, Event, Identity, Message, Said};
+use forebay::store::{Batch, Progress};
+use forebay::{
+    Bincode, Cache, Channel, Codec as _, Epoch, Follow, Forebay, Key, LocalBus, MemoryStore, NamespaceName,
+    Seq, Store, WritePolicy,
+};
+
+use crate::load::VALUE_BYTES;
+
+const CHANNEL: &str = "cost";
+const NAMESPACE: &str = "products";
+/// Where nobody has a cache open.
+const ELSEWHERE: &str = "elsewhere";
+/// How many directives an event holds: as many as a publisher's at the most.
+const EVENT_DIRECTIVES: usize = 1024;
+/// How many writes fill the store at once.
+const FILL: usize = 1_000;
+/// Longer than it takes: nobody asks the store in between.
+const NEVER: Duration = Duration::from_secs(3600);
+
+/// Whose keys the directives name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// In memory.
+    Present,
+    /// Of an open cache that has not got them in memory.
+    Absent,
+    /// Of a namespace that nobody has open.
+    Elsewhere,
+}
+
+impl Keys {
+    pub(crate) const ALL: [Keys; 3] = [Keys::Present, Keys::Absent, Keys::Elsewhere];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Keys::Present => "present",
+            Keys::Absent => "absent",
+            Keys::Elsewhere => "elsewhere",
+        }
+    }
+}
+
+/// One line of the table, with a measurement per round: nanoseconds per directive, and those that decoding alone takes.
+pub(crate) struct Line {
+    pub(crate) keys: Keys,
+    pub(crate) all_ns: Vec<f64>,
+    pub(crate) decode_ns: Vec<f64>,
+}
+
+/// A follower that has all entries in memory, and the owner's part played by hand.
+struct Bed {
+    entries: u64,
+    store: MemoryStore,
+    bus: LocalBus,
+    channel: Channel,
+    epoch: Epoch,
+    at: Seq,
+    follower: Forebay,
+    cache: Cache<u64, Bytes>,
+}
+
+pub(crate) async fn measure(rounds: u64, entries: u64) -> Result<Vec<Line>> {
+    let mut bed = Bed::new(entries).await?;
+    let new = |keys| Line { keys, all_ns: Vec::new(), decode_ns: Vec::new() };
+    let mut lines = Keys::ALL.map(new);
+    for _ in 0..rounds {
+        for line in &mut lines {
+            let (all_ns, decode_ns) = bed.measure(line.keys).await?;
+            line.all_ns.push(all_ns);
+            line.decode_ns.push(decode_ns);
+        }
+    }
+    Ok(lines.into())
+}
+
+impl Bed {
+    async fn new(entries: u64) -> Result<Bed> {
+        let (store, bus, channel) = (MemoryStore::new(), LocalBus::default(), Channel::parse(CHANNEL)?);
+        fill(&store, entries).await?;
+        let tenure = store.claim(None).await.map_err(forebay::store::StoreError::into_error)?;
+        let follow = Follow::new(bus.clone(), CHANNEL).probe_interval(NEVER).lag_max(NEVER);
+        let follower = Forebay::builder(store.clone()).follow(follow).open().await?;
+        // Ample, because a shard may get more than its share.
+        let cache = follower.cache(NAMESPACE).capacity(usize::try_from(4 * entries)?).open()?;
+        let (epoch, at) = (tenure.epoch, tenure.progress.applied);
+        let mut bed = Bed { entries, store, bus, channel, epoch, at, follower, cache };
+        // Until it has listened, what is published counts for nothing.
+        let first = bed.events(&[])?;
+        bed.tell(&first).await?;
+        Ok(bed)
+    }
+
+    /// What the owner says of these directives, as it goes over the bus.
+    fn events(&mut self, directives: &[Directive]) -> Result<Vec<Message>> {
+        let mut messages = Vec::new();
+        let none: [&[Directive]; 1] = [&[]];
+        let parts = directives.chunks(EVENT_DIRECTIVES);
+        for part in none.into_iter().filter(|_| directives.is_empty()).chain(parts) {
+            let until = Seq(self.at.0 + u64::try_from(part.len().max(1))?);
+            let said = Said::Directives(part.to_vec());
+            let event = Event { epoch: self.epoch, after: self.at, until, as_of_us: 0, said };
+            messages.push(Message { identity: Identity::parse(&until.to_string())?, body: event.encode()? });
+            self.at = until;
+        }
+        Ok(messages)
+    }
+
+    /// Publishes, and waits until all of it has been carried out. Returns how long that took.
+    async fn tell(&self, messages: &[Message]) -> Result<Duration> {
+        // Truth first, then the event.
+        let progress = Progress { applied: self.at, journaled: self.at };
+        let batch = Batch { epoch: self.epoch, ops: Vec::new(), progress };
+        self.store.apply(&batch).await.map_err(forebay::store::StoreError::into_error)?;
+        let begun = Instant::now();
+        self.bus.publish(&self.channel, messages).await?;
+        self.follower.wait_applied(self.at).await?;
+        Ok(begun.elapsed())
+    }
+
+    /// Brings all entries into memory. Returns how many were not there.
+    async fn warm(&self) -> Result<u64> {
+        let before = self.follower.stats().store_loads;
+        let keys: Vec<u64> = (0..self.entries).collect();
+        for keys in keys.chunks(FILL) {
+            let found = self.cache.get_many(keys).await?;
+            ensure!(found.iter().all(Option::is_some), "the store has not got all keys");
+        }
+        Ok(self.follower.stats().store_loads - before)
+    }
+
+    async fn measure(&mut self, keys: Keys) -> Result<(f64, f64)> {
+        let loaded = self.warm().await?;
+        let again = self.warm().await?;
+        ensure!(again == 0, "memory does not keep all entries: {again} of {loaded} were loaded again");
+        let (namespace, first) = match keys {
+            Keys::Present => (NAMESPACE, 0),
+            Keys::Absent => (NAMESPACE, self.entries),
+            Keys::Elsewhere => (ELSEWHERE, 0),
+        };
+        let namespace = NamespaceName::parse(namespace)?;
+        let directives = (first..first + self.entries).map(|number| {
+            let mut encoded = Vec::new();
+            Bincode::encode(&number, 1 << 10, &mut encoded).map_err(anyhow::Error::msg)?;
+            let version = Seq(self.at.0 + 1 + number - first);
+            anyhow::Ok(Directive::Invalidate(Key::new(&namespace, &encoded)?, version))
+        });
+        let messages = self.events(&directives.collect::<Result<Vec<_>>>()?)?;
+        let figures = || self.follower.following().context("it follows");
+        let before = figures()?;
+        let all = self.tell(&messages).await?;
+        let after = figures()?;
+        let elsewhere = if keys == Keys::Elsewhere { self.entries } else { 0 };
+        ensure!(after.directives - before.directives == self.entries, "not all directives were carried out");
+        ensure!(after.directives_elsewhere - before.directives_elsewhere == elsewhere, "others were meant");
+        ensure!(after.places_lost == before.places_lost, "the follower has lost its place");
+        let dropped = self.warm().await?;
+        let expected = if keys == Keys::Present { self.entries } else { 0 };
+        ensure!(dropped == expected, "{dropped} entries left memory instead of {expected}");
+
+        let begun = Instant::now();
+        for message in &messages {
+            std::hint::black_box(Event::decode(&message.body)?);
+        }
+        let decode = begun.elapsed();
+        let each = |time: Duration| time.as_nanos() as f64 / self.entries as f64;
+        Ok((each(all), each(decode)))
+    }
+}
+
+/// Writes the entries into the store, as an owner does.
+async fn fill(store: &MemoryStore, entries: u64) -> Result<()> {
+    let owner = Forebay::builder(store.clone()).open().await?;
+    let cache: Cache<u64, Bytes> = owner.cache(NAMESPACE).write_policy(WritePolicy::Through).open()?;
+    let keys: Vec<u64> = (0..entries).collect();
+    for keys in keys.chunks(FILL) {
+        let mut batch = owner.batch();
+        for key in keys {
+            batch.put(&cache, key, Bytes::from(vec![7; VALUE_BYTES]))?;
+        }
+        let _receipt = batch.commit().await?;
+    }
+    let _closed = owner.close().await?;
+    Ok(())
+}
