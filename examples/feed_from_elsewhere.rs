@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use forebay::bus::postgres::KeyColumn;
+use forebay::postgres::KeyColumn;
 use forebay::{Cache, Channel, Follow, Forebay, NamespaceName, PostgresBus, PostgresStore};
 use postgres::{PASSWORD, Postgres, USER};
 use tokio_postgres::Client;
