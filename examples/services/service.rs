@@ -235,6 +235,8 @@ async fn follow(role: Role, arguments: &Arguments, mut questions: UnboundedRecei
             ["stop"] => stop.store(true, Ordering::SeqCst),
             ["where"] => say.send(format!("at {}", bay.watermark().0))?,
             ["ask", number, key] => {
+                // Before the look: what is heard in between is not missing.
+                let heard_until = bay.watermark();
                 let status = bay.following().unwrap_or_default();
                 let entry = products.peek(&key.parse()?);
                 let state = match &entry {
@@ -245,7 +247,7 @@ async fn follow(role: Role, arguments: &Arguments, mut questions: UnboundedRecei
                 };
                 let version = entry.and_then(|entry| entry.version).map_or(0, |version| version.0);
                 let gap = if status.has_gap { "gap" } else { "-" };
-                say.send(format!("answer {number} {state} {version} {} {gap}", status.behind_records))?;
+                say.send(format!("answer {number} {state} {version} {} {gap}", heard_until.0))?;
             }
             // Through memory, as any reader: what the driver compares with the store.
             ["final", number, key] => {

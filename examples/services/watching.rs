@@ -44,7 +44,7 @@ impl Observer for Watched {
 
 fn observation(answer: &str) -> Option<Observation> {
     let words: Vec<&str> = answer.split(' ').collect();
-    let [state, version, lag, trouble] = words.as_slice() else { return None };
+    let [state, version, heard_until, trouble] = words.as_slice() else { return None };
     let state = match *state {
         "fresh" => Served::Fresh,
         "unverified" => Served::Unverified,
@@ -54,7 +54,8 @@ fn observation(answer: &str) -> Option<Observation> {
     };
     let version = Some(Seq(version.parse().ok()?)).filter(|version| *version > Seq::ZERO);
     let trouble = (*trouble == "gap").then_some(Trouble::Gap);
-    Some(Observation { version, state, lag: lag.parse().ok()?, trouble })
+    let heard_until = Some(Seq(heard_until.parse().ok()?));
+    Some(Observation { version, state, heard_until, trouble })
 }
 
 /// Asks with a number in the place of the braces, and waits for the answer.
