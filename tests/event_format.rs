@@ -59,16 +59,18 @@ fn the_page_shows_what_the_crate_encodes_and_decodes() {
 }
 
 #[test]
-fn the_page_and_the_example_call_the_same_script() {
-    let without_comments = |text: &str| {
-        let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with("--"));
+fn the_page_the_example_and_the_redis_bus_call_the_same_script() {
+    const BUS: &str = include_str!("../src/bus/redis/script.rs");
+    let between = |text: &str, start: &str, end: &str| {
+        let script = text.split(start).nth(1).unwrap().split(end).next().unwrap();
+        let lines = script.lines().filter(|line| !line.trim().is_empty() && !line.starts_with("--"));
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
-    let page = PAGE.split("```lua\n").nth(1).unwrap().split("```").next().unwrap();
     let example = std::fs::read_to_string(SCRIPT).unwrap();
-    let example = example.split("ADD = \"\"\"\n").nth(1).unwrap().split("\"\"\"").next().unwrap();
-    assert!(without_comments(page).len() > 5);
-    assert_eq!(without_comments(page), without_comments(example));
+    let bus = between(BUS, "const ADD: &str = \"\n", "\";");
+    assert!(bus.len() > 5);
+    assert_eq!(between(&example, "ADD = \"\"\"\n", "\"\"\""), bus);
+    assert_eq!(between(PAGE, "```lua\n", "```"), bus);
 }
 
 #[test]

@@ -13,7 +13,8 @@ use forebay::error::{Error, ErrorKind, Result};
 use forebay::ids::{Key, NamespaceName, Seq};
 use forebay::monitor::observer::BoxFuture;
 use forebay::monitor::{Monitor, MonitorReport, Observation, Observer, Reason, Served, Share, Trouble};
-use forebay::{Cache, ChangeOutcome, Forebay, MemoryStore};
+use forebay::testkit::faulty_bus::{BusFaults, FaultyBus};
+use forebay::{Cache, ChangeOutcome, Follow, Forebay, LocalBus, MemoryStore, Publish};
 use metrics::{Counter, Gauge, Histogram, KeyName, Metadata, Recorder, SharedString, Unit};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -33,6 +34,8 @@ enum Script {
     NeverHeals,
     /// Has nothing in memory, because it misses events.
     ReadsTheStore,
+    /// Has it in memory that there is no value, since some time.
+    KnowsOfNone,
     /// Answers with an error.
     Fails,
     /// Does not answer.
@@ -58,21 +61,24 @@ impl Observer for Follower {
             let (seq, written) = self.writes.lock().unwrap()[key];
             self.asked.lock().unwrap().push(written.elapsed());
             let (current, old) = (Some(seq), Some(Seq(seq.0.saturating_sub(2))));
-            let (version, state, lag, trouble) = match self.script {
-                Script::Prompt => (current, Served::Fresh, 0, None),
-                Script::Lags(by) if written.elapsed() < by => (old, Served::Fresh, 2, None),
-                Script::Lags(_) => (current, Served::Fresh, 0, None),
-                Script::FallsBack(after) if written.elapsed() < after => (current, Served::Fresh, 0, None),
-                Script::FallsBack(_) => (old, Served::Fresh, 9, Some(Trouble::Gap)),
-                Script::NeverHeals => (old, Served::Fresh, 0, None),
-                Script::ReadsTheStore => (None, Served::Store, 9, Some(Trouble::Gap)),
+            let (version, state, heard_until, trouble) = match self.script {
+                Script::Prompt => (current, Served::Fresh, current, None),
+                Script::Lags(by) if written.elapsed() < by => (old, Served::Fresh, old, None),
+                Script::Lags(_) => (current, Served::Fresh, current, None),
+                Script::FallsBack(after) if written.elapsed() < after => {
+                    (current, Served::Fresh, current, None)
+                }
+                Script::FallsBack(_) => (old, Served::Fresh, current, Some(Trouble::Gap)),
+                Script::NeverHeals => (old, Served::Fresh, current, None),
+                Script::ReadsTheStore => (None, Served::Store, old, Some(Trouble::Gap)),
+                Script::KnowsOfNone => (None, Served::Absent, current, None),
                 Script::Fails => {
                     return Err(Error::new(ErrorKind::Transient, "asking eu-3: it refused the connection"));
                 }
                 Script::Hangs => pending().await,
                 Script::Panics => panic!("the test's observer panics"),
             };
-            Ok(Observation { version, state, lag, trouble })
+            Ok(Observation { version, state, heard_until, trouble })
         })
     }
 }
@@ -199,6 +205,23 @@ async fn who_does_not_answer_holds_nobody_up() {
     assert_eq!(consistent(&report.followers[1].shares), [3, 3, 3, 3]);
     let error = report.offenders[0].error.as_deref().unwrap();
     assert_eq!(error, "asking \"hangs\" what it serves: no answer within 5s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_can_tell_is_part_of_no_share() {
+    let followers = [("absent", Script::KnowsOfNone), ("late", Script::Lags(Duration::from_secs(5)))];
+    let world = World::new(all(), &followers);
+    let report = world.measure(3).await;
+    let absent = &report.followers[0];
+    assert!(absent.shares.iter().all(|share| (share.asked, share.unknown, share.ratio()) == (0, 3, None)));
+    assert!(absent.reasons.is_empty() && report.offenders.iter().all(|offender| offender.follower == "late"));
+    let overall: Vec<(u64, u64)> = report.overall.iter().map(|share| (share.asked, share.unknown)).collect();
+    assert_eq!(
+        overall,
+        [(3, 0), (3, 0), (0, 3), (0, 3)],
+        "what is wrong at one of them is known to be wrong"
+    );
+    assert!(report.to_string().contains("unknown 12"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -412,4 +435,72 @@ async fn the_change_stream_of_a_layer_feeds_it() {
     assert_eq!(consistent(&report.followers[0].shares), [WRITES; 2]);
     assert_eq!(consistent(&report.followers[1].shares), [0; 2]);
     bay.close().await.unwrap();
+}
+
+/// A layer that follows another process, and what it would serve of one cache.
+struct Following {
+    name: &'static str,
+    layer: Forebay,
+    cache: Cache<u64, u64>,
+}
+
+impl Observer for Following {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn observe<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Observation>> {
+        let entry = self.cache.peek(&u64::from_le_bytes(key.key().try_into().unwrap()));
+        let state = if entry.is_some() { Served::Fresh } else { Served::Store };
+        let (version, heard_until) = (entry.and_then(|entry| entry.version), Some(self.layer.watermark()));
+        Box::pin(async move { Ok(Observation { version, state, heard_until, trouble: None }) })
+    }
+}
+
+/// Two real followers, one of which hears nothing of what the owner publishes: the monitor tells them apart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_hears_nothing_is_found() {
+    const KEYS: u64 = 20;
+    let directory = tempfile::tempdir().unwrap();
+    let (store, bus) = (MemoryStore::new(), LocalBus::default());
+    let builder = Forebay::builder(store.clone()).journal(directory.path()).changes(true);
+    let owner = builder.open().await.unwrap();
+    let products: Cache<u64, u64> = owner.cache("products").open().unwrap();
+    let _publication = owner.publish(bus.clone(), Publish::to("products")).await.unwrap();
+    for key in 0..KEYS {
+        products.put(&key, 1).await.unwrap();
+    }
+    let warm = owner.flush().await.unwrap();
+
+    let nothing = FaultyBus::new(bus.clone(), 1);
+    nothing.set(BusFaults { drop_percent: 100, ..BusFaults::default() });
+    let follow = |follow: Follow| Forebay::builder(store.clone()).follow(follow.lag_max(MINUTE)).open();
+    let hears = follow(Follow::new(bus, "products")).await.unwrap();
+    let deaf = follow(Follow::new(nothing, "products")).await.unwrap();
+    let mut observers: Vec<Arc<dyn Observer>> = Vec::new();
+    for (name, layer) in [("hears", &hears), ("deaf", &deaf)] {
+        let cache: Cache<u64, u64> = layer.cache("products").open().unwrap();
+        for key in 0..KEYS {
+            assert_eq!(cache.get(&key).await.unwrap(), Some(1));
+        }
+        observers.push(Arc::new(Following { name, layer: layer.clone(), cache }));
+    }
+
+    let mut changes = owner.changes(warm).await.unwrap();
+    for key in 0..KEYS {
+        products.put(&key, 2).await.unwrap();
+    }
+    hears.wait_applied(owner.flush().await.unwrap()).await.unwrap();
+    let monitor = Monitor::builder().share(1.0).delays([Duration::ZERO]).build().unwrap();
+    for _ in 0..KEYS {
+        let ChangeOutcome::Change(change) = changes.next().await.unwrap() else { panic!("nothing was lost") };
+        monitor.committed(&change.key, change.seq);
+    }
+    monitor.close();
+    monitor.run(observers).await.unwrap();
+    let report = monitor.report();
+    assert_eq!(consistent(&report.followers[0].shares), [KEYS]);
+    assert_eq!(consistent(&report.followers[1].shares), [0]);
+    assert_eq!(report.followers[1].reasons, [(Reason::Lag, KEYS)]);
+    assert!(report.offenders.iter().all(|offender| offender.follower == "deaf" && offender.lag > 0));
 }

@@ -133,7 +133,7 @@ mod tests {
             let mut tracker = Tracker::new(Epoch(1), Seq::ZERO);
             let mut heard = [false; 64];
             for (after, count) in ranges {
-                let _ = tracker.hear(Epoch(1), Seq(after), Seq(after + count));
+                prop_assert_ne!(tracker.hear(Epoch(1), Seq(after), Seq(after + count)), Heard::OldEpoch);
                 heard[after as usize..(after + count) as usize].fill(true);
                 let first_missing = heard.iter().position(|heard| !heard).unwrap();
                 prop_assert_eq!(tracker.position(), Seq(first_missing as u64));

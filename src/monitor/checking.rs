@@ -13,7 +13,7 @@ use crate::ids::Seq;
 use crate::monitor::observer::{Observation, Observer, Served, Trouble};
 use crate::monitor::report::Reason;
 use crate::monitor::sampling::{FOLLOWERS_MAX, Monitor, Sample, SharedTally, lock};
-use crate::monitor::tally::{Answer, Finding};
+use crate::monitor::tally::{Answer, Finding, Verdict};
 use crate::seam::sync::Mutex;
 
 impl Monitor {
@@ -82,23 +82,27 @@ fn check_names(observers: &[Arc<dyn Observer>]) -> Result<()> {
 struct Taken {
     sample: Sample,
     tally: SharedTally,
-    /// Of each delay: how many followers have not answered yet, and whether all others were consistent.
-    rounds: Mutex<Vec<(usize, bool)>>,
+    /// Of each delay: how many followers have not answered yet, and the worst that the others said.
+    rounds: Mutex<Vec<(usize, Verdict)>>,
 }
 
 impl Taken {
     fn new(sample: Sample, tally: &SharedTally, delays: usize, followers: usize) -> Taken {
-        Taken { sample, tally: Arc::clone(tally), rounds: Mutex::new(vec![(followers, true); delays]) }
+        Taken {
+            sample,
+            tally: Arc::clone(tally),
+            rounds: Mutex::new(vec![(followers, Verdict::Consistent); delays]),
+        }
     }
 
     /// Notes what a follower would serve, and, if it was the last one of its round, whether the write was consistent.
     fn note(&self, follower: usize, round: usize, late: Duration, answer: Answer) {
         let mut tally = lock(&self.tally);
         let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((left, consistent)) = rounds.get_mut(round) else { return };
+        let Some((left, worst)) = rounds.get_mut(round) else { return };
         *left -= 1;
-        *consistent &= answer == Answer::Consistent;
-        let whole = (*left == 0).then_some(*consistent);
+        *worst = answer.verdict().max(*worst);
+        let whole = (*left == 0).then_some(*worst);
         tally.note(&Finding {
             follower,
             round,
@@ -146,7 +150,7 @@ async fn ask(
 }
 
 /// What an answer says of a write: it is consistent if what would be served is at least as new, or nothing would be
-/// served from memory.
+/// served from memory. Of what has no version, an absence above all, nobody can tell.
 fn judge(seq: Seq, observed: Result<Observation>) -> Answer {
     let observation = match observed {
         Ok(observation) => observation,
@@ -159,10 +163,14 @@ fn judge(seq: Seq, observed: Result<Observation>) -> Answer {
             };
         }
     };
-    let Observation { version, state, lag, trouble } = observation;
-    if state == Served::Store || version.is_some_and(|version| version >= seq) {
-        return Answer::Consistent;
+    let Observation { version: served, state, heard_until, trouble } = observation;
+    match served {
+        _ if state == Served::Store => return Answer::Consistent,
+        Some(version) if version >= seq => return Answer::Consistent,
+        Some(_) => {}
+        None => return Answer::Unknown,
     }
+    let lag = heard_until.map_or(0, |heard_until| seq.0.saturating_sub(heard_until.0));
     let reason = match (state, trouble) {
         (Served::Unverified, _) => Reason::Unverified,
         (_, Some(Trouble::Gap)) => Reason::Gap,
@@ -170,7 +178,7 @@ fn judge(seq: Seq, observed: Result<Observation>) -> Answer {
         _ if lag > 0 => Reason::Lag,
         _ => Reason::Unexplained,
     };
-    Answer::Inconsistent { reason, served: version, lag, error: None }
+    Answer::Inconsistent { reason, served, lag, error: None }
 }
 
 #[cfg(test)]
@@ -179,28 +187,33 @@ mod tests {
 
     #[test]
     fn a_write_is_consistent_where_nothing_older_would_be_served() {
-        let observed = |version: Option<u64>, state, lag, trouble| {
-            judge(Seq(42), Ok(Observation { version: version.map(Seq), state, lag, trouble }))
+        let observed = |version: Option<u64>, state, heard_until: u64, trouble| {
+            let (version, heard_until) = (version.map(Seq), Some(Seq(heard_until)));
+            judge(Seq(42), Ok(Observation { version, state, heard_until, trouble }))
         };
         let consistent = [
-            observed(Some(42), Served::Fresh, 0, None),
+            observed(Some(42), Served::Fresh, 42, None),
             observed(Some(43), Served::Fresh, 9, Some(Trouble::Gap)),
             observed(Some(42), Served::Unverified, 9, None),
-            observed(Some(42), Served::Absent, 0, None),
+            observed(Some(42), Served::Absent, 42, None),
             observed(None, Served::Store, 9, Some(Trouble::Gap)),
         ];
         assert!(consistent.iter().all(|answer| *answer == Answer::Consistent), "{consistent:?}");
-        for (observed, expected) in [
-            (observed(Some(41), Served::Fresh, 3, None), Reason::Lag),
-            (observed(Some(41), Served::Fresh, 3, Some(Trouble::Gap)), Reason::Gap),
-            (observed(Some(41), Served::Fresh, 0, Some(Trouble::RefusedFill)), Reason::RefusedFill),
-            (observed(Some(41), Served::Unverified, 3, Some(Trouble::Gap)), Reason::Unverified),
-            (observed(Some(41), Served::Fresh, 0, None), Reason::Unexplained),
-            (observed(None, Served::Absent, 0, None), Reason::Unexplained),
-            (judge(Seq(42), Err(Error::new(ErrorKind::Transient, "gone"))), Reason::Unreachable),
+        assert_eq!(observed(None, Served::Absent, 42, None), Answer::Unknown);
+        assert_eq!(observed(None, Served::Fresh, 9, Some(Trouble::Gap)), Answer::Unknown);
+        for (observed, expected, behind) in [
+            (observed(Some(41), Served::Fresh, 39, None), Reason::Lag, 3),
+            (observed(Some(41), Served::Fresh, 39, Some(Trouble::Gap)), Reason::Gap, 3),
+            (observed(Some(41), Served::Fresh, 42, Some(Trouble::RefusedFill)), Reason::RefusedFill, 0),
+            (observed(Some(41), Served::Unverified, 41, Some(Trouble::Gap)), Reason::Unverified, 1),
+            (observed(Some(41), Served::Fresh, 50, None), Reason::Unexplained, 0),
+            (observed(Some(41), Served::Absent, 42, None), Reason::Unexplained, 0),
+            (judge(Seq(42), Err(Error::new(ErrorKind::Transient, "gone"))), Reason::Unreachable, 0),
         ] {
-            let Answer::Inconsistent { reason, .. } = observed else { panic!("{expected:?}: {observed:?}") };
-            assert_eq!(reason, expected);
+            let Answer::Inconsistent { reason, lag, .. } = observed else {
+                panic!("{expected:?}: {observed:?}")
+            };
+            assert_eq!((reason, lag), (expected, behind));
         }
     }
 }

@@ -11,6 +11,7 @@ const ASKED: &str = "forebay_monitor_asked_total";
 const CONSISTENT: &str = "forebay_monitor_consistent_total";
 const WRITES_ASKED: &str = "forebay_monitor_writes_asked_total";
 const WRITES_CONSISTENT: &str = "forebay_monitor_writes_consistent_total";
+const UNKNOWN: &str = "forebay_monitor_unknown_total";
 const INCONSISTENT: &str = "forebay_monitor_inconsistent_total";
 
 type OfMonitor = (&'static str, fn(&MonitorReport) -> u64);
@@ -39,6 +40,9 @@ impl Monitor {
         record_shares([WRITES_ASKED, WRITES_CONSISTENT], &report.overall, None);
         for follower in &report.followers {
             record_shares([ASKED, CONSISTENT], &follower.shares, Some(&follower.name));
+            describe_counter!(UNKNOWN, Unit::Count, SEE);
+            let unknown = follower.shares.iter().map(|share| share.unknown).sum();
+            counter!(UNKNOWN, "follower" => follower.name.clone()).absolute(unknown);
             describe_counter!(INCONSISTENT, Unit::Count, SEE);
             for (reason, count) in &follower.reasons {
                 let labels = [("follower", follower.name.clone()), ("reason", reason.as_str().to_owned())];

@@ -29,8 +29,9 @@ pub struct Observation {
     pub version: Option<Seq>,
     /// How it would answer.
     pub state: Served,
-    /// How many sequence numbers it knows itself to be behind its owner.
-    pub lag: u64,
+    /// Up to where it has heard of every change, if it knows; of a layer that follows another process its
+    /// [`watermark`](crate::Forebay::watermark).
+    pub heard_until: Option<Seq>,
     /// What it knows to be wrong with what it has.
     pub trouble: Option<Trouble>,
 }

@@ -49,12 +49,14 @@ pub struct FollowerReport {
 pub struct Share {
     /// How long after the write.
     pub delay: Duration,
-    /// How often it was asked.
+    /// How often it was asked, without those answers of which nobody can tell.
     pub asked: u64,
     /// How often the answer was consistent. A follower that does not answer is not.
     pub consistent: u64,
     /// How many answers there were none of; of every follower's, where it is about writes.
     pub unreachable: u64,
+    /// Answers of which nobody can tell: something from memory that has no version, as an absence.
+    pub unknown: u64,
 }
 
 impl Share {
@@ -69,7 +71,7 @@ impl Share {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The follower knew that it was behind.
+    /// The follower had not heard of the write.
     Lag,
     /// The follower knew that events were missing.
     Gap,
@@ -79,7 +81,8 @@ pub enum Reason {
     Unverified,
     /// The follower did not answer, or not in time.
     Unreachable,
-    /// The follower knew of nothing that was wrong: a defect, its or that of what fed it.
+    /// The follower had heard of the write, or cannot say how far it has heard, and knew of nothing that was wrong. The
+    /// former is a defect, its or that of what fed it.
     Unexplained,
 }
 
@@ -116,7 +119,7 @@ pub struct Offender {
     pub healed: Option<Duration>,
     /// Why.
     pub reason: Reason,
-    /// How many sequence numbers the follower knew itself to be behind.
+    /// How many sequence numbers the follower was behind the write, by what it said.
     pub lag: u64,
     /// What was said instead of an answer.
     pub error: Option<String>,

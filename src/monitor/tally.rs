@@ -36,8 +36,28 @@ struct Follower {
 pub(super) enum Answer {
     /// Nothing older would be served.
     Consistent,
-    /// Something older would, or nobody knows.
+    /// Nobody can tell.
+    Unknown,
+    /// Something older would, or there was no answer.
     Inconsistent { reason: Reason, served: Option<Seq>, lag: u64, error: Option<String> },
+}
+
+/// An answer in one word, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Verdict {
+    Consistent,
+    Unknown,
+    Inconsistent,
+}
+
+impl Answer {
+    pub(super) fn verdict(&self) -> Verdict {
+        match self {
+            Answer::Consistent => Verdict::Consistent,
+            Answer::Unknown => Verdict::Unknown,
+            Answer::Inconsistent { .. } => Verdict::Inconsistent,
+        }
+    }
 }
 
 /// An answer, and where it belongs.
@@ -51,12 +71,23 @@ pub(super) struct Finding<'a> {
     pub(super) key: &'a Key,
     pub(super) seq: Seq,
     pub(super) answer: Answer,
-    /// Of the last answer of its round: whether all of them were consistent.
-    pub(super) whole: Option<bool>,
+    /// Of the last answer of its round: the worst of all.
+    pub(super) whole: Option<Verdict>,
 }
 
 fn shares(delays: &[Duration]) -> Vec<Share> {
-    delays.iter().map(|delay| Share { delay: *delay, asked: 0, consistent: 0, unreachable: 0 }).collect()
+    delays
+        .iter()
+        .map(|delay| Share { delay: *delay, asked: 0, consistent: 0, unreachable: 0, unknown: 0 })
+        .collect()
+}
+
+impl Share {
+    fn count(&mut self, verdict: Verdict) {
+        self.asked += u64::from(verdict != Verdict::Unknown);
+        self.consistent += u64::from(verdict == Verdict::Consistent);
+        self.unknown += u64::from(verdict == Verdict::Unknown);
+    }
 }
 
 impl Tally {
@@ -91,12 +122,10 @@ impl Tally {
     /// Counts an answer.
     pub(super) fn note(&mut self, finding: &Finding<'_>) {
         self.late_max = self.late_max.max(finding.late);
-        let consistent = finding.answer == Answer::Consistent;
         let unreachable = matches!(finding.answer, Answer::Inconsistent { reason: Reason::Unreachable, .. });
         if let Some(follower) = self.followers.get_mut(finding.follower) {
             if let Some(share) = follower.shares.get_mut(finding.round) {
-                share.asked += 1;
-                share.consistent += u64::from(consistent);
+                share.count(finding.answer.verdict());
                 share.unreachable += u64::from(unreachable);
             }
             if let Answer::Inconsistent { reason, .. } = &finding.answer {
@@ -105,10 +134,7 @@ impl Tally {
         }
         if let Some(share) = self.overall.get_mut(finding.round) {
             share.unreachable += u64::from(unreachable);
-            if let Some(whole) = finding.whole {
-                share.asked += 1;
-                share.consistent += u64::from(whole);
-            }
+            finding.whole.into_iter().for_each(|whole| share.count(whole));
         }
         self.judge_offender(finding);
     }
@@ -125,10 +151,10 @@ impl Tally {
         };
         let known = self.offenders.iter().position(is_known);
         let Answer::Inconsistent { reason, served, lag, error } = &finding.answer else {
-            let known = known.and_then(|at| self.offenders.get_mut(at));
-            known.into_iter().for_each(|known| {
+            let known = known.filter(|_| finding.answer == Answer::Consistent);
+            if let Some(known) = known.and_then(|at| self.offenders.get_mut(at)) {
                 known.healed.get_or_insert(delay);
-            });
+            }
             return;
         };
         let error = error.as_ref().map(|error| error.chars().take(ERROR_CHARS_MAX).collect());
