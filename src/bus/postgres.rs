@@ -1,9 +1,9 @@
 //! A bus over a table of a Postgres database: the outbox that a store, or any other program, fills in the transaction
 //! that changes the data.
 //!
-//! `NOTIFY` only wakes listeners up. What they hear is what they read from the table, behind a wake-up or after the poll
-//! interval, in the order (transaction, number) and only from transactions that are older than every one that still
-//! runs in the whole cluster. So a row that commits late is never passed over; but one long transaction that has
+//! `NOTIFY` only wakes listeners up. What they hear is what they read from the table, behind a wake-up or after the
+//! poll interval, in the order (transaction, number) and only from transactions that are older than every one that
+//! still runs in the whole cluster. So a row that commits late is never passed over; but one long transaction that has
 //! written anything, anywhere in the cluster, holds every channel up until it ends: [`PostgresBus::held_up`] tells.
 //!
 //! # Rows that other programs write
@@ -21,8 +21,8 @@
 //! | `identity` | usually null; a second row with the same one is left out by `ON CONFLICT DO NOTHING` |
 //! | `event` | null; or instead of all from `operation` to `version` the bytes of an [event](crate::bus::event) |
 //!
-//! Rows of different transactions are delivered in the order in which those began to write, not in that of their commits.
-//! So a `remove` is right only where those that change the key follow each other; an `invalidate` always is.
+//! Rows of different transactions are delivered in the order in which those began to write, not in that of their
+//! commits. So a `remove` is right only where those that change the key follow each other; an `invalidate` always is.
 //! [`PostgresBus::trigger_sql`] writes triggers that fill the table.
 //!
 //! `xid`, `id` and `created` are to be left to their defaults, and nothing is to be deleted but by trimming. What a row
@@ -70,15 +70,16 @@ impl PostgresBusOptions {
         PostgresBusOptions { server, poll_interval: POLL_INTERVAL_DEFAULT, retention: Retention::default() }
     }
 
-    /// After what time a listener looks by itself, should a wake-up have been lost; from 10 ms to an hour. Default: 1 s.
+    /// After what time a listener looks by itself, should a wake-up have been lost; from 10 ms to an hour. Default: 1
+    /// s.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> PostgresBusOptions {
         self.poll_interval = interval;
         self
     }
 
-    /// How many rows of a channel are kept, and for how long: 65,536 and 24 hours by default. What goes beyond either is
-    /// trimmed now and then by whoever publishes; a subscriber that has not read it is told.
+    /// How many rows of a channel are kept, and for how long: 65,536 and 24 hours by default. What goes beyond either
+    /// is trimmed now and then by whoever publishes; a subscriber that has not read it is told.
     #[must_use]
     pub fn retained(mut self, rows: u64, age: Duration) -> PostgresBusOptions {
         self.retention = Retention { rows, age };
@@ -114,8 +115,8 @@ impl PostgresBusOptions {
 
 /// A bus over a table of a Postgres database; clones share its connections.
 ///
-/// One connection publishes, and each subscription has one of its own. They are driven by a thread of the bus, so it can
-/// be used within any runtime and without one.
+/// One connection publishes, and each subscription has one of its own. They are driven by a thread of the bus, so it
+/// can be used within any runtime and without one.
 #[derive(Clone)]
 pub struct PostgresBus(Arc<Handle>);
 
@@ -208,14 +209,15 @@ impl PostgresBus {
         .await
     }
 
-    /// The script that has every change of a table by anybody, in plain SQL, invalidate the key in a namespace, on a channel
-    /// and in the transaction that makes the change. `table` may have its schema in front (`sales.products`). To be run
-    /// once, as a migration, by a role that may create triggers on the table; running it again changes nothing.
+    /// The script that has every change of a table by anybody, in plain SQL, invalidate the key in a namespace, on a
+    /// channel and in the transaction that makes the change. `table` may have its schema in front (`sales.products`).
+    /// To be run once, as a migration, by a role that may create triggers on the table; running it again changes
+    /// nothing.
     ///
-    /// It makes the outbox, too, if there is none. The triggers fire once for each statement: `INSERT`, `UPDATE` (of the
-    /// old key and the new one), `DELETE`, and `TRUNCATE`, which invalidates the whole namespace. A deletion is told as
-    /// an invalidation, because transactions are told in the order in which they began: another one that has put the
-    /// key again may be told before it.
+    /// It makes the outbox, too, if there is none. The triggers fire once for each statement: `INSERT`, `UPDATE` (of
+    /// the old key and the new one), `DELETE`, and `TRUNCATE`, which invalidates the whole namespace. A deletion is
+    /// told as an invalidation, because transactions are told in the order in which they began: another one that has
+    /// put the key again may be told before it.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidName`] for what cannot be the name of a table or a column.

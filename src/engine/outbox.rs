@@ -1,8 +1,9 @@
 //! What a store writes in its outbox of a batch that it applies: the same as a publisher tells of a layer's changes.
 //!
-//! A batch is one event, and never several that follow each other. A layer applies only the last of several changes of a
-//! key: so no part of a batch says all that happened up to a number within it, which is what an event in the owner's
-//! chain claims. What does not fit is said more shortly instead: without the value, of the namespaces, of everything.
+//! A batch is one event, and never several that follow each other. A layer applies only the last of several changes
+//! of a key: so no part of a batch says all that happened up to a number within it, which is what an event in the
+//! owner's chain claims. What does not fit is said more shortly instead: without the value, of the namespaces, of
+//! everything.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,8 +35,8 @@ pub enum OutboxPuts {
 
 impl PostgresStoreOptions {
     /// Has each apply say, in its own transaction, on this channel of the schema's outbox what it did: who listens to a
-    /// [`PostgresBus`](crate::PostgresBus) over the same schema hears of every change that is in the database, and of no
-    /// other.
+    /// [`PostgresBus`](crate::PostgresBus) over the same schema hears of every change that is in the database, and of
+    /// no other.
     #[must_use]
     pub fn outbox(self, channel: &Channel, puts: OutboxPuts) -> PostgresStoreOptions {
         self.outbox_events(channel.as_str(), Arc::new(move |applying| events(applying, puts)))

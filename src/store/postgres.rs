@@ -7,16 +7,16 @@
 //! | `tenure` | one row: `layout int4`, `epoch int8`, `applied int8`, `journaled int8`, `journal bytea` |
 //!
 //! A key of up to 1,024 bytes is stored as it is. An index takes no longer ones, so a longer key is stored as its first
-//! 1,024 bytes and the SHA-256 of all of it, and as a whole in `long_key`. Numbers are unsigned: from 2^63 on the columns
-//! show them as negative.
+//! 1,024 bytes and the SHA-256 of all of it, and as a whole in `long_key`. Numbers are unsigned: from 2^63 on the
+//! columns show them as negative.
 //!
-//! An apply locks the row of `tenure`, looks at epoch and watermark, and changes data, watermark and outbox in that same
-//! transaction; a claim locks the same row. So an apply that is under way when a newer owner claims the store is either
-//! part of what the claim returns, or refused. It takes two round trips: what is locked has to be known before what
-//! is new can be sent, all of which goes at once, the commit included.
+//! An apply locks the row of `tenure`, looks at epoch and watermark, and changes data, watermark and outbox in that
+//! same transaction; a claim locks the same row. So an apply that is under way when a newer owner claims the store is
+//! either part of what the claim returns, or refused. It takes two round trips: what is locked has to be known before
+//! what is new can be sent, all of which goes at once, the commit included.
 //!
-//! An apply whose commit is not answered is [`StoreError::Transient`]: the layer sends it again, and the watermark tells
-//! whether it had been carried out.
+//! An apply whose commit is not answered is [`StoreError::Transient`]: the layer sends it again, and the watermark
+//! tells whether it had been carried out.
 
 use std::fmt;
 use std::future::Future;

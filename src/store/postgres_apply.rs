@@ -121,8 +121,8 @@ impl Shared {
         Ok(Wanted::Changes { ops: last_of_each_key(new), events })
     }
 
-    /// Finds the first record without which what comes before it is accepted, by halving, in a transaction that is taken
-    /// back. If all are accepted now, what was refused may pass.
+    /// Finds the first record without which what comes before it is accepted, by halving, in a transaction that is
+    /// taken back. If all are accepted now, what was refused may pass.
     async fn find_refused(
         &self,
         session: &mut Session,
