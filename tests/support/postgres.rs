@@ -4,7 +4,7 @@
 //! tests fail and say so.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
-#![allow(clippy::panic, clippy::unwrap_used, reason = "these are tests")]
+#![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
 
 use std::fs;
 use std::io::{BufRead, BufReader};
