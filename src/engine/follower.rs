@@ -81,6 +81,19 @@ enum Next {
     Gap(Seq),
 }
 
+/// What a follower knew of the store.
+struct Known {
+    epoch: Epoch,
+    position: Seq,
+}
+
+impl Known {
+    /// Whether the store is behind what it was: restored from a copy, or another one.
+    fn is_of_another_history(&self, tenure: &Tenure) -> bool {
+        tenure.epoch < self.epoch || tenure.progress.applied < self.position
+    }
+}
+
 impl Follower {
     /// Starts to follow. The store was at this tenure a moment ago.
     pub(crate) fn start(
@@ -338,11 +351,11 @@ impl Follower {
 
     /// Asks the store how far the owner has come.
     async fn ask(&self) -> Result<Seq> {
-        let at = self.ticker.now();
+        let (at, known) = (self.ticker.now(), self.known());
         let tenure = self.reads.tenure().await?;
         let applied = tenure.progress.applied;
         let mut state = self.state();
-        if self.is_another_history(&state, &tenure) {
+        if known.is_of_another_history(&tenure) {
             self.views.invalidate_everything();
             state.tracker = Tracker::new(tenure.epoch, applied);
             state.proofs.clear();
@@ -357,9 +370,11 @@ impl Follower {
         Ok(applied)
     }
 
-    /// Whether the store is behind what it was: restored from a copy, or another one.
-    fn is_another_history(&self, state: &State, tenure: &Tenure) -> bool {
-        tenure.epoch < state.tracker.epoch() || tenure.progress.applied < state.tracker.position()
+    /// What is known. To be taken before the store is asked: while its answer is on its way, events and other answers
+    /// may tell more.
+    fn known(&self) -> Known {
+        let state = self.state();
+        Known { epoch: state.tracker.epoch(), position: state.tracker.position() }
     }
 
     /// Asks the store again and again, and tells the owner where this layer stands.
@@ -417,7 +432,7 @@ impl Follower {
     async fn begin_anew(&self) {
         let mut failures = 0;
         loop {
-            let at = self.ticker.now();
+            let (at, known) = (self.ticker.now(), self.known());
             match self.reads.tenure().await {
                 Ok(tenure) => {
                     if Safeguard::LostPlaceEmptiesMemory.holds() {
@@ -425,7 +440,7 @@ impl Follower {
                     }
                     let applied = tenure.progress.applied;
                     let mut state = self.state();
-                    if self.is_another_history(&state, &tenure) {
+                    if known.is_of_another_history(&tenure) {
                         state.tracker = Tracker::new(tenure.epoch, applied);
                     }
                     state.tracker.learn_epoch(tenure.epoch);
