@@ -249,15 +249,28 @@ impl ChangeStream {
             if let Some(outcome) = self.ready() {
                 return Ok(outcome);
             }
-            self.told = self.read.to;
-            let after = self.read.to;
-            let watermark = self.source.wait_beyond(after).await?;
-            let anew = || Ahead { reader: self.source.log.read_after(after), frame: None };
-            let ahead = self.ahead.take().unwrap_or_else(anew);
-            let source = Arc::clone(&self.source);
-            let read = self.source.aside(move || source.read(ahead, after, watermark));
-            (self.ahead, self.read) = read.await?;
+            let watermark = self.more().await?;
+            self.read_to(watermark).await?;
         }
+    }
+
+    /// Waits until the store holds more than what has been read, which is to have been told; returns how far that
+    /// goes. Dropping the future loses nothing, not even time.
+    pub(crate) async fn more(&mut self) -> Result<Seq> {
+        self.told = self.read.to;
+        self.source.wait_beyond(self.read.to).await
+    }
+
+    /// Reads on, up to there or about as much as is read at once. What is read may be nothing that is told. If the
+    /// future is dropped, it has to be read again.
+    pub(crate) async fn read_to(&mut self, watermark: Seq) -> Result<()> {
+        let after = self.read.to;
+        let anew = || Ahead { reader: self.source.log.read_after(after), frame: None };
+        let ahead = self.ahead.take().unwrap_or_else(anew);
+        let source = Arc::clone(&self.source);
+        let read = self.source.aside(move || source.read(ahead, after, watermark));
+        (self.ahead, self.read) = read.await?;
+        Ok(())
     }
 
     /// The next of what has been read already.

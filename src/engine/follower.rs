@@ -81,6 +81,19 @@ enum Next {
     Gap(Seq),
 }
 
+/// What a follower knew of the store.
+struct Known {
+    epoch: Epoch,
+    position: Seq,
+}
+
+impl Known {
+    /// Whether the store is behind what it was: restored from a copy, or another one.
+    fn is_of_another_history(&self, tenure: &Tenure) -> bool {
+        tenure.epoch < self.epoch || tenure.progress.applied < self.position
+    }
+}
+
 impl Follower {
     /// Starts to follow. The store was at this tenure a moment ago.
     pub(crate) fn start(
@@ -339,11 +352,11 @@ impl Follower {
 
     /// Asks the store how far the owner has come.
     async fn ask(&self) -> Result<Seq> {
-        let (at, stood) = (self.ticker.now(), self.stands());
+        let (at, known) = (self.ticker.now(), self.known());
         let tenure = self.reads.tenure().await?;
         let applied = tenure.progress.applied;
         let mut state = self.state();
-        if is_another_history(stood, &tenure) {
+        if known.is_of_another_history(&tenure) {
             self.views.invalidate_everything();
             state.tracker = Tracker::new(tenure.epoch, applied);
             state.proofs.clear();
@@ -358,10 +371,11 @@ impl Follower {
         Ok(applied)
     }
 
-    /// What the store has to know of if it is asked now. An event may be heard before the answer comes.
-    fn stands(&self) -> (Epoch, Seq) {
+    /// What is known. To be taken before the store is asked: while its answer is on its way, events and other answers
+    /// may tell more.
+    fn known(&self) -> Known {
         let state = self.state();
-        (state.tracker.epoch(), state.tracker.position())
+        Known { epoch: state.tracker.epoch(), position: state.tracker.position() }
     }
 
     /// Asks the store again and again, and tells the owner where this layer stands.
@@ -419,7 +433,7 @@ impl Follower {
     async fn begin_anew(&self) {
         let mut failures = 0;
         loop {
-            let (at, stood) = (self.ticker.now(), self.stands());
+            let (at, known) = (self.ticker.now(), self.known());
             match self.reads.tenure().await {
                 Ok(tenure) => {
                     if Safeguard::LostPlaceEmptiesMemory.holds() {
@@ -427,7 +441,7 @@ impl Follower {
                     }
                     let applied = tenure.progress.applied;
                     let mut state = self.state();
-                    if is_another_history(stood, &tenure) {
+                    if known.is_of_another_history(&tenure) {
                         state.tracker = Tracker::new(tenure.epoch, applied);
                     }
                     state.tracker.learn_epoch(tenure.epoch);
@@ -455,11 +469,6 @@ impl Follower {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether the store is behind what it was when it was asked: restored from a copy, or another one.
-fn is_another_history((epoch, position): (Epoch, Seq), tenure: &Tenure) -> bool {
-    tenure.epoch < epoch || tenure.progress.applied < position
 }
 
 /// How long to wait before a bus or the store is tried again: from 10 ms, doubled, to 2 s.

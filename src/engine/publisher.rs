@@ -315,11 +315,7 @@ impl Work {
             let mut gathered =
                 Gathered { after: self.stream.told(), directives: Vec::new(), bytes: EVENT_OVERHEAD };
             let wait = self.publish.heartbeat.saturating_sub(clock::now().saturating_duration_since(beat));
-            let first = tokio::select! {
-                biased;
-                first = self.stream.next() => Some(first),
-                () = clock::sleep(wait) => None,
-            };
+            let first = self.first(wait).await;
             let is_heartbeat = first.is_none();
             if is_heartbeat && self.stream.told() == Seq::ZERO {
                 // Nothing has ever happened.
@@ -380,6 +376,30 @@ impl Work {
             }
             if is_heartbeat {
                 beat = clock::now();
+            }
+        }
+    }
+
+    /// The next change; nothing if there is none for so long. A read of the journal is never broken off: one that takes
+    /// longer than the wait would begin again for ever.
+    async fn first(&mut self, wait: Duration) -> Option<Result<ChangeOutcome>> {
+        let timer = clock::sleep(wait);
+        tokio::pin!(timer);
+        loop {
+            if let Some(outcome) = self.stream.ready() {
+                return Some(Ok(outcome));
+            }
+            let more = tokio::select! {
+                biased;
+                more = self.stream.more() => more,
+                () = &mut timer => return None,
+            };
+            let read = match more {
+                Ok(watermark) => self.stream.read_to(watermark).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = read {
+                return Some(Err(error));
             }
         }
     }

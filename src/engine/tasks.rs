@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use tokio::sync::watch;
 
 use crate::seam::clock::{Handle, block_on};
+use crate::seam::sync::thread_local;
 
 /// The tasks of a layer.
 pub struct Tasks {
@@ -52,7 +53,7 @@ impl Tasks {
     pub(crate) fn end(&self) {
         self.stop.send_replace(true);
         // A task may have held the last handle of its layer.
-        if !INSIDE.get() {
+        if !INSIDE.with(Cell::get) {
             block_on(None, self.stop.closed());
         }
     }
@@ -73,8 +74,8 @@ impl Drop for Task {
 }
 
 fn inside<T>(work: impl FnOnce() -> T) -> T {
-    let was = INSIDE.replace(true);
+    let was = INSIDE.with(|inside| inside.replace(true));
     let done = work();
-    INSIDE.set(was);
+    INSIDE.with(|inside| inside.set(was));
     done
 }

@@ -1,7 +1,7 @@
 //! The caches' memories as the engine knows them: without their types.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use crate::error::Result;
@@ -40,7 +40,7 @@ pub type AnyKey = dyn Any + Send + Sync;
 /// The open caches of a layer, by namespace.
 #[derive(Default)]
 pub struct Views {
-    open: Mutex<HashMap<NamespaceName, Arc<dyn View>>>,
+    open: Mutex<BTreeMap<NamespaceName, Arc<dyn View>>>,
     scopes: Arc<Scopes>,
     /// What the reads of those counted that are not open any more.
     past_memory_hits: Counter,
@@ -108,7 +108,7 @@ impl Views {
         open + self.past_memory_hits.value()
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, HashMap<NamespaceName, Arc<dyn View>>> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, BTreeMap<NamespaceName, Arc<dyn View>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

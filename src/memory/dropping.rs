@@ -44,6 +44,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// Takes in that a key has this value since this version. Only what memory holds is replaced: what nobody reads
     /// here is not brought in. Loads under way lose.
     ///
+    /// This may come late, when a newer version, or a removal, has been heard of already. What is current and of an
+    /// older version proves that it has not; where memory holds nothing like that, the key is dropped.
+    ///
     /// # Errors
     /// As [`Resident::invalidate`].
     pub fn heard(&self, key: &K, value: V, version: Seq, own: Own) -> Result<(), MemoryFailed> {
@@ -54,7 +57,12 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             let (cut, extra) = (self.cut(), self.extra(own, since));
             self.fences.change(self.hasher.hash_one(key), || {
                 let Some(there) = self.outline(key, |_| {}) else { return };
-                if there.version >= version && self.is_current(&there) {
+                // Neither an absence nor what a loader brought has a version.
+                if !self.is_current(&there) || there.version == Seq::ZERO {
+                    self.left.invalidated.add(u64::from(self.entries.remove(key).is_some()));
+                    return;
+                }
+                if there.version >= version {
                     return;
                 }
                 let generation = self.fences.scopes().now();

@@ -8,7 +8,7 @@
 #[cfg(not(feature = "simulation"))]
 pub(crate) use std::{
     sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic},
-    thread,
+    thread, thread_local,
 };
 
 #[cfg(feature = "simulation")]
@@ -16,6 +16,6 @@ pub(crate) use {
     crate::seam::simulated::Condvar,
     shuttle::{
         sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic},
-        thread,
+        thread, thread_local,
     },
 };

@@ -95,6 +95,39 @@ async fn removals_namespaces_groups_and_new_values_are_carried_out() {
     assert_eq!(prices.resident_count(), 3);
 }
 
+/// A value that travelled came a second time, after the key had been removed and its absence was remembered, or after
+/// memory had been emptied: it took the place of what was there, and was served as current from then on.
+#[tokio::test]
+async fn a_value_that_comes_late_does_not_bring_back_what_is_gone() {
+    let bed = Bed::new().await;
+    let old = bed.write(1, 10).await;
+    let bay = forebay::Forebay::builder(bed.layer.store.clone()).follow(bed.follow()).open().await.unwrap();
+    let hour = std::time::Duration::from_secs(3600);
+    let prices = bay.cache::<u64, u64>("prices").negative_time_to_live(hour).open().unwrap();
+    bed.bus.subscribed().await;
+    let value = bytes::Bytes::from([&[1, 1][..], &10_u64.to_le_bytes()].concat());
+    let late = bed.event(before(old), old, vec![Directive::Put(key_of("prices", &1_u64), old, value)]);
+
+    let removed = bed.prices.remove(&1).await.unwrap().seq();
+    bed.owner.wait_applied(removed).await.unwrap();
+    bed.bus.hand(&bed.event(old, removed, vec![Directive::Remove(key_of("prices", &1_u64), removed)]));
+    bed.bus.heard().await;
+    assert_eq!(prices.get(&1).await.unwrap(), None);
+    assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Memory, "the absence is remembered");
+    bed.bus.hand(&late);
+    bed.bus.heard().await;
+    assert_eq!(prices.get(&1).await.unwrap(), None);
+
+    let new = bed.write(1, 11).await;
+    bed.bus.hand(&bed.event(removed, new, vec![changed(1, new)]));
+    bed.bus.heard().await;
+    assert_eq!(prices.get(&1).await.unwrap(), Some(11));
+    bed.bus.lose_position();
+    bed.bus.hand(&late);
+    bed.bus.heard().await;
+    assert_eq!(prices.get(&1).await.unwrap(), Some(11), "memory was emptied, and knows of nothing newer");
+}
+
 #[tokio::test]
 async fn a_gap_is_asked_for_again_from_the_last_message_before_it() {
     let bed = Bed::new().await;
