@@ -28,7 +28,7 @@ fn fault_simulation_of_the_whole_layer() {
     if let Ok(seed) = std::env::var("FOREBAY_SEED") {
         let seed = Seed::parse(&seed);
         println!("{:#?}", Plan::draw(seed.plan).with(&seed.kept));
-        let outcome = run(&seed);
+        let outcome: Outcome = run(&seed);
         println!("{outcome:#?}");
         assert!(outcome.violations.is_empty(), "seed {seed} breaks {:#?}", outcome.violations);
         return;
@@ -36,7 +36,7 @@ fn fault_simulation_of_the_whole_layer() {
     let (began, allowed) = (Instant::now(), budget(40, Duration::from_secs(15)));
     let until = began + allowed;
     let (sender, outcomes) = mpsc::channel();
-    search((1..).map(Seed::of), move |outcome| {
+    search((1..).map(Seed::of), move |outcome: Outcome| {
         let sound = outcome.violations.is_empty();
         sender.send(outcome).is_ok() && sound && Instant::now() < until
     });
@@ -65,7 +65,7 @@ fn fault_simulation_of_the_whole_layer() {
 fn tell(found: Outcome) -> ! {
     let (first, promise) = (found.seed.clone(), found.violations[0].promise);
     println!("seed {first} breaks {promise}; looking for its smallest part that does");
-    let outcome = simulation::shrink::shrink(found, |outcome| {
+    let outcome = simulation::shrink::shrink(found, |outcome: &Outcome| {
         outcome.violations.iter().any(|violation| violation.promise == promise)
     });
     let profile = if cfg!(debug_assertions) { "" } else { " --release" };
@@ -81,7 +81,7 @@ fn tell(found: Outcome) -> ! {
 #[test]
 fn fault_simulation_repeats_itself() {
     for seed in 1..40 {
-        let (one, other) = (run(&Seed::of(seed)), run(&Seed::of(seed)));
+        let (one, other): (Outcome, Outcome) = (run(&Seed::of(seed)), run(&Seed::of(seed)));
         assert_eq!(one, other, "seed {seed}");
     }
 }

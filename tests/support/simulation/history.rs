@@ -225,7 +225,7 @@ impl History {
         }
         let places: BTreeMap<Place, &forebay::Key> = keys.iter().map(|(key, at)| (*at, key)).collect();
         let mut found = Vec::new();
-        for Applied { watermark, content } in applied {
+        for Applied { watermark, content, .. } in applied {
             for (at, key) in &places {
                 let expected = known.get(at).and_then(|writes| writes.range(..=*watermark).next_back());
                 let Some(held) = content.get(*key) else {

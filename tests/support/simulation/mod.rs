@@ -1,6 +1,7 @@
 //! The simulator: one seed fixes a run of the whole layer, with its threads, its clock, its disk and its store.
 //!
-//! [`run`] is one run; [`search`] runs many seeds; [`shrink`](shrink::shrink) makes a failing one small.
+//! [`run`] is one run; [`search`] runs many seeds; [`shrink`](shrink::shrink) makes a failing one small. What a run does
+//! is the business of its [`Simulated`] outcome: [`Outcome`] is that of one layer after the other.
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 #![allow(
@@ -30,11 +31,29 @@ use crate::simulation::history::Violation;
 use crate::simulation::order::Drawn;
 use crate::simulation::plan::{Plan, Seed};
 
-/// More steps than any run takes that ends at all.
-const STEPS_MAX: usize = 500_000;
 const STACK_BYTES: usize = 1 << 20;
 
-/// What came of a run.
+/// What comes of a run, and how it is made.
+pub trait Simulated: Sized + Send + 'static {
+    /// More steps than any run takes that ends at all.
+    const STEPS_MAX: usize;
+
+    /// Runs a seed, in the present shuttle execution.
+    fn of(seed: &Seed) -> Self;
+
+    /// What came of a run that broke off.
+    fn broken_off(seed: Seed, violation: Violation) -> Self;
+
+    /// Which run it was.
+    fn seed(&self) -> &Seed;
+
+    fn violations(&self) -> &[Violation];
+
+    /// How many atoms the whole plan of a seed has.
+    fn atoms(plan: u64) -> usize;
+}
+
+/// What came of a run of one layer after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub seed: Seed,
@@ -49,32 +68,62 @@ pub struct Outcome {
     pub steps: u64,
 }
 
+impl Simulated for Outcome {
+    const STEPS_MAX: usize = 500_000;
+
+    fn of(seed: &Seed) -> Outcome {
+        let world = run::run(&Plan::draw(seed.plan).with(&seed.kept), seed.order);
+        let steps = shuttle::current::context_switches() as u64;
+        let mut inner = world.lock();
+        let violations = std::mem::take(&mut inner.history.violations);
+        let operations = inner.history.operations;
+        let (cuts, faults) = (inner.cuts_made, inner.faults_met);
+        Outcome { seed: seed.clone(), violations, operations, cuts, faults, steps }
+    }
+
+    fn broken_off(seed: Seed, violation: Violation) -> Outcome {
+        Outcome { seed, violations: vec![violation], operations: 0, cuts: 0, faults: 0, steps: 0 }
+    }
+
+    fn seed(&self) -> &Seed {
+        &self.seed
+    }
+
+    fn violations(&self) -> &[Violation] {
+        &self.violations
+    }
+
+    fn atoms(plan: u64) -> usize {
+        Plan::draw(plan).atoms()
+    }
+}
+
 /// What is on its way.
-struct Search {
+struct Search<T> {
     seeds: Box<dyn Iterator<Item = Seed> + Send>,
-    each: Box<dyn FnMut(Outcome) -> bool + Send>,
+    each: Box<dyn FnMut(T) -> bool + Send>,
     present: Option<Seed>,
     over: bool,
 }
 
-impl Search {
-    fn end(&mut self, outcome: Outcome) {
+impl<T> Search<T> {
+    fn end(&mut self, outcome: T) {
         self.present = None;
         self.over |= !(self.each)(outcome);
     }
 }
 
 /// Runs one seed.
-pub fn run(seed: &Seed) -> Outcome {
+pub fn run<T: Simulated>(seed: &Seed) -> T {
     let (sender, outcome) = std::sync::mpsc::channel();
-    search(std::iter::once(seed.clone()), move |outcome| sender.send(outcome).is_ok());
+    search(std::iter::once(seed.clone()), move |outcome: T| sender.send(outcome).is_ok());
     outcome.recv().expect("one seed has one outcome")
 }
 
 /// Runs seeds until there are no more or `each` has seen enough.
-pub fn search(
+pub fn search<T: Simulated>(
     seeds: impl Iterator<Item = Seed> + Send + 'static,
-    each: impl FnMut(Outcome) -> bool + Send + 'static,
+    each: impl FnMut(T) -> bool + Send + 'static,
 ) {
     let (seeds, each) = (Box::new(seeds), Box::new(each));
     let search = Arc::new(Mutex::new(Search { seeds, each, present: None, over: false }));
@@ -86,17 +135,16 @@ pub fn search(
         let Some(seed) = search.present.clone() else { std::panic::resume_unwind(panic) };
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        let violations = vec![Violation { promise: "panic", what: text }];
-        search.end(Outcome { seed, violations, operations: 0, cuts: 0, faults: 0, steps: 0 });
+        search.end(T::broken_off(seed, Violation { promise: "panic", what: text }));
     }
 }
 
-fn run_on(search: &Arc<Mutex<Search>>) {
+fn run_on<T: Simulated>(search: &Arc<Mutex<Search<T>>>) {
     let mut config = Config::new();
     config.stack_size = STACK_BYTES;
     config.failure_persistence = FailurePersistence::None;
     config.silence_warnings = true;
-    config.max_steps = MaxSteps::FailAfter(STEPS_MAX);
+    config.max_steps = MaxSteps::FailAfter(T::STEPS_MAX);
     let taken = Arc::clone(search);
     let orders = Box::new(move || {
         let mut search = taken.lock().expect("the search is not poisoned");
@@ -109,16 +157,7 @@ fn run_on(search: &Arc<Mutex<Search>>) {
     let search = Arc::clone(search);
     Runner::new(Drawn::new(orders), config).run(move || {
         let seed = search.lock().expect("the search is not poisoned").present.clone();
-        let seed = seed.expect("a run has a seed");
-        let world = run::run(&Plan::draw(seed.plan).with(&seed.kept), seed.order);
-        let steps = shuttle::current::context_switches() as u64;
-        let outcome = {
-            let mut inner = world.lock();
-            let violations = std::mem::take(&mut inner.history.violations);
-            let operations = inner.history.operations;
-            Outcome { seed, violations, operations, cuts: inner.cuts_made, faults: inner.faults_met, steps }
-        };
-        drop(world);
+        let outcome = T::of(&seed.expect("a run has a seed"));
         search.lock().expect("the search is not poisoned").end(outcome);
     });
 }

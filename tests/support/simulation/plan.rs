@@ -222,7 +222,7 @@ impl Setting {
         }
     }
 
-    fn draw(draw: &mut Draw, buffered: bool) -> Setting {
+    pub fn draw(draw: &mut Draw, buffered: bool) -> Setting {
         let wait = Backpressure::WaitFor(Duration::from_millis(20));
         Setting {
             buffered,
@@ -245,7 +245,7 @@ impl Setting {
 }
 
 impl Weather {
-    fn draw(draw: &mut Draw) -> Weather {
+    pub fn draw(draw: &mut Draw) -> Weather {
         if draw.one_in(3) {
             return Weather::default();
         }
@@ -260,7 +260,7 @@ impl Weather {
     }
 }
 
-fn place(draw: &mut Draw) -> Place {
+pub fn place(draw: &mut Draw) -> Place {
     (draw.below(CACHES as u64) as usize, draw.below(u64::from(KEYS)) as u32)
 }
 
@@ -296,7 +296,7 @@ impl Op {
 pub struct Kept(pub Option<Vec<usize>>);
 
 impl Kept {
-    fn holds(&self, atom: usize) -> bool {
+    pub fn holds(&self, atom: usize) -> bool {
         self.0.as_ref().is_none_or(|kept| kept.binary_search(&atom).is_ok())
     }
 }

@@ -20,7 +20,7 @@ use crate::simulation::client::Client;
 use crate::simulation::plan::{CACHES, End, KEYS, Place, Plan, Setting, Tenure, Weather};
 use crate::simulation::world::{Cut, State, World, tenure_of};
 
-const NAMES: [&str; CACHES] = ["a", "b"];
+pub const NAMES: [&str; CACHES] = ["a", "b"];
 pub const EXTERNAL: &str = "external";
 /// The value's number, and what makes it long.
 pub type Content = (u64, Vec<u8>);
@@ -258,7 +258,7 @@ impl Tenure {
     }
 }
 
-fn options(builder: Builder, setting: &Setting) -> Builder {
+pub fn options(builder: Builder, setting: &Setting) -> Builder {
     let mut journal = JournalOptions::default();
     journal.segment_bytes = 64 << 10;
     journal.spares_max = setting.spares_max;
@@ -282,7 +282,7 @@ fn options(builder: Builder, setting: &Setting) -> Builder {
 }
 
 /// The cut that ends a tenure so, if it is ended by one.
-fn cut_of(end: End, seed: u64) -> Option<Cut> {
+pub fn cut_of(end: End, seed: u64) -> Option<Cut> {
     let (policy, leaves) = match end {
         End::Close | End::Drop => return None,
         End::Killed => (CrashPolicy::ProcessKilled, State::Dead),
@@ -318,7 +318,7 @@ pub async fn polled<T>(polls: u32, future: impl Future<Output = T>) -> Option<T>
     .await
 }
 
-fn places() -> impl Iterator<Item = Place> {
+pub fn places() -> impl Iterator<Item = Place> {
     (0..CACHES).flat_map(|cache| (0..KEYS).map(move |key| (cache, key)))
 }
 
@@ -333,7 +333,7 @@ pub fn stored_key(at: Place) -> Key {
 }
 
 /// The number of a stored value.
-fn number_of(stored: &[u8]) -> u64 {
+pub fn number_of(stored: &[u8]) -> u64 {
     let (number, filler): Content = Bincode::decode(&stored[2..]).expect("the store holds what was written");
     assert!(is_filler(number, &filler), "the store holds {number} with a content that was not written");
     number

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::simulation::plan::{Kept, Plan, Seed};
-use crate::simulation::{Outcome, run};
+use crate::simulation::plan::{Kept, Seed};
+use crate::simulation::{Simulated, run};
 
 /// In how many orders a smaller plan is tried before it counts as sound.
 const ORDERS: u64 = 40;
@@ -12,11 +12,11 @@ const ORDERS: u64 = 40;
 const TIME_MAX: Duration = Duration::from_secs(60);
 
 /// The smallest failing run found; `failed` says whether an outcome is the failure that is looked for.
-pub fn shrink(first: Outcome, failed: impl Fn(&Outcome) -> bool) -> Outcome {
+pub fn shrink<T: Simulated>(first: T, failed: impl Fn(&T) -> bool) -> T {
     let mut best = first;
-    let mut kept: Vec<usize> = match &best.seed.kept.0 {
+    let mut kept: Vec<usize> = match &best.seed().kept.0 {
         Some(kept) => kept.clone(),
-        None => (0..Plan::draw(best.seed.plan).atoms()).collect(),
+        None => (0..T::atoms(best.seed().plan)).collect(),
     };
     let mut chunk = kept.len().div_ceil(2);
     let until = Instant::now() + TIME_MAX;
@@ -29,7 +29,7 @@ pub fn shrink(first: Outcome, failed: impl Fn(&Outcome) -> bool) -> Outcome {
             }
             let mut less = kept.clone();
             less.drain(at..(at + chunk).min(kept.len()));
-            match attempt(&best.seed, &less, until, &failed) {
+            match attempt(best.seed(), &less, until, &failed) {
                 Some(outcome) => {
                     (best, kept, smaller) = (outcome, less, true);
                 }
@@ -43,12 +43,12 @@ pub fn shrink(first: Outcome, failed: impl Fn(&Outcome) -> bool) -> Outcome {
     best
 }
 
-fn attempt(
+fn attempt<T: Simulated>(
     seed: &Seed,
     kept: &[usize],
     until: Instant,
-    failed: impl Fn(&Outcome) -> bool,
-) -> Option<Outcome> {
+    failed: impl Fn(&T) -> bool,
+) -> Option<T> {
     let orders = std::iter::once(seed.order).chain(1..ORDERS).take_while(|_| Instant::now() < until);
     let seeds = orders.map(|order| Seed { plan: seed.plan, order, kept: Kept(Some(kept.to_vec())) });
     seeds.map(|seed| run(&seed)).find(|outcome| failed(outcome))

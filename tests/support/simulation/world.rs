@@ -14,7 +14,7 @@ use std::time::Duration;
 use forebay::disk::contract::{Disk, DiskFile, DiskLock};
 use forebay::disk::simulated::{CrashPolicy, SimDisk};
 use forebay::seam::simulated;
-use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::contract::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
 use forebay::{Epoch, Error, ErrorKind, JournalId, Key, MemoryStore, Seq};
 
 use crate::simulation::history::History;
@@ -43,6 +43,10 @@ pub struct Cut {
 pub struct Applied {
     pub watermark: Seq,
     pub content: BTreeMap<Key, Versioned>,
+    /// What it was told to change.
+    pub ops: Vec<Op>,
+    /// When, by the simulated clock.
+    pub at: Duration,
 }
 
 pub struct Inner {
@@ -199,7 +203,8 @@ impl Inner {
                 self.history.violated("P3", format!("record {} of {key:?} took effect twice", now.version));
             }
         }
-        self.applied.push(Applied { watermark: tenure.progress.applied, content });
+        let (watermark, ops, at) = (tenure.progress.applied, batch.ops.clone(), simulated::elapsed());
+        self.applied.push(Applied { watermark, content, ops, at });
     }
 }
 
