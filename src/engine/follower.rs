@@ -244,17 +244,9 @@ impl Follower {
             }
             return Next::On;
         }
-        match self.knows_owner(epoch).await {
-            Ok(true) => {}
-            Ok(false) => {
-                self.figures.refused_owner.add(1);
-                return Next::On;
-            }
-            // Not believed for the moment, and missed: it is asked for again when the next one shows that.
-            Err(error) => {
-                self.state().store_error = Some(error);
-                return Next::On;
-            }
+        if !self.knows_owner(epoch).await {
+            self.figures.refused_owner.add(1);
+            return Next::On;
         }
         if Safeguard::DirectivesBeforePosition.holds() {
             self.carry_out(&said);
@@ -278,13 +270,21 @@ impl Follower {
 
     /// Whether an owner of this epoch is the one that the store knows. A newer one than is known here is asked for, so
     /// that nobody can silence the owner by claiming an epoch that never was.
-    async fn knows_owner(&self, epoch: Epoch) -> Result<bool> {
-        let known = self.state().tracker.epoch();
-        if epoch > known && Safeguard::OldOwnerRefused.holds() {
-            self.ask().await?;
-            return Ok(self.state().tracker.epoch() == epoch);
+    /// While the store does not answer, nothing can be believed, and what comes behind waits on the bus.
+    async fn knows_owner(&self, epoch: Epoch) -> bool {
+        let mut failures = 0;
+        loop {
+            let known = self.state().tracker.epoch();
+            if epoch <= known || !Safeguard::OldOwnerRefused.holds() {
+                return epoch >= known || !Safeguard::OldOwnerRefused.holds();
+            }
+            match self.ask().await {
+                Ok(_) => return self.state().tracker.epoch() == epoch,
+                Err(error) => self.state().store_error = Some(error),
+            }
+            failures += 1;
+            clock::sleep(patience(failures)).await;
         }
-        Ok(epoch >= known || !Safeguard::OldOwnerRefused.holds())
     }
 
     fn carry_out(&self, directives: &[Directive]) {

@@ -2,6 +2,7 @@
 
 use forebay::bus::contract::{From, Position};
 use forebay::bus::event::{Directive, Event, Said};
+use forebay::testkit::FlakyStore;
 use forebay::{Epoch, Error, ErrorKind, NamespaceName, Seq, Source};
 
 use super::{Bed, before, changed, eventually};
@@ -252,6 +253,33 @@ async fn an_owner_that_another_has_followed_is_not_heard() {
     let status = bay.following().unwrap();
     assert_eq!((status.refused_owner, status.position), (1, seq));
     assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Memory);
+}
+
+/// An event of a new owner came while the store did not answer: it was skipped, could not be asked for again, and the
+/// place was lost.
+#[tokio::test]
+async fn a_new_owners_events_wait_until_the_store_can_say_who_it_is() {
+    let bed = Bed::new().await;
+    let seq = bed.write(1, 10).await;
+    let store = FlakyStore::new(bed.layer.store.clone());
+    let bay = forebay::Forebay::builder(store.clone()).follow(bed.follow()).open().await.unwrap();
+    let prices = bay.cache::<u64, u64>("prices").open().unwrap();
+    bed.bus.subscribed().await;
+    assert_eq!(prices.get(&1).await.unwrap(), Some(10));
+    store.fail_tenure(true);
+    bed.owner.close().await.unwrap();
+    let next_owner = bed.layer.builder().changes(true).open().await.unwrap();
+    let written = next_owner.cache::<u64, u64>("prices").open().unwrap().put(&1, 11).await.unwrap().seq();
+    next_owner.flush().await.unwrap();
+    let event = bed.event(seq, written, vec![changed(1, written)]);
+    bed.bus.hand(&Event { epoch: next_owner.health().epoch, ..event });
+    eventually("the store is asked in vain", || bay.following().unwrap().error.is_some()).await;
+    assert_eq!(bay.watermark(), seq);
+    store.fail_tenure(false);
+    bay.wait_applied(written).await.unwrap();
+    assert_eq!(prices.get(&1).await.unwrap(), Some(11));
+    let status = bay.following().unwrap();
+    assert_eq!((status.gaps, status.places_lost), (0, 0));
 }
 
 #[tokio::test]
