@@ -150,7 +150,7 @@ async fn line_7_and_8_a_load_that_began_before_an_invalidation_is_neither_kept_n
 }
 
 /// A key that counts how often anybody looks at one.
-#[derive(Clone, PartialEq, Eq, Serialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
 struct Watched(u32);
 
 static LOOKS: AtomicU64 = AtomicU64::new(0);

@@ -45,7 +45,7 @@ async fn line_6_versions_live_side_by_side_and_a_plain_read_returns_the_latest()
     assert_eq!(all_of(&cache).await, expected, "from the store");
     assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await.unwrap().0, 90);
     assert_eq!(cache.get_version(&1, 6).await.unwrap(), None);
-    assert_eq!(cache.versions(&2).await.unwrap(), [], "a key of its own");
+    assert_eq!(cache.versions(&2).await.unwrap(), Vec::<u64>::new(), "a key of its own");
 }
 
 #[tokio::test]

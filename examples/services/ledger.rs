@@ -10,7 +10,6 @@ use crate::service::REMOVED_FROM;
 /// A write that the store has.
 #[derive(Clone, Copy, Debug)]
 struct Write {
-    value: Option<u64>,
     /// Since when at the latest, in microseconds of Unix time.
     since_us: u64,
 }
@@ -50,7 +49,7 @@ pub(crate) struct Findings {
 impl Ledger {
     pub(crate) fn applied(&mut self, key: u64, seq: u64, value: Option<u64>, since_us: u64) {
         self.written += 1;
-        self.writes.entry(key).or_default().insert(seq, Write { value, since_us });
+        self.writes.entry(key).or_default().insert(seq, Write { since_us });
         if let Some(value) = value {
             self.seqs.insert((key, value), seq);
         }
@@ -62,11 +61,13 @@ impl Ledger {
 
     /// Looks at every read, by follower.
     pub(crate) fn check(&self) -> BTreeMap<&'static str, Findings> {
+        let replacements: HashMap<u64, Vec<(u64, u64)>> =
+            self.writes.iter().map(|(key, writes)| (*key, replacements(writes))).collect();
         let mut findings: BTreeMap<&'static str, Findings> = BTreeMap::new();
         for (follower, read) in &self.reads {
             let findings = findings.entry(follower).or_default();
             findings.reads += 1;
-            let Some(replaced_us) = self.replaced(read, findings) else { continue };
+            let Some(replaced_us) = self.replaced(read, &replacements, findings) else { continue };
             let stale_us = read.began_us.saturating_sub(replaced_us);
             if stale_us == 0 {
                 continue;
@@ -86,8 +87,13 @@ impl Ledger {
     }
 
     /// When what a read found was replaced, at the latest; nothing if it was not, or nobody knows.
-    fn replaced(&self, read: &Read, findings: &mut Findings) -> Option<u64> {
-        let writes = self.writes.get(&read.key)?;
+    fn replaced(
+        &self,
+        read: &Read,
+        replacements: &HashMap<u64, Vec<(u64, u64)>>,
+        findings: &mut Findings,
+    ) -> Option<u64> {
+        let replaced = replacements.get(&read.key)?;
         let seq = match read.value {
             Some(value) => match self.seqs.get(&(read.key, value)) {
                 Some(seq) => *seq,
@@ -100,8 +106,20 @@ impl Ledger {
             None if read.key >= REMOVED_FROM => return None,
             None => 0,
         };
-        // The first that came later and that the store had first.
-        let later = writes.range(seq + 1..).map(|(_, write)| write);
-        later.filter(|write| write.value != read.value).map(|write| write.since_us).min()
+        // Each value is written once, so whatever came later replaced it.
+        let later = replaced.partition_point(|(other, _)| *other <= seq);
+        replaced.get(later).map(|(_, since_us)| *since_us)
     }
+}
+
+/// Of each write, by its number: since when at the latest the store had it or a later one.
+fn replacements(writes: &BTreeMap<u64, Write>) -> Vec<(u64, u64)> {
+    let mut since_us = u64::MAX;
+    let mut replacements: Vec<(u64, u64)> = Vec::with_capacity(writes.len());
+    for (seq, write) in writes.iter().rev() {
+        since_us = since_us.min(write.since_us);
+        replacements.push((*seq, since_us));
+    }
+    replacements.reverse();
+    replacements
 }
