@@ -1,8 +1,9 @@
-//! What a read asks for of a layer that follows another process.
+//! What a read asks for of a layer that follows another process, and a look at memory that is no read.
 
 use std::time::Duration;
 
-use crate::cache::entry::ReadOptions;
+use crate::cache::entry::{Entry, ReadOptions};
+use crate::cache::reading::entry_held;
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
 use crate::engine::layer::Layer;
 use crate::error::{Error, ErrorKind, Result};
@@ -33,5 +34,11 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             self.namespace, following.lag_max
         );
         Err(Error::new(ErrorKind::Unverified, context))
+    }
+
+    /// What memory would serve.
+    pub(crate) fn peek(&self, layer: &Layer, key: &K) -> Option<Entry<V>> {
+        layer.catch_up();
+        self.resident.peek(key, &Ask::default()).ok().map(|held| entry_held(held, None))
     }
 }

@@ -82,12 +82,6 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         }
     }
 
-    /// What memory would serve.
-    pub(crate) fn peek(&self, layer: &Layer, key: &K) -> Option<Entry<V>> {
-        layer.catch_up();
-        self.resident.peek(key, &Ask::default()).ok().map(|held| entry_held(held, None))
-    }
-
     /// Reads with the proof. `loader` is made only if memory does not have the answer.
     pub(crate) async fn read(
         self: &Arc<Self>,
@@ -490,7 +484,7 @@ async fn caught<T>(load: impl Future<Output = Result<T>>) -> Result<T> {
     .await
 }
 
-fn entry_held<V>(held: Held<V>, error: Option<Error>) -> Entry<V> {
+pub(super) fn entry_held<V>(held: Held<V>, error: Option<Error>) -> Entry<V> {
     let Held { value, version, age, excuse, reload: _, bound, ties } = held;
     let (version, bound) = (known(version), MetBound::of(bound));
     // What is fresh stands in nobody's stead.

@@ -17,8 +17,8 @@ use crate::monitor::tally::{Answer, Finding, Verdict};
 use crate::seam::sync::Mutex;
 
 impl Monitor {
-    /// Asks the followers, until [`Monitor::close`]; then returns once nothing is in flight. For a task of the caller's,
-    /// on a tokio runtime. A second call waits until the first one has ended, and goes on with its figures.
+    /// Asks the followers, until [`Monitor::close`]; then returns once nothing is in flight. For a task of the
+    /// caller's, on a tokio runtime. A second call waits until the first one has ended, and goes on with its figures.
     ///
     /// Dropping the future gives up what is in flight, which is counted.
     ///

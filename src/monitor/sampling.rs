@@ -83,8 +83,8 @@ impl MonitorBuilder {
     /// The monitor.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] names the option, the value and what is allowed; [`ErrorKind::Io`] if the system has
-    /// no randomness.
+    /// [`ErrorKind::InvalidOption`] names the option, the value and what is allowed; [`ErrorKind::Io`] if the system
+    /// has no randomness.
     pub fn build(self) -> Result<Monitor> {
         self.validate()?;
         let seed = random::u32().map_err(|error| {

@@ -1,5 +1,5 @@
-//! Whether the owner of a Postgres store lives: a count that it raises, in a table of its own, so that saying so waits for
-//! no apply but its own.
+//! Whether the owner of a Postgres store lives: a count that it raises, in a table of its own, so that saying so waits
+//! for no apply but its own.
 
 use crate::ids::Epoch;
 use crate::postgres::failure::Failure;
