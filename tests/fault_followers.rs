@@ -38,7 +38,7 @@ fn fault_followers_serve_nothing_beyond_their_bounds() {
         assert!(outcome.tally.violations.is_empty(), "seed {seed} breaks {:#?}", outcome.tally.violations);
         return;
     }
-    let (began, allowed) = (Instant::now(), budget(20, Duration::from_secs(15)));
+    let (began, allowed) = (Instant::now(), budget(20, Duration::from_secs(8)));
     let until = began + allowed;
     let (sender, outcomes) = mpsc::channel();
     search((1..).map(Seed::of), move |outcome: Outcome| {

@@ -38,6 +38,7 @@ const COUNTDOWN: Test = ("fault_countdown", None, "fault");
 const CORRUPTION: Test = ("fault_corruption", None, "fault");
 const POWER_CUT: Test = ("fault_power_cut", None, "small");
 const RACES: Test = ("fault_races", Some("simulation"), "fault_races");
+const FOLLOWERS: Test = ("fault_followers", Some("simulation"), "bounds");
 const SIMULATION: Test = ("fault_simulation", Some("simulation"), "fault");
 /// The library's own tests.
 const UNIT: Test = ("forebay", None, "journal::");
@@ -79,7 +80,7 @@ fn witnesses(safeguard: Safeguard) -> &'static [Test] {
         | S::ThroughLeavesNotice
         | S::CursorSync => &[("change_stream", None, "line_9")],
         S::GapIsNoticed | S::LostPlaceEmptiesMemory | S::DirectivesBeforePosition | S::OldOwnerRefused => {
-            &[("following", None, "hearing")]
+            &[("following", None, "hearing"), FOLLOWERS]
         }
         S::SilenceIsStaleness | S::ReceiptReadsPastMemory => &[("following", None, "knowing")],
         S::PublishBeforeAcknowledge => &[("following", None, "publishing")],

@@ -244,7 +244,8 @@ async fn a_refused_record_is_found() {
         PostgresStoreOptions::new(server.server("postgres")).outbox(&channel(), OutboxPuts::Invalidate);
     let store = options.open().await.unwrap();
     let client = server.client("postgres").await;
-    let constraints = "ALTER TABLE forebay.data ADD CONSTRAINT not_seven CHECK (position('7' IN encode(value, 'escape')) = 0);
+    let constraints = "ALTER TABLE forebay.data
+          ADD CONSTRAINT not_seven CHECK (position('7' IN encode(value, 'escape')) = 0);
         CREATE FUNCTION no_nine() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             IF position('9' IN encode(NEW.value, 'escape')) > 0 THEN RAISE EXCEPTION 'has a 9: %', NEW.value; END IF;
             RETURN NULL; END $$;

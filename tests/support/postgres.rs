@@ -1,7 +1,7 @@
 //! A Postgres server of a test's own: in a temporary directory, on a free loopback port, gone with the test.
 //!
-//! What the server needs is that `initdb` and `postgres` are installed (Debian's package `postgresql`); without them the
-//! tests fail and say so.
+//! What the server needs is that `initdb` and `postgres` are installed (Debian's package `postgresql`); without them
+//! the tests fail and say so.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 #![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]

@@ -178,7 +178,8 @@ impl Ledger {
         found.into_iter().for_each(|(promise, what)| self.violated(promise, what));
     }
 
-    /// How often a read returned an older version than one that had ended before it began, of the same follower and key.
+    /// How often a read returned an older version than one that had ended before it began, of the same follower and
+    /// key.
     pub fn went_back(&self, answers: &[Answer]) -> u64 {
         let mut of_key: BTreeMap<(usize, u64, Place), Vec<&Answer>> = BTreeMap::new();
         for answer in answers {

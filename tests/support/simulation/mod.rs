@@ -1,7 +1,7 @@
 //! The simulator: one seed fixes a run of the whole layer, with its threads, its clock, its disk and its store.
 //!
-//! [`run`] is one run; [`search`] runs many seeds; [`shrink`](shrink::shrink) makes a failing one small. What a run does
-//! is the business of its [`Simulated`] outcome: [`Outcome`] is that of one layer after the other.
+//! [`run`] is one run; [`search`] runs many seeds; [`shrink`](shrink::shrink) makes a failing one small. What a run
+//! does is the business of its [`Simulated`] outcome: [`Outcome`] is that of one layer after the other.
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 #![allow(
