@@ -139,6 +139,8 @@ safeguards! {
     LostPlaceEmptiesMemory,
     /// A follower carries out what it hears before it counts that as heard.
     DirectivesBeforePosition,
+    /// A follower's proof counts for an entry if it was there before the entry was looked up.
+    ProofBeforeLook,
     /// What no proof covers any more is not taken for current by a follower.
     SilenceIsStaleness,
     /// A follower reads past memory what it has not heard of yet and is asked for.

@@ -86,8 +86,9 @@ pub struct Brought<'a, V> {
     pub own: Own,
 }
 
-/// What is in memory of a key, before anybody knows whether it may be served.
-pub struct Unjudged<V>(pub(crate) Option<Entry<V>>);
+/// What is in memory of a key, before anybody knows whether it may be served; and until when a follower had heard of
+/// every change *before* that was looked up.
+pub struct Unjudged<V>(pub(crate) Option<Entry<V>>, pub(crate) Moment);
 
 #[derive(Clone)]
 pub(crate) struct ByEntry;

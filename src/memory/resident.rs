@@ -149,6 +149,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// What is to be judged.
     #[inline]
     pub fn glance(&self, key: &K) -> Result<Option<V>, Unjudged<V>> {
+        let verified = self.verified();
         let mut found = self.entries.get(key);
         // An entry with times of its own is left to the judge, so that the compiler knows of all others that they have
         // none. The value is taken out where it lies: moving the entry would cost as much as judging it.
@@ -158,12 +159,13 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         {
             return Ok(entry.value.take());
         }
-        Err(Unjudged(found))
+        Err(Unjudged(found, verified))
     }
 
     #[inline]
     fn is_served_untimed(&self, entry: &Entry<V>) -> bool {
-        let (stamp, rules, ask) = (entry.stamp(self.fences.scopes()), self.rules(), Ask::default());
+        let rules = self.rules(Moment::default());
+        let (stamp, ask) = (entry.stamp(self.fences.scopes()), Ask::default());
         !is_timed(&stamp, &rules, &ask)
             && !matches!(servable(&stamp, &rules, stamp.since, &ask), Servable::Miss(_))
     }
@@ -173,7 +175,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// # Errors
     /// Why it may not.
     pub fn look(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
-        self.judge(Unjudged(self.entries.get(key)), ask)
+        let verified = self.verified();
+        self.judge(Unjudged(self.entries.get(key), verified), ask)
     }
 
     /// What was found, if it may be served to this reader. The clock is read if it matters.
@@ -181,10 +184,10 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// # Errors
     /// Why it may not be served.
     pub fn judge(&self, found: Unjudged<V>, ask: &Ask) -> Result<Held<V>, MissReason> {
-        let Unjudged(Some(entry)) = found else { return Err(MissReason::Absent) };
-        let (stamp, rules) = (entry.stamp(self.fences.scopes()), self.rules());
+        let Unjudged(Some(entry), verified) = found else { return Err(MissReason::Absent) };
+        let (stamp, rules) = (entry.stamp(self.fences.scopes()), self.rules(verified));
         if is_timed(&stamp, &rules, ask) {
-            return self.judged(entry, ask);
+            return self.judged(entry, ask, verified);
         }
         match servable(&stamp, &rules, stamp.since, ask) {
             Servable::Miss(reason) => Err(reason),
@@ -205,8 +208,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// # Errors
     /// Why it may not be served.
     pub fn look_closely(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
+        let verified = self.verified();
         let Some(entry) = self.entries.get(key) else { return Err(MissReason::Absent) };
-        self.judged(entry, ask)
+        self.judged(entry, ask, verified)
     }
 
     /// As [`Resident::look_closely`], without counting as a use.
@@ -214,13 +218,15 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// # Errors
     /// Why it may not be served.
     pub fn peek(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
+        let verified = self.verified();
         let Some(entry) = self.entries.peek(key) else { return Err(MissReason::Absent) };
-        self.judged(Entry { extra: entry.extra.as_ref().map(|extra| extra.detached()), ..entry }, ask)
+        let extra = entry.extra.as_ref().map(|extra| extra.detached());
+        self.judged(Entry { extra, ..entry }, ask, verified)
     }
 
     /// With the clock.
-    fn judged(&self, entry: Entry<V>, ask: &Ask) -> Result<Held<V>, MissReason> {
-        let (stamp, rules) = (&entry.stamp(self.fences.scopes()), &self.rules());
+    fn judged(&self, entry: Entry<V>, ask: &Ask, verified: Moment) -> Result<Held<V>, MissReason> {
+        let (stamp, rules) = (&entry.stamp(self.fences.scopes()), &self.rules(verified));
         let now = self.ticker.now();
         let (age, excuse, reload) = match servable(stamp, rules, now, ask) {
             Servable::Fresh { age, left } => (age, None, left.is_some_and(|left| self.is_due(&entry, left))),
@@ -254,13 +260,27 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         }
     }
 
+    /// Until when a follower has heard of every change. To be asked before an entry is looked up and before any floor
+    /// is: what drops entries and raises floors comes first, and the proof of it afterwards. An entry that was found
+    /// before it was dropped must not be taken for current by a proof that came after that.
     #[inline]
-    fn rules(&self) -> Rules<'_> {
+    fn verified(&self) -> Moment {
+        match self.freshness.following {
+            Some(_) if Safeguard::ProofBeforeLook.holds() => self.fences.scopes().verified(),
+            _ => Moment::default(),
+        }
+    }
+
+    #[inline]
+    fn rules(&self, verified: Moment) -> Rules<'_> {
         Rules {
             floor: self.fences.floor(),
             namespace_floor: self.fences.namespace_floor(),
             time_to_live: self.time_to_live.value(),
-            verified: self.fences.scopes().verified(),
+            verified: match Safeguard::ProofBeforeLook.holds() {
+                true => verified,
+                false => self.fences.scopes().verified(),
+            },
             freshness: &self.freshness,
         }
     }
@@ -269,7 +289,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// where they still stand.
     #[must_use]
     pub fn may_join(&self, since: Moment, now: Moment, ask: &Ask) -> bool {
-        let rules = self.rules();
+        let rules = self.rules(Moment::default());
         let generation = rules.floor.max(rules.namespace_floor);
         let stamp = Stamp { generation, since, used: now, of_loader: true, ..Stamp::default() };
         matches!(servable(&stamp, &rules, now, ask), Servable::Fresh { .. })
@@ -432,7 +452,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 
     /// Whether nothing has invalidated an entry.
     pub(super) fn is_current(&self, entry: &Entry<()>) -> bool {
-        invalidated(&entry.stamp(self.fences.scopes()), &self.rules()).is_none()
+        invalidated(&entry.stamp(self.fences.scopes()), &self.rules(Moment::default())).is_none()
     }
 
     pub(super) fn weight(&self, key: &K, value: &V) -> u32 {
@@ -468,6 +488,17 @@ fn drawn() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::freshness::{Following, OnUnverified};
+    use crate::seam::clock::Clock;
+
+    /// A clock that stands at an hour.
+    struct Hours;
+
+    impl Clock for Hours {
+        fn now(&self) -> Duration {
+            Duration::from_secs(3600)
+        }
+    }
 
     fn resident() -> Resident<u32, String> {
         of(Bound::Entries(100))
@@ -519,6 +550,25 @@ mod tests {
         memory.invalidate(&1).unwrap();
         assert_eq!(fill(&memory, "old", 1, &start), Ok(false));
         assert_eq!(seen(&memory), None);
+    }
+
+    /// A reader of a follower had found an entry; then an event dropped it, and the store proved that everything had
+    /// been heard; and the reader took the entry for as current as that proof.
+    #[test]
+    fn a_proof_counts_for_what_is_looked_up_after_it() {
+        let lag_max = Duration::from_secs(1);
+        let following = Some(Following { lag_max, on_unverified: OnUnverified::default() });
+        let freshness = Freshness { following, ..Freshness::default() };
+        // So old that only a proof makes it current.
+        let ticker = Ticker::new(Hours);
+        let memory = Resident::new(Bound::Entries(100), freshness, ticker.clone()).unwrap();
+        write(&memory, 1, Some("old".into()), 1);
+        let Err(found) = memory.glance(&1) else { panic!("a follower's entries are judged") };
+        memory.invalidate_version(&1, Seq(2)).unwrap();
+        memory.fences().scopes().verify(ticker.now());
+        assert_eq!(memory.judge(found, &Ask::default()).err(), Some(MissReason::Unverified));
+        write(&memory, 1, Some("new".into()), 2);
+        assert!(memory.look(&1, &Ask::default()).is_ok());
     }
 
     #[test]
