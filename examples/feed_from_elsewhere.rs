@@ -5,8 +5,8 @@
 //! cargo run --release --example feed_from_elsewhere
 //! ```
 //!
-//! Starts a Postgres server of its own on a free port of this machine, with its data in a temporary directory, and stops
-//! it. The other program is `psql`. Exit status 1 unless the service sees each change that was committed.
+//! Starts a Postgres server of its own on a free port of this machine, with its data in a temporary directory, and
+//! stops it. The other program is `psql`. Exit status 1 unless the service sees each change that was committed.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a program")]
 
