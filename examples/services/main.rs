@@ -8,8 +8,8 @@
 //!
 //! This process starts a Postgres server for the store, and the server of the bus (`redis-server`, `nats-server`, or
 //! Postgres itself), on free ports of this machine with their data in a temporary directory, and stops them. Each
-//! service reaches the bus through a proxy of its own, which can be cut. Services are this program, started again; they speak
-//! to the driver in lines over their standard input and output (`service.rs`).
+//! service reaches the bus through a proxy of its own, which can be cut. Services are this program, started again;
+//! they speak to the driver in lines over their standard input and output (`service.rs`).
 //!
 //! - The *owner* writes products: behind, through, around, and removals, and says of each when the store had it.
 //! - The *catalogue* follows it, reads products, and keeps pages that it derives from them (`get_or_derive`).
