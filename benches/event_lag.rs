@@ -9,9 +9,9 @@
 //!
 //! *Lag*: one owner, whose journal is on the disk of the repository and synced for each acknowledgement, is written to
 //! at an even rate by a clock, though writes take longer than they should. A write's commit is when its put returned.
-//! Its store lies in memory, so that the bus and not a database is measured (`postgres-outbox` apart, whose store is the
-//! database that tells). A follower with a client of its own waits for each step in which it has heard everything up to
-//! some number; all writes up to there are heard at that moment. Events are published behind the store, so the way to
+//! Its store lies in memory, so that the bus and not a database is measured (`postgres-outbox` apart, whose store is
+//! the database that tells). A follower with a client of its own waits for each step in which it has heard everything
+//! up to some number; all writes up to there are heard at that moment. Events are published behind the store, so the way to
 //! the store and on from there are told apart. Servers are started on loopback, one for each bus, with their data in a
 //! temporary directory; Redis syncs each write. Owner, follower, writers and server share the machine.
 //!
@@ -72,7 +72,7 @@ struct Arguments {
     /// How many async writers.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..))]
     writers: u64,
-    /// For how long at the most the owner's flusher waits for a batch to fill, in milliseconds: 10 is a layer's default.
+    /// For how long at the most the owner's flusher waits for a batch to fill, in milliseconds.
     #[arg(long, default_value_t = 10)]
     linger_ms: u64,
     /// How many rounds the costs are measured; none leaves them out. Many short ones, because a disk's mood changes.

@@ -85,8 +85,8 @@ impl Report {
         }
         show(table, 1);
         println!(
-            "{} writes a second for {} s, values of {VALUE_BYTES} bytes, {} async writers, Durability::Sync, batches that \
-             linger {} ms.",
+            "{} writes a second for {} s, values of {VALUE_BYTES} bytes, {} async writers, Durability::Sync, batches \
+             that linger {} ms.",
             self.rate, self.seconds, self.writers, self.linger_ms
         );
     }
