@@ -7,13 +7,14 @@
 //! cargo bench --bench event_lag -- --smoke
 //! ```
 //!
-//! *Lag*: one owner, whose journal is on the disk of the repository and synced for each acknowledgement, is written to
-//! at an even rate by a clock, though writes take longer than they should. A write's commit is when its put returned.
-//! Its store lies in memory, so that the bus and not a database is measured (`postgres-outbox` apart, whose store is
-//! the database that tells). A follower with a client of its own waits for each step in which it has heard everything
-//! up to some number; all writes up to there are heard at that moment. Events are published behind the store, so the way to
-//! the store and on from there are told apart. Servers are started on loopback, one for each bus, with their data in a
-//! temporary directory; Redis syncs each write. Owner, follower, writers and server share the machine.
+//! *Lag*: one owner, whose journal is on the disk of the repository and synced for each acknowledgement, is written
+//! to at an even rate by a clock, though writes take longer than they should. A write's commit is when its put
+//! returned. Its store lies in memory, so that the bus and not a database is measured (`postgres-outbox` apart,
+//! whose store is the database that tells). A follower with a client of its own waits for each step in which it has
+//! heard everything up to some number; all writes up to there are heard at that moment. Events are published behind
+//! the store, so the way to the store and on from there are told apart. Servers are started on loopback, one for
+//! each bus, with their data in a temporary directory; Redis syncs each write. Owner, follower, writers and server
+//! share the machine.
 //!
 //! *Cost of publishing*: the same writers, on a layer without a publisher, on another one without, which shows what
 //! chance does, and on layers with one, in turn within each round. Ratios pair the figures of a round.
