@@ -134,7 +134,7 @@ impl Forebay {
     /// ```
     ///
     /// # Errors and cancellation
-    /// [`ErrorKind::InvalidName`](crate::ErrorKind::InvalidName), with nothing done; else as [`Cache::put`]'s, and then
+    /// [`ErrorKind::InvalidName`], with nothing done; else as [`Cache::put`]'s, and then
     /// memory has forgotten and the token may be the older one.
     ///
     /// [`Cache::put`]: crate::Cache::put
@@ -148,7 +148,7 @@ impl Forebay {
     /// number that they were current at, may serve those that are not below it.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidName`](crate::ErrorKind::InvalidName); the store's. A token that cannot be read is never
+    /// [`ErrorKind::InvalidName`]; the store's. A token that cannot be read is never
     /// taken for one that is not there.
     pub async fn namespace_token(&self, name: &str) -> Result<Seq> {
         self.layer.namespace_token(&NamespaceName::parse(name)?).await
@@ -160,7 +160,7 @@ impl Forebay {
     /// outlive it.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidName`](crate::ErrorKind::InvalidName).
+    /// [`ErrorKind::InvalidName`].
     pub fn invalidate_tag(&self, tag: &str) -> Result<()> {
         check_name("a tag", tag, TAG_BYTES_MAX)?;
         self.layer.catch_up();
@@ -185,7 +185,7 @@ impl Forebay {
     /// their version themselves; this only spares others from finding out one by one.
     ///
     /// # Errors and cancellation
-    /// As [`Forebay::invalidate_namespace`]; [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) for a
+    /// As [`Forebay::invalidate_namespace`]; [`ErrorKind::InvalidOption`] for a
     /// version that cannot be.
     pub async fn announce_schema(&self, name: &str, version: u8) -> Result<Receipt> {
         let name = NamespaceName::parse(name)?;
@@ -223,7 +223,7 @@ impl Forebay {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) on a layer that does not tell changes. With a cursor:
+    /// [`ErrorKind::Unsupported`] on a layer that does not tell changes. With a cursor:
     /// `InvalidName`; `Locked` if it has a subscriber; `InvalidOption` if there are 64 already; the file system's, if a
     /// new one cannot be made.
     pub async fn changes(&self, from: impl Into<ChangesFrom>) -> Result<ChangeStream> {
@@ -238,8 +238,8 @@ impl Forebay {
     /// again for as long as it takes, and [`Publication::status`] says so.
     ///
     /// # Errors
-    /// As [`Forebay::changes`]; [`ErrorKind::InvalidName`](crate::ErrorKind::InvalidName) of the channel,
-    /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption). Never the bus's.
+    /// As [`Forebay::changes`]; [`ErrorKind::InvalidName`] of the channel,
+    /// [`ErrorKind::InvalidOption`]. Never the bus's.
     pub async fn publish(&self, bus: impl Bus, publish: Publish) -> Result<Publication> {
         self.layer.publish(Arc::new(bus), publish).await
     }
