@@ -100,7 +100,7 @@ impl BlockingForebay {
         self.run(self.bay.forget_cursor(name))
     }
 
-    /// See [`DeadLetterList::replay`].
+    /// See [`DeadLetterList::replay`](crate::DeadLetterList::replay).
     ///
     /// # Errors
     /// As there.
@@ -108,7 +108,7 @@ impl BlockingForebay {
         self.run(self.bay.dead_letters().replay(keys))
     }
 
-    /// See [`DeadLetterList::discard`].
+    /// See [`DeadLetterList::discard`](crate::DeadLetterList::discard).
     ///
     /// # Errors
     /// As there.
