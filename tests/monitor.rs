@@ -479,6 +479,10 @@ async fn a_follower_that_hears_nothing_is_found() {
     let deaf = follow(Follow::new(nothing, "products")).await.unwrap();
     let mut observers: Vec<Arc<dyn Observer>> = Vec::new();
     for (name, layer) in [("hears", &hears), ("deaf", &deaf)] {
+        // It empties its memory when it begins to listen.
+        while !layer.following().unwrap().listening {
+            tokio::task::yield_now().await;
+        }
         let cache: Cache<u64, u64> = layer.cache("products").open().unwrap();
         for key in 0..KEYS {
             assert_eq!(cache.get(&key).await.unwrap(), Some(1));

@@ -143,6 +143,8 @@ pub(crate) fn seen_channel(channel: &Channel) -> Result<Channel> {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct FollowStatus {
+    /// Whether it listens to all of its buses: from then on memory is not emptied for having just begun.
+    pub listening: bool,
     /// Everything up to here has been heard and carried out.
     pub position: Seq,
     /// The newest epoch of an owner that is known.

@@ -45,10 +45,14 @@ pub(crate) struct Follower {
     ticker: Ticker,
     state: Mutex<State>,
     figures: Figures,
+    /// How many channels there are.
+    channels: usize,
 }
 
 #[derive(Default)]
 struct State {
+    /// How many of the channels are listened to.
+    begun: usize,
     tracker: Tracker,
     /// What the store said, and when it was asked; not reached yet.
     proofs: VecDeque<(Seq, Moment)>,
@@ -107,8 +111,9 @@ impl Follower {
         let tracker = Tracker::new(tenure.epoch, tenure.progress.applied);
         let (core, reads, views) = (Arc::clone(core), Arc::clone(reads), Arc::clone(views));
         let state = Mutex::new(State { tracker, store_at: tenure.progress.applied, ..State::default() });
-        let figures = Figures::default();
-        let follower = Arc::new(Follower { follow, core, reads, views, ticker, state, figures });
+        let (figures, count) = (Figures::default(), channels.len());
+        let follower =
+            Arc::new(Follower { follow, core, reads, views, ticker, state, figures, channels: count });
         for (bus, channel) in &channels {
             let (follower, bus, channel) = (Arc::clone(&follower), Arc::clone(bus), channel.clone());
             tasks.spawn(async move { follower.listen(&*bus, &channel).await });
@@ -131,6 +136,7 @@ impl Follower {
         let now = self.ticker.now();
         let figures = &self.figures;
         FollowStatus {
+            listening: state.begun == self.channels,
             position: state.tracker.position(),
             epoch: state.tracker.epoch(),
             unverified_for: now.since(self.views.scopes().verified()),
@@ -175,6 +181,7 @@ impl Follower {
         let mut failures = 0;
         // Where the listener stood when it asked for what is missing.
         let mut asked_at = None;
+        let mut begun = false;
         loop {
             let mut subscription = match bus.subscribe(channel, from.clone()).await {
                 Ok(subscription) => subscription,
@@ -186,6 +193,9 @@ impl Follower {
             if from == From::Now {
                 // What was published before it is not heard; what was applied before it is in the store.
                 self.begin_anew().await;
+            }
+            if !std::mem::replace(&mut begun, true) {
+                self.state().begun += 1;
             }
             loop {
                 let (at, next) = match subscription.next().await {

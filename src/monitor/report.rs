@@ -141,7 +141,9 @@ impl fmt::Display for MonitorReport {
         for follower in &self.followers {
             let reasons =
                 follower.reasons.iter().map(|(reason, count)| format!("{} {count}", reason.as_str()));
-            let reasons = reasons.collect::<Vec<_>>().join(", ");
+            let unknown: u64 = follower.shares.iter().map(|share| share.unknown).sum();
+            let unknown = (unknown > 0).then(|| format!("unknown {unknown}"));
+            let reasons = reasons.chain(unknown).collect::<Vec<_>>().join(", ");
             rows.push(row(&follower.name, &follower.shares, reasons));
         }
         rows.push(row("(every follower)", &self.overall, String::new()));
