@@ -63,9 +63,10 @@ async fn removals_namespaces_groups_and_new_values_are_carried_out() {
         }
         sources
     };
+    // Under a number that the store has: a position beyond it is that of another history.
     let say = async |directive: fn(Seq) -> Directive| {
-        let at = bay.watermark();
-        bed.bus.hand(&bed.event(at, at.plus(1), vec![directive(at.plus(1))]));
+        let seq = bed.write(100, 0).await;
+        bed.bus.hand(&bed.event(before(seq), seq, vec![directive(seq)]));
         bed.bus.heard().await;
     };
     let (memory, store) = (Source::Memory, Source::Store);
@@ -82,12 +83,9 @@ async fn removals_namespaces_groups_and_new_values_are_carried_out() {
     assert_eq!(sources().await, [store, store, store]);
     // As the codec writes it: bincode, schema 1.
     let value = bytes::Bytes::from([&[1, 1][..], &77_u64.to_le_bytes()].concat());
-    let at = bay.watermark().plus(1);
-    bed.bus.hand(&bed.event(
-        bay.watermark(),
-        at,
-        vec![Directive::Put(key_of("prices", &3_u64), at, value.clone())],
-    ));
+    let at = bed.write(100, 0).await;
+    let put = Directive::Put(key_of("prices", &3_u64), at, value.clone());
+    bed.bus.hand(&bed.event(before(at), at, vec![put]));
     // What nobody has read here is not brought in.
     bed.bus.hand(&bed.event(at, at, vec![Directive::Put(key_of("prices", &9_u64), at, value)]));
     bed.bus.heard().await;
