@@ -2,6 +2,7 @@
 //!
 //! These are plain values. Whoever holds one may copy and compare it; nothing here does I/O.
 
+use std::borrow::Borrow;
 use std::fmt;
 
 use bytes::Bytes;
@@ -140,6 +141,13 @@ impl NamespaceName {
     pub fn path(&self) -> impl Iterator<Item = NamespaceName> + '_ {
         let ends = self.0.match_indices('/').map(|(at, _)| at).chain([self.0.len()]);
         ends.filter_map(|end| self.0.get(..end).map(|name| NamespaceName(name.into())))
+    }
+}
+
+/// Names are told apart, ordered and hashed as their text is.
+impl Borrow<str> for NamespaceName {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

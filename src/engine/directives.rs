@@ -49,8 +49,7 @@ impl Directive {
     pub fn carry_out(&self, views: &Views, layer: &Metrics) {
         match self {
             Directive::Key(namespace, key) => {
-                let view = views.lock().get(namespace).map(Arc::clone);
-                if let Some(view) = view {
+                if let Some(view) = views.view(namespace.as_str()) {
                     view.invalidate_key(key.as_ref(), layer);
                 }
             }
@@ -75,7 +74,7 @@ impl Directive {
     /// [`ErrorKind::InvalidOption`].
     pub fn check(&self, views: &Views) -> Result<()> {
         let Directive::Key(namespace, key) = self else { return Ok(()) };
-        let fits = views.lock().get(namespace).is_none_or(|view| view.has_key_type(key.as_ref()));
+        let fits = views.view(namespace.as_str()).is_none_or(|view| view.has_key_type(key.as_ref()));
         if fits {
             return Ok(());
         }

@@ -298,17 +298,9 @@ impl Follower {
     }
 
     fn carry_out(&self, directives: &[Directive]) {
-        let changed = |key: &Key, version: Seq, value: Option<&[u8]>| {
-            let view = {
-                let open = self.views.lock();
-                open.iter()
-                    .find(|(name, _)| name.as_str() == key.namespace())
-                    .map(|(_, view)| Arc::clone(view))
-            };
-            match view {
-                Some(view) => view.changed_elsewhere(key.key(), version, value, &self.core.metrics),
-                None => self.figures.directives_elsewhere.add(1),
-            }
+        let changed = |key: &Key, version: Seq, value: Option<&[u8]>| match self.views.view(key.namespace()) {
+            Some(view) => view.changed_elsewhere(key.key(), version, value, &self.core.metrics),
+            None => self.figures.directives_elsewhere.add(1),
         };
         self.figures.directives.add(directives.len() as u64);
         let scopes = self.views.scopes();

@@ -86,13 +86,16 @@ impl Views {
         self.lock().values().for_each(|view| view.invalidate_all());
     }
 
+    /// The open view of a namespace.
+    pub fn view(&self, namespace: &str) -> Option<Arc<dyn View>> {
+        self.lock().get(namespace).map(Arc::clone)
+    }
+
     /// Makes everything in a namespace's memory unservable.
     pub fn invalidate(&self, namespace: &str) {
-        let views = self.lock();
-        views
-            .iter()
-            .filter(|(name, _)| name.as_str() == namespace)
-            .for_each(|(_, view)| view.invalidate_all());
+        if let Some(view) = self.view(namespace) {
+            view.invalidate_all();
+        }
     }
 
     /// What each of them has counted, by namespace.

@@ -14,6 +14,7 @@ use crate::ids::{Epoch, JournalId, Key};
 use crate::store::contract::{
     Atomicity, Batch, BoxFuture, Op, Progress, Pulse, Store, StoreError, Tenure, Versioned,
 };
+use crate::testkit::draw::Draw;
 
 /// What goes wrong with one apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +67,7 @@ struct State {
 
 #[derive(Debug)]
 struct Random {
-    state: u64,
+    draw: Draw,
     percent: u8,
 }
 
@@ -96,7 +97,7 @@ impl<S: Store> FlakyStore<S> {
     /// Once the script is used up, fails about `percent` of 100 applies, half of them after applying.
     /// Zero switches it off.
     pub fn randomly(&self, seed: u64, percent: u8) {
-        self.state().random = (percent > 0).then_some(Random { state: seed, percent });
+        self.state().random = (percent > 0).then(|| Random { draw: Draw::new(seed), percent });
     }
 
     /// Rejects every batch that holds one of these keys, naming the first such record, until
@@ -216,8 +217,8 @@ impl State {
             return fault;
         }
         let random = self.random.as_mut()?;
-        let hit = random.next() % 100 < u64::from(random.percent);
-        let after = random.next().is_multiple_of(2);
+        let hit = random.draw.hits(random.percent);
+        let after = random.draw.next().is_multiple_of(2);
         hit.then_some(if after { Fault::TransientAfter } else { Fault::TransientBefore })
     }
 
@@ -228,17 +229,6 @@ impl State {
             self.progress = batch.progress;
         }
         self.attempts.push(Attempt { batch: batch.clone(), fault, applied });
-    }
-}
-
-impl Random {
-    /// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): small, and any seed will do.
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
     }
 }
 
