@@ -299,82 +299,45 @@ struct Work {
     stream: ChangeStream,
 }
 
-/// What goes into the next event.
-struct Gathered {
-    after: Seq,
-    directives: Vec<Directive>,
-    bytes: usize,
-}
-
 impl Work {
     /// Publishes until the layer ends.
     async fn run(mut self) {
         let mut acknowledged = self.stream.told();
         let mut beat = clock::now();
+        let since = |beat| clock::now().saturating_duration_since(beat);
         loop {
-            let mut gathered =
-                Gathered { after: self.stream.told(), directives: Vec::new(), bytes: EVENT_OVERHEAD };
-            let wait = self.publish.heartbeat.saturating_sub(clock::now().saturating_duration_since(beat));
-            let first = self.first(wait).await;
-            let is_heartbeat = first.is_none();
-            if is_heartbeat && self.stream.told() == Seq::ZERO {
+            let after = self.stream.told();
+            let said = match self.first(self.publish.heartbeat.saturating_sub(since(beat))).await {
+                Some(Ok(first)) => Said::Directives(self.gather(first)),
                 // Nothing has ever happened.
-                beat = clock::now();
-                continue;
-            }
-            match first {
-                Some(Ok(outcome)) => {
-                    self.gather(&mut gathered, outcome);
-                    while gathered.has_room()
-                        && let Some(outcome) = self.stream.ready()
-                    {
-                        self.gather(&mut gathered, outcome);
-                    }
+                None if self.stream.told() == Seq::ZERO => {
+                    beat = clock::now();
+                    continue;
                 }
+                None => Said::Heartbeat,
                 Some(Err(error)) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io) => {
                     self.shared.state().error = Some(error);
                     clock::sleep(patience(u32::MAX)).await;
                     continue;
                 }
-                Some(Err(error)) => {
-                    self.shared.state().error = Some(error);
-                    return;
-                }
-                None => {}
-            }
+                Some(Err(error)) => return self.shared.state().error = Some(error),
+            };
             let until = self.stream.told();
             if !Safeguard::PublishBeforeAcknowledge.holds() {
                 drop(self.stream.acknowledge(until).await);
             }
-            let proof = if is_heartbeat { self.proof(until).await } else { Ok(0) };
-            let said = match is_heartbeat {
-                true => Said::Heartbeat,
-                false => Said::Directives(gathered.directives),
-            };
-            let as_of_us = match proof {
-                Ok(as_of_us) => as_of_us,
-                Err(error) if error.kind() == ErrorKind::Fenced => {
-                    self.shared.state().error = Some(error);
-                    return;
-                }
-                Err(_) => 0,
-            };
-            let event = Event { epoch: self.shared.core.epoch, after: gathered.after, until, as_of_us, said };
-            if let Err(error) = self.carry(event).await {
-                self.shared.state().error = Some(error);
-                return;
+            let is_heartbeat = said == Said::Heartbeat;
+            if let Err(error) = self.say(after, until, said).await {
+                return self.shared.state().error = Some(error);
             }
             // Two syncs each, so not for every event; what is published again does no harm.
-            if until > acknowledged
-                && (is_heartbeat || clock::now().saturating_duration_since(beat) >= self.publish.heartbeat)
-            {
-                match self.stream.acknowledge(until).await {
-                    Ok(()) => acknowledged = until,
-                    Err(error) => self.shared.state().error = Some(error),
+            if is_heartbeat || since(beat) >= self.publish.heartbeat {
+                if until > acknowledged {
+                    match self.stream.acknowledge(until).await {
+                        Ok(()) => acknowledged = until,
+                        Err(error) => self.shared.state().error = Some(error),
+                    }
                 }
-                beat = clock::now();
-            }
-            if is_heartbeat {
                 beat = clock::now();
             }
         }
@@ -404,17 +367,23 @@ impl Work {
         }
     }
 
-    /// Adds a change to what goes into the next event.
-    fn gather(&self, gathered: &mut Gathered, outcome: ChangeOutcome) {
-        let directive = match outcome {
-            ChangeOutcome::Change(change) => self.directive(change),
-            ChangeOutcome::PlaceLost { until, .. } => {
-                self.shared.places_lost.add(1);
-                Directive::Everything(until)
-            }
-        };
-        gathered.bytes += directive.encoded_len();
-        gathered.directives.push(directive);
+    /// What goes into one event: this, and what else is ready to be told, as far as there is room.
+    fn gather(&mut self, first: ChangeOutcome) -> Vec<Directive> {
+        let (mut directives, mut bytes, mut next) = (Vec::new(), EVENT_OVERHEAD, Some(first));
+        while let Some(outcome) = next {
+            let directive = match outcome {
+                ChangeOutcome::Change(change) => self.directive(change),
+                ChangeOutcome::PlaceLost { until, .. } => {
+                    self.shared.places_lost.add(1);
+                    Directive::Everything(until)
+                }
+            };
+            bytes += directive.encoded_len();
+            directives.push(directive);
+            let has_room = bytes < EVENT_BYTES && directives.len() < EVENT_DIRECTIVES_MAX;
+            next = if has_room { self.stream.ready() } else { None };
+        }
+        directives
     }
 
     fn directive(&self, Change { seq, key, kind }: Change) -> Directive {
@@ -447,13 +416,18 @@ impl Work {
         Ok(if is_all { u64::try_from(now.as_micros()).unwrap_or(u64::MAX) } else { 0 })
     }
 
-    /// Publishes an event, however often it takes.
-    async fn carry(&self, event: Event) -> Result<()> {
-        let Event { epoch, after, until, as_of_us, .. } = event;
-        let directives = match &event.said {
-            Said::Directives(directives) => directives.len(),
-            _ => 0,
+    /// Publishes an event, however often it takes. A heartbeat says when that was all, if the store can tell.
+    async fn say(&self, after: Seq, until: Seq, said: Said) -> Result<()> {
+        let (as_of_us, directives) = match &said {
+            Said::Directives(directives) => (0, directives.len()),
+            _ => match self.proof(until).await {
+                Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
+                // The heartbeat says all the same that the owner is alive.
+                proof => (proof.unwrap_or(0), 0),
+            },
         };
+        let epoch = self.shared.core.epoch;
+        let event = Event { epoch, after, until, as_of_us, said };
         let identity = Identity::parse(&format!("{epoch}.{after}.{until}.{as_of_us}"))?;
         let message = [Message { identity, body: event.encode()? }];
         let mut failures = 0_u32;
@@ -473,11 +447,5 @@ impl Work {
         let mut state = self.shared.state();
         (state.published, state.lag, state.error) = (until, self.stream.lag(), None);
         Ok(())
-    }
-}
-
-impl Gathered {
-    fn has_room(&self) -> bool {
-        self.bytes < EVENT_BYTES && self.directives.len() < EVENT_DIRECTIVES_MAX
     }
 }
