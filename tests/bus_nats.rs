@@ -13,18 +13,14 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use bus::{
-    channel, expect_error, expect_lost, expect_nothing, message, next, next_at_last, publish,
-    publish_at_last, subscribe, take, take_at_last,
+    Restarted, channel, expect_error, expect_lost, expect_nothing, keeps_the_contract, message, next,
+    next_at_last, publish, publish_at_last, subscribe, take, take_at_last,
 };
 use forebay::bus::contract::BoxFuture;
 use forebay::bus::{Bus, Delivery, From, NatsBus, NatsBusOptions, Position};
-use forebay::testkit::bus_conformance::{self, BusFixture};
-use forebay::testkit::proxy::Proxy;
 use forebay::{Channel, ErrorKind};
 use servers::certificates::Certificates;
 use servers::nats::NatsServer;
-use tokio::sync::Mutex;
-use tokio::task::block_in_place;
 
 fn quick() -> NatsBusOptions {
     NatsBusOptions::new().idle(Duration::from_millis(100)).timeout(Duration::from_secs(2))
@@ -48,53 +44,28 @@ async fn trim(server: &NatsServer, stream: &str) {
     }
 }
 
-/// A server that can be killed and started again, behind a proxy that can cut its connections.
-struct Fixture {
-    server: Mutex<NatsServer>,
-    proxy: Proxy,
-}
+impl Restarted for NatsServer {
+    fn port(&self) -> u16 {
+        self.port()
+    }
 
-impl BusFixture for Fixture {
-    fn connect(&self) -> BoxFuture<'_, Arc<dyn Bus>> {
-        let url = format!("nats://{}", self.proxy.address());
-        Box::pin(async move { Arc::new(NatsBus::with_options(&url, quick()).unwrap()) as Arc<dyn Bus> })
+    fn restart(&mut self) {
+        self.kill();
+        self.start_again();
+    }
+
+    fn client(at: SocketAddr) -> Arc<dyn Bus> {
+        Arc::new(NatsBus::with_options(&format!("nats://{at}"), quick()).unwrap())
     }
 
     fn trim<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, ()> {
-        Box::pin(async move {
-            let server = self.server.lock().await;
-            trim(&server, &format!("forebay-{channel}")).await;
-        })
-    }
-
-    fn restart(&self) -> BoxFuture<'_, bool> {
-        Box::pin(async {
-            let mut server = self.server.lock().await;
-            block_in_place(|| {
-                server.kill();
-                server.start_again();
-            });
-            true
-        })
-    }
-
-    fn cut(&self) -> BoxFuture<'_, bool> {
-        Box::pin(async {
-            self.proxy.cut().await;
-            true
-        })
-    }
-
-    fn mend(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async { self.proxy.mend() })
+        Box::pin(async move { trim(self, &format!("forebay-{channel}")).await })
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_contract_is_kept() {
-    let server = NatsServer::start();
-    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], server.port()))).await.unwrap();
-    bus_conformance::check(&Fixture { server: Mutex::new(server), proxy }).await;
+    keeps_the_contract(NatsServer::start()).await;
 }
 
 #[tokio::test]

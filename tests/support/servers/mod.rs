@@ -10,3 +10,4 @@ pub mod certificates;
 pub mod nats;
 pub mod process;
 pub mod redis;
+pub mod server;

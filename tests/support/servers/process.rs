@@ -25,6 +25,10 @@ pub trait Recipe {
     fn greeting(&self) -> &[u8];
     /// Whether this is how a server begins that answers.
     fn answers(&self, answer: &[u8]) -> bool;
+    /// Where below its directory the server keeps what it was told.
+    fn kept(&self) -> &str;
+    /// Whether that can be copied while the server runs: only files that are appended to.
+    fn is_saved_while_it_runs(&self) -> bool;
 }
 
 /// A server that runs, and is killed when this is dropped.
