@@ -18,41 +18,23 @@ mod followers;
 #[path = "support/simulation/mod.rs"]
 mod simulation;
 
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use budget::budget;
 use followers::Outcome;
-use followers::plan::Plan;
+use simulation::hunt::Hunter;
 use simulation::plan::Seed;
-use simulation::{run, search, shrink};
+use simulation::run;
 
 /// Runs the seeds, from 1 on, or the one that `FOREBAY_SEED` says.
 #[test]
 fn fault_followers_serve_nothing_beyond_their_bounds() {
-    if let Ok(seed) = std::env::var("FOREBAY_SEED") {
-        let seed = Seed::parse(&seed);
-        println!("{:#?}", Plan::draw(seed.plan).with(&seed.kept));
-        let outcome: Outcome = run(&seed);
-        println!("{outcome:#?}");
-        assert!(outcome.tally.violations.is_empty(), "seed {seed} breaks {:#?}", outcome.tally.violations);
-        return;
-    }
-    let (began, allowed) = (Instant::now(), budget(20, Duration::from_secs(8)));
-    let until = began + allowed;
-    let (sender, outcomes) = mpsc::channel();
-    search((1..).map(Seed::of), move |outcome: Outcome| {
-        let sound = outcome.tally.violations.is_empty();
-        sender.send(outcome).is_ok() && sound && Instant::now() < until
-    });
+    const HUNTER: Hunter =
+        Hunter { file: "fault_followers", test: "fault_followers_serve_nothing_beyond_their_bounds" };
     let mut sum = Sum::default();
-    for outcome in outcomes {
-        if !outcome.tally.violations.is_empty() {
-            tell(outcome);
-        }
-        sum.add(&outcome);
+    if let Some(took) = HUNTER.hunt(budget(20, Duration::from_secs(8)), |outcome| sum.add(outcome)) {
+        sum.say(took);
     }
-    sum.say(began.elapsed());
 }
 
 /// What the runs did, all in all.
@@ -109,25 +91,6 @@ impl Sum {
             self.steps
         ));
     }
-}
-
-/// Fails, with the smallest run that fails alike and the command that repeats it.
-fn tell(found: Outcome) -> ! {
-    let (first, promise) = (found.seed.clone(), found.tally.violations[0].promise);
-    println!(
-        "seed {first} breaks {promise}: {:#?}\nlooking for its smallest part that does",
-        found.tally.violations
-    );
-    let outcome = shrink::shrink(found, |outcome: &Outcome| {
-        outcome.tally.violations.iter().any(|violation| violation.promise == promise)
-    });
-    let profile = if cfg!(debug_assertions) { "" } else { " --release" };
-    panic!(
-        "seed {first} breaks a promise; its smallest part that does:\n{:#?}\n\nrepeat it with\n\nFOREBAY_SEED={} cargo \
-         test{profile} --features simulation --test fault_followers -- --exact \
-         fault_followers_serve_nothing_beyond_their_bounds --nocapture\n",
-        outcome.tally.violations, outcome.seed
-    );
 }
 
 /// A seed is good for a replay only if nothing but the seed decides.

@@ -55,4 +55,8 @@ impl Simulated for Outcome {
     fn atoms(plan: u64) -> usize {
         Plan::draw(plan).atoms()
     }
+
+    fn plan(seed: &Seed) -> String {
+        format!("{:#?}", Plan::draw(seed.plan).with(&seed.kept))
+    }
 }

@@ -15,6 +15,7 @@
 
 pub mod client;
 pub mod history;
+pub mod hunt;
 pub mod linear;
 pub mod order;
 pub mod plan;
@@ -51,6 +52,9 @@ pub trait Simulated: Sized + Send + 'static {
 
     /// How many atoms the whole plan of a seed has.
     fn atoms(plan: u64) -> usize;
+
+    /// What a seed does, to read.
+    fn plan(seed: &Seed) -> String;
 }
 
 /// What came of a run of one layer after the other.
@@ -95,6 +99,10 @@ impl Simulated for Outcome {
 
     fn atoms(plan: u64) -> usize {
         Plan::draw(plan).atoms()
+    }
+
+    fn plan(seed: &Seed) -> String {
+        format!("{:#?}", Plan::draw(seed.plan).with(&seed.kept))
     }
 }
 
