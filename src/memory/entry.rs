@@ -109,7 +109,17 @@ impl<V> Entry<V> {
 
     #[inline]
     pub(crate) fn stamp(&self, scopes: &Scopes) -> Stamp {
-        let mut stamp = Stamp {
+        let mut stamp = self.plain_stamp();
+        if let Some(extra) = &self.extra {
+            extra.add_to(&mut stamp, scopes);
+        }
+        stamp
+    }
+
+    /// The stamp of an entry that has nothing beside its value.
+    #[inline]
+    pub(crate) fn plain_stamp(&self) -> Stamp {
+        Stamp {
             generation: self.generation,
             since: self.since,
             used: self.since,
@@ -117,11 +127,7 @@ impl<V> Entry<V> {
             of_loader: self.of_loader,
             cut: self.cut,
             ..Stamp::default()
-        };
-        if let Some(extra) = &self.extra {
-            extra.add_to(&mut stamp, scopes);
         }
-        stamp
     }
 
     pub(crate) fn without_value(&self) -> Entry<()> {

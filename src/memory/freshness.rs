@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The freshness that a cache asks for, apart from its time to live, which can be changed while it runs.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Freshness {
     /// How long an unused entry stays.
     pub time_to_idle: Option<Duration>,
@@ -22,6 +22,33 @@ pub struct Freshness {
     pub load_throttle: Duration,
     /// What holds in a layer that follows another process.
     pub following: Option<Following>,
+}
+
+impl Freshness {
+    /// Nothing but what invalidates an entry ends it.
+    pub const UNTIMED: Freshness = Freshness {
+        time_to_idle: None,
+        negative_time_to_live: None,
+        jitter: 0,
+        early_refresh: None,
+        stale_while_revalidate: Duration::ZERO,
+        stale_if_error: Duration::ZERO,
+        load_throttle: Duration::ZERO,
+        following: None,
+    };
+
+    /// Whether it hangs on the time if a value may be served, whatever its time to live.
+    #[must_use]
+    #[inline]
+    pub fn times_values(&self) -> bool {
+        self.following.is_some() || self.time_to_idle.is_some()
+    }
+}
+
+impl Default for Freshness {
+    fn default() -> Self {
+        Freshness::UNTIMED
+    }
 }
 
 /// How long what a follower holds counts as current, though nothing has proved it.

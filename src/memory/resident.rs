@@ -149,25 +149,35 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// What is to be judged.
     #[inline]
     pub fn glance(&self, key: &K) -> Result<Option<V>, Unjudged<V>> {
-        let verified = self.verified();
+        if self.freshness.times_values() || self.time_to_live.value().is_some() {
+            return Err(self.find(key));
+        }
         let mut found = self.entries.get(key);
-        // An entry with times of its own is left to the judge, so that the compiler knows of all others that they have
-        // none. The value is taken out where it lies: moving the entry would cost as much as judging it.
+        // The value is taken out where it lies: moving the entry would cost as much as judging it.
         if let Some(entry) = &mut found
+            && entry.value.is_some()
             && entry.extra.is_none()
-            && self.is_served_untimed(entry)
+            && self.is_served_plain(entry)
         {
             return Ok(entry.value.take());
         }
-        Err(Unjudged(found, verified))
+        Err(Unjudged(found, Moment::default()))
     }
 
+    /// What there is of a key. Counts as a use.
+    fn find(&self, key: &K) -> Unjudged<V> {
+        let verified = self.verified();
+        Unjudged(self.entries.get(key), verified)
+    }
+
+    /// Whether an entry is served that has a value and nothing beside it, in a cache that times no values. Apart from
+    /// [`Resident::judge`], because what the compiler knows to be constant here is most of the decision.
     #[inline]
-    fn is_served_untimed(&self, entry: &Entry<V>) -> bool {
-        let rules = self.rules(Moment::default());
-        let (stamp, ask) = (entry.stamp(self.fences.scopes()), Ask::default());
-        !is_timed(&stamp, &rules, &ask)
-            && !matches!(servable(&stamp, &rules, stamp.since, &ask), Servable::Miss(_))
+    fn is_served_plain(&self, entry: &Entry<V>) -> bool {
+        let rules =
+            Rules { time_to_live: None, freshness: &Freshness::UNTIMED, ..self.rules(Moment::default()) };
+        let stamp = Stamp { absent: false, ..entry.plain_stamp() };
+        !matches!(servable(&stamp, &rules, stamp.since, &Ask::default()), Servable::Miss(_))
     }
 
     /// What is in memory of a key and may be served to this reader. Counts as a use.
@@ -175,8 +185,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// # Errors
     /// Why it may not.
     pub fn look(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
-        let verified = self.verified();
-        self.judge(Unjudged(self.entries.get(key), verified), ask)
+        self.judge(self.find(key), ask)
     }
 
     /// What was found, if it may be served to this reader. The clock is read if it matters.
@@ -208,8 +217,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// # Errors
     /// Why it may not be served.
     pub fn look_closely(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
-        let verified = self.verified();
-        let Some(entry) = self.entries.get(key) else { return Err(MissReason::Absent) };
+        let Unjudged(Some(entry), verified) = self.find(key) else { return Err(MissReason::Absent) };
         self.judged(entry, ask, verified)
     }
 
