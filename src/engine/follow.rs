@@ -153,6 +153,9 @@ pub struct FollowStatus {
     pub unverified_for: Duration,
     /// How many numbers of records the store was ahead when it was asked last.
     pub behind_records: u64,
+    /// About how many bytes of events that is: as many for each number as the events that were heard took. What it is in
+    /// the owner's journal the owner knows: see [`FollowerStatus`](crate::FollowerStatus).
+    pub behind_bytes: u64,
     /// How long ago anything was heard over a bus; never, if it was not.
     pub silent_for: Option<Duration>,
     /// The last failure of a bus or of the store, until the next success.

@@ -67,6 +67,9 @@ struct State {
 #[derive(Default)]
 struct Figures {
     events: Counter,
+    /// How many numbers were heard of in their order, and how many bytes the events took that told them.
+    numbers_heard: Counter,
+    bytes_heard: Counter,
     directives: Counter,
     directives_elsewhere: Counter,
     rules_failed: Counter,
@@ -74,6 +77,15 @@ struct Figures {
     refused_owner: Counter,
     gaps: Counter,
     places_lost: Counter,
+}
+
+impl Figures {
+    /// About how many bytes events take that tell of so many numbers; nothing if none was heard yet.
+    fn bytes_of(&self, numbers: u64) -> u64 {
+        let (bytes, heard) = (self.bytes_heard.value(), self.numbers_heard.value().max(1));
+        let about = u128::from(numbers) * u128::from(bytes) / u128::from(heard);
+        u64::try_from(about).unwrap_or(u64::MAX)
+    }
 }
 
 /// What a listener does next.
@@ -135,12 +147,14 @@ impl Follower {
         let state = self.state();
         let now = self.ticker.now();
         let figures = &self.figures;
+        let behind = state.store_at.0.saturating_sub(state.tracker.position().0);
         FollowStatus {
             listening: state.begun == self.channels,
             position: state.tracker.position(),
             epoch: state.tracker.epoch(),
             unverified_for: now.since(self.views.scopes().verified()),
-            behind_records: state.store_at.0.saturating_sub(state.tracker.position().0),
+            behind_records: behind,
+            behind_bytes: figures.bytes_of(behind),
             silent_for: state.heard_at.map(|at| now.since(at)),
             error: {
                 let errors = [&state.store_error, &state.bus_error, &state.rule_error];
@@ -264,7 +278,13 @@ impl Follower {
         let heard = {
             let mut state = self.state();
             (state.heard_at, state.bus_error) = (Some(self.ticker.now()), None);
+            let before = state.tracker.position();
             let heard = state.tracker.hear(epoch, after, until);
+            // What is told again, and heartbeats, say nothing of how much is missing.
+            if heard == Heard::InOrder && until > before {
+                self.figures.numbers_heard.add(until.0 - before.0);
+                self.figures.bytes_heard.add(body.len() as u64);
+            }
             self.settle(&mut state);
             (heard, state.tracker.position())
         };

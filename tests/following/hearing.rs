@@ -29,6 +29,32 @@ async fn what_was_not_changed_is_served_from_memory_and_what_was_is_not() {
     assert_eq!(prices.stats().memory_hits, hits);
 }
 
+/// What it has not heard it cannot weigh, so it goes by what it has: 100 bytes for a number, say.
+#[tokio::test]
+async fn a_follower_says_about_how_many_bytes_of_events_it_is_behind() {
+    let bed = Bed::new().await;
+    let (bay, _prices) = bed.follower().await;
+    let behind = || {
+        let status = bay.following().unwrap();
+        (status.behind_records, status.behind_bytes)
+    };
+    let first = bed.write(1, 10).await;
+    eventually("it is behind", || behind() == (1, 0)).await;
+    let event = bed.event(before(first), first, vec![changed(1, first)]);
+    let bytes = event.encode().unwrap().len() as u64;
+    // Neither a heartbeat nor what comes twice makes the mean another.
+    bed.bus.hand(&event);
+    bed.bus.hand(&event);
+    bed.bus.hand(&bed.event(first, first, vec![]));
+    bed.bus.heard().await;
+    assert_eq!(behind(), (0, 0));
+    for _ in 0..3 {
+        bed.write(1, 11).await;
+    }
+    eventually("it is behind", || behind().0 == 3).await;
+    assert_eq!(behind(), (3, 3 * bytes));
+}
+
 #[tokio::test]
 async fn a_directive_that_comes_again_or_late_drops_nothing_newer() {
     let bed = Bed::new().await;
