@@ -129,8 +129,8 @@ impl Layer {
         let layer = (self.stats(), self.health());
         tell_counts(COUNTED_BY_A_LAYER, &layer.0, &[]);
         tell_gauges(OF_A_LAYER, &layer, &[]);
-        for (name, status, followers) in self.publishers.list() {
-            let publisher = Label::new("publisher", name);
+        for (status, followers) in self.publishers.list() {
+            let publisher = Label::new("publisher", status.name.clone());
             tell_counts(COUNTED_BY_PUBLISHERS, &status, std::slice::from_ref(&publisher));
             tell_gauges(OF_PUBLISHERS, &status, std::slice::from_ref(&publisher));
             for follower in followers {

@@ -84,6 +84,8 @@ impl Publish {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct PublishStatus {
+    /// What it is known by: the name of its cursor.
+    pub name: String,
     /// The bus has everything up to here.
     pub published: Seq,
     /// How far that is behind the store now.
@@ -119,7 +121,6 @@ pub struct Publication {
 }
 
 pub(crate) struct Shared {
-    /// What it is known by: the name of its cursor.
     name: String,
     source: Arc<ChangeSource>,
     reads: Arc<Reads>,
@@ -251,12 +252,12 @@ impl Publishers {
         publishers.push(Arc::downgrade(publisher));
     }
 
-    /// Each with its name, how it goes, and its followers.
+    /// How each goes, and its followers.
     #[cfg(feature = "metrics")]
-    pub(crate) fn list(&self) -> Vec<(String, PublishStatus, Vec<FollowerStatus>)> {
+    pub(crate) fn list(&self) -> Vec<(PublishStatus, Vec<FollowerStatus>)> {
         let publishers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let working = publishers.iter().filter_map(Weak::upgrade);
-        working.map(|one| (one.name.clone(), one.status(), one.followers())).collect()
+        working.map(|one| (one.status(), one.followers())).collect()
     }
 }
 
@@ -264,6 +265,7 @@ impl Shared {
     fn status(&self) -> PublishStatus {
         let state = self.state();
         PublishStatus {
+            name: self.name.clone(),
             published: state.published,
             lag: self.source.lag(state.published, state.published_end),
             error: state.error.clone(),
