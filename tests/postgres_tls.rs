@@ -1,4 +1,4 @@
-//! TLS to a Postgres server: the store and the bus speak it, and believe nobody whom their authority has not signed for.
+//! TLS to a Postgres server: the store and the bus speak it, and believe nobody whom their authority has not signed.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 

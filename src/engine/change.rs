@@ -84,8 +84,8 @@ impl ChangeOutcome {
 pub struct ChangeLag {
     /// Numbers of records that the store has passed and the subscriber has not.
     pub records: u64,
-    /// What they took in the journal, in bytes, whether it still has them or not; in whole batches where the exact place
-    /// is not known, and of what was applied before the layer opened in whole segments that are still there.
+    /// What they took in the journal, in bytes, whether it still has them or not; in whole batches where the exact
+    /// place is not known, and of what was applied before the layer opened in whole segments that are still there.
     pub bytes: u64,
     /// How long ago the first of them was applied; since the layer opened, if it was before that.
     pub age: Duration,

@@ -18,14 +18,13 @@ use crate::bus::event::{Directive, Event, Said};
 use crate::bus::tracker::{Heard, Tracker};
 use crate::engine::core::Core;
 use crate::engine::directives;
-use crate::engine::follow::{Follow, FollowStatus, seen_channel};
+use crate::engine::follow::{Follow, FollowFigures, FollowStatus, seen_channel};
 use crate::engine::reads::Reads;
 use crate::engine::tasks::Tasks;
-use crate::engine::views::Views;
+use crate::engine::views::{Finder, Views};
 use crate::error::{Error, Result};
 use crate::ids::{Epoch, Key, Seq};
 use crate::memory::freshness::Following;
-use crate::metrics::Counter;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Moment, Ticker};
 use crate::seam::sync::{Mutex, MutexGuard};
@@ -44,7 +43,7 @@ pub(crate) struct Follower {
     views: Arc<Views>,
     ticker: Ticker,
     state: Mutex<State>,
-    figures: Figures,
+    figures: FollowFigures,
     /// How many channels there are.
     channels: usize,
 }
@@ -62,30 +61,6 @@ struct State {
     bus_error: Option<Error>,
     rule_error: Option<Error>,
     store_error: Option<Error>,
-}
-
-#[derive(Default)]
-struct Figures {
-    events: Counter,
-    /// How many numbers were heard of in their order, and how many bytes the events took that told them.
-    numbers_heard: Counter,
-    bytes_heard: Counter,
-    directives: Counter,
-    directives_elsewhere: Counter,
-    rules_failed: Counter,
-    refused: Counter,
-    refused_owner: Counter,
-    gaps: Counter,
-    places_lost: Counter,
-}
-
-impl Figures {
-    /// About how many bytes events take that tell of so many numbers; nothing if none was heard yet.
-    fn bytes_of(&self, numbers: u64) -> u64 {
-        let (bytes, heard) = (self.bytes_heard.value(), self.numbers_heard.value().max(1));
-        let about = u128::from(numbers) * u128::from(bytes) / u128::from(heard);
-        u64::try_from(about).unwrap_or(u64::MAX)
-    }
 }
 
 /// What a listener does next.
@@ -123,7 +98,7 @@ impl Follower {
         let tracker = Tracker::new(tenure.epoch, tenure.progress.applied);
         let (core, reads, views) = (Arc::clone(core), Arc::clone(reads), Arc::clone(views));
         let state = Mutex::new(State { tracker, store_at: tenure.progress.applied, ..State::default() });
-        let (figures, count) = (Figures::default(), channels.len());
+        let (figures, count) = (FollowFigures::default(), channels.len());
         let follower =
             Arc::new(Follower { follow, core, reads, views, ticker, state, figures, channels: count });
         for (bus, channel) in &channels {
@@ -146,7 +121,6 @@ impl Follower {
     pub(crate) fn status(&self) -> FollowStatus {
         let state = self.state();
         let now = self.ticker.now();
-        let figures = &self.figures;
         let behind = state.store_at.0.saturating_sub(state.tracker.position().0);
         FollowStatus {
             listening: state.begun == self.channels,
@@ -154,21 +128,14 @@ impl Follower {
             epoch: state.tracker.epoch(),
             unverified_for: now.since(self.views.scopes().verified()),
             behind_records: behind,
-            behind_bytes: figures.bytes_of(behind),
+            behind_bytes: self.figures.bytes_of(behind),
             silent_for: state.heard_at.map(|at| now.since(at)),
             error: {
                 let errors = [&state.store_error, &state.bus_error, &state.rule_error];
                 errors.into_iter().flatten().next().cloned()
             },
-            events: figures.events.value(),
-            directives: figures.directives.value(),
-            rules_failed: figures.rules_failed.value(),
-            directives_elsewhere: figures.directives_elsewhere.value(),
-            refused: figures.refused.value(),
-            refused_owner: figures.refused_owner.value(),
             has_gap: state.tracker.has_gap(),
-            gaps: figures.gaps.value(),
-            places_lost: figures.places_lost.value(),
+            ..self.figures.told()
         }
     }
 
@@ -318,18 +285,17 @@ impl Follower {
     }
 
     fn carry_out(&self, directives: &[Directive]) {
-        let changed = |key: &Key, version: Seq, value: Option<&[u8]>| match self.views.view(key.namespace()) {
-            Some(view) => view.changed_elsewhere(key.key(), version, value, &self.core.metrics),
-            None => self.figures.directives_elsewhere.add(1),
-        };
         self.figures.directives.add(directives.len() as u64);
         let scopes = self.views.scopes();
+        // A cache that is opened from here on reads the store, which holds all that these directives tell of.
+        let mut finder = self.views.finder();
+        let mut changed = |key, version, value| self.changed(&mut finder, key, version, value);
         for directive in directives {
             match directive {
                 Directive::Invalidate(key, version) | Directive::Remove(key, version) => {
                     changed(key, *version, None);
                 }
-                Directive::Put(key, version, value) => changed(key, *version, Some(value)),
+                Directive::Put(key, version, value) => changed(key, *version, Some(value.as_ref())),
                 Directive::Namespace(name, _) | Directive::Schema(name, ..) => {
                     directives::Directive::Namespace(name.clone()).carry_out(&self.views, &self.core.metrics);
                 }
@@ -338,6 +304,13 @@ impl Follower {
                 Directive::Everything(_) => self.views.invalidate_everything(),
             }
             self.derive(directive);
+        }
+    }
+
+    fn changed<'a>(&self, finder: &mut Finder<'a>, key: &'a Key, version: Seq, value: Option<&[u8]>) {
+        match finder.view(key.namespace()) {
+            Some(view) => view.changed_elsewhere(key.key(), version, value, &self.core.metrics),
+            None => self.figures.directives_elsewhere.add(1),
         }
     }
 

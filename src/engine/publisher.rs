@@ -206,8 +206,8 @@ impl Publication {
         self.shared.followers()
     }
 
-    /// Forgets a follower that will not come back, so that it counts as behind no more; says whether it was known. If it
-    /// speaks again, it is known again.
+    /// Forgets a follower that will not come back, so that it counts as behind no more; says whether it was known. If
+    /// it speaks again, it is known again.
     pub fn forget_follower(&self, name: &str) -> bool {
         self.shared.state().followers.remove(name).is_some()
     }

@@ -29,6 +29,37 @@ async fn what_was_not_changed_is_served_from_memory_and_what_was_is_not() {
     assert_eq!(prices.stats().memory_hits, hits);
 }
 
+/// The namespace of one directive is remembered for the next one.
+#[tokio::test]
+async fn directives_of_one_event_reach_each_the_cache_of_their_namespace() {
+    let bed = Bed::new().await;
+    bed.write(1, 10).await;
+    let stocks = bed.owner.cache::<u64, u64>("stocks").open().unwrap();
+    stocks.put(&1, 100).await.unwrap();
+    bed.owner.flush().await.unwrap();
+    let (bay, prices) = bed.follower().await;
+    let stocks = bay.cache::<u64, u64>("stocks").open().unwrap();
+    assert_eq!((prices.get(&1).await.unwrap(), stocks.get(&1).await.unwrap()), (Some(10), Some(100)));
+    let elsewhere = |seq| Directive::Invalidate(key_of("elsewhere", &1_u64), seq);
+    let stock = |seq| Directive::Invalidate(key_of("stocks", &1_u64), seq);
+    let said: [(&str, Vec<fn(Seq) -> Directive>, [bool; 2]); 3] = [
+        ("prices", vec![elsewhere, elsewhere, |seq| changed(1, seq), elsewhere], [true, false]),
+        ("stocks", vec![|seq| changed(2, seq), |seq| changed(3, seq), stock], [false, true]),
+        ("both", vec![|seq| changed(1, seq), stock, elsewhere], [true, true]),
+    ];
+    for (what, directives, dropped) in said {
+        let seq = bed.write(100, 0).await;
+        let directives = directives.into_iter().map(|directive| directive(seq)).collect();
+        bed.bus.hand(&bed.event(before(seq), seq, directives));
+        bed.bus.heard().await;
+        let gone = [prices.peek(&1).is_none(), stocks.peek(&1).is_none()];
+        assert_eq!(gone, dropped, "{what}");
+        prices.get(&1).await.unwrap();
+        stocks.get(&1).await.unwrap();
+    }
+    assert_eq!(bay.following().unwrap().directives_elsewhere, 4);
+}
+
 /// What it has not heard it cannot weigh, so it goes by what it has: 100 bytes for a number, say.
 #[tokio::test]
 async fn a_follower_says_about_how_many_bytes_of_events_it_is_behind() {

@@ -171,8 +171,8 @@ async fn lag_is_in_records_bytes_and_seconds_of_the_publisher_and_of_each_follow
     bus.0.hand(&seen(&bed, "eu", first));
     bus.0.hand(&seen(&bed, "us", third));
     bus.0.heard().await;
-    // A frame is 56 bytes and its body of 33, padded to 8: 4 bytes, a record's head of 4, the key of "prices", a zero and
-    // 8 bytes, and the value of 2 bytes and 8.
+    // A frame is 56 bytes and its body of 33, padded to 8: 4 bytes, a record's head of 4, the key of "prices", a zero
+    // and 8 bytes, and the value of 2 bytes and 8.
     const FRAME: u64 = 56 + 40;
     let lags = || {
         let of = |lag: ChangeLag| (lag.records, lag.bytes, lag.age.as_secs());
