@@ -109,6 +109,7 @@ const COUNTED_BY_A_FOLLOWER: Counts<FollowStatus> = &[
     ("forebay_following_refused_total", |status| status.refused),
     ("forebay_following_refused_owner_total", |status| status.refused_owner),
     ("forebay_following_gaps_total", |status| status.gaps),
+    ("forebay_following_positions_lost_total", |status| status.positions_lost),
     ("forebay_following_places_lost_total", |status| status.places_lost),
 ];
 

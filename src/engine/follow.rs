@@ -177,7 +177,9 @@ pub struct FollowStatus {
     pub has_gap: bool,
     /// How often something was missing and asked for again.
     pub gaps: u64,
-    /// How often it could not be had, so that memory was emptied.
+    /// How often a bus said that it could not deliver what followed. If nothing did, memory stays as it is.
+    pub positions_lost: u64,
+    /// How often something missing could not be had, so that memory was emptied.
     pub places_lost: u64,
 }
 
@@ -194,6 +196,7 @@ pub(crate) struct FollowFigures {
     pub(crate) refused: Counter,
     pub(crate) refused_owner: Counter,
     pub(crate) gaps: Counter,
+    pub(crate) positions_lost: Counter,
     pub(crate) places_lost: Counter,
 }
 
@@ -208,6 +211,7 @@ impl FollowFigures {
             refused: self.refused.value(),
             refused_owner: self.refused_owner.value(),
             gaps: self.gaps.value(),
+            positions_lost: self.positions_lost.value(),
             places_lost: self.places_lost.value(),
             ..FollowStatus::default()
         }

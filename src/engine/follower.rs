@@ -186,7 +186,7 @@ impl Follower {
                     }
                     Ok(Delivery::PositionLost) => {
                         failures = 0;
-                        self.lose_place().await;
+                        self.lose_position().await;
                         continue;
                     }
                     Err(error) => {
@@ -414,6 +414,16 @@ impl Follower {
         let lag_max = self.follow.following().lag_max;
         let oldest = self.state().proofs.front().map(|(_, at)| *at);
         if oldest.is_some_and(|at| self.ticker.now().since(at) >= lag_max) {
+            self.lose_place().await;
+        }
+    }
+
+    /// A bus cannot deliver what followed. Whether anything did, the owner's chain says with its next event, a
+    /// heartbeat at the latest; till then the store proves nothing that was not heard. Only what belongs to no chain
+    /// may be missing without a sign.
+    async fn lose_position(&self) {
+        self.figures.positions_lost.add(1);
+        if self.follow.takes_outside_directives() && Safeguard::OutsideMayBeMissing.holds() {
             self.lose_place().await;
         }
     }

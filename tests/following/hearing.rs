@@ -178,7 +178,7 @@ async fn a_value_that_comes_late_does_not_bring_back_what_is_gone() {
     bed.bus.hand(&bed.event(removed, new, vec![changed(1, new)]));
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
-    bed.bus.lose_position();
+    bed.bus.hand(&bed.event(new, new, vec![Directive::Everything(new)]));
     bed.bus.hand(&late);
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11), "memory was emptied, and knows of nothing newer");
@@ -228,17 +228,57 @@ async fn a_gap_that_stays_empties_memory() {
     assert_eq!(bay.following().unwrap().places_lost, 1);
 }
 
+/// Of what belongs to no chain nothing shows that it is missing.
 #[tokio::test]
-async fn a_lost_position_empties_memory_and_loads_under_way_are_not_kept() {
+async fn a_lost_position_empties_memory_where_directives_of_no_chain_are_taken() {
     let bed = Bed::new().await;
     bed.write(1, 10).await;
-    let (bay, prices) = bed.follower().await;
+    let follow = bed.follow().outside_directives(true);
+    let bay = forebay::Forebay::builder(bed.layer.store.clone()).follow(follow).open().await.unwrap();
+    let prices = bay.cache::<u64, u64>("prices").open().unwrap();
+    bed.bus.subscribed().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
     let last = bed.write(1, 11).await;
     bed.bus.lose_position();
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
     assert_eq!((bay.watermark(), bay.following().unwrap().places_lost), (last, 1));
+}
+
+/// A bus that came back empty made all followers empty their memories, though the events went on where they stood.
+#[tokio::test]
+async fn after_a_lost_position_the_chain_says_whether_anything_is_missing() {
+    let bed = Bed::new().await;
+    let first = bed.write(1, 10).await;
+    bed.write(2, 20).await;
+    let (bay, prices) = bed.follower().await;
+    let sources = async || {
+        let (one, two) = (prices.get_entry(&1).await.unwrap(), prices.get_entry(&2).await.unwrap());
+        [(one.value, one.source), (two.value, two.source)]
+    };
+    let (memory, store) = (Source::Memory, Source::Store);
+    sources().await;
+    bed.bus.lose_position();
+    let third = bed.write(1, 11).await;
+    bed.bus.hand(&bed.event(before(third), third, vec![changed(1, third)]));
+    bed.bus.heard().await;
+    assert_eq!(sources().await, [(Some(11), store), (Some(20), memory)], "nothing was missing");
+    let status = bay.following().unwrap();
+    assert_eq!((status.positions_lost, status.places_lost), (1, 0));
+
+    // Now something is, and a heartbeat shows it. It is asked for, and the bus has only what comes again.
+    let fourth = bed.write(1, 12).await;
+    bed.bus.lose_position();
+    bed.bus.hand(&bed.event(fourth, fourth, vec![]));
+    bed.bus.heard().await;
+    assert_eq!(bay.following().unwrap().gaps, 1);
+    bed.bus.lose_position();
+    bed.bus.hand(&bed.event(before(first), first, vec![changed(1, first)]));
+    bed.bus.hand(&bed.event(fourth, fourth, vec![]));
+    bed.bus.heard().await;
+    assert_eq!(sources().await, [(Some(12), store), (Some(20), store)]);
+    let status = bay.following().unwrap();
+    assert_eq!((status.positions_lost, status.places_lost, bay.watermark()), (3, 1, fourth));
 }
 
 #[tokio::test]
