@@ -5,6 +5,7 @@
 //! cargo bench --bench event_lag
 //! cargo bench --bench event_lag -- --bus redis,nats --seconds 20
 //! cargo bench --bench event_lag -- --smoke
+//! cargo bench --bench event_lag -- --count
 //! ```
 //!
 //! *Lag*: one owner, whose journal is on the disk of the repository and synced for each acknowledgement, is written
@@ -22,6 +23,8 @@
 //! *Cost of hearing*: from the moment when events of 1,024 directives are handed to a bus within the process until the
 //! follower has carried out the last of them. Decoding alone is measured beside it.
 //!
+//! *Instructions of hearing* (`--count`, and then nothing else): how many a directive takes, counted under callgrind.
+//!
 //! Tables go to the terminal, and the same figures to `target/forebay/event_lag.json`. The crate is built with its
 //! tests' features, so everything here also looks whether a safeguard is switched off.
 
@@ -29,6 +32,8 @@
 
 #[path = "event_lag/buses.rs"]
 mod buses;
+#[path = "event_lag/counting.rs"]
+mod counting;
 #[path = "event_lag/hearing.rs"]
 mod hearing;
 #[path = "event_lag/lag.rs"]
@@ -85,6 +90,15 @@ struct Arguments {
     /// How many entries the follower of the last part has in memory.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     entries: u64,
+    /// Count the instructions of a directive under callgrind, which valgrind brings, and measure nothing.
+    #[arg(long)]
+    count: bool,
+    /// Does a task, to be counted.
+    #[arg(long, hide = true)]
+    task: Option<counting::Task>,
+    /// With so many events.
+    #[arg(long, hide = true, default_value_t = 1)]
+    events: u64,
     /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
@@ -92,9 +106,19 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let mut arguments = Arguments::parse();
+    if arguments.count {
+        for (task, instructions) in counting::count()? {
+            println!("{task}: {instructions} instructions for a directive");
+        }
+        return Ok(());
+    }
     if arguments.smoke {
         (arguments.seconds, arguments.rounds, arguments.measure_ms) = (1, 1, 100);
         arguments.entries = arguments.entries.min(10_000);
+    }
+    if let Some(task) = arguments.task {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        return runtime.block_on(counting::run(task, arguments.events));
     }
     let Arguments { rate, writers, seconds, linger_ms, rounds, entries, .. } = arguments;
     arguments.bus.iter().try_for_each(|over| over.check())?;

@@ -5,7 +5,7 @@
 use std::borrow::Borrow;
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::error::{Error, ErrorKind};
 
@@ -172,7 +172,21 @@ impl Key {
         let mut joined = Vec::with_capacity(namespace.as_str().len() + 1 + key.len());
         Key::write_prefix(namespace, &mut joined);
         joined.extend_from_slice(key);
-        Key::from_bytes(Bytes::from(joined))
+        check_key_length(joined.len())?;
+        Ok(Key(Bytes::from(joined)))
+    }
+
+    /// The same as [`Key::new`], as a part of a buffer that it shares with other keys.
+    pub(crate) fn new_within(
+        shared: &mut BytesMut,
+        namespace: &NamespaceName,
+        key: &[u8],
+    ) -> Result<Key, Error> {
+        check_key_length(namespace.as_str().len() + 1 + key.len())?;
+        shared.extend_from_slice(namespace.as_str().as_bytes());
+        shared.extend_from_slice(&[SEPARATOR]);
+        shared.extend_from_slice(key);
+        Ok(Key(shared.split().freeze()))
     }
 
     /// Appends what every key of `namespace` starts with.

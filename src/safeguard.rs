@@ -137,6 +137,8 @@ safeguards! {
     OldOwnerRefused,
     /// What a follower may have missed is not served from its memory.
     LostPlaceEmptiesMemory,
+    /// Where a bus lost its position, directives of no chain may be missing.
+    OutsideMayBeMissing,
     /// A follower carries out what it hears before it counts that as heard.
     DirectivesBeforePosition,
     /// A follower's proof counts for an entry if it was there before the entry was looked up.

@@ -45,6 +45,8 @@ fn the_example_in_python_prints_what_the_crate_encodes() {
     assert!(printed.status.success() && errors.is_empty(), "{errors}");
     let printed = String::from_utf8(printed.stdout).unwrap();
     assert_eq!(printed.trim(), hex(&event().encode().unwrap()));
+    let lines = std::fs::read_to_string(SCRIPT).unwrap().lines().count();
+    assert!(lines <= 40, "{lines} lines: it is to show how little that takes");
 }
 
 #[test]

@@ -82,6 +82,7 @@ fn witnesses(safeguard: Safeguard) -> &'static [Test] {
         S::GapIsNoticed | S::LostPlaceEmptiesMemory | S::DirectivesBeforePosition | S::OldOwnerRefused => {
             &[("following", None, "hearing"), FOLLOWERS]
         }
+        S::OutsideMayBeMissing => &[("following", None, "hearing")],
         S::ProofBeforeLook => &[("forebay", None, "a_proof_counts"), FOLLOWERS],
         S::SilenceIsStaleness | S::ReceiptReadsPastMemory => &[("following", None, "knowing")],
         S::PublishBeforeAcknowledge => &[("following", None, "publishing")],

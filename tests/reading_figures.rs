@@ -5,14 +5,16 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use forebay::testkit::ManualClock;
-use forebay::{Cache, ErrorKind, Forebay, MemoryStore, ReadOptions, Seq, Source, WritePolicy};
+use forebay::{
+    Cache, ErrorKind, Follow, Forebay, LocalBus, MemoryStore, Publish, ReadOptions, Seq, Source, WritePolicy,
+};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use support::held_loads::HeldLoads;
 use support::{Failing, Hand, Layer};
@@ -356,11 +358,66 @@ async fn line_10_the_metrics_facade_is_told_all_of_it_with_units_and_the_manual_
     hand.release();
     let manual = include_str!("../src/manual/figures.md");
     let described = told.described.lock().unwrap();
-    for name in told.figures.lock().unwrap().keys() {
-        let name = name.split('{').next().unwrap();
-        assert!(described.get(name).is_some_and(Option::is_some), "{name} has no unit");
+    for name in told.figures.lock().unwrap().keys().map(|figure| name_of(figure)) {
+        assert!(described.get(&name).is_some_and(Option::is_some), "{name} has no unit");
         assert!(manual.contains(&format!("`{name}`")), "the manual does not name {name}");
     }
+}
+
+/// A rule that names a figure which nobody tells never fires.
+#[tokio::test]
+async fn lag_is_told_of_publishers_and_followers_and_the_manuals_rules_name_what_is_told() {
+    let (layer, bus) = (Layer::new(), LocalBus::default());
+    let owner = layer.builder().changes(true).open().await.unwrap();
+    let cache: Cache<u32, u64> = owner.cache("n").open().unwrap();
+    let publish = Publish::to("prices").heartbeat(Duration::from_millis(2));
+    let publication = owner.publish(bus.clone(), publish).await.unwrap();
+    let told = Told::default();
+    let write = async |key| {
+        let seq = cache.put(&key, 1).await.unwrap().seq();
+        owner.flush().await.unwrap();
+        seq
+    };
+    {
+        let follow = Follow::new(bus, "prices").probe_interval(Duration::from_millis(2)).name("eu");
+        let follower = Forebay::builder(layer.store.clone()).follow(follow).open().await.unwrap();
+        let first = write(1).await;
+        follower.wait_applied(first).await.unwrap();
+        assert_eq!(publication.seen_by_all(&["eu"], first, Duration::from_secs(60)).await, []);
+        metrics::with_local_recorder(&told, || follower.record_metrics());
+        assert!(told.value("forebay_following_events_total{}") >= 1);
+    }
+    // It has gone; the owner goes on.
+    let second = write(2).await;
+    assert_eq!(publication.followers()[0].lag.records, 1);
+    let followers = publication.seen_by_all(&["eu"], second, Duration::ZERO).await;
+    metrics::with_local_recorder(&told, || owner.record_metrics());
+    let follower = "{publisher=prices,follower=eu}";
+    for (name, value) in [("records", 1.0_f64), ("bytes", followers[0].lag.bytes as f64)] {
+        assert_eq!(told.value(&format!("forebay_follower_lag_{name}{follower}")), value.to_bits(), "{name}");
+    }
+    assert!(followers[0].lag.bytes > 0);
+    let published = told.value("forebay_publisher_directives_total{publisher=prices}");
+    assert!((1..=2).contains(&published), "{published}");
+
+    let manual = include_str!("../src/manual/figures.md");
+    let names: BTreeSet<String> = told.figures.lock().unwrap().keys().map(|key| name_of(key)).collect();
+    for name in &names {
+        assert!(manual.contains(&format!("`{name}`")), "the manual does not name {name}");
+        assert!(told.described.lock().unwrap().get(name).is_some_and(Option::is_some), "{name} has no unit");
+    }
+    let rules = manual.split("```yaml").nth(1).unwrap().split("```").next().unwrap();
+    let is_of_a_name = |c: char| c.is_ascii_lowercase() || c == '_';
+    let used = rules.match_indices("forebay_").map(|(at, _)| &rules[at..]);
+    let used: Vec<&str> = used.map(|from| from.split(|c| !is_of_a_name(c)).next().unwrap()).collect();
+    assert!(used.len() >= 5, "{used:?}");
+    for name in used {
+        assert!(names.contains(name), "a rule names {name}, which nobody tells");
+    }
+}
+
+fn name_of(figure: &str) -> String {
+    figure.split('{').next().unwrap().to_owned()
 }
 
 /// Keeps the spans that end, with their fields, as one line each.

@@ -1,5 +1,6 @@
 //! What a directive costs the follower that carries it out.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,6 +12,7 @@ use forebay::{
     Seq, Store, WritePolicy,
 };
 
+use crate::counting::Task;
 use crate::load::VALUE_BYTES;
 
 const CHANNEL: &str = "cost";
@@ -18,7 +20,7 @@ const NAMESPACE: &str = "products";
 /// Where nobody has a cache open.
 const ELSEWHERE: &str = "elsewhere";
 /// How many directives an event holds: as many as a publisher's at the most.
-const EVENT_DIRECTIVES: usize = 1024;
+pub(crate) const EVENT_DIRECTIVES: usize = 1024;
 /// How many writes fill the store at once.
 const FILL: usize = 1_000;
 /// Longer than it takes: nobody asks the store in between.
@@ -135,6 +137,19 @@ impl Bed {
         Ok(self.follower.stats().store_loads - before)
     }
 
+    /// Directives about keys of a namespace, with the numbers that come next.
+    fn directives(&self, namespace: &str, keys: Range<u64>) -> Result<Vec<Directive>> {
+        let namespace = NamespaceName::parse(namespace)?;
+        let first = keys.start;
+        let directives = keys.map(|number| {
+            let mut encoded = Vec::new();
+            Bincode::encode(&number, 1 << 10, &mut encoded).map_err(anyhow::Error::msg)?;
+            let version = Seq(self.at.0 + 1 + number - first);
+            Ok(Directive::Invalidate(Key::new(&namespace, &encoded)?, version))
+        });
+        directives.collect()
+    }
+
     async fn measure(&mut self, keys: Keys) -> Result<(f64, f64)> {
         let loaded = self.warm().await?;
         let again = self.warm().await?;
@@ -144,14 +159,8 @@ impl Bed {
             Keys::Absent => (NAMESPACE, self.entries),
             Keys::Elsewhere => (ELSEWHERE, 0),
         };
-        let namespace = NamespaceName::parse(namespace)?;
-        let directives = (first..first + self.entries).map(|number| {
-            let mut encoded = Vec::new();
-            Bincode::encode(&number, 1 << 10, &mut encoded).map_err(anyhow::Error::msg)?;
-            let version = Seq(self.at.0 + 1 + number - first);
-            anyhow::Ok(Directive::Invalidate(Key::new(&namespace, &encoded)?, version))
-        });
-        let messages = self.events(&directives.collect::<Result<Vec<_>>>()?)?;
+        let directives = self.directives(namespace, first..first + self.entries)?;
+        let messages = self.events(&directives)?;
         let figures = || self.follower.following().context("it follows");
         let before = figures()?;
         let all = self.tell(&messages).await?;
@@ -172,6 +181,25 @@ impl Bed {
         let each = |time: Duration| time.as_nanos() as f64 / self.entries as f64;
         Ok((each(all), each(decode)))
     }
+}
+
+/// Does a task with so many events, and little else that is not the same however many there are.
+pub(crate) async fn perform(task: Task, events: usize) -> Result<()> {
+    let mut bed = Bed::new(1).await?;
+    let namespace = if task == Task::Elsewhere { ELSEWHERE } else { NAMESPACE };
+    let directives = bed.directives(namespace, 1..1 + EVENT_DIRECTIVES as u64)?;
+    let messages = bed.events(&directives)?;
+    // Their bytes are made once: an event that comes again is carried out again.
+    let again: Vec<Message> = (0..events).flat_map(|_| messages.clone()).collect();
+    if task == Task::Decode {
+        for message in &again {
+            std::hint::black_box(Event::decode(&message.body)?);
+        }
+        return Ok(());
+    }
+    // An event of its own behind them says when they have been carried out.
+    let last = bed.events(&[])?;
+    bed.tell(&[again, last].concat()).await.map(drop)
 }
 
 /// Writes the entries into the store, as an owner does.

@@ -74,6 +74,8 @@ pub enum Said {
 }
 
 /// A precise invalidation. New kinds may come.
+///
+/// Keys and values that were decoded share the buffers of their event, so copy what is kept for long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Directive {
@@ -151,25 +153,28 @@ impl Directive {
         }
     }
 
-    fn decode(rest: &mut Bytes) -> Result<Directive> {
+    /// The one that `rest`, which lies within `whole`, begins with.
+    fn decode(whole: &Bytes, rest: &mut &[u8], keys: &mut Keys) -> Result<Directive> {
         let short = || refused("ends within a directive");
         let kind = rest.try_get_u8().map_err(|_| short())?;
         let version = Seq(rest.try_get_u64_le().map_err(|_| short())?);
         let mut part = || {
             let length = rest.try_get_u32_le().map_err(|_| short())?;
             let length = usize::try_from(length).unwrap_or(usize::MAX);
-            if length > rest.len() { Err(short()) } else { Ok(rest.split_to(length)) }
+            let (part, behind) = rest.split_at_checked(length).ok_or_else(short)?;
+            *rest = behind;
+            Ok(part)
         };
         Ok(match kind {
-            1 => Directive::Invalidate(key(&part()?, &part()?)?, version),
-            2 => Directive::Put(key(&part()?, &part()?)?, version, part()?),
-            3 => Directive::Remove(key(&part()?, &part()?)?, version),
-            4 => Directive::Namespace(name(&part()?)?, version),
-            5 => Directive::Group(name(&part()?)?, text(&part()?)?, version),
-            6 => Directive::Tag(text(&part()?)?, version),
+            1 => Directive::Invalidate(keys.key(part()?, part()?)?, version),
+            2 => Directive::Put(keys.key(part()?, part()?)?, version, whole.slice_ref(part()?)),
+            3 => Directive::Remove(keys.key(part()?, part()?)?, version),
+            4 => Directive::Namespace(name(part()?)?, version),
+            5 => Directive::Group(name(part()?)?, text(part()?)?, version),
+            6 => Directive::Tag(text(part()?)?, version),
             7 => {
-                let (name, schema) = (name(&part()?)?, part()?);
-                match schema.as_ref() {
+                let (name, schema) = (name(part()?)?, part()?);
+                match schema {
                     &[schema] => Directive::Schema(name, schema, version),
                     _ => return Err(refused("names a schema version that is not one byte")),
                 }
@@ -226,15 +231,15 @@ impl Event {
         if bytes.len() > BODY_BYTES_MAX {
             return Err(refused("is larger than any event"));
         }
-        if bytes.len() < HEADER_BYTES + CHECKSUM_BYTES {
+        let parts = bytes.split_last_chunk::<CHECKSUM_BYTES>().filter(|(rest, _)| rest.len() >= HEADER_BYTES);
+        let Some((mut rest, checksum)) = parts else {
             return Err(refused("is shorter than any event"));
-        }
-        let mut rest = bytes.slice(..bytes.len() - CHECKSUM_BYTES);
-        let checksum = bytes.slice(rest.len()..).get_u32_le();
+        };
+        let checksum = u32::from_le_bytes(*checksum);
         if rest.first() != Some(&FORMAT) {
             return Err(refused("is of an unknown format"));
         }
-        if crc32c::crc32c(&rest) != checksum {
+        if crc32c::crc32c(rest) != checksum {
             return Err(refused("fails its checksum"));
         }
         rest.advance(1);
@@ -246,14 +251,14 @@ impl Event {
         }
         let said = match kind {
             DIRECTIVES => {
-                let mut directives = Vec::new();
+                let (mut directives, mut keys) = (Vec::new(), Keys::within(rest.len()));
                 while !rest.is_empty() {
-                    directives.push(Directive::decode(&mut rest)?);
+                    directives.push(Directive::decode(bytes, &mut rest, &mut keys)?);
                 }
                 Said::Directives(directives)
             }
             HEARTBEAT if rest.is_empty() => Said::Heartbeat,
-            SEEN if (1..=FOLLOWER_BYTES_MAX).contains(&rest.len()) => Said::Seen(text(&rest)?),
+            SEEN if (1..=FOLLOWER_BYTES_MAX).contains(&rest.len()) => Said::Seen(text(rest)?),
             HEARTBEAT | SEEN => return Err(refused("has a body of a wrong length")),
             _ => return Err(refused("is of an unknown kind")),
         };
@@ -271,18 +276,38 @@ fn refused(why: &str) -> Error {
     Error::new(ErrorKind::Refused, format!("what a bus delivered {why}"))
 }
 
-fn text(bytes: &Bytes) -> Result<String> {
-    String::from_utf8(bytes.to_vec()).map_err(|_| refused("holds a name that is not UTF-8"))
+fn text(bytes: &[u8]) -> Result<String> {
+    utf8(bytes).map(str::to_owned)
 }
 
-fn name(bytes: &Bytes) -> Result<NamespaceName> {
-    NamespaceName::parse(&text(bytes)?)
+fn utf8(bytes: &[u8]) -> Result<&str> {
+    std::str::from_utf8(bytes).map_err(|_| refused("holds a name that is not UTF-8"))
+}
+
+fn name(bytes: &[u8]) -> Result<NamespaceName> {
+    NamespaceName::parse(utf8(bytes)?)
         .map_err(|error| error.wrap(ErrorKind::Refused, "what a bus delivered holds a bad name"))
 }
 
-fn key(namespace: &Bytes, encoded: &Bytes) -> Result<Key> {
-    let refused = |error: Error| error.wrap(ErrorKind::Refused, "what a bus delivered holds a bad key");
-    Key::new(&name(namespace)?, encoded).map_err(refused)
+/// The keys of an event. Mostly they share a namespace, so the name of the last one is remembered and not checked
+/// again; and they lie in one buffer, which is made once.
+struct Keys {
+    last: Option<NamespaceName>,
+    shared: BytesMut,
+}
+
+impl Keys {
+    /// Of an event with so many bytes of directives: their keys take less.
+    fn within(bytes: usize) -> Keys {
+        Keys { last: None, shared: BytesMut::with_capacity(bytes) }
+    }
+
+    fn key(&mut self, namespace: &[u8], encoded: &[u8]) -> Result<Key> {
+        let refused = |error: Error| error.wrap(ErrorKind::Refused, "what a bus delivered holds a bad key");
+        let known = self.last.take().filter(|known| known.as_str().as_bytes() == namespace);
+        let name = self.last.insert(known.map_or_else(|| name(namespace), Ok)?);
+        Key::new_within(&mut self.shared, name, encoded).map_err(refused)
+    }
 }
 
 #[cfg(test)]
@@ -299,8 +324,10 @@ mod tests {
 
     fn all() -> Vec<Event> {
         let key = Key::new(&name("products"), b"\x7b\0").unwrap();
+        let other = Key::new(&name("products/eu"), b"").unwrap();
         let directives = vec![
             Directive::Invalidate(key.clone(), Seq(42)),
+            Directive::Invalidate(other, Seq(42)),
             Directive::Put(key.clone(), Seq(42), Bytes::from_static(b"value")),
             Directive::Remove(key, Seq(42)),
             Directive::Namespace(name("products/eu"), Seq(42)),

@@ -78,13 +78,14 @@ impl ChangeOutcome {
     }
 }
 
-/// How far a subscriber is behind the store.
+/// How far somebody is behind the store: a subscriber of the change stream, a publisher, or a follower.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChangeLag {
     /// Numbers of records that the store has passed and the subscriber has not.
     pub records: u64,
-    /// What they take in the journal, in bytes; in whole segments where the exact place is not known.
+    /// What they took in the journal, in bytes, whether it still has them or not; in whole batches where the exact
+    /// place is not known, and of what was applied before the layer opened in whole segments that are still there.
     pub bytes: u64,
     /// How long ago the first of them was applied; since the layer opened, if it was before that.
     pub age: Duration,

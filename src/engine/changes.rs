@@ -139,15 +139,17 @@ impl ChangeSource {
         status.collect()
     }
 
-    fn lag(&self, told: Seq, from: Option<Location>) -> ChangeLag {
+    /// How far one is behind the store who stands at this number and, if that is known, here in the journal.
+    pub(crate) fn lag(&self, told: Seq, from: Option<Location>) -> ChangeLag {
         let watermark = self.core.status.borrow().watermark;
         if told >= watermark {
             return ChangeLag::default();
         }
-        let to = self.applied.end();
+        let held = || self.applied.end().map_or(0, |end| self.log.bytes_between(told, from, end));
+        let counted = if from.is_none() { self.applied.bytes_after(told) } else { None };
         ChangeLag {
             records: watermark.0.saturating_sub(told.0),
-            bytes: to.map_or(0, |to| self.log.bytes_between(told, from, to)),
+            bytes: counted.unwrap_or_else(held),
             age: self.applied.age_after(told),
         }
     }
@@ -322,6 +324,16 @@ impl ChangeStream {
     #[must_use]
     pub fn told(&self) -> Seq {
         self.told
+    }
+
+    /// Where that ends in the journal, if that is known.
+    pub(crate) fn told_end(&self) -> Option<Location> {
+        self.told_end
+    }
+
+    /// What it is made of.
+    pub(crate) fn source(&self) -> &Arc<ChangeSource> {
+        &self.source
     }
 
     /// The same stream for a caller without a runtime.

@@ -4,15 +4,18 @@
 //! Counters are told as totals, so that nothing is lost or told twice however often they are told, and no read or
 //! write pays for it.
 
-use ::metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+use ::metrics::{Label, Unit, counter, describe_counter, describe_gauge, gauge};
 
+use crate::engine::follow::FollowStatus;
 use crate::engine::health::Health;
 use crate::engine::layer::Layer;
+use crate::engine::publisher::{FollowerStatus, PublishStatus};
 use crate::metrics::{CacheStats, Stats};
 
 /// A counter of a cache: its name, a label that tells it from others of that name, and where it is found.
 type OfCache = (&'static str, Option<(&'static str, &'static str)>, fn(&CacheStats) -> u64);
 
+const SEE: &str = "see the manual's page on figures";
 const HITS: &str = "forebay_cache_hits_total";
 const MISSES: &str = "forebay_cache_misses_total";
 const STALE: &str = "forebay_cache_stale_total";
@@ -51,10 +54,11 @@ const OF_CACHE: &[OfCache] = &[
     (EVICTIONS, Some(("cause", "removed")), |stats| stats.evictions.removed),
 ];
 
-/// A counter of the layer.
-type OfLayer = (&'static str, fn(&Stats) -> u64);
+/// What is counted of one thing, and what is measured of it: the name, the unit, and where it is found.
+type Counts<T> = &'static [(&'static str, fn(&T) -> u64)];
+type Gauges<T> = &'static [(&'static str, Unit, fn(&T) -> f64)];
 
-const OF_LAYER: &[OfLayer] = &[
+const COUNTED_BY_A_LAYER: Counts<Stats> = &[
     ("forebay_store_loads_total", |stats| stats.store_loads),
     ("forebay_records_committed_total", |stats| stats.records_committed),
     ("forebay_records_applied_total", |stats| stats.records_applied),
@@ -68,14 +72,53 @@ const OF_LAYER: &[OfLayer] = &[
     ("forebay_writes_refused_full_total", |stats| stats.writes_refused_full),
 ];
 
-type Gauge = (&'static str, Unit, fn(&Stats, &Health) -> f64);
+const OF_A_LAYER: Gauges<(Stats, Health)> = &[
+    ("forebay_queue_records", Unit::Count, |(stats, _)| stats.queue.records as f64),
+    ("forebay_queue_bytes", Unit::Bytes, |(stats, _)| stats.queue.bytes as f64),
+    ("forebay_queue_oldest_age_seconds", Unit::Seconds, |(stats, _)| stats.queue.oldest_age.as_secs_f64()),
+    ("forebay_journal_bytes", Unit::Bytes, |(_, health)| health.journal_bytes as f64),
+    ("forebay_dead_letters", Unit::Count, |(_, health)| health.dead_letters as f64),
+];
 
-const GAUGES: &[Gauge] = &[
-    ("forebay_queue_records", Unit::Count, |stats, _| stats.queue.records as f64),
-    ("forebay_queue_bytes", Unit::Bytes, |stats, _| stats.queue.bytes as f64),
-    ("forebay_queue_oldest_age_seconds", Unit::Seconds, |stats, _| stats.queue.oldest_age.as_secs_f64()),
-    ("forebay_journal_bytes", Unit::Bytes, |_, health| health.journal_bytes as f64),
-    ("forebay_dead_letters", Unit::Count, |_, health| health.dead_letters as f64),
+const COUNTED_BY_PUBLISHERS: Counts<PublishStatus> = &[
+    ("forebay_publisher_events_total", |status| status.events),
+    ("forebay_publisher_directives_total", |status| status.directives),
+    ("forebay_publisher_places_lost_total", |status| status.places_lost),
+];
+
+const OF_PUBLISHERS: Gauges<PublishStatus> = &[
+    ("forebay_publisher_lag_records", Unit::Count, |status| status.lag.records as f64),
+    ("forebay_publisher_lag_bytes", Unit::Bytes, |status| status.lag.bytes as f64),
+    ("forebay_publisher_lag_seconds", Unit::Seconds, |status| status.lag.age.as_secs_f64()),
+    ("forebay_publisher_failing", Unit::Count, |status| f64::from(u8::from(status.error.is_some()))),
+];
+
+/// Of a follower as its owner knows it.
+const OF_FOLLOWERS: Gauges<FollowerStatus> = &[
+    ("forebay_follower_lag_records", Unit::Count, |status| status.lag.records as f64),
+    ("forebay_follower_lag_bytes", Unit::Bytes, |status| status.lag.bytes as f64),
+    ("forebay_follower_lag_seconds", Unit::Seconds, |status| status.lag.age.as_secs_f64()),
+    ("forebay_follower_silent_seconds", Unit::Seconds, |status| status.silent_for.as_secs_f64()),
+];
+
+const COUNTED_BY_A_FOLLOWER: Counts<FollowStatus> = &[
+    ("forebay_following_events_total", |status| status.events),
+    ("forebay_following_directives_total", |status| status.directives),
+    ("forebay_following_directives_elsewhere_total", |status| status.directives_elsewhere),
+    ("forebay_following_rules_failed_total", |status| status.rules_failed),
+    ("forebay_following_refused_total", |status| status.refused),
+    ("forebay_following_refused_owner_total", |status| status.refused_owner),
+    ("forebay_following_gaps_total", |status| status.gaps),
+    ("forebay_following_positions_lost_total", |status| status.positions_lost),
+    ("forebay_following_places_lost_total", |status| status.places_lost),
+];
+
+/// Of a follower as it knows itself.
+const OF_A_FOLLOWER: Gauges<FollowStatus> = &[
+    ("forebay_following_lag_records", Unit::Count, |status| status.behind_records as f64),
+    ("forebay_following_lag_bytes", Unit::Bytes, |status| status.behind_bytes as f64),
+    ("forebay_following_lag_seconds", Unit::Seconds, |status| status.unverified_for.as_secs_f64()),
+    ("forebay_following_failing", Unit::Count, |status| f64::from(u8::from(status.error.is_some()))),
 ];
 
 impl Layer {
@@ -84,26 +127,48 @@ impl Layer {
         for (namespace, stats) in self.views.stats() {
             record_cache(namespace.as_str(), &stats);
         }
-        let (stats, health) = (self.stats(), self.health());
-        for (name, pick) in OF_LAYER {
-            describe_counter!(*name, Unit::Count, "see the manual's page on figures");
-            counter!(*name).absolute(pick(&stats));
+        let layer = (self.stats(), self.health());
+        tell_counts(COUNTED_BY_A_LAYER, &layer.0, &[]);
+        tell_gauges(OF_A_LAYER, &layer, &[]);
+        for (status, followers) in self.publishers.list() {
+            let publisher = Label::new("publisher", status.name.clone());
+            tell_counts(COUNTED_BY_PUBLISHERS, &status, std::slice::from_ref(&publisher));
+            tell_gauges(OF_PUBLISHERS, &status, std::slice::from_ref(&publisher));
+            for follower in followers {
+                let labels = [publisher.clone(), Label::new("follower", follower.name.clone())];
+                tell_gauges(OF_FOLLOWERS, &follower, &labels);
+            }
         }
-        for (name, unit, pick) in GAUGES {
-            describe_gauge!(*name, *unit, "see the manual's page on figures");
-            gauge!(*name).set(pick(&stats, &health));
+        if let Some(follower) = &self.follower {
+            let status = follower.status();
+            tell_counts(COUNTED_BY_A_FOLLOWER, &status, &[]);
+            tell_gauges(OF_A_FOLLOWER, &status, &[]);
         }
+    }
+}
+
+fn tell_counts<T>(counts: Counts<T>, of: &T, labels: &[Label]) {
+    for (name, pick) in counts {
+        describe_counter!(*name, Unit::Count, SEE);
+        counter!(*name, labels.to_vec()).absolute(pick(of));
+    }
+}
+
+fn tell_gauges<T>(gauges: Gauges<T>, of: &T, labels: &[Label]) {
+    for (name, unit, pick) in gauges {
+        describe_gauge!(*name, *unit, SEE);
+        gauge!(*name, labels.to_vec()).set(pick(of));
     }
 }
 
 fn record_cache(namespace: &str, stats: &CacheStats) {
     for (name, label, pick) in OF_CACHE {
-        describe_counter!(*name, Unit::Count, "see the manual's page on figures");
+        describe_counter!(*name, Unit::Count, SEE);
         let mut labels = vec![("namespace", namespace.to_owned())];
         labels.extend(label.map(|(label, value)| (label, value.to_owned())));
         counter!(*name, &labels).absolute(pick(stats));
     }
-    describe_gauge!(STALE_AGE, Unit::Seconds, "see the manual's page on figures");
+    describe_gauge!(STALE_AGE, Unit::Seconds, SEE);
     let ages = &stats.stale_ages;
     for (quantile, age) in [("0.5", ages.p50), ("0.99", ages.p99), ("1", ages.longest)] {
         let labels = [("namespace", namespace.to_owned()), ("quantile", quantile.to_owned())];

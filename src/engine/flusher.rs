@@ -392,7 +392,11 @@ impl Flusher {
         }
         // Before the watermark is told, so that the lag behind it can be.
         let end = frames.iter().chain(parked).filter_map(|frame| frame.journal_end).max();
-        self.applied.note(progress.applied, end);
+        let journaled = match (&self.log, end) {
+            (Some(log), Some(end)) => log.bytes_between(Seq::ZERO, self.applied.end(), end),
+            _ => 0,
+        };
+        self.applied.note(progress.applied, end, journaled);
         // The room first: whoever waits for the watermark may write at once.
         self.core.gate.leave(records, bytes);
         self.core.status.send_modify(|status| {

@@ -10,6 +10,7 @@ use crate::engine::views::Views;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, Seq};
 use crate::memory::freshness::{Following, OnUnverified};
+use crate::metrics::Counter;
 use crate::options::within_time;
 
 /// What a channel of followers' answers is named behind the owner's channel.
@@ -153,6 +154,9 @@ pub struct FollowStatus {
     pub unverified_for: Duration,
     /// How many numbers of records the store was ahead when it was asked last.
     pub behind_records: u64,
+    /// About how many bytes of events that is: as many for each number as the events that were heard took. What it is
+    /// in the owner's journal the owner knows: see [`FollowerStatus`](crate::FollowerStatus).
+    pub behind_bytes: u64,
     /// How long ago anything was heard over a bus; never, if it was not.
     pub silent_for: Option<Duration>,
     /// The last failure of a bus or of the store, until the next success.
@@ -173,6 +177,50 @@ pub struct FollowStatus {
     pub has_gap: bool,
     /// How often something was missing and asked for again.
     pub gaps: u64,
-    /// How often it could not be had, so that memory was emptied.
+    /// How often a bus said that it could not deliver what followed. If nothing did, memory stays as it is.
+    pub positions_lost: u64,
+    /// How often something missing could not be had, so that memory was emptied.
     pub places_lost: u64,
+}
+
+/// What a follower counts.
+#[derive(Default)]
+pub(crate) struct FollowFigures {
+    pub(crate) events: Counter,
+    /// How many numbers were heard of in their order, and how many bytes the events took that told them.
+    pub(crate) numbers_heard: Counter,
+    pub(crate) bytes_heard: Counter,
+    pub(crate) directives: Counter,
+    pub(crate) directives_elsewhere: Counter,
+    pub(crate) rules_failed: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) refused_owner: Counter,
+    pub(crate) gaps: Counter,
+    pub(crate) positions_lost: Counter,
+    pub(crate) places_lost: Counter,
+}
+
+impl FollowFigures {
+    /// What was counted, as it is told.
+    pub(crate) fn told(&self) -> FollowStatus {
+        FollowStatus {
+            events: self.events.value(),
+            directives: self.directives.value(),
+            rules_failed: self.rules_failed.value(),
+            directives_elsewhere: self.directives_elsewhere.value(),
+            refused: self.refused.value(),
+            refused_owner: self.refused_owner.value(),
+            gaps: self.gaps.value(),
+            positions_lost: self.positions_lost.value(),
+            places_lost: self.places_lost.value(),
+            ..FollowStatus::default()
+        }
+    }
+
+    /// About how many bytes events take that tell of so many numbers; nothing if none was heard yet.
+    pub(crate) fn bytes_of(&self, numbers: u64) -> u64 {
+        let (bytes, heard) = (self.bytes_heard.value(), self.numbers_heard.value().max(1));
+        let about = u128::from(numbers) * u128::from(bytes) / u128::from(heard);
+        u64::try_from(about).unwrap_or(u64::MAX)
+    }
 }

@@ -18,14 +18,13 @@ use crate::bus::event::{Directive, Event, Said};
 use crate::bus::tracker::{Heard, Tracker};
 use crate::engine::core::Core;
 use crate::engine::directives;
-use crate::engine::follow::{Follow, FollowStatus, seen_channel};
+use crate::engine::follow::{Follow, FollowFigures, FollowStatus, seen_channel};
 use crate::engine::reads::Reads;
 use crate::engine::tasks::Tasks;
-use crate::engine::views::Views;
+use crate::engine::views::{Finder, Views};
 use crate::error::{Error, Result};
 use crate::ids::{Epoch, Key, Seq};
 use crate::memory::freshness::Following;
-use crate::metrics::Counter;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Moment, Ticker};
 use crate::seam::sync::{Mutex, MutexGuard};
@@ -44,7 +43,7 @@ pub(crate) struct Follower {
     views: Arc<Views>,
     ticker: Ticker,
     state: Mutex<State>,
-    figures: Figures,
+    figures: FollowFigures,
     /// How many channels there are.
     channels: usize,
 }
@@ -62,18 +61,6 @@ struct State {
     bus_error: Option<Error>,
     rule_error: Option<Error>,
     store_error: Option<Error>,
-}
-
-#[derive(Default)]
-struct Figures {
-    events: Counter,
-    directives: Counter,
-    directives_elsewhere: Counter,
-    rules_failed: Counter,
-    refused: Counter,
-    refused_owner: Counter,
-    gaps: Counter,
-    places_lost: Counter,
 }
 
 /// What a listener does next.
@@ -111,7 +98,7 @@ impl Follower {
         let tracker = Tracker::new(tenure.epoch, tenure.progress.applied);
         let (core, reads, views) = (Arc::clone(core), Arc::clone(reads), Arc::clone(views));
         let state = Mutex::new(State { tracker, store_at: tenure.progress.applied, ..State::default() });
-        let (figures, count) = (Figures::default(), channels.len());
+        let (figures, count) = (FollowFigures::default(), channels.len());
         let follower =
             Arc::new(Follower { follow, core, reads, views, ticker, state, figures, channels: count });
         for (bus, channel) in &channels {
@@ -134,27 +121,21 @@ impl Follower {
     pub(crate) fn status(&self) -> FollowStatus {
         let state = self.state();
         let now = self.ticker.now();
-        let figures = &self.figures;
+        let behind = state.store_at.0.saturating_sub(state.tracker.position().0);
         FollowStatus {
             listening: state.begun == self.channels,
             position: state.tracker.position(),
             epoch: state.tracker.epoch(),
             unverified_for: now.since(self.views.scopes().verified()),
-            behind_records: state.store_at.0.saturating_sub(state.tracker.position().0),
+            behind_records: behind,
+            behind_bytes: self.figures.bytes_of(behind),
             silent_for: state.heard_at.map(|at| now.since(at)),
             error: {
                 let errors = [&state.store_error, &state.bus_error, &state.rule_error];
                 errors.into_iter().flatten().next().cloned()
             },
-            events: figures.events.value(),
-            directives: figures.directives.value(),
-            rules_failed: figures.rules_failed.value(),
-            directives_elsewhere: figures.directives_elsewhere.value(),
-            refused: figures.refused.value(),
-            refused_owner: figures.refused_owner.value(),
             has_gap: state.tracker.has_gap(),
-            gaps: figures.gaps.value(),
-            places_lost: figures.places_lost.value(),
+            ..self.figures.told()
         }
     }
 
@@ -205,7 +186,7 @@ impl Follower {
                     }
                     Ok(Delivery::PositionLost) => {
                         failures = 0;
-                        self.lose_place().await;
+                        self.lose_position().await;
                         continue;
                     }
                     Err(error) => {
@@ -264,7 +245,13 @@ impl Follower {
         let heard = {
             let mut state = self.state();
             (state.heard_at, state.bus_error) = (Some(self.ticker.now()), None);
+            let before = state.tracker.position();
             let heard = state.tracker.hear(epoch, after, until);
+            // What is told again, and heartbeats, say nothing of how much is missing.
+            if heard == Heard::InOrder && until > before {
+                self.figures.numbers_heard.add(until.0 - before.0);
+                self.figures.bytes_heard.add(body.len() as u64);
+            }
             self.settle(&mut state);
             (heard, state.tracker.position())
         };
@@ -298,18 +285,17 @@ impl Follower {
     }
 
     fn carry_out(&self, directives: &[Directive]) {
-        let changed = |key: &Key, version: Seq, value: Option<&[u8]>| match self.views.view(key.namespace()) {
-            Some(view) => view.changed_elsewhere(key.key(), version, value, &self.core.metrics),
-            None => self.figures.directives_elsewhere.add(1),
-        };
         self.figures.directives.add(directives.len() as u64);
         let scopes = self.views.scopes();
+        // A cache that is opened from here on reads the store, which holds all that these directives tell of.
+        let mut finder = self.views.finder();
+        let mut changed = |key, version, value| self.changed(&mut finder, key, version, value);
         for directive in directives {
             match directive {
                 Directive::Invalidate(key, version) | Directive::Remove(key, version) => {
                     changed(key, *version, None);
                 }
-                Directive::Put(key, version, value) => changed(key, *version, Some(value)),
+                Directive::Put(key, version, value) => changed(key, *version, Some(value.as_ref())),
                 Directive::Namespace(name, _) | Directive::Schema(name, ..) => {
                     directives::Directive::Namespace(name.clone()).carry_out(&self.views, &self.core.metrics);
                 }
@@ -318,6 +304,13 @@ impl Follower {
                 Directive::Everything(_) => self.views.invalidate_everything(),
             }
             self.derive(directive);
+        }
+    }
+
+    fn changed<'a>(&self, finder: &mut Finder<'a>, key: &'a Key, version: Seq, value: Option<&[u8]>) {
+        match finder.view(key.namespace()) {
+            Some(view) => view.changed_elsewhere(key.key(), version, value, &self.core.metrics),
+            None => self.figures.directives_elsewhere.add(1),
         }
     }
 
@@ -421,6 +414,16 @@ impl Follower {
         let lag_max = self.follow.following().lag_max;
         let oldest = self.state().proofs.front().map(|(_, at)| *at);
         if oldest.is_some_and(|at| self.ticker.now().since(at) >= lag_max) {
+            self.lose_place().await;
+        }
+    }
+
+    /// A bus cannot deliver what followed. Whether anything did, the owner's chain says with its next event, a
+    /// heartbeat at the latest; till then the store proves nothing that was not heard. Only what belongs to no chain
+    /// may be missing without a sign.
+    async fn lose_position(&self) {
+        self.figures.positions_lost.add(1);
+        if self.follow.takes_outside_directives() && Safeguard::OutsideMayBeMissing.holds() {
             self.lose_place().await;
         }
     }

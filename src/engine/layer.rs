@@ -14,6 +14,7 @@ use crate::engine::follower::Follower;
 use crate::engine::gate::NotEntered;
 use crate::engine::health::{Closed, Health, HealthState};
 use crate::engine::ownership::Lifeline;
+use crate::engine::publisher::Publishers;
 use crate::engine::reads::Reads;
 use crate::engine::record::{Operation, notices_of, push};
 use crate::engine::tasks::Tasks;
@@ -52,6 +53,7 @@ pub struct Layer {
     pub(crate) letters: Option<Arc<DeadLetters>>,
     pub(crate) cursors: Option<Arc<Cursors>>,
     pub(crate) changes: Option<Arc<ChangeSource>>,
+    pub(crate) publishers: Publishers,
     pub(crate) views: Arc<Views>,
     pub(crate) turns: Turns,
     /// What says that the layer lives, if the store has an ear for it.

@@ -6,7 +6,7 @@
 //! "anything may have changed".
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
@@ -14,14 +14,15 @@ use tokio::sync::watch;
 use crate::bus::contract::{BODY_BYTES_MAX, Bus, Channel, Delivery, From, Identity, Message};
 use crate::bus::event::{Directive, Event, Said};
 use crate::engine::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom};
-use crate::engine::changes::ChangeStream;
-use crate::engine::core::{Core, closed};
+use crate::engine::changes::{ChangeSource, ChangeStream};
+use crate::engine::core::closed;
 use crate::engine::follow::seen_channel;
 use crate::engine::follower::patience;
 use crate::engine::layer::Layer;
 use crate::engine::reads::Reads;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, Seq};
+use crate::journal::frame::Location;
 use crate::metrics::Counter;
 use crate::options::within_time;
 use crate::safeguard::Safeguard;
@@ -83,9 +84,11 @@ impl Publish {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct PublishStatus {
+    /// What it is known by: the name of its cursor.
+    pub name: String,
     /// The bus has everything up to here.
     pub published: Seq,
-    /// How far that is behind the store.
+    /// How far that is behind the store now.
     pub lag: ChangeLag,
     /// The last failure, until the next success.
     pub error: Option<Error>,
@@ -105,8 +108,8 @@ pub struct FollowerStatus {
     pub name: String,
     /// Everything up to here has been carried out by it.
     pub seen: Seq,
-    /// How many numbers of records that is behind what is published.
-    pub behind_records: u64,
+    /// How far that is behind the store: what is not published yet, and what is still on its way.
+    pub lag: ChangeLag,
     /// How long ago it said so.
     pub silent_for: Duration,
 }
@@ -117,8 +120,9 @@ pub struct Publication {
     _running: watch::Sender<()>,
 }
 
-struct Shared {
-    core: Arc<Core>,
+pub(crate) struct Shared {
+    name: String,
+    source: Arc<ChangeSource>,
     reads: Arc<Reads>,
     ticker: Ticker,
     state: Mutex<State>,
@@ -129,10 +133,15 @@ struct Shared {
     places_lost: Counter,
 }
 
+/// The publishers of a layer, as long as somebody holds them.
+#[derive(Default)]
+pub(crate) struct Publishers(Mutex<Vec<Weak<Shared>>>);
+
 #[derive(Default)]
 struct State {
     published: Seq,
-    lag: ChangeLag,
+    /// Where that ends in the journal, if that is known.
+    published_end: Option<Location>,
     error: Option<Error>,
     followers: BTreeMap<String, (Seq, Moment)>,
 }
@@ -147,12 +156,20 @@ impl Layer {
         let answers = seen_channel(&channel)?;
         within_time("heartbeat", publish.heartbeat, Duration::from_millis(1), Duration::from_secs(3600))?;
         let cursor = publish.cursor.clone().unwrap_or_else(|| publish.channel.clone());
-        let stream = self.changes(ChangesFrom::Cursor(cursor)).await?;
-        let (core, reads) = (Arc::clone(&self.core), Arc::clone(self.reads()));
-        let state = Mutex::new(State { published: stream.told(), ..State::default() });
-        let (events, directives, places_lost) = (Counter::default(), Counter::default(), Counter::default());
-        let (ticker, heard) = (self.ticker().clone(), watch::Sender::new(0));
-        let shared = Arc::new(Shared { core, reads, ticker, state, heard, events, directives, places_lost });
+        let stream = self.changes(ChangesFrom::Cursor(cursor.clone())).await?;
+        let state = State { published: stream.told(), ..State::default() };
+        let shared = Arc::new(Shared {
+            name: cursor,
+            source: Arc::clone(stream.source()),
+            reads: Arc::clone(self.reads()),
+            ticker: self.ticker().clone(),
+            state: Mutex::new(state),
+            heard: watch::Sender::new(0),
+            events: Counter::default(),
+            directives: Counter::default(),
+            places_lost: Counter::default(),
+        });
+        self.publishers.add(&shared);
         let running = watch::Sender::new(());
         let work = Work { shared: Arc::clone(&shared), bus: Arc::clone(&bus), channel, publish, stream };
         let listening = Arc::clone(&shared);
@@ -180,29 +197,19 @@ impl Publication {
     /// How it goes.
     #[must_use]
     pub fn status(&self) -> PublishStatus {
-        let state = self.shared.state();
-        PublishStatus {
-            published: state.published,
-            lag: state.lag,
-            error: state.error.clone(),
-            events: self.shared.events.value(),
-            directives: self.shared.directives.value(),
-            places_lost: self.shared.places_lost.value(),
-        }
+        self.shared.status()
     }
 
     /// The followers that have said where they stand, in the order of their names.
     #[must_use]
     pub fn followers(&self) -> Vec<FollowerStatus> {
-        let now = self.shared.ticker.now();
-        let state = self.shared.state();
-        let status = |(name, (seen, at)): (&String, &(Seq, Moment))| FollowerStatus {
-            name: name.clone(),
-            seen: *seen,
-            behind_records: state.published.0.saturating_sub(seen.0),
-            silent_for: now.since(*at),
-        };
-        state.followers.iter().map(status).collect()
+        self.shared.followers()
+    }
+
+    /// Forgets a follower that will not come back, so that it counts as behind no more; says whether it was known. If
+    /// it speaks again, it is known again.
+    pub fn forget_follower(&self, name: &str) -> bool {
+        self.shared.state().followers.remove(name).is_some()
     }
 
     /// Waits until all followers of these names have carried out everything up to `seq`; returns those that have not
@@ -215,7 +222,7 @@ impl Publication {
                 found.unwrap_or_else(|| FollowerStatus {
                     name: (*name).to_owned(),
                     seen: Seq::ZERO,
-                    behind_records: self.shared.state().published.0,
+                    lag: self.shared.source.lag(Seq::ZERO, None),
                     silent_for: Duration::MAX,
                 })
             };
@@ -238,7 +245,48 @@ impl Publication {
     }
 }
 
+impl Publishers {
+    fn add(&self, publisher: &Arc<Shared>) {
+        let mut publishers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        publishers.retain(|other| other.strong_count() > 0);
+        publishers.push(Arc::downgrade(publisher));
+    }
+
+    /// How each goes, and its followers.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn list(&self) -> Vec<(PublishStatus, Vec<FollowerStatus>)> {
+        let publishers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let working = publishers.iter().filter_map(Weak::upgrade);
+        working.map(|one| (one.status(), one.followers())).collect()
+    }
+}
+
 impl Shared {
+    fn status(&self) -> PublishStatus {
+        let state = self.state();
+        PublishStatus {
+            name: self.name.clone(),
+            published: state.published,
+            lag: self.source.lag(state.published, state.published_end),
+            error: state.error.clone(),
+            events: self.events.value(),
+            directives: self.directives.value(),
+            places_lost: self.places_lost.value(),
+        }
+    }
+
+    fn followers(&self) -> Vec<FollowerStatus> {
+        let now = self.ticker.now();
+        let state = self.state();
+        let status = |(name, (seen, at)): (&String, &(Seq, Moment))| FollowerStatus {
+            name: name.clone(),
+            seen: *seen,
+            lag: self.source.lag(*seen, None),
+            silent_for: now.since(*at),
+        };
+        state.followers.iter().map(status).collect()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -279,7 +327,7 @@ impl Shared {
         let mut state = self.state();
         let is_known = state.followers.contains_key(&name);
         // What nobody can have seen is nobody's word.
-        if epoch > self.core.epoch || seen > self.core.status.borrow().watermark {
+        if epoch > self.source.core.epoch || seen > self.source.core.status.borrow().watermark {
             return;
         }
         if is_known || state.followers.len() < FOLLOWERS_MAX {
@@ -408,7 +456,7 @@ impl Work {
     async fn proof(&self, until: Seq) -> Result<u64> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let tenure = self.shared.reads.tenure().await?;
-        if tenure.epoch != self.shared.core.epoch {
+        if tenure.epoch != self.shared.source.core.epoch {
             let context = format!("a newer owner holds the store, in epoch {}", tenure.epoch);
             return Err(Error::new(ErrorKind::Fenced, context));
         }
@@ -426,7 +474,7 @@ impl Work {
                 proof => (proof.unwrap_or(0), 0),
             },
         };
-        let epoch = self.shared.core.epoch;
+        let epoch = self.shared.source.core.epoch;
         let event = Event { epoch, after, until, as_of_us, said };
         let identity = Identity::parse(&format!("{epoch}.{after}.{until}.{as_of_us}"))?;
         let message = [Message { identity, body: event.encode()? }];
@@ -445,7 +493,7 @@ impl Work {
         self.shared.events.add(1);
         self.shared.directives.add(directives as u64);
         let mut state = self.shared.state();
-        (state.published, state.lag, state.error) = (until, self.stream.lag(), None);
+        (state.published, state.published_end, state.error) = (until, self.stream.told_end(), None);
         Ok(())
     }
 }

@@ -21,6 +21,7 @@ use crate::engine::hand::Source;
 use crate::engine::layer::{FlusherThread, Layer};
 use crate::engine::ownership::{Lifeline, OnOwned, Role, await_turn};
 use crate::engine::pending::PendingView;
+use crate::engine::publisher::Publishers;
 use crate::engine::queued::QueuedFrame;
 use crate::engine::reads::Reads;
 use crate::engine::tasks::Tasks;
@@ -275,6 +276,7 @@ fn start(
         letters,
         cursors,
         changes,
+        publishers: Publishers::default(),
         views,
         turns,
         lifeline,

@@ -46,6 +46,22 @@ pub struct Views {
     past_memory_hits: Counter,
 }
 
+/// Looks up views, and knows the one that it looked up last. It is not to live longer than it takes to carry out what
+/// has come: a cache that is opened meanwhile is not seen by it.
+pub(crate) struct Finder<'a> {
+    views: &'a Views,
+    last: Option<(&'a str, Option<Arc<dyn View>>)>,
+}
+
+impl<'a> Finder<'a> {
+    /// The open view of a namespace.
+    pub(crate) fn view(&mut self, namespace: &'a str) -> Option<&dyn View> {
+        let known = self.last.take().filter(|(known, _)| *known == namespace);
+        let (_, view) = self.last.insert(known.unwrap_or_else(|| (namespace, self.views.view(namespace))));
+        view.as_deref()
+    }
+}
+
 impl Views {
     /// The view of a namespace, made by `make` if it is not open yet, or is with another schema and nobody has it.
     ///
@@ -89,6 +105,11 @@ impl Views {
     /// The open view of a namespace.
     pub fn view(&self, namespace: &str) -> Option<Arc<dyn View>> {
         self.lock().get(namespace).map(Arc::clone)
+    }
+
+    /// For looking up the views of many namespaces that are mostly the same one.
+    pub(crate) fn finder(&self) -> Finder<'_> {
+        Finder { views: self, last: None }
     }
 
     /// Makes everything in a namespace's memory unservable.

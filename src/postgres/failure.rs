@@ -14,6 +14,9 @@ use crate::error::{Error, ErrorKind};
 /// The longest message of a server that is repeated, in characters.
 const MESSAGE_CHARS_MAX: usize = 200;
 
+/// How the client calls a failure of TLS.
+const TLS: &str = "error performing TLS handshake";
+
 /// What kind of failure it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sort {
@@ -39,12 +42,11 @@ impl Failure {
 
     /// What the client said, of what was being done.
     pub(crate) fn of(doing: &str, error: &tokio_postgres::Error) -> Failure {
-        let (sort, why) = match (error.as_db_error(), error.source().and_then(|s| s.downcast_ref())) {
+        let failed = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+        let (sort, why) = match (error.as_db_error(), failed) {
             (Some(said), _) => (sort_of(said.code().code()), words_of(said)),
-            (None, Some(failed)) => {
-                let failed: &io::Error = failed;
-                (Sort::Passing, format!("{error}: {}", failed.kind()))
-            }
+            (None, failed) if error.to_string() == TLS => sort_of_tls(error, failed.map(io::Error::kind)),
+            (None, Some(failed)) => (Sort::Passing, format!("{error}: {}", failed.kind())),
             (None, None) => (sort_of_client(error), error.to_string()),
         };
         Failure { sort, sentence: format!("{doing}: {why}") }
@@ -83,6 +85,17 @@ fn sort_of_client(error: &tokio_postgres::Error) -> Sort {
         true => Sort::Lasting,
         false => Sort::Passing,
     }
+}
+
+/// A handshake that did not come about: the server's certificate is not trusted, which rustls calls invalid data, or it
+/// speaks no TLS; or the connection failed meanwhile. What they say names certificates at most.
+fn sort_of_tls(error: &tokio_postgres::Error, failed: Option<io::ErrorKind>) -> (Sort, String) {
+    let why = error.source().map_or_else(String::new, |source| format!(": {source}"));
+    let sort = match failed {
+        None | Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => Sort::Lasting,
+        Some(_) => Sort::Passing,
+    };
+    (sort, format!("{error}{why}"))
 }
 
 /// By the class of the code (the manual of Postgres, appendix A).

@@ -88,7 +88,8 @@ impl PostgresServer {
         self
     }
 
-    /// Encrypts, and verifies the server as `tls` says; a server that does not offer it is refused.
+    /// Encrypts, and verifies the server as `tls` (of rustls 0.23) says; a server that does not offer it, or whose
+    /// certificate does not hold, is refused, and that counts as a failure that does not pass.
     #[cfg(feature = "postgres-tls")]
     #[must_use]
     pub fn tls(mut self, tls: rustls::ClientConfig) -> PostgresServer {

@@ -241,7 +241,7 @@ async fn line_9_lag_is_in_records_bytes_and_seconds() {
     let cursor = &bay.cursors().unwrap()[0];
     assert_eq!((cursor.name.as_str(), cursor.acknowledged, cursor.open), ("index", Seq(1), true));
     assert_eq!((cursor.lag.records, cursor.lag.age.as_secs()), (2, 25), "what is not acknowledged");
-    assert_eq!(cursor.lag.bytes, frame(100) + frame(1000) + frame(7), "in whole segments");
+    assert_eq!(cursor.lag.bytes, frame(1000) + frame(7), "of batches that this layer has applied");
     changes.next().await.unwrap();
     assert_eq!(changes.lag(), Default::default());
     hand.release();

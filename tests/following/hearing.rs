@@ -29,6 +29,66 @@ async fn what_was_not_changed_is_served_from_memory_and_what_was_is_not() {
     assert_eq!(prices.stats().memory_hits, hits);
 }
 
+/// The namespace of one directive is remembered for the next one.
+#[tokio::test]
+async fn directives_of_one_event_reach_each_the_cache_of_their_namespace() {
+    let bed = Bed::new().await;
+    bed.write(1, 10).await;
+    let stocks = bed.owner.cache::<u64, u64>("stocks").open().unwrap();
+    stocks.put(&1, 100).await.unwrap();
+    bed.owner.flush().await.unwrap();
+    let (bay, prices) = bed.follower().await;
+    let stocks = bay.cache::<u64, u64>("stocks").open().unwrap();
+    assert_eq!((prices.get(&1).await.unwrap(), stocks.get(&1).await.unwrap()), (Some(10), Some(100)));
+    type Say = fn(Seq) -> Directive;
+    let elsewhere = |seq| Directive::Invalidate(key_of("elsewhere", &1_u64), seq);
+    let stock = |seq| Directive::Invalidate(key_of("stocks", &1_u64), seq);
+    let one: Say = |seq| changed(1, seq);
+    let others: Say = |seq| changed(2, seq);
+    let said: [(&str, &[Say], _); 3] = [
+        ("prices", &[elsewhere, elsewhere, one, elsewhere], [true, false]),
+        ("stocks", &[others, others, stock], [false, true]),
+        ("both", &[one, stock, elsewhere], [true, true]),
+    ];
+    for (what, directives, dropped) in said {
+        let seq = bed.write(100, 0).await;
+        let directives = directives.iter().map(|directive| directive(seq)).collect();
+        bed.bus.hand(&bed.event(before(seq), seq, directives));
+        bed.bus.heard().await;
+        let gone = [prices.peek(&1).is_none(), stocks.peek(&1).is_none()];
+        assert_eq!(gone, dropped, "{what}");
+        prices.get(&1).await.unwrap();
+        stocks.get(&1).await.unwrap();
+    }
+    assert_eq!(bay.following().unwrap().directives_elsewhere, 4);
+}
+
+/// What it has not heard it cannot weigh, so it goes by what it has: 100 bytes for a number, say.
+#[tokio::test]
+async fn a_follower_says_about_how_many_bytes_of_events_it_is_behind() {
+    let bed = Bed::new().await;
+    let (bay, _prices) = bed.follower().await;
+    let behind = || {
+        let status = bay.following().unwrap();
+        (status.behind_records, status.behind_bytes)
+    };
+    let first = bed.write(1, 10).await;
+    eventually("it is behind", || behind() == (1, 0)).await;
+    let event = bed.event(before(first), first, vec![changed(1, first)]);
+    let bytes = event.encode().unwrap().len() as u64;
+    // Neither a heartbeat nor what comes twice makes the mean another.
+    bed.bus.hand(&event);
+    bed.bus.hand(&event);
+    bed.bus.hand(&bed.event(first, first, vec![]));
+    bed.bus.heard().await;
+    assert_eq!(behind(), (0, 0));
+    for _ in 0..3 {
+        bed.write(1, 11).await;
+    }
+    eventually("it is behind", || behind().0 == 3).await;
+    assert_eq!(behind(), (3, 3 * bytes));
+}
+
 #[tokio::test]
 async fn a_directive_that_comes_again_or_late_drops_nothing_newer() {
     let bed = Bed::new().await;
@@ -121,7 +181,7 @@ async fn a_value_that_comes_late_does_not_bring_back_what_is_gone() {
     bed.bus.hand(&bed.event(removed, new, vec![changed(1, new)]));
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
-    bed.bus.lose_position();
+    bed.bus.hand(&bed.event(new, new, vec![Directive::Everything(new)]));
     bed.bus.hand(&late);
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11), "memory was emptied, and knows of nothing newer");
@@ -171,17 +231,57 @@ async fn a_gap_that_stays_empties_memory() {
     assert_eq!(bay.following().unwrap().places_lost, 1);
 }
 
+/// Of what belongs to no chain nothing shows that it is missing.
 #[tokio::test]
-async fn a_lost_position_empties_memory_and_loads_under_way_are_not_kept() {
+async fn a_lost_position_empties_memory_where_directives_of_no_chain_are_taken() {
     let bed = Bed::new().await;
     bed.write(1, 10).await;
-    let (bay, prices) = bed.follower().await;
+    let follow = bed.follow().outside_directives(true);
+    let bay = forebay::Forebay::builder(bed.layer.store.clone()).follow(follow).open().await.unwrap();
+    let prices = bay.cache::<u64, u64>("prices").open().unwrap();
+    bed.bus.subscribed().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
     let last = bed.write(1, 11).await;
     bed.bus.lose_position();
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
     assert_eq!((bay.watermark(), bay.following().unwrap().places_lost), (last, 1));
+}
+
+/// A bus that came back empty made all followers empty their memories, though the events went on where they stood.
+#[tokio::test]
+async fn after_a_lost_position_the_chain_says_whether_anything_is_missing() {
+    let bed = Bed::new().await;
+    let first = bed.write(1, 10).await;
+    bed.write(2, 20).await;
+    let (bay, prices) = bed.follower().await;
+    let sources = async || {
+        let (one, two) = (prices.get_entry(&1).await.unwrap(), prices.get_entry(&2).await.unwrap());
+        [(one.value, one.source), (two.value, two.source)]
+    };
+    let (memory, store) = (Source::Memory, Source::Store);
+    sources().await;
+    bed.bus.lose_position();
+    let third = bed.write(1, 11).await;
+    bed.bus.hand(&bed.event(before(third), third, vec![changed(1, third)]));
+    bed.bus.heard().await;
+    assert_eq!(sources().await, [(Some(11), store), (Some(20), memory)], "nothing was missing");
+    let status = bay.following().unwrap();
+    assert_eq!((status.positions_lost, status.places_lost), (1, 0));
+
+    // Now something is, and a heartbeat shows it. It is asked for, and the bus has only what comes again.
+    let fourth = bed.write(1, 12).await;
+    bed.bus.lose_position();
+    bed.bus.hand(&bed.event(fourth, fourth, vec![]));
+    bed.bus.heard().await;
+    assert_eq!(bay.following().unwrap().gaps, 1);
+    bed.bus.lose_position();
+    bed.bus.hand(&bed.event(before(first), first, vec![changed(1, first)]));
+    bed.bus.hand(&bed.event(fourth, fourth, vec![]));
+    bed.bus.heard().await;
+    assert_eq!(sources().await, [(Some(12), store), (Some(20), store)]);
+    let status = bay.following().unwrap();
+    assert_eq!((status.positions_lost, status.places_lost, bay.watermark()), (3, 1, fourth));
 }
 
 #[tokio::test]

@@ -1,11 +1,16 @@
 //! From an owner's journal over a bus to followers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use forebay::bus::contract::{BoxFuture, Bus, Channel, From, Message, Subscription};
 use forebay::bus::event::{Directive, Event, Said};
-use forebay::{Cache, Error, ErrorKind, Follow, Forebay, LocalBus, Publish, Result, Seq, WritePolicy};
+use forebay::testkit::ManualClock;
+use forebay::{
+    Cache, ChangeLag, Error, ErrorKind, Follow, Forebay, LocalBus, Publish, Result, Seq, WritePolicy,
+};
 
 use super::{Bed, eventually, ms};
 use crate::hand_bus::HandBus;
@@ -110,6 +115,109 @@ async fn followers_over_a_bus_see_what_the_owner_writes_and_the_owner_sees_that(
         prices.get(&0).await.unwrap();
         assert_eq!(prices.stats().memory_hits, 1);
     }
+}
+
+/// A bus that is away when the test wants it.
+#[derive(Clone, Default)]
+struct Away(HandBus, Arc<AtomicBool>);
+
+impl Away {
+    fn set(&self, away: bool) {
+        self.1.store(away, SeqCst);
+    }
+}
+
+impl Bus for Away {
+    fn publish<'a>(&'a self, channel: &'a Channel, messages: &'a [Message]) -> BoxFuture<'a, Result<()>> {
+        match self.1.load(SeqCst) {
+            true => Box::pin(async { Err(Error::new(ErrorKind::Transient, "the bus is away")) }),
+            false => self.0.publish(channel, messages),
+        }
+    }
+
+    fn subscribe<'a>(
+        &'a self,
+        channel: &'a Channel,
+        from: From,
+    ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
+        self.0.subscribe(channel, from)
+    }
+}
+
+/// What a follower says to its owner.
+fn seen(bed: &Bed, name: &str, until: Seq) -> Event {
+    let said = Said::Seen(name.to_owned());
+    Event { epoch: bed.epoch(), after: Seq::ZERO, until, as_of_us: 0, said }
+}
+
+/// A publisher's lag was that of its last success: it stood still while the bus was away, which is when it matters.
+#[tokio::test]
+async fn lag_is_in_records_bytes_and_seconds_of_the_publisher_and_of_each_follower() {
+    let (layer, clock, bus) = (Layer::new(), ManualClock::new(), Away::default());
+    let owner = layer.builder().changes(true).clock(clock.clone()).open().await.unwrap();
+    let prices = owner.cache("prices").open().unwrap();
+    let bed = Bed { layer, owner, prices, bus: bus.0.clone() };
+    let publication = bed.owner.publish(bus.clone(), publish()).await.unwrap();
+    bus.0.subscribed().await;
+    let write = async || {
+        let seq = bed.write(1, 1).await;
+        clock.advance(Duration::from_secs(10));
+        seq
+    };
+    let first = write().await;
+    write().await;
+    let third = write().await;
+    eventually("all is published", || publication.status().published == third).await;
+    bus.0.hand(&seen(&bed, "eu", first));
+    bus.0.hand(&seen(&bed, "us", third));
+    bus.0.heard().await;
+    // A frame is 56 bytes and its body of 33, padded to 8: 4 bytes, a record's head of 4, the key of "prices", a zero
+    // and 8 bytes, and the value of 2 bytes and 8.
+    const FRAME: u64 = 56 + 40;
+    let lags = || {
+        let of = |lag: ChangeLag| (lag.records, lag.bytes, lag.age.as_secs());
+        let followers = publication.followers();
+        (of(publication.status().lag), followers.iter().map(|known| of(known.lag)).collect::<Vec<_>>())
+    };
+    assert_eq!(lags(), ((0, 0, 0), vec![(2, 2 * FRAME, 20), (0, 0, 0)]));
+
+    bus.set(true);
+    write().await;
+    let fifth = write().await;
+    eventually("the bus is away", || publication.status().error.is_some()).await;
+    assert_eq!(lags(), ((2, 2 * FRAME, 20), vec![(4, 4 * FRAME, 40), (2, 2 * FRAME, 20)]));
+    bus.set(false);
+    eventually("all is published", || publication.status().published == fifth).await;
+    bus.0.hand(&seen(&bed, "eu", fifth));
+    bus.0.heard().await;
+    assert_eq!(lags(), ((0, 0, 0), vec![(0, 0, 0), (2, 2 * FRAME, 20)]));
+    assert!(publication.forget_follower("us") && !publication.forget_follower("us"));
+    assert_eq!(publication.followers().len(), 1);
+}
+
+/// The journal keeps nothing for followers. What it has let go of is missing to a follower all the same.
+#[tokio::test]
+async fn bytes_that_the_journal_has_let_go_are_still_missing_to_a_follower() {
+    const VALUE: u64 = 30 << 10;
+    let (layer, bus) = (Layer::new(), HandBus::default());
+    let owner = layer.builder().changes(true).open().await.unwrap();
+    let prices = owner.cache("prices").open().unwrap();
+    let bed = Bed { layer, owner, prices, bus: bus.clone() };
+    let large: Cache<u64, Vec<u8>> = bed.owner.cache("large").open().unwrap();
+    let publication = bed.owner.publish(bus.clone(), publish()).await.unwrap();
+    bus.subscribed().await;
+    let first = bed.write(1, 1).await;
+    bus.hand(&seen(&bed, "eu", first));
+    bus.heard().await;
+    for key in 0..20 {
+        large.put(&key, vec![0; VALUE as usize]).await.unwrap();
+        bed.owner.flush().await.unwrap();
+    }
+    // One segment stays, and four spares.
+    eventually("the journal lets go", || bed.owner.health().journal_bytes <= 5 * (64 << 10)).await;
+    let lag = publication.followers()[0].lag;
+    assert_eq!(lag.records, 20);
+    assert!(lag.bytes > 20 * VALUE && lag.bytes < 20 * (VALUE + 200), "{lag:?}");
 }
 
 /// A bus whose publishing fails, before or after it took effect.

@@ -50,11 +50,31 @@ static TEMPLATE: Mutex<Weak<Template>> = Mutex::new(Weak::new());
 impl Postgres {
     /// Starts a server with these settings (`name=value`).
     pub fn start_with(settings: &[&str]) -> Postgres {
+        Postgres::made(|_| settings.iter().map(ToString::to_string).collect())
+    }
+
+    /// Starts one that speaks TLS with this certificate and its key, to those who ask for it.
+    pub fn start_with_tls(certificate: &Path, key: &Path) -> Postgres {
+        Postgres::made(|directory| {
+            let own = |from: &Path, name: &str| {
+                let path = directory.join(name);
+                fs::copy(from, &path).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+                give_away(&path);
+                format!("'{}'", path.display())
+            };
+            let certificate = format!("ssl_cert_file={}", own(certificate, "certificate.pem"));
+            vec!["ssl=on".to_owned(), certificate, format!("ssl_key_file={}", own(key, "key.pem"))]
+        })
+    }
+
+    /// Starts one with the settings that this makes of its directory.
+    fn made(settings: impl FnOnce(&Path) -> Vec<String>) -> Postgres {
         let template = Template::shared();
         let directory = owned_directory();
         copy(&template.0.path().join("data"), &directory.path().join("data"));
         let own = directory.path().join("data/postgresql.auto.conf");
-        let lines: Vec<String> = settings.iter().map(|line| format!("{line}\n")).collect();
+        let lines: Vec<String> = settings(directory.path()).iter().map(|line| format!("{line}\n")).collect();
         fs::write(&own, lines.concat()).unwrap();
         give_away(&own);
         let mut server = Postgres { directory, port: 0, process: None, _template: template };
