@@ -27,6 +27,7 @@ mod run;
 mod subject;
 mod table;
 mod targets;
+mod trace;
 
 use anyhow::Result;
 use clap::Parser as _;
