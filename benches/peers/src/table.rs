@@ -4,6 +4,7 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use crate::calls::Calls;
+use crate::figures::COLUMNS;
 use crate::peers::registry::ENTRIES;
 use crate::results::{Results, Row};
 use crate::subject::{Class, Face};
@@ -21,7 +22,7 @@ pub(crate) struct Cells {
 }
 
 /// A table for each durability, face and size of values, with a row for each of them and number of writers.
-pub(crate) fn figures(results: &Results) -> Vec<Cells> {
+fn figures(results: &Results) -> Vec<Cells> {
     let mut sizes: Vec<usize> = results.rows.iter().map(|row| row.value_bytes).collect();
     sizes.sort_unstable();
     sizes.dedup();
@@ -39,7 +40,9 @@ pub(crate) fn figures(results: &Results) -> Vec<Cells> {
                     })
                     .collect();
                 chosen.sort_by(|a, b| {
-                    a.writers.cmp(&b.writers).then_with(|| b.writes_per_s.total_cmp(&a.writes_per_s))
+                    a.writers
+                        .cmp(&b.writers)
+                        .then_with(|| b.figures.writes_per_s.total_cmp(&a.figures.writes_per_s))
                 });
                 if !chosen.is_empty() {
                     let callers = match face {
@@ -48,10 +51,7 @@ pub(crate) fn figures(results: &Results) -> Vec<Cells> {
                     };
                     tables.push(Cells {
                         title: format!("{callers}, values of {value_bytes} bytes, {}", class.sentence()),
-                        header: vec![
-                            "what", "writers", "p50 us", "(spread)", "p99 us", "p99.9 us", "writes/s",
-                            "(spread)",
-                        ],
+                        header: ["what", "writers"].into_iter().chain(COLUMNS).collect(),
                         rows: chosen.into_iter().map(cells_of).collect(),
                         words: 1,
                     });
@@ -63,16 +63,7 @@ pub(crate) fn figures(results: &Results) -> Vec<Cells> {
 }
 
 fn cells_of(row: &Row) -> Vec<String> {
-    vec![
-        row.what.clone(),
-        row.writers.to_string(),
-        format!("{:.1}", row.p50_us),
-        format!("{:.1} to {:.1}", row.p50_us_low, row.p50_us_high),
-        format!("{:.1}", row.p99_us),
-        format!("{:.1}", row.p999_us),
-        format!("{:.0}", row.writes_per_s),
-        format!("{:.0} to {:.0}", row.writes_per_s_low, row.writes_per_s_high),
-    ]
+    [row.what.clone(), row.writers.to_string()].into_iter().chain(row.figures.cells()).collect()
 }
 
 /// Each of them in each durability that rows are of, with its settings.
@@ -135,7 +126,7 @@ fn amplification(results: &Results) -> Cells {
     }
 }
 
-pub(crate) fn reached(results: &Results) -> Cells {
+fn reached(results: &Results) -> Cells {
     Cells {
         title: "Targets: ratios within a round".to_owned(),
         header: vec!["ratio", "wanted", "median", "(spread)", "verdict"],
@@ -165,5 +156,5 @@ pub(crate) fn print(results: &Results) {
             .for_each(|column| column.set_cell_alignment(CellAlignment::Right));
         println!("{}\n{table}\n", cells.title);
     }
-    println!("Medians over the rounds, and the lowest and highest round.");
+    println!("{}", results.lengths());
 }

@@ -14,7 +14,8 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context as _, Result, anyhow};
 use tokio::sync::oneshot;
 
-use crate::load::{Load, Taken, measure_tasks};
+use crate::figures::Taken;
+use crate::load::{Load, measure_tasks};
 use crate::subject::{Class, Entry, Face, KEY_BYTES, Subject, TaskPut, Writer};
 
 /// The size of the file: that of a journal segment.
