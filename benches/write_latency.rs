@@ -23,12 +23,12 @@
 
 #[path = "support/figures.rs"]
 mod figures;
+#[path = "support/raw_file.rs"]
+mod raw_file;
 
 use std::fmt::{self, Display};
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -40,6 +40,7 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use figures::{COLUMNS, Figures, Summary, Taken};
 use forebay::{Cache, Durability, Forebay, SledStore, WritePolicy};
+use raw_file::RawFile;
 use serde::Serialize;
 use serde_json::json;
 
@@ -48,8 +49,6 @@ const KEY_BYTES: usize = 8;
 const WRITERS: [usize; 5] = [1, 4, 16, 64, 256];
 /// How many keys each writer goes through.
 const KEYS_PER_WRITER: u64 = 1_000;
-/// The size of the raw file: that of a journal segment.
-const RAW_FILE_BYTES: u64 = 16 << 20;
 
 /// Write latency and throughput of each policy, beside the bare system calls.
 #[derive(Parser, Debug)]
@@ -154,7 +153,7 @@ fn main() -> Result<()> {
 
 /// What is measured, opened once and kept open over all rounds.
 struct Subjects {
-    raw: Arc<RawFile>,
+    raw: Arc<Raw>,
     through: Subject,
     behind_sync: Subject,
     behind_buffered: Subject,
@@ -169,7 +168,7 @@ impl Subjects {
     fn open(runtime: &tokio::runtime::Runtime, directory: &Path) -> Result<Subjects> {
         let buffered = Durability::Buffered { sync_interval: Duration::from_millis(100) };
         Ok(Subjects {
-            raw: Arc::new(RawFile::create(&directory.join("raw"))?),
+            raw: Arc::new(Raw(RawFile::create(&directory.join("raw"))?)),
             through: Subject::open(runtime, &directory.join("through"), None)?,
             behind_sync: Subject::open(runtime, &directory.join("behind-sync"), Some(Durability::Sync))?,
             behind_buffered: Subject::open(runtime, &directory.join("behind-buffered"), Some(buffered))?,
@@ -258,23 +257,10 @@ impl Subject {
     }
 }
 
-/// A file that was written once, so that a write changes data only.
-struct RawFile {
-    file: File,
-    next: AtomicU64,
-}
+/// The bare system calls.
+struct Raw(RawFile);
 
-impl RawFile {
-    fn create(path: &Path) -> Result<RawFile> {
-        let file = File::create_new(path).with_context(|| format!("making {}", path.display()))?;
-        let zeros = vec![0; 1 << 20];
-        for at in (0..RAW_FILE_BYTES).step_by(zeros.len()) {
-            file.write_all_at(&zeros, at)?;
-        }
-        file.sync_all()?;
-        Ok(RawFile { file, next: AtomicU64::new(0) })
-    }
-
+impl Raw {
     fn measure(self: &Arc<Self>, writers: usize, measure: Duration) -> Result<Taken> {
         let begin = Arc::new(Barrier::new(writers + 1));
         let threads: Vec<_> = (0..writers)
@@ -296,16 +282,12 @@ impl RawFile {
     }
 
     fn write_for(&self, measure: Duration) -> Result<Vec<u64>> {
-        let bytes = [7; KEY_BYTES + VALUE_BYTES];
-        let length = bytes.len() as u64;
         let mut latencies_ns = Vec::new();
         let started = Instant::now();
         while started.elapsed() < measure {
             let begun = Instant::now();
-            // One behind the other, as in a log, and from the start again at the end.
-            let place = self.next.fetch_add(1, Ordering::Relaxed) % (RAW_FILE_BYTES / length) * length;
-            self.file.write_all_at(&bytes, place)?;
-            self.file.sync_data()?;
+            self.0.write(&[7; KEY_BYTES + VALUE_BYTES])?;
+            self.0.sync()?;
             latencies_ns.push(nanoseconds(begun.elapsed()));
         }
         Ok(latencies_ns)

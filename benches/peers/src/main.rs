@@ -23,6 +23,8 @@ mod figures;
 mod load;
 mod machine;
 mod peers;
+#[path = "../../support/raw_file.rs"]
+mod raw_file;
 mod report;
 mod results;
 mod run;
