@@ -273,7 +273,7 @@ impl Measure {
         let mut keys = 1_000;
         while keys <= self.up_to {
             let durability = Durability::Buffered { sync_interval: Duration::from_millis(100) };
-            let bay = self.open(&runtime, "keys", durability, Forgetful::default())?;
+            let bay = self.open(&runtime, &format!("keys-{keys}"), durability, Forgetful::default())?;
             let cache: Cache<u64, u64> = bay.cache("growth").capacity(usize::try_from(keys * 2)?).open()?;
             runtime.block_on(async {
                 for key in 0..keys {

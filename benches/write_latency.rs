@@ -16,17 +16,19 @@
 //! round. Before each measurement the layers are drained, so that none pays for the one before it. The
 //! flusher of the layer that is measured does run meanwhile: that is what a user gets.
 //!
-//! The table goes to the terminal, and the same figures to `target/forebay/write_latency.json`. Columns
-//! beyond the common form: `rounds`, and for the spread `p50_us_low`, `p50_us_high`, `writes_per_s_low`,
-//! `writes_per_s_high`.
+//! The table goes to the terminal, and the same figures to `target/forebay/write_latency.json`, with each round's own
+//! and the distribution (`quantiles_us`: thousandths, and what so many writes did not exceed).
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
+#[path = "support/figures.rs"]
+mod figures;
+#[path = "support/raw_file.rs"]
+mod raw_file;
+
 use std::fmt::{self, Display};
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,7 +38,10 @@ use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
+use figures::{COLUMNS, Figures, Summary, Taken};
 use forebay::{Cache, Durability, Forebay, SledStore, WritePolicy};
+use raw_file::RawFile;
+use serde::Serialize;
 use serde_json::json;
 
 const VALUE_BYTES: usize = 100;
@@ -44,8 +49,6 @@ const KEY_BYTES: usize = 8;
 const WRITERS: [usize; 5] = [1, 4, 16, 64, 256];
 /// How many keys each writer goes through.
 const KEYS_PER_WRITER: u64 = 1_000;
-/// The size of the raw file: that of a journal segment.
-const RAW_FILE_BYTES: u64 = 16 << 20;
 
 /// Write latency and throughput of each policy, beside the bare system calls.
 #[derive(Parser, Debug)]
@@ -143,14 +146,14 @@ fn main() -> Result<()> {
 
     let rows: Vec<Row> = cells.iter().map(Cell::row).collect();
     print_table(&rows, rounds);
-    let path = write_json(&target, &rows, rounds)?;
+    let path = write_json(&target, &rows)?;
     println!("The same figures: {}", path.display());
     Ok(())
 }
 
 /// What is measured, opened once and kept open over all rounds.
 struct Subjects {
-    raw: Arc<RawFile>,
+    raw: Arc<Raw>,
     through: Subject,
     behind_sync: Subject,
     behind_buffered: Subject,
@@ -165,7 +168,7 @@ impl Subjects {
     fn open(runtime: &tokio::runtime::Runtime, directory: &Path) -> Result<Subjects> {
         let buffered = Durability::Buffered { sync_interval: Duration::from_millis(100) };
         Ok(Subjects {
-            raw: Arc::new(RawFile::create(&directory.join("raw"))?),
+            raw: Arc::new(Raw(RawFile::create(&directory.join("raw"))?)),
             through: Subject::open(runtime, &directory.join("through"), None)?,
             behind_sync: Subject::open(runtime, &directory.join("behind-sync"), Some(Durability::Sync))?,
             behind_buffered: Subject::open(runtime, &directory.join("behind-buffered"), Some(buffered))?,
@@ -254,23 +257,10 @@ impl Subject {
     }
 }
 
-/// A file that was written once, so that a write changes data only.
-struct RawFile {
-    file: File,
-    next: AtomicU64,
-}
+/// The bare system calls.
+struct Raw(RawFile);
 
-impl RawFile {
-    fn create(path: &Path) -> Result<RawFile> {
-        let file = File::create_new(path).with_context(|| format!("making {}", path.display()))?;
-        let zeros = vec![0; 1 << 20];
-        for at in (0..RAW_FILE_BYTES).step_by(zeros.len()) {
-            file.write_all_at(&zeros, at)?;
-        }
-        file.sync_all()?;
-        Ok(RawFile { file, next: AtomicU64::new(0) })
-    }
-
+impl Raw {
     fn measure(self: &Arc<Self>, writers: usize, measure: Duration) -> Result<Taken> {
         let begin = Arc::new(Barrier::new(writers + 1));
         let threads: Vec<_> = (0..writers)
@@ -292,16 +282,12 @@ impl RawFile {
     }
 
     fn write_for(&self, measure: Duration) -> Result<Vec<u64>> {
-        let bytes = [7; KEY_BYTES + VALUE_BYTES];
-        let length = bytes.len() as u64;
         let mut latencies_ns = Vec::new();
         let started = Instant::now();
         while started.elapsed() < measure {
             let begun = Instant::now();
-            // One behind the other, as in a log, and from the start again at the end.
-            let place = self.next.fetch_add(1, Ordering::Relaxed) % (RAW_FILE_BYTES / length) * length;
-            self.file.write_all_at(&bytes, place)?;
-            self.file.sync_data()?;
+            self.0.write(&[7; KEY_BYTES + VALUE_BYTES])?;
+            self.0.sync()?;
             latencies_ns.push(nanoseconds(begun.elapsed()));
         }
         Ok(latencies_ns)
@@ -312,132 +298,56 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// One measurement.
-struct Taken {
-    latencies_ns: Vec<u64>,
-    took: Duration,
-}
-
-#[derive(Clone, Copy)]
-struct Figures {
-    p50_us: f64,
-    p99_us: f64,
-    p999_us: f64,
-    writes_per_s: f64,
-}
-
-impl Taken {
-    fn figures(mut self) -> Figures {
-        self.latencies_ns.sort_unstable();
-        let all = &self.latencies_ns;
-        // The smallest latency that at least so many of a thousand writes did not exceed.
-        let quantile_us = |per_mille: usize| {
-            let rank = (all.len() * per_mille).div_ceil(1000).max(1);
-            all.get(rank - 1).map_or(f64::NAN, |&ns| ns as f64 / 1000.0)
-        };
-        Figures {
-            p50_us: quantile_us(500),
-            p99_us: quantile_us(990),
-            p999_us: quantile_us(999),
-            writes_per_s: all.len() as f64 / self.took.as_secs_f64(),
-        }
-    }
-}
-
-/// One line of the table, with a measurement per round.
+/// One of the things measured with one number of writers, and what came out of each round.
 struct Cell {
     what: What,
     writers: usize,
     rounds: Vec<Figures>,
 }
 
+/// One line of the table and of the file.
+#[derive(Serialize)]
 struct Row {
-    what: What,
+    what: &'static str,
     writers: usize,
-    median: Figures,
-    low: Figures,
-    high: Figures,
+    value_bytes: usize,
+    #[serde(flatten)]
+    figures: Summary,
 }
 
 impl Cell {
     fn row(&self) -> Row {
-        let of = |pick: fn(&[f64]) -> f64| {
-            let each = |figure: fn(&Figures) -> f64| {
-                let mut sorted: Vec<f64> = self.rounds.iter().map(figure).collect();
-                sorted.sort_by(f64::total_cmp);
-                pick(&sorted)
-            };
-            Figures {
-                p50_us: each(|figures| figures.p50_us),
-                p99_us: each(|figures| figures.p99_us),
-                p999_us: each(|figures| figures.p999_us),
-                writes_per_s: each(|figures| figures.writes_per_s),
-            }
-        };
-        Row {
-            what: self.what,
-            writers: self.writers,
-            median: of(|sorted| sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)),
-            low: of(|sorted| sorted.first().copied().unwrap_or(f64::NAN)),
-            high: of(|sorted| sorted.last().copied().unwrap_or(f64::NAN)),
-        }
+        let figures = Summary::of(&self.rounds);
+        Row { what: self.what.name(), writers: self.writers, value_bytes: VALUE_BYTES, figures }
     }
 }
 
 fn print_table(rows: &[Row], rounds: u64) {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header(["what", "writers", "p50 us", "(spread)", "p99 us", "p99.9 us", "writes/s", "(spread)"]);
+    table.set_header(["what", "writers"].into_iter().chain(COLUMNS));
     for row in rows {
-        let Row { what, writers, median, low, high } = row;
-        table.add_row([
-            what.name().to_string(),
-            writers.to_string(),
-            format!("{:.1}", median.p50_us),
-            format!("{:.1} to {:.1}", low.p50_us, high.p50_us),
-            format!("{:.1}", median.p99_us),
-            format!("{:.1}", median.p999_us),
-            format!("{:.0}", median.writes_per_s),
-            format!("{:.0} to {:.0}", low.writes_per_s, high.writes_per_s),
-        ]);
+        table.add_row([row.what.to_owned(), row.writers.to_string()].into_iter().chain(row.figures.cells()));
     }
     table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
     println!("{table}");
     println!(
         "Values of {VALUE_BYTES} bytes; medians over {rounds} rounds, and the lowest and highest round."
     );
-    let find = |what, writers| rows.iter().find(|row| row.what == what && row.writers == writers);
+    let find = |what: What, writers| {
+        rows.iter().find(|row| row.what == what.name() && row.writers == writers).map(|row| &row.figures)
+    };
     if let (Some(raw), Some(one), Some(many)) =
         (find(What::Raw, 1), find(What::BehindSync, 1), find(What::BehindSync, 64))
     {
-        let latency = one.median.p50_us / raw.median.p50_us;
-        let rate = many.median.writes_per_s / (64.0 * raw.median.writes_per_s);
+        let latency = one.p50_us / raw.p50_us;
+        let rate = many.writes_per_s / (64.0 * raw.writes_per_s);
         println!("behind-sync, 1 writer: p50 is {latency:.2} of the raw write's.");
         println!("behind-sync, 64 writers: {rate:.2} of 64 times the rate of one raw writer.");
     }
 }
 
-fn write_json(target: &Path, rows: &[Row], rounds: u64) -> Result<PathBuf> {
-    let rounded = |figure: f64| (figure * 100.0).round() / 100.0;
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|Row { what, writers, median, low, high }| {
-            json!({
-                "what": what.name(),
-                "writers": writers,
-                "value_bytes": VALUE_BYTES,
-                "p50_us": rounded(median.p50_us),
-                "p99_us": rounded(median.p99_us),
-                "p999_us": rounded(median.p999_us),
-                "writes_per_s": rounded(median.writes_per_s),
-                "rounds": rounds,
-                "p50_us_low": rounded(low.p50_us),
-                "p50_us_high": rounded(high.p50_us),
-                "writes_per_s_low": rounded(low.writes_per_s),
-                "writes_per_s_high": rounded(high.writes_per_s),
-            })
-        })
-        .collect();
+fn write_json(target: &Path, rows: &[Row]) -> Result<PathBuf> {
     let path = target.join("write_latency.json");
     let text = serde_json::to_string_pretty(&json!({ "rows": rows }))?;
     fs::write(&path, text + "\n").with_context(|| format!("writing {}", path.display()))?;

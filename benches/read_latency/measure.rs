@@ -74,8 +74,7 @@ impl<V: Value, S: Subject<V>> Held<S, V> {
     pub(crate) fn boxed(distinct: u64) -> Result<Box<dyn Measured>> {
         // Ample, because a shard may get more than its share.
         let subject = S::open(usize::try_from(distinct)? * 2)?;
-        let keys: Vec<u64> = (0..distinct).collect();
-        runtime()?.block_on(subject.fill(&keys))?;
+        fill_all(&subject, distinct)?;
         Ok(Box::new(Held { subject, fresh: AtomicU64::new(1 << 40), value: PhantomData }))
     }
 
@@ -206,22 +205,31 @@ impl<V: Value, S: Subject<V>> Measured for Held<S, V> {
                 ensure!(found == BATCH, "{}: {found} of {BATCH} found", S::NAME);
                 Ok((BATCH, took))
             })?,
-            What::Invalidate => self.in_threads(threads, time, async |subject, thread, batch| {
-                let keys: Vec<u64> = from(thread, batch).copied().collect();
-                let begun = Instant::now();
-                for key in &keys {
-                    subject.invalidate(key).await;
-                }
-                let took = begun.elapsed();
-                subject.fill(&keys).await?;
-                Ok((BATCH, took))
-            })?,
+            What::Invalidate => {
+                let taken = self.in_threads(threads, time, async |subject, thread, batch| {
+                    let keys: Vec<u64> = from(thread, batch).copied().collect();
+                    let begun = Instant::now();
+                    for key in &keys {
+                        subject.invalidate(key).await;
+                    }
+                    let took = begun.elapsed();
+                    subject.fill(&keys).await?;
+                    Ok((BATCH, took))
+                })?;
+                // Another thread's invalidation may have refused what was filled in, and the next one wants hits.
+                fill_all(&self.subject, order.distinct)?;
+                taken
+            }
             What::Herd if !S::SHARES_LOADS => return Ok(None),
             What::Herd => self.herds(threads, time)?,
             What::Bump => return Ok(None),
         };
         Ok(Some(taken))
     }
+}
+
+fn fill_all<V: Value, S: Subject<V>>(subject: &S, distinct: u64) -> Result<()> {
+    runtime()?.block_on(subject.fill(&(0..distinct).collect::<Vec<u64>>()))
 }
 
 /// How often a bump is done to nothing before one is measured: the first one after a million loads takes 100 us.

@@ -9,6 +9,9 @@ use clap::Parser;
 use crate::peers::registry::ENTRIES;
 use crate::subject::{Class, Entry};
 
+/// A measurement that is shorter says nothing: that is some hundred synced puts of one writer.
+const MEASURE_MIN: Duration = Duration::from_millis(40);
+
 /// Forebay and its peers on the same work, in turn, in one process.
 #[derive(Parser, Debug)]
 pub(crate) struct Arguments {
@@ -18,14 +21,15 @@ pub(crate) struct Arguments {
     /// How many rounds.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
-    /// How long each measurement of a round takes, in milliseconds, after a quarter of that to warm up.
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
-    measure_ms: u64,
+    /// For how many seconds puts are made in all, so that each measurement takes its share, of which a fifth is its
+    /// warm-up. Opening, draining and the trace come on top.
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
     /// Measure only these numbers of writers (comma-separated). More than 256 are async tasks only.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16, 64, 256, 1024])]
     pub(crate) writers: Vec<usize>,
-    /// Measure only values of these sizes, in bytes (comma-separated).
-    #[arg(long, value_delimiter = ',', default_values_t = [100])]
+    /// Measure only values of these sizes, in bytes (comma-separated); what is not synced with the first of them alone.
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 1024, 4096])]
     pub(crate) value_bytes: Vec<usize>,
     /// Measure only this durability (comma-separated).
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Class::ALL)]
@@ -63,8 +67,25 @@ impl Arguments {
         if self.smoke { 1 } else { self.rounds }
     }
 
-    pub(crate) fn measure(&self) -> Duration {
-        Duration::from_millis(if self.smoke { 40 } else { self.measure_ms })
+    /// How long each of `measurements` in each round may take after its warm-up, which takes a quarter of that.
+    ///
+    /// # Errors
+    /// There are none; they are too many for the time that there is.
+    pub(crate) fn measure(&self, measurements: usize) -> Result<Duration> {
+        ensure!(measurements > 0, "nothing is left to measure");
+        if self.smoke {
+            return Ok(MEASURE_MIN);
+        }
+        let each =
+            Duration::from_secs(self.seconds) / u32::try_from(self.rounds)? / u32::try_from(measurements)?;
+        let measure = each * 4 / 5;
+        ensure!(
+            measure >= MEASURE_MIN,
+            "{measurements} measurements in each of {} rounds leave {measure:?} for each, less than \
+             {MEASURE_MIN:?}; allow more `--seconds`",
+            self.rounds
+        );
+        Ok(measure)
     }
 
     /// What is to be measured.

@@ -5,10 +5,11 @@
 
 use std::sync::Barrier;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow};
 
+use crate::figures::Taken;
 use crate::subject::{Measure, Subject, TaskPut};
 
 /// How many keys each writer goes through.
@@ -18,13 +19,6 @@ const KEYS_PER_WRITER: u64 = 1_000;
 pub(crate) struct Load {
     pub(crate) of: Measure,
     pub(crate) threads: usize,
-}
-
-/// One measurement.
-pub(crate) struct Taken {
-    pub(crate) latencies_ns: Vec<u64>,
-    /// From the end of the warm-up to the last return.
-    pub(crate) took: Duration,
 }
 
 /// One writer's place in the load.

@@ -18,15 +18,20 @@
 mod arguments;
 mod calls;
 mod charts;
+#[path = "../../support/figures.rs"]
+mod figures;
 mod load;
 mod machine;
 mod peers;
+#[path = "../../support/raw_file.rs"]
+mod raw_file;
 mod report;
 mod results;
 mod run;
 mod subject;
 mod table;
 mod targets;
+mod trace;
 
 use anyhow::Result;
 use clap::Parser as _;

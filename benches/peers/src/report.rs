@@ -24,7 +24,7 @@ tr.missed td:last-child { color: #c41e3a; }
 const READ: &str = "\
 What is called synced survives a power cut, as far as the disk honours a sync. What is called not synced \
 differs: some hand each put to the operating system before they return, so that it survives the end of the \
-process; others keep it in the process. The last table tells what each was seen to call.";
+process; others keep it in the process. A table below tells what each was seen to call.";
 
 /// Writes the report that the path's extension asks for.
 ///
@@ -44,7 +44,8 @@ fn html(results: &Results) -> Result<String> {
     writeln!(out, "<title>Forebay and its peers</title>\n<style>{STYLE}</style></head><body>")?;
     writeln!(out, "<h1>Forebay and its peers: what a durable write costs</h1>")?;
     let machine = &results.machine;
-    writeln!(out, "<p>{}. {}.</p>\n<p>{READ}</p>", escaped(&machine.at), escaped(&machine.sentence()))?;
+    let (at, machine) = (escaped(&machine.at), escaped(&machine.sentence()));
+    writeln!(out, "<p>{at}. {machine}. {}</p>\n<p>{READ}</p>", results.lengths())?;
     for picture in pictures(results)? {
         writeln!(out, "<h2>{}</h2>\n<p>{}</p>", escaped(&picture.title), escaped(&picture.says))?;
         writeln!(out, "{}", picture.svg)?;
@@ -86,7 +87,7 @@ fn escaped(text: &str) -> String {
 }
 
 fn markdown(results: &Results) -> Result<String> {
-    let mut out = format!("{}, {}.\n", results.machine.at, results.machine.sentence());
+    let mut out = format!("{}, {}. {}\n", results.machine.at, results.machine.sentence(), results.lengths());
     for cells in table::all(results) {
         writeln!(out, "\n### {}\n\n| {} |", cells.title, cells.header.join(" | "))?;
         let rule = |column: usize| if column < cells.words { " --- |" } else { " ---: |" };

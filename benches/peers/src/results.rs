@@ -1,5 +1,6 @@
-//! The figures: of one measurement, of all rounds, and as they lie in the file.
+//! The figures of all rounds, as they lie in the file.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -7,38 +8,11 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::calls::Calls;
-use crate::load::Taken;
+use crate::figures::{Figures, Summary};
 use crate::machine::Machine;
 use crate::subject::{Class, Face};
 
-/// What one measurement comes to.
-#[derive(Clone, Copy)]
-pub(crate) struct Figures {
-    p50_us: f64,
-    p99_us: f64,
-    p999_us: f64,
-    writes_per_s: f64,
-}
-
-impl Taken {
-    pub(crate) fn figures(mut self) -> Figures {
-        self.latencies_ns.sort_unstable();
-        let all = &self.latencies_ns;
-        // The smallest latency that at least so many of a thousand puts did not exceed.
-        let quantile_us = |per_mille: usize| {
-            let rank = (all.len() * per_mille).div_ceil(1000).max(1);
-            all.get(rank - 1).map_or(f64::NAN, |&ns| ns as f64 / 1000.0)
-        };
-        Figures {
-            p50_us: quantile_us(500),
-            p99_us: quantile_us(990),
-            p999_us: quantile_us(999),
-            writes_per_s: all.len() as f64 / self.took.as_secs_f64(),
-        }
-    }
-}
-
-/// A line of the table: the form that the benchmark `write_latency` writes, and what came out of each round.
+/// A line of the table.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Row {
     pub(crate) what: String,
@@ -46,18 +20,10 @@ pub(crate) struct Row {
     pub(crate) face: String,
     pub(crate) writers: usize,
     pub(crate) value_bytes: usize,
-    pub(crate) p50_us: f64,
-    pub(crate) p99_us: f64,
-    pub(crate) p999_us: f64,
-    pub(crate) writes_per_s: f64,
-    pub(crate) rounds: usize,
-    pub(crate) p50_us_low: f64,
-    pub(crate) p50_us_high: f64,
-    pub(crate) writes_per_s_low: f64,
-    pub(crate) writes_per_s_high: f64,
-    pub(crate) each_p50_us: Vec<f64>,
-    pub(crate) each_p99_us: Vec<f64>,
-    pub(crate) each_writes_per_s: Vec<f64>,
+    /// How long each measurement of a round took.
+    pub(crate) measure_ms: u64,
+    #[serde(flatten)]
+    pub(crate) figures: Summary,
 }
 
 /// Which row it is.
@@ -71,34 +37,15 @@ pub(crate) struct Id<'a> {
 }
 
 impl Row {
-    pub(crate) fn of(id: Id, rounds: &[Figures]) -> Row {
-        let each = |figure: fn(&Figures) -> f64| -> Vec<f64> {
-            rounds.iter().map(|round| (figure(round) * 100.0).round() / 100.0).collect()
-        };
-        let (p50, p99, rate) = (
-            each(|figures| figures.p50_us),
-            each(|figures| figures.p99_us),
-            each(|figures| figures.writes_per_s),
-        );
-        let (p50_spread, rate_spread) = (Spread::of(&p50), Spread::of(&rate));
+    pub(crate) fn of(id: Id, measure_ms: u64, rounds: &[Figures]) -> Row {
         Row {
             what: id.what.to_owned(),
             durability: id.class.name().to_owned(),
             face: id.face.name().to_owned(),
             writers: id.writers,
             value_bytes: id.value_bytes,
-            p50_us: p50_spread.median,
-            p99_us: Spread::of(&p99).median,
-            p999_us: Spread::of(&each(|figures| figures.p999_us)).median,
-            writes_per_s: rate_spread.median,
-            rounds: rounds.len(),
-            p50_us_low: p50_spread.low,
-            p50_us_high: p50_spread.high,
-            writes_per_s_low: rate_spread.low,
-            writes_per_s_high: rate_spread.high,
-            each_p50_us: p50,
-            each_p99_us: p99,
-            each_writes_per_s: rate,
+            measure_ms,
+            figures: Summary::of(rounds),
         }
     }
 
@@ -116,24 +63,6 @@ impl Row {
             && self.face == other.face
             && self.writers == other.writers
             && self.value_bytes == other.value_bytes
-    }
-}
-
-/// The middle, the lowest and the highest of some figures.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Spread {
-    pub(crate) median: f64,
-    pub(crate) low: f64,
-    pub(crate) high: f64,
-}
-
-impl Spread {
-    /// Not a number for no figures. Of an even number the higher of the two in the middle.
-    pub(crate) fn of(figures: &[f64]) -> Spread {
-        let mut sorted = figures.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let at = |place: Option<&f64>| place.copied().unwrap_or(f64::NAN);
-        Spread { median: at(sorted.get(sorted.len() / 2)), low: at(sorted.first()), high: at(sorted.last()) }
     }
 }
 
@@ -170,6 +99,17 @@ impl Results {
         self.calls.extend(kept);
     }
 
+    /// What the figures are medians of, as a sentence.
+    pub(crate) fn lengths(&self) -> String {
+        let each: BTreeSet<String> = self
+            .rows
+            .iter()
+            .map(|row| format!("{} rounds of {} ms", row.figures.rounds, row.measure_ms))
+            .collect();
+        let each: Vec<String> = each.into_iter().collect();
+        format!("Medians over {}, with the lowest and highest round.", each.join(", or "))
+    }
+
     pub(crate) fn row(&self, id: Id) -> Option<&Row> {
         self.rows.iter().find(|row| row.is(id))
     }
@@ -177,5 +117,33 @@ impl Results {
     /// The system calls of one of them, if they were looked at.
     pub(crate) fn calls(&self, what: &str, class: Class) -> Option<&Calls> {
         self.calls.iter().find(|calls| calls.what == what && calls.durability == class.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::figures::Taken;
+
+    /// A row with a map by numbers was written, and could not be read again.
+    #[test]
+    fn what_is_written_is_read_again() {
+        let taken = |slowest_ns| Taken {
+            latencies_ns: (1..=999).map(|us| us * 1_000).chain([slowest_ns]).collect(),
+            took: Duration::from_millis(500),
+        };
+        let rounds = [taken(5_000_000), taken(1_000_000), taken(9_000_000)].map(Taken::figures);
+        let id = Id { what: "raw", class: Class::Synced, face: Face::Threads, writers: 1, value_bytes: 100 };
+        let results = Results { rows: vec![Row::of(id, 500, &rounds)], ..Results::default() };
+        let text = serde_json::to_string(&results).unwrap();
+        let read: Results = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), text);
+
+        let figures = &read.row(id).unwrap().figures;
+        assert_eq!((figures.p50_us, figures.p99_us, figures.p999_us), (500.0, 990.0, 999.0));
+        assert_eq!((figures.writes_per_s, figures.rounds), (2_000.0, 3));
+        assert_eq!(figures.quantiles_us.first(), Some(&(10, 10.0)));
     }
 }

@@ -2,15 +2,17 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
 use crate::arguments::{Arguments, entry};
 use crate::calls;
+use crate::figures::Figures;
 use crate::load::{Load, measure_threads};
 use crate::machine::Machine;
 use crate::report;
-use crate::results::{Figures, Id, Results, Row};
+use crate::results::{Id, Results, Row};
 use crate::subject::{Class, Entry, Face, Measure, Subject};
 use crate::table;
 
@@ -51,22 +53,82 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// What is measured in turn: one load, with each of these.
+struct Group {
+    class: Class,
+    value_bytes: usize,
+    writers: usize,
+    cells: Vec<(Entry, Face)>,
+}
+
+impl Group {
+    fn all(arguments: &Arguments, entries: &[Entry]) -> Vec<Group> {
+        let mut groups = Vec::new();
+        for &class in &arguments.durability {
+            let sizes = if class == Class::Synced { arguments.value_bytes.len() } else { 1 };
+            for &value_bytes in arguments.value_bytes.iter().take(sizes) {
+                for &writers in &arguments.writers {
+                    let able = |face: &Face| *face == Face::Tasks || writers <= THREADS_MAX;
+                    let cells =
+                        entries.iter().copied().filter(|entry| entry.settings(class).is_some()).flat_map(
+                            |entry| entry.faces.iter().copied().filter(able).map(move |face| (entry, face)),
+                        );
+                    groups.push(Group { class, value_bytes, writers, cells: cells.collect() });
+                }
+            }
+        }
+        groups
+    }
+}
+
 fn measure_all(arguments: &Arguments, target: &Path) -> Result<Results> {
     // On the disk that the repository is on: a temporary directory may be memory.
     let directory = tempfile::Builder::new().prefix("peers-").tempdir_in(target)?;
     let entries = arguments.entries()?;
+    let groups = Group::all(arguments, &entries);
+    let measurements = groups.iter().map(|group| group.cells.len()).sum();
+    let measure = arguments.measure(measurements)?;
+    let mut progress = Progress { started: Instant::now(), measurements, done: 0 };
     let mut results = Results { machine: Machine::look(directory.path())?, ..Results::default() };
     for &class in &arguments.durability {
         let entries: Vec<Entry> =
             entries.iter().filter(|entry| entry.settings(class).is_some()).copied().collect();
         if !arguments.no_trace {
+            progress.say(&format!("{}: the system calls of each", class.sentence()));
             for entry in &entries {
                 results.calls.push(calls::trace(entry, class, directory.path())?);
             }
         }
-        results.rows.extend(measure_class(arguments, class, &entries, directory.path())?);
+        let opened = open_all(class, &entries, directory.path())?;
+        for group in groups.iter().filter(|group| group.class == class) {
+            let Group { value_bytes, writers, .. } = group;
+            progress.say(&format!("{}, values of {value_bytes} bytes, {writers} writers", class.sentence()));
+            results.rows.extend(measure_group(group, arguments.rounds(), measure, &opened)?);
+            progress.done += group.cells.len();
+        }
+        for Opened { entry, subject, directory } in opened {
+            subject.close().with_context(|| format!("closing {}", entry.name))?;
+            fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
+        }
     }
+    progress.say("done");
     Ok(results)
+}
+
+/// Says on the terminal how far it is.
+struct Progress {
+    started: Instant,
+    measurements: usize,
+    /// How many of them are.
+    done: usize,
+}
+
+impl Progress {
+    fn say(&self, what: &str) {
+        let done = self.done * 100 / self.measurements.max(1);
+        let elapsed = Duration::from_secs(self.started.elapsed().as_secs());
+        eprintln!("{done:3} %, after {}: {what}", humantime::format_duration(elapsed));
+    }
 }
 
 /// One of them, opened once and kept open for all of its durability's rounds.
@@ -76,12 +138,7 @@ struct Opened {
     directory: PathBuf,
 }
 
-fn measure_class(
-    arguments: &Arguments,
-    class: Class,
-    entries: &[Entry],
-    directory: &Path,
-) -> Result<Vec<Row>> {
+fn open_all(class: Class, entries: &[Entry], directory: &Path) -> Result<Vec<Opened>> {
     let mut opened = Vec::new();
     for entry in entries {
         let own = directory.join(format!("{}-{}", entry.name, class.name()));
@@ -90,40 +147,20 @@ fn measure_class(
         opened.push(Opened { entry: *entry, subject, directory: own });
     }
     sync_file_system(directory)?;
-    let mut rows = Vec::new();
-    for &value_bytes in &arguments.value_bytes {
-        for &writers in &arguments.writers {
-            eprintln!("{}, values of {value_bytes} bytes, {writers} writers", class.sentence());
-            rows.extend(measure_group(arguments, class, &opened, writers, value_bytes)?);
-        }
-    }
-    for Opened { entry, subject, directory } in opened {
-        subject.close().with_context(|| format!("closing {}", entry.name))?;
-        fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
-    }
-    Ok(rows)
+    Ok(opened)
 }
 
 /// All of them with one load, in turn, round by round.
-fn measure_group(
-    arguments: &Arguments,
-    class: Class,
-    opened: &[Opened],
-    writers: usize,
-    value_bytes: usize,
-) -> Result<Vec<Row>> {
-    let measure = arguments.measure();
+fn measure_group(group: &Group, rounds: u64, measure: Duration, opened: &[Opened]) -> Result<Vec<Row>> {
+    let &Group { class, value_bytes, writers, .. } = group;
     let of = Measure { writers, value_bytes, warm_up: measure / 4, measure };
     let load = Load { of, threads: std::thread::available_parallelism()?.get().min(writers) };
     let mut cells: Vec<(&Opened, Face, Vec<Figures>)> = Vec::new();
-    for one in opened {
-        for face in Face::ALL {
-            if one.entry.faces.contains(&face) && (face == Face::Tasks || writers <= THREADS_MAX) {
-                cells.push((one, face, Vec::new()));
-            }
-        }
+    for (entry, face) in &group.cells {
+        let one = opened.iter().find(|one| one.entry.name == entry.name);
+        cells.push((one.with_context(|| format!("{} is not open", entry.name))?, *face, Vec::new()));
     }
-    for _ in 0..arguments.rounds() {
+    for _ in 0..rounds {
         for (one, face, rounds) in &mut cells {
             let subject = one.subject.as_ref();
             let measured = match face {
@@ -143,8 +180,10 @@ fn measure_group(
             cells.rotate_left(1);
         }
     }
+    let measure_ms = u64::try_from(measure.as_millis())?;
     let row = |(one, face, rounds): &(&Opened, Face, Vec<Figures>)| {
-        Row::of(Id { what: one.entry.name, class, face: *face, writers, value_bytes }, rounds)
+        let id = Id { what: one.entry.name, class, face: *face, writers, value_bytes };
+        Row::of(id, measure_ms, rounds)
     };
     let mut rows: Vec<Row> = cells.iter().map(row).collect();
     let place = |row: &Row| opened.iter().position(|one| one.entry.name == row.what);

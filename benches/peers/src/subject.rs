@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 
-use crate::load::{Load, Taken};
+use crate::figures::Taken;
+use crate::load::Load;
 
 /// How long a key is with every peer.
 pub(crate) const KEY_BYTES: usize = 8;

@@ -3,6 +3,9 @@
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
+use crate::calls::Calls;
+use crate::figures::COLUMNS;
+use crate::peers::registry::ENTRIES;
 use crate::results::{Results, Row};
 use crate::subject::{Class, Face};
 use crate::targets::targets;
@@ -19,7 +22,7 @@ pub(crate) struct Cells {
 }
 
 /// A table for each durability, face and size of values, with a row for each of them and number of writers.
-pub(crate) fn figures(results: &Results) -> Vec<Cells> {
+fn figures(results: &Results) -> Vec<Cells> {
     let mut sizes: Vec<usize> = results.rows.iter().map(|row| row.value_bytes).collect();
     sizes.sort_unstable();
     sizes.dedup();
@@ -37,7 +40,9 @@ pub(crate) fn figures(results: &Results) -> Vec<Cells> {
                     })
                     .collect();
                 chosen.sort_by(|a, b| {
-                    a.writers.cmp(&b.writers).then_with(|| b.writes_per_s.total_cmp(&a.writes_per_s))
+                    a.writers
+                        .cmp(&b.writers)
+                        .then_with(|| b.figures.writes_per_s.total_cmp(&a.figures.writes_per_s))
                 });
                 if !chosen.is_empty() {
                     let callers = match face {
@@ -46,10 +51,7 @@ pub(crate) fn figures(results: &Results) -> Vec<Cells> {
                     };
                     tables.push(Cells {
                         title: format!("{callers}, values of {value_bytes} bytes, {}", class.sentence()),
-                        header: vec![
-                            "what", "writers", "p50 us", "(spread)", "p99 us", "p99.9 us", "writes/s",
-                            "(spread)",
-                        ],
+                        header: ["what", "writers"].into_iter().chain(COLUMNS).collect(),
                         rows: chosen.into_iter().map(cells_of).collect(),
                         words: 1,
                     });
@@ -61,40 +63,32 @@ pub(crate) fn figures(results: &Results) -> Vec<Cells> {
 }
 
 fn cells_of(row: &Row) -> Vec<String> {
-    vec![
-        row.what.clone(),
-        row.writers.to_string(),
-        format!("{:.1}", row.p50_us),
-        format!("{:.1} to {:.1}", row.p50_us_low, row.p50_us_high),
-        format!("{:.1}", row.p99_us),
-        format!("{:.1}", row.p999_us),
-        format!("{:.0}", row.writes_per_s),
-        format!("{:.0} to {:.0}", row.writes_per_s_low, row.writes_per_s_high),
-    ]
+    [row.what.clone(), row.writers.to_string()].into_iter().chain(row.figures.cells()).collect()
+}
+
+/// Each of them in each durability that rows are of, with its settings.
+fn opened(results: &Results) -> impl Iterator<Item = (&'static str, Class, &'static str)> {
+    let each = Class::ALL.into_iter().flat_map(|class| {
+        ENTRIES.iter().filter_map(move |entry| Some((entry.name, class, entry.settings(class)?)))
+    });
+    each.filter(|(name, class, _)| {
+        results.rows.iter().any(|row| row.what == *name && row.durability == class.name())
+    })
 }
 
 /// What each is opened with, and what it was seen to call.
-pub(crate) fn calls(results: &Results) -> Cells {
-    let mut rows = Vec::new();
-    for class in Class::ALL {
-        for entry in crate::peers::registry::ENTRIES {
-            let Some(settings) = entry.settings(class) else { continue };
-            if !results.rows.iter().any(|row| row.what == entry.name && row.durability == class.name()) {
-                continue;
-            }
-            let calls = results.calls(entry.name, class);
-            rows.push(vec![
-                entry.name.to_owned(),
-                class.name().to_owned(),
-                settings.to_owned(),
-                calls.map_or_else(|| "not traced".to_owned(), |calls| calls.sentence()),
-                calls.map_or_else(String::new, |calls| format!("{:.0}", calls.bytes_per_put)),
-                calls
-                    .and_then(|calls| calls.puts_per_sync_of_64)
-                    .map_or_else(String::new, |puts| format!("{puts:.1}")),
-            ]);
-        }
-    }
+fn calls(results: &Results) -> Cells {
+    let row = |(name, class, settings): (&'static str, Class, &'static str)| {
+        let calls = results.calls(name, class);
+        let shared = calls.and_then(|calls| calls.puts_per_sync_of_64);
+        vec![
+            name.to_owned(),
+            class.name().to_owned(),
+            settings.to_owned(),
+            calls.map_or_else(|| "not traced".to_owned(), Calls::sentence),
+            shared.map_or_else(String::new, |puts| format!("{puts:.1}")),
+        ]
+    };
     Cells {
         title: "What each is opened with, and the system calls of one writer's put".to_owned(),
         header: vec![
@@ -102,15 +96,37 @@ pub(crate) fn calls(results: &Results) -> Cells {
             "durability",
             "opened with",
             "calls per put (strace)",
-            "bytes per put",
             "puts per sync, 64 threads",
         ],
-        rows,
+        rows: opened(results).map(row).collect(),
         words: 4,
     }
 }
 
-pub(crate) fn reached(results: &Results) -> Cells {
+/// What is written for each byte of keys and values.
+fn amplification(results: &Results) -> Cells {
+    let row = |(name, class, _): (&'static str, Class, &'static str)| {
+        let Calls { amplification: one, amplification_of_64: many, .. } = results.calls(name, class)?;
+        let figures = [one.written, many.written, one.in_pages, many.in_pages];
+        let figures = figures.into_iter().map(|figure| format!("{figure:.2}"));
+        Some([name.to_owned(), class.name().to_owned()].into_iter().chain(figures).collect())
+    };
+    Cells {
+        title: "Bytes written for each byte of key and value".to_owned(),
+        header: vec![
+            "what",
+            "durability",
+            "1 thread",
+            "64 threads",
+            "in pages, 1 thread",
+            "in pages, 64 threads",
+        ],
+        rows: opened(results).filter_map(row).collect(),
+        words: 2,
+    }
+}
+
+fn reached(results: &Results) -> Cells {
     Cells {
         title: "Targets: ratios within a round".to_owned(),
         header: vec!["ratio", "wanted", "median", "(spread)", "verdict"],
@@ -121,7 +137,7 @@ pub(crate) fn reached(results: &Results) -> Cells {
 
 pub(crate) fn all(results: &Results) -> Vec<Cells> {
     let mut tables = figures(results);
-    tables.extend([calls(results), reached(results)]);
+    tables.extend([amplification(results), calls(results), reached(results)]);
     tables.retain(|table| !table.rows.is_empty());
     tables
 }
@@ -140,5 +156,5 @@ pub(crate) fn print(results: &Results) {
             .for_each(|column| column.set_cell_alignment(CellAlignment::Right));
         println!("{}\n{table}\n", cells.title);
     }
-    println!("Medians over the rounds, and the lowest and highest round.");
+    println!("{}", results.lengths());
 }

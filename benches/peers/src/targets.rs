@@ -2,8 +2,9 @@
 //!
 //! Each is a ratio within one round; told are the median over the rounds, and the lowest and highest.
 
+use crate::figures::Spread;
 use crate::peers::registry::is_peer;
-use crate::results::{Id, Results, Row, Spread};
+use crate::results::{Id, Results, Row};
 use crate::subject::{Class, Face};
 
 pub(crate) struct Target {
@@ -57,9 +58,9 @@ impl Figure {
 
     fn each(self, row: &Row) -> &[f64] {
         match self {
-            Figure::P50 => &row.each_p50_us,
-            Figure::P99 => &row.each_p99_us,
-            Figure::Rate => &row.each_writes_per_s,
+            Figure::P50 => &row.figures.each_p50_us,
+            Figure::P99 => &row.figures.each_p99_us,
+            Figure::Rate => &row.figures.each_writes_per_s,
         }
     }
 

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use forebay::journal::queue::Journal;
 use forebay::{BlockingCache, Cache, Durability, Forebay, JournalOptions, Seq, SledStore, WritePolicy};
 
-use crate::load::{Load, Taken, measure_tasks};
+use crate::figures::Taken;
+use crate::load::{Load, measure_tasks};
 use crate::subject::{Class, Entry, Face, Subject, TaskPut, Writer};
 
 pub(crate) const BEHIND: Entry = Entry {

@@ -1,24 +1,19 @@
 //! The bare system calls: `raw`, the floor of one durable write, and `raw-group`, the ceiling of writers that
 //! share one.
 //!
-//! Both write into a file that was written once before, so that a sync changes no metadata, one record behind the other
-//! and from the start again at the end.
+//! Both write one record behind the other into a file that was written once before.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::sync::oneshot;
 
-use crate::load::{Load, Taken, measure_tasks};
+use crate::figures::Taken;
+use crate::load::{Load, measure_tasks};
+use crate::raw_file::RawFile;
 use crate::subject::{Class, Entry, Face, KEY_BYTES, Subject, TaskPut, Writer};
-
-/// The size of the file: that of a journal segment.
-const FILE_BYTES: u64 = 16 << 20;
 
 pub(crate) const RAW: Entry = Entry {
     name: "raw",
@@ -31,8 +26,8 @@ pub(crate) const RAW: Entry = Entry {
     ],
     faces: &[Face::Threads],
     open: |directory, class| {
-        let file = written_once(&directory.join("raw"))?;
-        Ok(Box::new(Raw { file, next: AtomicU64::new(0), synced: class == Class::Synced }))
+        let file = RawFile::create(&directory.join("raw"))?;
+        Ok(Box::new(Raw { file, synced: class == Class::Synced }))
     },
 };
 
@@ -47,19 +42,8 @@ pub(crate) const RAW_GROUP: Entry = Entry {
     open: |directory, _| Ok(Box::new(RawGroup::open(directory)?)),
 };
 
-fn written_once(path: &Path) -> Result<File> {
-    let file = File::create_new(path).with_context(|| format!("making {}", path.display()))?;
-    let zeros = vec![0; 1 << 20];
-    for at in (0..FILE_BYTES).step_by(zeros.len()) {
-        file.write_all_at(&zeros, at)?;
-    }
-    file.sync_all()?;
-    Ok(file)
-}
-
 struct Raw {
-    file: File,
-    next: AtomicU64,
+    file: RawFile,
     synced: bool,
 }
 
@@ -69,7 +53,7 @@ impl Subject for Raw {
     }
 
     fn settle(&self) -> Result<()> {
-        Ok(self.file.sync_data()?)
+        self.file.sync()
     }
 }
 
@@ -82,13 +66,8 @@ impl Writer for RawWriter<'_> {
     fn put(&mut self, key: u64, value: Vec<u8>) -> Result<()> {
         self.record.clear();
         push_record(&mut self.record, key, &value);
-        let length = self.record.len() as u64;
-        let place = self.raw.next.fetch_add(1, Ordering::Relaxed) % (FILE_BYTES / length) * length;
-        self.raw.file.write_all_at(&self.record, place)?;
-        if self.raw.synced {
-            self.raw.file.sync_data()?;
-        }
-        Ok(())
+        self.raw.file.write(&self.record)?;
+        if self.raw.synced { self.raw.file.sync() } else { Ok(()) }
     }
 }
 
@@ -118,7 +97,7 @@ struct Line {
 
 impl RawGroup {
     fn open(directory: &Path) -> Result<RawGroup> {
-        let file = written_once(&directory.join("raw-group"))?;
+        let file = RawFile::create(&directory.join("raw-group"))?;
         let shared = Arc::new(Shared { line: Mutex::default(), filled: Condvar::new() });
         let committer = {
             let shared = Arc::clone(&shared);
@@ -163,9 +142,8 @@ impl Shared {
     }
 
     /// The committer's work. On an error it ends, and who waits learns it from the answer that does not come.
-    fn commit_all(&self, file: &File) -> Result<()> {
+    fn commit_all(&self, file: &RawFile) -> Result<()> {
         let (mut bytes, mut waiting) = (Vec::new(), Vec::new());
-        let mut at = 0;
         loop {
             {
                 let mut line = self.locked();
@@ -178,13 +156,8 @@ impl Shared {
                 std::mem::swap(&mut line.bytes, &mut bytes);
                 std::mem::swap(&mut line.waiting, &mut waiting);
             }
-            let length = bytes.len() as u64;
-            if at + length > FILE_BYTES {
-                at = 0;
-            }
-            file.write_all_at(&bytes, at)?;
-            file.sync_data()?;
-            at += length;
+            file.write(&bytes)?;
+            file.sync()?;
             bytes.clear();
             // A receiver that is gone wants no answer.
             for sender in waiting.drain(..) {
