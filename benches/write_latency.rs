@@ -6,10 +6,12 @@
 //! ```
 //!
 //! `raw` is what the disk itself takes for the same key and value: `pwrite` and `fdatasync` into a file that
-//! was written once before, by as many threads as there are writers, each syncing for itself. The other rows
+//! was written once before, by as many threads as there are writers, each syncing for itself. `sled` is the bare
+//! store's own durable put, by as many threads: insert, flush, and `fdatasync` of its file. The other rows
 //! are async writers, each of which waits for its acknowledgement before it writes again, on a tokio runtime
 //! with as many threads as there are writers, and not more than there are cores (a single writer has the thread
-//! that waits for it).
+//! that waits for it). `behind-undrained` is a layer whose store takes nothing while it is measured: what the drain
+//! adds to an acknowledgement is what `behind-sync` takes more than it.
 //!
 //! All of it happens in one run on one file system, interleaved round by round, because a disk's mood changes
 //! from minute to minute; a figure is the median over the rounds, and the spread is the lowest and highest
@@ -18,34 +20,39 @@
 //!
 //! The table goes to the terminal, and the same figures to `target/forebay/write_latency.json`. Columns
 //! beyond the common form: `rounds`, and for the spread `p50_us_low`, `p50_us_high`, `writes_per_s_low`,
-//! `writes_per_s_high`.
+//! `writes_per_s_high`. The ratios that have a target are paired by round, and under `ratios`.
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
+#[path = "write_latency/bare.rs"]
+mod bare;
+#[path = "write_latency/targets.rs"]
+mod targets;
+
 use std::fmt::{self, Display};
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
-use forebay::{Cache, Durability, Forebay, SledStore, WritePolicy};
+use forebay::store::contract::Store;
+use forebay::testkit::flaky::FlakyStore;
+use forebay::{Cache, Durability, Forebay, MemoryStore, SledStore, WritePolicy};
 use serde_json::json;
 
+use crate::bare::{BareSled, RawFile, by_threads};
+use crate::targets::{Ratio, TARGETS, print_ratios};
+
 const VALUE_BYTES: usize = 100;
-const KEY_BYTES: usize = 8;
 const WRITERS: [usize; 5] = [1, 4, 16, 64, 256];
 /// How many keys each writer goes through.
 const KEYS_PER_WRITER: u64 = 1_000;
-/// The size of the raw file: that of a journal segment.
-const RAW_FILE_BYTES: u64 = 16 << 20;
 
 /// Write latency and throughput of each policy, beside the bare system calls.
 #[derive(Parser, Debug)]
@@ -77,8 +84,10 @@ struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
     Raw,
+    Sled,
     Through,
     BehindSync,
+    BehindUndrained,
     BehindBuffered,
 }
 
@@ -89,13 +98,16 @@ impl Display for What {
 }
 
 impl What {
-    const ALL: [What; 4] = [What::Raw, What::Through, What::BehindSync, What::BehindBuffered];
+    const ALL: [What; 6] =
+        [What::Raw, What::Sled, What::Through, What::BehindSync, What::BehindUndrained, What::BehindBuffered];
 
     fn name(self) -> &'static str {
         match self {
             What::Raw => "raw",
+            What::Sled => "sled",
             What::Through => "through",
             What::BehindSync => "behind-sync",
+            What::BehindUndrained => "behind-undrained",
             What::BehindBuffered => "behind-buffered",
         }
     }
@@ -142,8 +154,10 @@ fn main() -> Result<()> {
     subjects.close(&runtime)?;
 
     let rows: Vec<Row> = cells.iter().map(Cell::row).collect();
+    let ratios: Vec<Ratio> = TARGETS.iter().filter_map(|target| target.ratio(&cells)).collect();
     print_table(&rows, rounds);
-    let path = write_json(&target, &rows, rounds)?;
+    print_ratios(&ratios);
+    let path = write_json(&target, &rows, &ratios, rounds)?;
     println!("The same figures: {}", path.display());
     Ok(())
 }
@@ -151,8 +165,12 @@ fn main() -> Result<()> {
 /// What is measured, opened once and kept open over all rounds.
 struct Subjects {
     raw: Arc<RawFile>,
+    sled: Arc<BareSled>,
     through: Subject,
     behind_sync: Subject,
+    behind_undrained: Subject,
+    /// The store of the one before.
+    stalled: FlakyStore<MemoryStore>,
     behind_buffered: Subject,
 }
 
@@ -164,16 +182,24 @@ struct Subject {
 impl Subjects {
     fn open(runtime: &tokio::runtime::Runtime, directory: &Path) -> Result<Subjects> {
         let buffered = Durability::Buffered { sync_interval: Duration::from_millis(100) };
+        let store = |name: &str| SledStore::open(directory.join(name).join("store"));
+        let open = |name: &str, durability, store: Box<dyn Store>| {
+            Subject::open(runtime, &directory.join(name), durability, store)
+        };
+        let stalled = FlakyStore::new(MemoryStore::new());
         Ok(Subjects {
             raw: Arc::new(RawFile::create(&directory.join("raw"))?),
-            through: Subject::open(runtime, &directory.join("through"), None)?,
-            behind_sync: Subject::open(runtime, &directory.join("behind-sync"), Some(Durability::Sync))?,
-            behind_buffered: Subject::open(runtime, &directory.join("behind-buffered"), Some(buffered))?,
+            sled: Arc::new(BareSled::open(&directory.join("sled"))?),
+            through: open("through", None, Box::new(store("through")?))?,
+            behind_sync: open("behind-sync", Some(Durability::Sync), Box::new(store("behind-sync")?))?,
+            behind_undrained: open("undrained", Some(Durability::Sync), Box::new(stalled.clone()))?,
+            stalled,
+            behind_buffered: open("behind-buffered", Some(buffered), Box::new(store("behind-buffered")?))?,
         })
     }
 
-    fn layers(&self) -> [&Subject; 3] {
-        [&self.through, &self.behind_sync, &self.behind_buffered]
+    fn layers(&self) -> [&Subject; 4] {
+        [&self.through, &self.behind_sync, &self.behind_undrained, &self.behind_buffered]
     }
 
     fn measure(
@@ -184,9 +210,16 @@ impl Subjects {
         measure: Duration,
     ) -> Result<Taken> {
         let taken = match what {
-            What::Raw => self.raw.measure(writers, measure),
+            What::Raw => by_threads(&self.raw, writers, measure),
+            What::Sled => by_threads(&self.sled, writers, measure),
             What::Through => runtime.block_on(self.through.measure(writers, measure)),
             What::BehindSync => runtime.block_on(self.behind_sync.measure(writers, measure)),
+            What::BehindUndrained => {
+                self.stalled.stall();
+                let taken = runtime.block_on(self.behind_undrained.measure(writers, measure));
+                self.stalled.release();
+                taken
+            }
             What::BehindBuffered => runtime.block_on(self.behind_buffered.measure(writers, measure)),
         }?;
         for layer in self.layers() {
@@ -210,8 +243,9 @@ impl Subject {
         runtime: &tokio::runtime::Runtime,
         directory: &Path,
         behind: Option<Durability>,
+        store: Box<dyn Store>,
     ) -> Result<Subject> {
-        let builder = Forebay::builder(SledStore::open(directory.join("store"))?);
+        let builder = Forebay::builder(store);
         let (builder, policy) = match behind {
             Some(durability) => {
                 (builder.journal(directory.join("journal")).durability(durability), WritePolicy::Behind)
@@ -251,60 +285,6 @@ impl Subject {
             latencies_ns.extend(task.await??);
         }
         Ok(Taken { latencies_ns, took: started.elapsed() })
-    }
-}
-
-/// A file that was written once, so that a write changes data only.
-struct RawFile {
-    file: File,
-    next: AtomicU64,
-}
-
-impl RawFile {
-    fn create(path: &Path) -> Result<RawFile> {
-        let file = File::create_new(path).with_context(|| format!("making {}", path.display()))?;
-        let zeros = vec![0; 1 << 20];
-        for at in (0..RAW_FILE_BYTES).step_by(zeros.len()) {
-            file.write_all_at(&zeros, at)?;
-        }
-        file.sync_all()?;
-        Ok(RawFile { file, next: AtomicU64::new(0) })
-    }
-
-    fn measure(self: &Arc<Self>, writers: usize, measure: Duration) -> Result<Taken> {
-        let begin = Arc::new(Barrier::new(writers + 1));
-        let threads: Vec<_> = (0..writers)
-            .map(|_| {
-                let (raw, begin) = (Arc::clone(self), Arc::clone(&begin));
-                thread::spawn(move || {
-                    begin.wait();
-                    raw.write_for(measure)
-                })
-            })
-            .collect();
-        begin.wait();
-        let started = Instant::now();
-        let mut latencies_ns = Vec::new();
-        for thread in threads {
-            latencies_ns.extend(thread.join().map_err(|_| anyhow!("a raw writer panicked"))??);
-        }
-        Ok(Taken { latencies_ns, took: started.elapsed() })
-    }
-
-    fn write_for(&self, measure: Duration) -> Result<Vec<u64>> {
-        let bytes = [7; KEY_BYTES + VALUE_BYTES];
-        let length = bytes.len() as u64;
-        let mut latencies_ns = Vec::new();
-        let started = Instant::now();
-        while started.elapsed() < measure {
-            let begun = Instant::now();
-            // One behind the other, as in a log, and from the start again at the end.
-            let place = self.next.fetch_add(1, Ordering::Relaxed) % (RAW_FILE_BYTES / length) * length;
-            self.file.write_all_at(&bytes, place)?;
-            self.file.sync_data()?;
-            latencies_ns.push(nanoseconds(begun.elapsed()));
-        }
-        Ok(latencies_ns)
     }
 }
 
@@ -406,18 +386,9 @@ fn print_table(rows: &[Row], rounds: u64) {
     println!(
         "Values of {VALUE_BYTES} bytes; medians over {rounds} rounds, and the lowest and highest round."
     );
-    let find = |what, writers| rows.iter().find(|row| row.what == what && row.writers == writers);
-    if let (Some(raw), Some(one), Some(many)) =
-        (find(What::Raw, 1), find(What::BehindSync, 1), find(What::BehindSync, 64))
-    {
-        let latency = one.median.p50_us / raw.median.p50_us;
-        let rate = many.median.writes_per_s / (64.0 * raw.median.writes_per_s);
-        println!("behind-sync, 1 writer: p50 is {latency:.2} of the raw write's.");
-        println!("behind-sync, 64 writers: {rate:.2} of 64 times the rate of one raw writer.");
-    }
 }
 
-fn write_json(target: &Path, rows: &[Row], rounds: u64) -> Result<PathBuf> {
+fn write_json(target: &Path, rows: &[Row], ratios: &[Ratio], rounds: u64) -> Result<PathBuf> {
     let rounded = |figure: f64| (figure * 100.0).round() / 100.0;
     let rows: Vec<_> = rows
         .iter()
@@ -438,8 +409,21 @@ fn write_json(target: &Path, rows: &[Row], rounds: u64) -> Result<PathBuf> {
             })
         })
         .collect();
+    let ratios: Vec<_> = ratios
+        .iter()
+        .map(|ratio| {
+            json!({
+                "ratio": ratio.name,
+                "wanted": ratio.wanted.to_string(),
+                "met": ratio.is_met(),
+                "median": rounded(ratio.median),
+                "low": rounded(ratio.low),
+                "high": rounded(ratio.high),
+            })
+        })
+        .collect();
     let path = target.join("write_latency.json");
-    let text = serde_json::to_string_pretty(&json!({ "rows": rows }))?;
+    let text = serde_json::to_string_pretty(&json!({ "rows": rows, "ratios": ratios }))?;
     fs::write(&path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
     Ok(path)
 }

@@ -1,0 +1,108 @@
+//! What a layer's writes are compared with: the bare system calls, and the bare store, each by threads.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+
+use crate::{KEYS_PER_WRITER, Taken, VALUE_BYTES, nanoseconds};
+
+const KEY_BYTES: usize = 8;
+/// The size of the raw file: that of a journal segment.
+const RAW_FILE_BYTES: u64 = 16 << 20;
+
+/// A file that was written once, so that a write changes data only.
+pub(crate) struct RawFile {
+    file: File,
+    next: AtomicU64,
+}
+
+impl RawFile {
+    pub(crate) fn create(path: &Path) -> Result<RawFile> {
+        let file = File::create_new(path).with_context(|| format!("making {}", path.display()))?;
+        let zeros = vec![0; 1 << 20];
+        for at in (0..RAW_FILE_BYTES).step_by(zeros.len()) {
+            file.write_all_at(&zeros, at)?;
+        }
+        file.sync_all()?;
+        Ok(RawFile { file, next: AtomicU64::new(0) })
+    }
+}
+
+impl Put for RawFile {
+    fn put(&self, _writer: usize, number: u64) -> Result<()> {
+        let bytes = [number.to_le_bytes()[0]; KEY_BYTES + VALUE_BYTES];
+        let length = bytes.len() as u64;
+        // One behind the other, as in a log, and from the start again at the end.
+        let place = self.next.fetch_add(1, Ordering::Relaxed) % (RAW_FILE_BYTES / length) * length;
+        self.file.write_all_at(&bytes, place)?;
+        Ok(self.file.sync_data()?)
+    }
+}
+
+/// The bare store, with the durability that a layer's has.
+pub(crate) struct BareSled {
+    db: sled::Db,
+    /// Its flush syncs nothing, so the file is synced beside it.
+    file: File,
+}
+
+impl BareSled {
+    pub(crate) fn open(path: &Path) -> Result<BareSled> {
+        fs::create_dir(path)?;
+        let file = File::options().write(true).create_new(true).open(path.join("db"))?;
+        let config = sled::Config::new().path(path).cache_capacity(256 << 20).segment_size(4 << 20);
+        Ok(BareSled { db: config.flush_every_ms(None).open()?, file })
+    }
+}
+
+impl Put for BareSled {
+    fn put(&self, writer: usize, number: u64) -> Result<()> {
+        let key = writer as u64 * KEYS_PER_WRITER + number % KEYS_PER_WRITER;
+        let value = vec![number.to_le_bytes()[0]; VALUE_BYTES];
+        self.db.insert(key.to_le_bytes(), value)?;
+        self.db.flush()?;
+        Ok(self.file.sync_data()?)
+    }
+}
+
+/// What a thread can put into by itself.
+pub(crate) trait Put: Send + Sync + 'static {
+    /// Puts durably what this writer puts as its `number`-th.
+    fn put(&self, writer: usize, number: u64) -> Result<()>;
+}
+
+pub(crate) fn by_threads(what: &Arc<impl Put>, writers: usize, measure: Duration) -> Result<Taken> {
+    let begin = Arc::new(Barrier::new(writers + 1));
+    let threads: Vec<_> = (0..writers)
+        .map(|writer| {
+            let (what, begin) = (Arc::clone(what), Arc::clone(&begin));
+            thread::spawn(move || {
+                begin.wait();
+                let started = Instant::now();
+                let mut latencies_ns = Vec::new();
+                for number in 0_u64.. {
+                    let begun = Instant::now();
+                    if begun - started >= measure {
+                        break;
+                    }
+                    what.put(writer, number)?;
+                    latencies_ns.push(nanoseconds(begun.elapsed()));
+                }
+                anyhow::Ok(latencies_ns)
+            })
+        })
+        .collect();
+    begin.wait();
+    let started = Instant::now();
+    let mut latencies_ns = Vec::new();
+    for thread in threads {
+        latencies_ns.extend(thread.join().map_err(|_| anyhow!("a writer panicked"))??);
+    }
+    Ok(Taken { latencies_ns, took: started.elapsed() })
+}
