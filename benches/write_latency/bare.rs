@@ -50,6 +50,8 @@ pub(crate) struct BareSled {
     db: sled::Db,
     /// Its flush syncs nothing, so the file is synced beside it.
     file: File,
+    /// How many puts there were: sled writes nothing where a key has the value already.
+    next: AtomicU64,
 }
 
 impl BareSled {
@@ -57,14 +59,15 @@ impl BareSled {
         fs::create_dir(path)?;
         let file = File::options().write(true).create_new(true).open(path.join("db"))?;
         let config = sled::Config::new().path(path).cache_capacity(256 << 20).segment_size(4 << 20);
-        Ok(BareSled { db: config.flush_every_ms(None).open()?, file })
+        Ok(BareSled { db: config.flush_every_ms(None).open()?, file, next: AtomicU64::new(0) })
     }
 }
 
 impl Put for BareSled {
     fn put(&self, writer: usize, number: u64) -> Result<()> {
         let key = writer as u64 * KEYS_PER_WRITER + number % KEYS_PER_WRITER;
-        let value = vec![number.to_le_bytes()[0]; VALUE_BYTES];
+        let mut value = self.next.fetch_add(1, Ordering::Relaxed).to_le_bytes().to_vec();
+        value.resize(VALUE_BYTES, 7);
         self.db.insert(key.to_le_bytes(), value)?;
         self.db.flush()?;
         Ok(self.file.sync_data()?)
