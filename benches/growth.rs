@@ -1,30 +1,40 @@
-//! How cost grows: with writers, with the size of values, with what waits for the store, and with the keys in memory.
+//! How cost grows: with writers, with the size of values, with what waits for the store, with namespaces, and with the
+//! keys in memory; and what the journal writes and keeps on the disk.
 //!
 //! The store forgets what it is given, or takes nothing where a backlog is to grow, so that what is measured is the
 //! layer and its journal. Behind `Buffered` the calling task does all of a put but the drain. Bytes are counted at the
 //! allocator, which costs a put some nanoseconds. "Read and checked" is what any recovery has to do at the least:
-//! reading the same files, warm, and computing their CRC-32C.
+//! reading the same files, warm, and computing their CRC-32C; both take turns, and their ratio is the median of three.
+//! `--up-to 10000000`, or `--up-to 1300000 --backlog-value-bytes 4096` for 5 GiB, needs as much disk, and minutes.
+//! What is written is what Linux counts for the process (`/proc/self/io`), in bytes handed over in writes; the disk
+//! gets whole blocks.
 //!
 //! `cargo bench --bench growth` prints a table and writes the same figures to `target/forebay/growth.json`.
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark's result")]
 
-use std::fs::{self, File};
+#[path = "growth/forgetful.rs"]
+mod forgetful;
+#[path = "growth/looking.rs"]
+mod looking;
+
+use std::fs;
 use std::hint::black_box;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use comfy_table::Table;
-use forebay::ids::{JournalId, Key};
-use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::contract::Store;
 use forebay::testkit::flaky::FlakyStore;
-use forebay::{Cache, Durability, Forebay, MemoryStore};
+use forebay::{Cache, Durability, Forebay, JournalOptions, MemoryStore};
 use peak_alloc::PeakAlloc;
 use serde_json::json;
 use tokio::runtime::Runtime;
+
+use crate::forgetful::Forgetful;
+use crate::looking::{bytes_in, bytes_written, read_and_check};
 
 #[global_allocator]
 static ALLOCATED: PeakAlloc = PeakAlloc;
@@ -32,6 +42,12 @@ static ALLOCATED: PeakAlloc = PeakAlloc;
 const VALUE_BYTES: usize = 100;
 /// How many calls one figure is the median of, at the most.
 const CALLS_MAX: usize = 20_000;
+/// How often a backlog is opened.
+const RECOVERIES: usize = 3;
+/// How long preparing a spare may take.
+const SPARE_WITHIN: Duration = Duration::from_secs(60);
+const MIB: f64 = (1 << 20) as f64;
+const PER_BYTE: &str = "bytes a byte of key and value";
 
 /// How cost grows.
 #[derive(Parser, Debug)]
@@ -45,6 +61,9 @@ struct Arguments {
     /// The largest backlog, in records, and the largest number of keys.
     #[arg(long, default_value_t = 1_000_000)]
     up_to: u64,
+    /// How many bytes a value of the backlog has.
+    #[arg(long, default_value_t = VALUE_BYTES)]
+    backlog_value_bytes: usize,
     /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
@@ -55,7 +74,9 @@ enum What {
     Writers,
     Values,
     Backlog,
+    Namespaces,
     Keys,
+    Disk,
 }
 
 impl std::fmt::Display for What {
@@ -64,13 +85,16 @@ impl std::fmt::Display for What {
             What::Writers => "writers",
             What::Values => "values",
             What::Backlog => "backlog",
+            What::Namespaces => "namespaces",
             What::Keys => "keys",
+            What::Disk => "disk",
         })
     }
 }
 
 impl What {
-    const ALL: [What; 4] = [What::Writers, What::Values, What::Backlog, What::Keys];
+    const ALL: [What; 6] =
+        [What::Writers, What::Values, What::Backlog, What::Namespaces, What::Keys, What::Disk];
 }
 
 /// What was measured at one point of a curve.
@@ -91,6 +115,7 @@ fn main() -> Result<()> {
         directory: directory.path().to_owned(),
         smoke: arguments.smoke,
         up_to: if arguments.smoke { 10_000 } else { arguments.up_to },
+        backlog_value_bytes: arguments.backlog_value_bytes,
         rows: Vec::new(),
     };
     let rows = measure.all(&arguments.what)?;
@@ -123,6 +148,7 @@ struct Measure {
     directory: PathBuf,
     smoke: bool,
     up_to: u64,
+    backlog_value_bytes: usize,
     rows: Vec<Row>,
 }
 
@@ -133,7 +159,9 @@ impl Measure {
                 What::Writers => self.writers()?,
                 What::Values => self.values()?,
                 What::Backlog => self.backlog()?,
+                What::Namespaces => self.namespaces()?,
                 What::Keys => self.keys()?,
+                What::Disk => self.disk()?,
             }
         }
         Ok(self.rows)
@@ -191,7 +219,7 @@ impl Measure {
         for bytes in [16, 256, 4 << 10, 64 << 10, 1 << 20] {
             let calls = CALLS_MAX.min((64 << 20) / bytes);
             let us = median_us(&runtime, calls, async |number| {
-                cache.put(&(number % 100), vec![1; bytes]).await.map(drop)
+                Ok(cache.put(&(number % 100), vec![1; bytes]).await.map(drop)?)
             })?;
             self.add("put behind buffered", (bytes as u64, "value bytes"), us, "us");
             runtime.block_on(bay.flush())?;
@@ -204,8 +232,9 @@ impl Measure {
     fn backlog(&mut self) -> Result<()> {
         let runtime = one_thread()?;
         let durability = Durability::Buffered { sync_interval: Duration::from_millis(100) };
+        let value_bytes = self.backlog_value_bytes;
         let mut size = self.up_to.min(10_000);
-        while size <= self.up_to {
+        loop {
             let name = format!("backlog-{size}");
             let store = FlakyStore::new(MemoryStore::new());
             store.stall();
@@ -217,31 +246,33 @@ impl Measure {
             let first = size - calls as u64;
             runtime.block_on(async {
                 for number in 0..first {
-                    cache.put(&number, vec![1; VALUE_BYTES]).await?;
+                    cache.put(&number, vec![1; value_bytes]).await?;
                 }
                 anyhow::Ok(())
             })?;
             let us = median_us(&runtime, calls, async |number| {
-                cache.put(&(first + number), vec![1; VALUE_BYTES]).await.map(drop)
+                Ok(cache.put(&(first + number), vec![1; value_bytes]).await.map(drop)?)
             })?;
             let at = (size, "records");
             self.add("put at a backlog", at, us, "us");
             ensure!(bay.pending() == size, "{} records are pending instead of {size}", bay.pending());
             let us = median_us(&runtime, calls, async |number| {
-                cache.get(&(number * 7_919 % size)).await.map(|value| drop(black_box(value)))
+                Ok(cache.get(&(number * 7_919 % size)).await.map(|value| drop(black_box(value)))?)
             })?;
             self.add("get from a backlog", at, us, "us");
             let memory = ALLOCATED.current_usage().saturating_sub(before);
             // A key is its namespace, a separator and eight bytes; a vector's length takes eight, a value's prefix two.
-            let content = size * ("growth".len() + 1 + 8 + VALUE_BYTES + 8 + 2) as u64;
+            let content = size * ("growth".len() + 1 + 8 + value_bytes + 8 + 2) as u64;
             let beside = (memory as f64 - content as f64) / size as f64;
             self.add("memory of a backlog", at, beside, "bytes a record, beside key and value");
             // As a crash would leave it, and nobody waits for the store.
             drop((cache, bay));
             self.recovery(&runtime, &name, at, &store)?;
-            size *= 10;
+            if size >= self.up_to {
+                return Ok(());
+            }
+            size = (size * 10).min(self.up_to);
         }
-        Ok(())
     }
 
     fn recovery(
@@ -252,20 +283,126 @@ impl Measure {
         store: &FlakyStore<MemoryStore>,
     ) -> Result<()> {
         let journal = self.directory.join(name);
-        let (bytes, checked) = read_and_check(&journal)?;
-        let begun = Instant::now();
-        let bay = self.open(runtime, name, Durability::Sync, store.clone())?;
-        let opened = begun.elapsed();
-        let cache: Cache<u64, Vec<u8>> = bay.cache("growth").capacity(1).open()?;
-        let read = runtime.block_on(cache.get(&0))?;
-        let first_read = begun.elapsed();
-        ensure!(read.is_some() && bay.pending() == at.0, "the backlog is not there after the opening");
-        let rate = |time: Duration| bytes as f64 / 1e6 / time.as_secs_f64();
-        self.add("read and checked", at, rate(checked), "MB/s");
-        self.add("opened", at, rate(opened), "MB/s");
-        self.add("first read after", at, first_read.as_secs_f64() * 1e3, "ms");
-        drop((cache, bay));
+        let mut rounds = Vec::new();
+        for _ in 0..RECOVERIES {
+            let (bytes, checked) = read_and_check(&journal)?;
+            let before = ALLOCATED.current_usage();
+            ALLOCATED.reset_peak_usage();
+            let begun = Instant::now();
+            let bay = self.open(runtime, name, Durability::Sync, store.clone())?;
+            let opened = begun.elapsed();
+            let peak = ALLOCATED.peak_usage().saturating_sub(before);
+            let cache: Cache<u64, Vec<u8>> = bay.cache("growth").capacity(1).open()?;
+            let read = runtime.block_on(cache.get(&0))?;
+            let first_read = begun.elapsed();
+            // Nothing of it is drained by then: the store takes nothing.
+            ensure!(read.is_some() && bay.pending() == at.0, "the backlog is not there after the opening");
+            let rate = |time: Duration| bytes as f64 / 1e6 / time.as_secs_f64();
+            let first_read = first_read.as_secs_f64() * 1e3;
+            rounds.push([rate(checked), rate(opened), rate(opened) / rate(checked), first_read, peak as f64]);
+        }
+        let median = |place: usize| {
+            let mut sorted: Vec<f64> = rounds.iter().filter_map(|round| round.get(place).copied()).collect();
+            sorted.sort_by(f64::total_cmp);
+            sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        self.add("read and checked", at, median(0), "MB/s");
+        self.add("opened", at, median(1), "MB/s");
+        self.add("opened, of read and checked", at, median(2), "(at least 0.70 is wanted)");
+        self.add("first read after", at, median(3), "ms");
+        self.add("memory to open at the most", at, median(4) / 1e6, "MB");
+        self.add("memory to open at the most, each", at, median(4) / at.0 as f64, "bytes a record");
         fs::remove_dir_all(&journal).with_context(|| format!("removing {}", journal.display()))
+    }
+
+    fn namespaces(&mut self) -> Result<()> {
+        let runtime = one_thread()?;
+        let durability = Durability::Buffered { sync_interval: Duration::from_millis(100) };
+        let bay = self.open(&runtime, "namespaces", durability, Forgetful::default())?;
+        let mut caches: Vec<Cache<u64, u64>> = Vec::new();
+        for count in [1, 10, 100, 1_000, 10_000] {
+            if self.smoke && count > 1_000 {
+                break;
+            }
+            let (before, begun, had) = (ALLOCATED.current_usage(), Instant::now(), caches.len());
+            while caches.len() < count {
+                caches.push(bay.cache(&format!("growth/{}", caches.len())).capacity(16).open()?);
+            }
+            let made = (count - had) as f64;
+            let (us, memory) = (begun.elapsed().as_secs_f64() * 1e6 / made, ALLOCATED.current_usage());
+            let at = (count as u64, "namespaces");
+            self.add("opening of a cache", at, us, "us");
+            self.add("memory of a cache", at, memory.saturating_sub(before) as f64 / made, "bytes");
+            let cache = |number: u64| caches.get(number as usize * 7_919 % count).context("it was opened");
+            let us = median_us(&runtime, CALLS_MAX, async |number| {
+                cache(number)?.put(&(number % 16), number).await?;
+                Ok(())
+            })?;
+            self.add("put among namespaces", at, us, "us");
+            let us = median_us(&runtime, CALLS_MAX, async |number| {
+                black_box(cache(number)?.get(&(number % 16)).await?);
+                Ok(())
+            })?;
+            self.add("get among namespaces", at, us, "us");
+            runtime.block_on(bay.flush())?;
+        }
+        drop(caches);
+        runtime.block_on(bay.close())?;
+        Ok(())
+    }
+
+    /// What the journal writes for a byte that it acknowledges, and what it keeps on the disk after a burst.
+    fn disk(&mut self) -> Result<()> {
+        let time = Duration::from_millis(if self.smoke { 100 } else { 2_000 });
+        let runtime = tokio::runtime::Builder::new_multi_thread().build()?;
+        for writers in [1, 64] {
+            let name = format!("disk-{writers}");
+            let bay = self.open(&runtime, &name, Durability::Sync, Forgetful::default())?;
+            let cache: Cache<u64, Vec<u8>> = bay.cache("growth").capacity(100_000).open()?;
+            runtime.block_on(written_in(&cache, writers, time / 4))?;
+            runtime.block_on(bay.flush())?;
+            // The spare that is prepared ahead is written with zeros once; later ones are used again.
+            let begun = Instant::now();
+            while bay.health().journal_bytes < 2 * JournalOptions::default().segment_bytes {
+                ensure!(begun.elapsed() < SPARE_WITHIN, "no spare is prepared after {SPARE_WITHIN:?}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let written = bytes_written()?;
+            let before = bay.last_committed();
+            runtime.block_on(written_in(&cache, writers, time))?;
+            let puts = bay.last_committed().0 - before.0;
+            let acknowledged = (puts * (8 + VALUE_BYTES) as u64) as f64;
+            let written = bytes_written()? - written;
+            let at = (writers, "writers");
+            self.add("written by the journal", at, written as f64 / acknowledged, PER_BYTE);
+            runtime.block_on(bay.close())?;
+        }
+        let durability = Durability::Buffered { sync_interval: Duration::from_millis(100) };
+        for burst_mb in [16, 64, 256] {
+            if self.smoke && burst_mb > 64 {
+                break;
+            }
+            let name = format!("burst-{burst_mb}");
+            let store = FlakyStore::new(MemoryStore::new());
+            store.stall();
+            let bay = self.open(&runtime, &name, durability, store.clone())?;
+            let cache: Cache<u64, Vec<u8>> = bay.cache("growth").capacity(1).open()?;
+            runtime.block_on(async {
+                for number in 0..burst_mb << 8 {
+                    cache.put(&(number % 1_000), vec![1; 4 << 10]).await?;
+                }
+                anyhow::Ok(())
+            })?;
+            let at = (burst_mb, "MiB in a burst");
+            self.add("journal at its height", at, bay.health().journal_bytes as f64 / MIB, "MiB");
+            store.release();
+            runtime.block_on(bay.flush())?;
+            runtime.block_on(bay.close())?;
+            let left = bytes_in(&self.directory.join(&name))?;
+            self.add("journal once that is drained", at, left as f64 / MIB, "MiB");
+            ensure!(left < journal_at_rest_max() + (1 << 20), "{left} bytes are left of a burst");
+        }
+        Ok(())
     }
 
     fn keys(&mut self) -> Result<()> {
@@ -323,11 +460,7 @@ async fn written_in(cache: &Cache<u64, Vec<u8>>, writers: u64, time: Duration) -
 }
 
 /// The median time of a call, in microseconds.
-fn median_us(
-    runtime: &Runtime,
-    calls: usize,
-    mut call: impl AsyncFnMut(u64) -> forebay::Result<()>,
-) -> Result<f64> {
+fn median_us(runtime: &Runtime, calls: usize, mut call: impl AsyncFnMut(u64) -> Result<()>) -> Result<f64> {
     runtime.block_on(async {
         let mut taken = Vec::with_capacity(calls);
         for number in 0..calls as u64 {
@@ -341,70 +474,13 @@ fn median_us(
     })
 }
 
-/// How many bytes a journal's segments have, and how long it takes to read and to check them.
-fn read_and_check(journal: &Path) -> Result<(u64, Duration)> {
-    let mut buffer = vec![0; 1 << 20];
-    let (mut bytes, begun) = (0, Instant::now());
-    for entry in fs::read_dir(journal)? {
-        let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "seg") {
-            continue;
-        }
-        let mut file = File::open(&path)?;
-        let mut crc = 0;
-        loop {
-            let read = file.read(&mut buffer)?;
-            let Some(some) = buffer.get(..read).filter(|some| !some.is_empty()) else { break };
-            crc = crc32c::crc32c_append(crc, some);
-            bytes += read as u64;
-        }
-        black_box(crc);
-    }
-    Ok((bytes, begun.elapsed()))
+/// What a journal takes at the most when nothing waits: the segment in use, the spares, and one that was being made
+/// when the last segment became a spare.
+fn journal_at_rest_max() -> u64 {
+    let journal = JournalOptions::default();
+    journal.segment_bytes * (2 + journal.spares_max as u64)
 }
 
 fn one_thread() -> Result<Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().build()?)
-}
-
-/// A store that takes everything at once and keeps nothing.
-#[derive(Default)]
-struct Forgetful(std::sync::Mutex<Tenure>);
-
-impl Forgetful {
-    fn change(&self, change: impl FnOnce(&mut Tenure)) -> Tenure {
-        let mut tenure = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        change(&mut tenure);
-        *tenure
-    }
-}
-
-impl Store for Forgetful {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        Box::pin(async { Ok(self.change(|_| {})) })
-    }
-
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        Box::pin(async move {
-            Ok(self.change(|tenure| {
-                tenure.epoch.0 += 1;
-                tenure.journal = journal;
-            }))
-        })
-    }
-
-    fn load<'a>(&'a self, _key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
-        Box::pin(async { Ok(None) })
-    }
-
-    fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
-        Box::pin(async { Ok(vec![None; keys.len()]) })
-    }
-
-    fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async {
-            self.change(|tenure| tenure.progress = batch.progress);
-            Ok(())
-        })
-    }
 }

@@ -6,10 +6,12 @@
 //! ```
 //!
 //! `raw` is what the disk itself takes for the same key and value: `pwrite` and `fdatasync` into a file that
-//! was written once before, by as many threads as there are writers, each syncing for itself. The other rows
+//! was written once before, by as many threads as there are writers, each syncing for itself. `sled` is the bare
+//! store's own durable put, by as many threads: insert, flush, and `fdatasync` of its file. The other rows
 //! are async writers, each of which waits for its acknowledgement before it writes again, on a tokio runtime
 //! with as many threads as there are writers, and not more than there are cores (a single writer has the thread
-//! that waits for it).
+//! that waits for it). `behind-undrained` is a layer whose store takes nothing while it is measured: what the drain
+//! adds to an acknowledgement is what `behind-sync` takes more than it.
 //!
 //! All of it happens in one run on one file system, interleaved round by round, because a disk's mood changes
 //! from minute to minute; a figure is the median over the rounds, and the spread is the lowest and highest
@@ -17,35 +19,44 @@
 //! flusher of the layer that is measured does run meanwhile: that is what a user gets.
 //!
 //! The table goes to the terminal, and the same figures to `target/forebay/write_latency.json`, with each round's own
-//! and the distribution (`quantiles_us`: thousandths, and what so many writes did not exceed).
+//! and the distribution (`quantiles_us`: thousandths, and what so many writes did not exceed). The ratios that have a
+//! target are paired by round, and under `ratios`.
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
+#[path = "write_latency/bare.rs"]
+mod bare;
 #[path = "support/figures.rs"]
 mod figures;
 #[path = "support/raw_file.rs"]
 mod raw_file;
+#[path = "write_latency/targets.rs"]
+mod targets;
 
 use std::fmt::{self, Display};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Barrier};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use figures::{COLUMNS, Figures, Summary, Taken};
-use forebay::{Cache, Durability, Forebay, SledStore, WritePolicy};
+use forebay::store::contract::Store;
+use forebay::testkit::flaky::FlakyStore;
+use forebay::{Cache, Durability, Forebay, MemoryStore, SledStore, WritePolicy};
 use raw_file::RawFile;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::bare::{BareSled, by_threads};
+use crate::targets::{Ratio, TARGETS, print_ratios};
+
 const VALUE_BYTES: usize = 100;
-const KEY_BYTES: usize = 8;
 const WRITERS: [usize; 5] = [1, 4, 16, 64, 256];
 /// How many keys each writer goes through.
 const KEYS_PER_WRITER: u64 = 1_000;
@@ -80,8 +91,10 @@ struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
     Raw,
+    Sled,
     Through,
     BehindSync,
+    BehindUndrained,
     BehindBuffered,
 }
 
@@ -92,13 +105,16 @@ impl Display for What {
 }
 
 impl What {
-    const ALL: [What; 4] = [What::Raw, What::Through, What::BehindSync, What::BehindBuffered];
+    const ALL: [What; 6] =
+        [What::Raw, What::Sled, What::Through, What::BehindSync, What::BehindUndrained, What::BehindBuffered];
 
     fn name(self) -> &'static str {
         match self {
             What::Raw => "raw",
+            What::Sled => "sled",
             What::Through => "through",
             What::BehindSync => "behind-sync",
+            What::BehindUndrained => "behind-undrained",
             What::BehindBuffered => "behind-buffered",
         }
     }
@@ -145,17 +161,23 @@ fn main() -> Result<()> {
     subjects.close(&runtime)?;
 
     let rows: Vec<Row> = cells.iter().map(Cell::row).collect();
+    let ratios: Vec<Ratio> = TARGETS.iter().filter_map(|target| target.ratio(&rows)).collect();
     print_table(&rows, rounds);
-    let path = write_json(&target, &rows)?;
+    print_ratios(&ratios);
+    let path = write_json(&target, &rows, &ratios)?;
     println!("The same figures: {}", path.display());
     Ok(())
 }
 
 /// What is measured, opened once and kept open over all rounds.
 struct Subjects {
-    raw: Arc<Raw>,
+    raw: Arc<RawFile>,
+    sled: Arc<BareSled>,
     through: Subject,
     behind_sync: Subject,
+    behind_undrained: Subject,
+    /// The store of the one before.
+    stalled: FlakyStore<MemoryStore>,
     behind_buffered: Subject,
 }
 
@@ -167,16 +189,24 @@ struct Subject {
 impl Subjects {
     fn open(runtime: &tokio::runtime::Runtime, directory: &Path) -> Result<Subjects> {
         let buffered = Durability::Buffered { sync_interval: Duration::from_millis(100) };
+        let store = |name: &str| SledStore::open(directory.join(name).join("store"));
+        let open = |name: &str, durability, store: Box<dyn Store>| {
+            Subject::open(runtime, &directory.join(name), durability, store)
+        };
+        let stalled = FlakyStore::new(MemoryStore::new());
         Ok(Subjects {
-            raw: Arc::new(Raw(RawFile::create(&directory.join("raw"))?)),
-            through: Subject::open(runtime, &directory.join("through"), None)?,
-            behind_sync: Subject::open(runtime, &directory.join("behind-sync"), Some(Durability::Sync))?,
-            behind_buffered: Subject::open(runtime, &directory.join("behind-buffered"), Some(buffered))?,
+            raw: Arc::new(RawFile::create(&directory.join("raw"))?),
+            sled: Arc::new(BareSled::open(&directory.join("sled"))?),
+            through: open("through", None, Box::new(store("through")?))?,
+            behind_sync: open("behind-sync", Some(Durability::Sync), Box::new(store("behind-sync")?))?,
+            behind_undrained: open("undrained", Some(Durability::Sync), Box::new(stalled.clone()))?,
+            stalled,
+            behind_buffered: open("behind-buffered", Some(buffered), Box::new(store("behind-buffered")?))?,
         })
     }
 
-    fn layers(&self) -> [&Subject; 3] {
-        [&self.through, &self.behind_sync, &self.behind_buffered]
+    fn layers(&self) -> [&Subject; 4] {
+        [&self.through, &self.behind_sync, &self.behind_undrained, &self.behind_buffered]
     }
 
     fn measure(
@@ -187,9 +217,16 @@ impl Subjects {
         measure: Duration,
     ) -> Result<Taken> {
         let taken = match what {
-            What::Raw => self.raw.measure(writers, measure),
+            What::Raw => by_threads(&self.raw, writers, measure),
+            What::Sled => by_threads(&self.sled, writers, measure),
             What::Through => runtime.block_on(self.through.measure(writers, measure)),
             What::BehindSync => runtime.block_on(self.behind_sync.measure(writers, measure)),
+            What::BehindUndrained => {
+                self.stalled.stall();
+                let taken = runtime.block_on(self.behind_undrained.measure(writers, measure));
+                self.stalled.release();
+                taken
+            }
             What::BehindBuffered => runtime.block_on(self.behind_buffered.measure(writers, measure)),
         }?;
         for layer in self.layers() {
@@ -213,8 +250,9 @@ impl Subject {
         runtime: &tokio::runtime::Runtime,
         directory: &Path,
         behind: Option<Durability>,
+        store: Box<dyn Store>,
     ) -> Result<Subject> {
-        let builder = Forebay::builder(SledStore::open(directory.join("store"))?);
+        let builder = Forebay::builder(store);
         let (builder, policy) = match behind {
             Some(durability) => {
                 (builder.journal(directory.join("journal")).durability(durability), WritePolicy::Behind)
@@ -254,43 +292,6 @@ impl Subject {
             latencies_ns.extend(task.await??);
         }
         Ok(Taken { latencies_ns, took: started.elapsed() })
-    }
-}
-
-/// The bare system calls.
-struct Raw(RawFile);
-
-impl Raw {
-    fn measure(self: &Arc<Self>, writers: usize, measure: Duration) -> Result<Taken> {
-        let begin = Arc::new(Barrier::new(writers + 1));
-        let threads: Vec<_> = (0..writers)
-            .map(|_| {
-                let (raw, begin) = (Arc::clone(self), Arc::clone(&begin));
-                thread::spawn(move || {
-                    begin.wait();
-                    raw.write_for(measure)
-                })
-            })
-            .collect();
-        begin.wait();
-        let started = Instant::now();
-        let mut latencies_ns = Vec::new();
-        for thread in threads {
-            latencies_ns.extend(thread.join().map_err(|_| anyhow!("a raw writer panicked"))??);
-        }
-        Ok(Taken { latencies_ns, took: started.elapsed() })
-    }
-
-    fn write_for(&self, measure: Duration) -> Result<Vec<u64>> {
-        let mut latencies_ns = Vec::new();
-        let started = Instant::now();
-        while started.elapsed() < measure {
-            let begun = Instant::now();
-            self.0.write(&[7; KEY_BYTES + VALUE_BYTES])?;
-            self.0.sync()?;
-            latencies_ns.push(nanoseconds(begun.elapsed()));
-        }
-        Ok(latencies_ns)
     }
 }
 
@@ -334,22 +335,25 @@ fn print_table(rows: &[Row], rounds: u64) {
     println!(
         "Values of {VALUE_BYTES} bytes; medians over {rounds} rounds, and the lowest and highest round."
     );
-    let find = |what: What, writers| {
-        rows.iter().find(|row| row.what == what.name() && row.writers == writers).map(|row| &row.figures)
-    };
-    if let (Some(raw), Some(one), Some(many)) =
-        (find(What::Raw, 1), find(What::BehindSync, 1), find(What::BehindSync, 64))
-    {
-        let latency = one.p50_us / raw.p50_us;
-        let rate = many.writes_per_s / (64.0 * raw.writes_per_s);
-        println!("behind-sync, 1 writer: p50 is {latency:.2} of the raw write's.");
-        println!("behind-sync, 64 writers: {rate:.2} of 64 times the rate of one raw writer.");
-    }
 }
 
-fn write_json(target: &Path, rows: &[Row]) -> Result<PathBuf> {
+fn write_json(target: &Path, rows: &[Row], ratios: &[Ratio]) -> Result<PathBuf> {
+    let rounded = |figure: f64| (figure * 100.0).round() / 100.0;
+    let ratios: Vec<_> = ratios
+        .iter()
+        .map(|ratio| {
+            json!({
+                "ratio": ratio.name,
+                "wanted": ratio.wanted.to_string(),
+                "met": ratio.is_met(),
+                "median": rounded(ratio.spread.median),
+                "low": rounded(ratio.spread.low),
+                "high": rounded(ratio.spread.high),
+            })
+        })
+        .collect();
     let path = target.join("write_latency.json");
-    let text = serde_json::to_string_pretty(&json!({ "rows": rows }))?;
+    let text = serde_json::to_string_pretty(&json!({ "rows": rows, "ratios": ratios }))?;
     fs::write(&path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
     Ok(path)
 }

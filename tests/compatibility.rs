@@ -303,7 +303,7 @@ fn a_journal_of_an_unknown_version_is_refused_and_left_untouched() {
 /// The store is sled's to open, and sled writes to its own files when it is: what the tree holds is compared.
 #[test]
 fn a_store_of_an_unknown_layout_is_refused_and_left_untouched() {
-    for (format, what) in [(Some(2_u8), "has format 2, which is unknown"), (None, "is not one of this crate")]
+    for (format, what) in [(Some(3_u8), "has format 3, which is unknown"), (None, "is not one of this crate")]
     {
         let top = layer_v1();
         let path = top.path().join("store");

@@ -72,7 +72,7 @@ fn phase(closes: bool, batches: impl IntoIterator<Item = Plan>) -> Phase {
     Phase { batches: batches.into_iter().collect(), closes }
 }
 
-/// Many small batches and many openings.
+/// Many small batches, lone changes and many openings.
 fn small() -> Vec<Phase> {
     let batch = |round: u64| -> Plan {
         (0..12)
@@ -87,6 +87,7 @@ fn small() -> Vec<Phase> {
         phase(false, (4..12).map(batch)),
         phase(false, (12..14).map(batch)),
         phase(true, (14..20).map(batch)),
+        phase(false, (0..9).map(|round| vec![(round % 4, (round % 3 != 2).then_some(100))])),
         phase(true, [vec![(90, Some(200_000))], vec![(90, Some(70_000)), (1, None)], vec![(90, None)]]),
         phase(false, (20..22).map(batch)),
     ]

@@ -24,11 +24,14 @@ use crate::journal::committer::Committer;
 use crate::journal::log::Log;
 use crate::safeguard::Safeguard;
 use crate::seam::span::Span;
+use crate::seam::sync::thread;
 use crate::seam::{clock, random};
 use crate::store::contract::{Batch, Op, Progress, Store, StoreError};
 
 /// How many frames are taken or retired under one lock.
 const FRAMES_AT_ONCE: usize = 64;
+/// How long the flusher waits for those whom it just answered: about a third of what an apply takes.
+const LOOK_OUT_MAX: Duration = Duration::from_micros(100);
 
 /// The flusher of a layer.
 pub(crate) struct Flusher {
@@ -44,6 +47,8 @@ pub(crate) struct Flusher {
     pub(crate) source: Source,
     /// The last number that was given to a write which then did not happen.
     pub(crate) refused: Cell<Seq>,
+    /// How many writers the last batch answered.
+    pub(crate) answered: Cell<usize>,
 }
 
 /// Why a batch was not applied.
@@ -110,6 +115,7 @@ impl Flusher {
             }
             work.await;
         }
+        self.look_out(&mut hand)?;
         if core.options.batch_linger.is_zero() {
             return Ok(hand.frames);
         }
@@ -124,6 +130,21 @@ impl Flusher {
         }
         self.fill(&mut hand)?;
         Ok(hand.frames)
+    }
+
+    /// Looks out, awake, for those who were just answered: they write through again at once, as a rule, and whoever is
+    /// left behind waits for two applies. A lone writer is never kept waiting.
+    fn look_out(&mut self, hand: &mut Hand) -> Result<()> {
+        let expected = self.answered.replace(0);
+        if expected < 2 {
+            return Ok(());
+        }
+        let until = clock::now() + LOOK_OUT_MAX;
+        while !hand.full && hand.frames.len() < expected && clock::now() < until {
+            thread::yield_now();
+            self.fill(hand)?;
+        }
+        Ok(())
     }
 
     /// Takes what is there until the batch is full.
@@ -410,6 +431,7 @@ impl Flusher {
         if !tickets.is_empty() {
             self.core.settled.notify_waiters();
         }
+        self.answered.set(tickets.len());
         tickets.into_iter().for_each(|(last, ticket)| ticket.answer(Ok(last)));
         if let Some(log) = &self.log {
             // Segments that stay behind, the dead letters' included, cost room, not data; the next batch tries again.

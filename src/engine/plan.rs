@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::engine::queued::QueuedFrame;
 use crate::error::Result;
 use crate::ids::{Key, Seq};
+use crate::seam::random::HashBuilder;
 use crate::store::contract::Op;
 
 /// The ops of one apply under construction, in order.
@@ -12,7 +13,7 @@ use crate::store::contract::Op;
 pub(crate) struct Ops {
     ops: Vec<Option<Op>>,
     /// Where the last op of a key is that a newer one may replace.
-    replaceable: HashMap<Key, usize>,
+    replaceable: HashMap<Key, usize, HashBuilder>,
 }
 
 impl Ops {

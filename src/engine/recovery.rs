@@ -234,6 +234,7 @@ fn start(
         progress: tenure.progress,
         source: Source::new(recovered),
         refused: Cell::new(Seq::ZERO),
+        answered: Cell::new(0),
     };
     let (runtime, thread) = run_flusher(flusher)?;
     let lifeline_store = Arc::clone(&store);

@@ -3,6 +3,7 @@
 //! Sees only what was published, in order. It holds the segment that it reads, so a trim cannot change that file
 //! under it. It never writes, and remembers nothing on disk: where to start is its owner's to know.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -61,15 +62,17 @@ impl Reader {
                 self.place = Place::start(&self.log, segment)?;
                 continue;
             };
-            // Asked for first: once there is a successor, the end that is read then is the final one.
-            let successor = self.log.successor(&place.segment);
             if place.offset >= place.segment.end() {
-                let Some(next) = successor else {
-                    return Ok(None);
-                };
-                // If it was trimmed already, start over with what is left.
-                self.place = Place::start(&self.log, next)?;
-                continue;
+                // Asked for first: once there is a successor, the end that is read then is the final one.
+                let successor = self.log.successor(&place.segment);
+                if place.offset >= place.segment.end() {
+                    let Some(next) = successor else {
+                        return Ok(None);
+                    };
+                    // If it was trimmed already, start over with what is left.
+                    self.place = Place::start(&self.log, next)?;
+                    continue;
+                }
             }
             let header = place.header()?;
             if header.last() > self.log.published() {
@@ -98,22 +101,23 @@ impl Place {
     }
 
     fn header(&mut self) -> Result<FrameHeader> {
-        let head = self.bytes(self.offset, FRAME_HEADER_BYTES)?;
-        let header = check_header(&self.segment, self.offset, &head)?;
+        let head = self.read_ahead(self.offset, FRAME_HEADER_BYTES)?;
+        let head = self.ahead.get(head).unwrap_or_default();
+        let header = check_header(&self.segment, self.offset, head)?;
         let follows = header.follows(self.prev);
         follows.map_err(|why| damaged_frame(&self.segment, self.offset, &why, Some(&header)))?;
         Ok(header)
     }
 
     fn frame(&mut self, header: &FrameHeader) -> Result<Frame> {
-        let body = self.bytes(self.offset + FRAME_HEADER_BYTES, u64::from(header.body_len))?;
+        let body = self.read_ahead(self.offset + FRAME_HEADER_BYTES, u64::from(header.body_len))?;
         let location = Location { segment: self.segment.header.number, offset: self.offset };
-        Frame::verified(header, location, body)
+        Frame::verified(header, location, self.ahead.slice(body))
             .map_err(|why| damaged_frame(&self.segment, self.offset, why, Some(header)))
     }
 
-    /// `len` bytes at `offset`, or fewer if the segment ends before.
-    fn bytes(&mut self, offset: u64, len: u64) -> Result<Bytes> {
+    /// Where in what was read ahead `len` bytes at `offset` lie, or fewer if the segment ends before.
+    fn read_ahead(&mut self, offset: u64, len: u64) -> Result<Range<usize>> {
         let room = self.segment.end().saturating_sub(offset);
         let len = len.min(room);
         let skip = offset.saturating_sub(self.ahead_at);
@@ -121,8 +125,8 @@ impl Place {
             let read = read_exactly(&*self.file, offset, len.max(READ_AHEAD_BYTES).min(room));
             self.ahead = Bytes::from(read.map_err(|error| cannot("read", &self.segment.path, error))?);
             self.ahead_at = offset;
-            return Ok(self.ahead.slice(..self.ahead.len().min(len as usize)));
+            return Ok(0..self.ahead.len().min(len as usize));
         }
-        Ok(self.ahead.slice(skip as usize..(skip + len) as usize))
+        Ok(skip as usize..(skip + len) as usize)
     }
 }

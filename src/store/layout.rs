@@ -35,16 +35,21 @@ pub(crate) const INLINE: u8 = 0;
 pub(crate) const VALUE_HEADER_BYTES: usize = 9;
 
 const TAG_VALUE: u8 = b'k';
-pub(crate) const META_FORMAT: u8 = 1;
+const META_FORMAT: u8 = 1;
 pub(crate) const META_BYTES: usize = 46;
 
 /// Where the value of `key` lies in the database.
 pub(crate) fn value_key(key: &Key) -> Vec<u8> {
-    let bytes = key.as_bytes();
-    let mut stored = Vec::with_capacity(1 + bytes.len());
-    stored.push(TAG_VALUE);
-    stored.extend_from_slice(bytes);
+    let mut stored = Vec::with_capacity(1 + key.as_bytes().len());
+    write_value_key(key, &mut stored);
     stored
+}
+
+/// As [`value_key`], in place of what `buffer` has.
+pub(crate) fn write_value_key(key: &Key, buffer: &mut Vec<u8>) {
+    buffer.clear();
+    buffer.push(TAG_VALUE);
+    buffer.extend_from_slice(key.as_bytes());
 }
 
 /// What a stored value begins with.

@@ -24,6 +24,7 @@ pub mod redb;
 pub mod sled;
 mod sled_files;
 mod sled_open;
+mod sled_single;
 mod worker;
 
 pub use contract::{Atomicity, Batch, BoxFuture, Op, Progress, Pulse, Store, StoreError, Tenure, Versioned};

@@ -1,7 +1,8 @@
 //! The embedded default store: a sled 0.34 database in a directory of its own.
 //!
 //! A batch, its progress and the epoch check are one transaction: everything lies in one tree, a batch is one
-//! sled batch, and sled replays a batch wholly or not at all. On return a batch is durable: after sled's flush,
+//! sled batch, and sled replays a batch wholly or not at all; a lone change needs none for the same end, and takes
+//! half the writes (`sled_single`). On return a batch is durable: after sled's flush,
 //! which syncs nothing, the files are synced through a descriptor of the store's own (`sled_files`).
 //!
 //! A failure while something is being made true ends the store for good (`embedded`); sled itself refuses all
@@ -21,17 +22,18 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use ::sled::{Batch as SledBatch, Db};
+use ::sled::{Batch as SledBatch, Db, IVec};
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Key, Seq};
 use crate::safeguard::Safeguard;
-use crate::store::contract::{Batch, BoxFuture, Op, StoreError, Tenure, Versioned};
+use crate::store::contract::{Batch, BoxFuture, Op, Progress, StoreError, Tenure, Versioned};
 use crate::store::embedded::{Database, Embedded, embedded_store};
-use crate::store::layout::{self, INLINE, META_KEY, VALUE_HEADER_BYTES, value_key};
+use crate::store::layout::{self, INLINE, META_KEY, value_key};
 use crate::store::sled_files::Files;
 use crate::store::sled_open::{self, open_failed, sled_error};
+use crate::store::sled_single::{self, SINGLE_KEY_BYTES_MAX};
 
 /// The memory sled may use for pages unless [`SledOptions::cache_bytes`] says otherwise.
 const CACHE_BYTES_DEFAULT: u64 = 256 * 1024 * 1024;
@@ -107,6 +109,8 @@ struct Pen {
     files: Files,
     /// Whether the tree may hold chunks. As long as it holds none, no old value has to be looked at for them.
     chunked: bool,
+    /// As the meta record on the disk says.
+    progress: Progress,
 }
 
 impl SledStore {
@@ -125,9 +129,10 @@ impl SledStore {
         let mut files = Files::open(path)?;
         let db = sled_open::open(&mut files, options.cache_bytes, segment_bytes)?;
         let read = db.get(META_KEY).map_err(|error| open_failed(&files, error))?;
-        let tenure = layout::decode_meta(read.as_deref(), db.is_empty(), files.path())?;
+        let tenure = sled_single::tenure(&db, read.as_ref(), files.path())?;
         let chunked = db.scan_prefix([TAG_CHUNK]).next().is_some();
-        Ok(SledStore(Embedded::start(Sled { db: Some(db) }, Pen { files, chunked }, tenure)?))
+        let pen = Pen { files, chunked, progress: tenure.progress };
+        Ok(SledStore(Embedded::start(Sled { db: Some(db) }, pen, tenure)?))
     }
 }
 
@@ -170,43 +175,17 @@ impl Database for Sled {
 
     fn write(&self, pen: &mut Pen, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
         let db = self.db();
-        let mut batch = SledBatch::default();
-        let mut chunked = pen.chunked;
-        for (place, op) in changes.iter().enumerate() {
-            let tree_key = value_key(&op.key);
-            if pen.chunked
-                && let Some(old) = db.get(&tree_key).map_err(apply_failed)?
-                && let (_, Content::Chunked(chunks)) = decode_value(&old, &op.key)?
-            {
-                chunks.remove(&mut batch);
-            }
-            match &op.value {
-                None => batch.remove(tree_key),
-                Some(value) if tree_key.len() + value.len() <= INLINE_BYTES_MAX => {
-                    batch.insert(
-                        tree_key,
-                        encode_value(INLINE, op.seq, value.len(), |out| out.put_slice(value)),
-                    );
-                }
-                Some(value) => {
-                    chunked = true;
-                    let chunks = Chunks::new(tenure.progress.applied, place, value.len());
-                    chunks.insert(value, &mut batch);
-                    batch.insert(
-                        tree_key,
-                        encode_value(CHUNKED, op.seq, CHUNKS_BYTES, |out| chunks.encode(out)),
-                    );
-                }
-            }
+        match changes {
+            [] => drop(db.insert(META_KEY, layout::encode_meta(tenure)).map_err(apply_failed)?),
+            [op] if !pen.chunked && can_be_single(op) => write_single(db, pen, op, tenure)?,
+            _ => write_batch(db, pen, changes, tenure)?,
         }
-        pen.chunked = chunked;
-        batch.insert(META_KEY, layout::encode_meta(tenure));
-        db.apply_batch(batch).map_err(apply_failed)?;
         // Never `flush_async`, which can deadlock; this thread may wait.
         db.flush().map_err(apply_failed)?;
         if Safeguard::StoreSync.holds() {
             pen.files.sync().map_err(StoreError::Fatal)?;
         }
+        pen.progress = tenure.progress;
         Ok(())
     }
 
@@ -220,6 +199,56 @@ impl Database for Sled {
             drop(pen.files.wait_released());
         }
     }
+}
+
+/// Whether a lone change can go without a batch (`sled_single`): it needs no chunks, and its key fits the meta record.
+fn can_be_single(op: &Op) -> bool {
+    let key_bytes = 1 + op.key.as_bytes().len();
+    key_bytes <= SINGLE_KEY_BYTES_MAX
+        && key_bytes + op.value.as_ref().map_or(0, Bytes::len) <= INLINE_BYTES_MAX
+}
+
+fn write_single(db: &Db, pen: &Pen, op: &Op, tenure: &Tenure) -> Result<(), StoreError> {
+    let tree_key = value_key(&op.key);
+    let meta = sled_single::encode(tenure, pen.progress, op.seq, op.value.is_none(), &tree_key);
+    db.insert(META_KEY, meta).map_err(apply_failed)?;
+    let written = match &op.value {
+        None => db.remove(tree_key),
+        Some(value) => db.insert(tree_key, encoded(&mut Vec::new(), INLINE, op.seq, value)),
+    };
+    written.map(drop).map_err(apply_failed)
+}
+
+fn write_batch(db: &Db, pen: &mut Pen, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
+    let mut batch = SledBatch::default();
+    let mut chunked = pen.chunked;
+    // sled copies what it is given, so one buffer does for all.
+    let mut buffer = Vec::new();
+    for (place, op) in changes.iter().enumerate() {
+        layout::write_value_key(&op.key, &mut buffer);
+        let (tree_key, key_bytes) = (IVec::from(buffer.as_slice()), buffer.len());
+        if pen.chunked
+            && let Some(old) = db.get(&tree_key).map_err(apply_failed)?
+            && let (_, Content::Chunked(chunks)) = decode_value(&old, &op.key)?
+        {
+            chunks.remove(&mut batch);
+        }
+        match &op.value {
+            None => batch.remove(tree_key),
+            Some(value) if key_bytes + value.len() <= INLINE_BYTES_MAX => {
+                batch.insert(tree_key, encoded(&mut buffer, INLINE, op.seq, value));
+            }
+            Some(value) => {
+                chunked = true;
+                let chunks = Chunks::new(tenure.progress.applied, place, value.len());
+                chunks.insert(value, &mut batch);
+                batch.insert(tree_key, encoded(&mut buffer, CHUNKED, op.seq, &chunks.encoded()));
+            }
+        }
+    }
+    pen.chunked = chunked;
+    batch.insert(META_KEY, layout::encode_meta(tenure));
+    db.apply_batch(batch).map_err(apply_failed)
 }
 
 /// Where the bytes of a large value lie: chunks in the tree under a name that no other batch ever uses, since
@@ -242,10 +271,13 @@ impl Chunks {
         Chunks { watermark, place, bytes: bytes as u64 }
     }
 
-    fn encode(self, out: &mut Vec<u8>) {
-        out.put_u64_le(self.watermark.0);
-        out.put_u32_le(self.place);
-        out.put_u64_le(self.bytes);
+    fn encoded(self) -> [u8; CHUNKS_BYTES] {
+        let mut encoded = [0; CHUNKS_BYTES];
+        let mut rest = encoded.as_mut_slice();
+        rest.put_u64_le(self.watermark.0);
+        rest.put_u32_le(self.place);
+        rest.put_u64_le(self.bytes);
+        encoded
     }
 
     /// The key of a chunk. Big-endian, so that a value's chunks lie next to each other in order.
@@ -283,11 +315,12 @@ impl Chunks {
     }
 }
 
-fn encode_value(form: u8, version: Seq, bytes: usize, content: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut stored = Vec::with_capacity(VALUE_HEADER_BYTES + bytes);
-    stored.put_slice(&layout::value_header(form, version));
-    content(&mut stored);
-    stored
+/// A value as the tree has it, by way of `buffer`.
+fn encoded(buffer: &mut Vec<u8>, form: u8, version: Seq, content: &[u8]) -> IVec {
+    buffer.clear();
+    buffer.put_slice(&layout::value_header(form, version));
+    buffer.put_slice(content);
+    IVec::from(buffer.as_slice())
 }
 
 fn decode_value<'a>(stored: &'a [u8], key: &Key) -> Result<(Seq, Content<'a>), StoreError> {
@@ -323,8 +356,7 @@ fn apply_failed(error: ::sled::Error) -> StoreError {
 mod tests {
     use super::*;
     use crate::ids::NamespaceName;
-    use crate::store::contract::{Progress, Store as _};
-    use crate::store::layout::{META_BYTES, META_FORMAT};
+    use crate::store::contract::Store as _;
     use crate::store::worker::caught;
     use ::sled::Config;
     use std::os::unix::fs::PermissionsExt;
@@ -342,6 +374,21 @@ mod tests {
     /// Opens sled without the store, on what the store left.
     fn raw(path: &Path) -> Db {
         Config::new().path(path).segment_size(SEGMENT_BYTES).flush_every_ms(None).open().unwrap()
+    }
+
+    /// Changes what the store left, past it. sled's own threads hold its lock for a moment longer than its handle, and
+    /// the next opening was refused for it, once in some hundred times.
+    fn change(path: &Path, change: impl FnOnce(&Db)) {
+        let db = raw(path);
+        change(&db);
+        drop(db);
+        let file = std::fs::File::open(path.join("db")).unwrap();
+        file.lock().unwrap();
+        file.unlock().unwrap();
+    }
+
+    fn put_raw(path: &Path, key: &[u8], value: Vec<u8>) {
+        change(path, |db| drop(db.insert(key, value).unwrap()));
     }
 
     fn refused(path: &Path) -> ErrorKind {
@@ -416,24 +463,59 @@ mod tests {
         let tenure = store.claim(Some(JournalId([7; 16]))).await.unwrap();
         store.apply(&batch(tenure, 1, "a", Some(vec![1]))).await.unwrap();
         drop(store);
-        let good = raw(directory.path()).get(META_KEY).unwrap().unwrap().to_vec();
-        assert_eq!(good.len(), META_BYTES);
-        let mut cases = vec![(good[..45].to_vec(), ErrorKind::Damaged), (Vec::new(), ErrorKind::Damaged)];
-        for byte in 1..META_BYTES {
-            let mut flipped = good.clone();
-            flipped[byte] ^= 0x10;
-            cases.push((flipped, ErrorKind::Damaged));
+        let mut good = Vec::new();
+        change(directory.path(), |db| good = db.get(META_KEY).unwrap().unwrap().to_vec());
+        let of_a_batch = layout::encode_meta(&tenure);
+        assert_ne!(good[0], of_a_batch[0], "a lone change has a form of its own");
+        let mut cases = vec![(Vec::new(), ErrorKind::Damaged)];
+        for meta in [&good, &of_a_batch] {
+            cases.push((meta[..meta.len() - 1].to_vec(), ErrorKind::Damaged));
+            for byte in 1..meta.len() {
+                let mut flipped = meta.clone();
+                flipped[byte] ^= 0x10;
+                cases.push((flipped, ErrorKind::Damaged));
+            }
         }
         let mut newer = good.clone();
-        newer[0] = META_FORMAT + 1;
+        newer[0] = 3;
         cases.push((newer, ErrorKind::UnknownFormat));
         for (meta, kind) in cases {
-            drop(raw(directory.path()).insert(META_KEY, meta.clone()).unwrap());
+            put_raw(directory.path(), META_KEY, meta.clone());
             assert_eq!(refused(directory.path()), kind, "{meta:?}");
         }
-        drop(raw(directory.path()).insert(META_KEY, good).unwrap());
+        put_raw(directory.path(), META_KEY, good);
         let store = SledStore::open(directory.path()).unwrap();
         assert_eq!(store.tenure().await.unwrap().journal, Some(JournalId([7; 16])));
+    }
+
+    /// A lone change goes without a batch, so a crash may leave the half of it that says that it happened.
+    #[tokio::test]
+    async fn a_lone_change_of_which_a_crash_left_half_never_happened() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SledStore::open(directory.path()).unwrap();
+        let tenure = store.claim(None).await.unwrap();
+        let applied = async || {
+            let store = SledStore::open(directory.path()).unwrap();
+            store.tenure().await.unwrap().progress.applied
+        };
+        store.apply(&batch(tenure, 1, "a", Some(vec![1]))).await.unwrap();
+        store.apply(&batch(tenure, 2, "a", Some(vec![2]))).await.unwrap();
+        drop(store);
+        assert_eq!(applied().await, Seq(2));
+        let stored = |seq: u64| encoded(&mut Vec::new(), INLINE, Seq(seq), &[1]).to_vec();
+        put_raw(directory.path(), &value_key(&key("a")), stored(1));
+        assert_eq!(applied().await, Seq(1), "the key has its version of before");
+        change(directory.path(), |db| drop(db.remove(value_key(&key("a"))).unwrap()));
+        assert_eq!(applied().await, Seq(1), "or is not there yet");
+        let store = SledStore::open(directory.path()).unwrap();
+        let tenure = store.claim(None).await.unwrap();
+        assert_eq!(tenure.progress.applied, Seq(1), "a claim takes what is true");
+        store.apply(&batch(tenure, 2, "b", Some(vec![2]))).await.unwrap();
+        store.apply(&batch(tenure, 3, "b", None)).await.unwrap();
+        drop(store);
+        assert_eq!(applied().await, Seq(3));
+        put_raw(directory.path(), &value_key(&key("b")), stored(2));
+        assert_eq!(applied().await, Seq(2), "what was to be removed is there");
     }
 
     #[tokio::test]
@@ -458,7 +540,7 @@ mod tests {
         let tenure = store.claim(None).await.unwrap();
         store.apply(&batch(tenure, 1, "a", Some(vec![1; 100_000]))).await.unwrap();
         drop(store);
-        drop(raw(directory.path()).remove(Chunks::new(Seq(1), 0, 100_000).key(1)).unwrap());
+        change(directory.path(), |db| drop(db.remove(Chunks::new(Seq(1), 0, 100_000).key(1)).unwrap()));
         let store = SledStore::open(directory.path()).unwrap();
         let error = store.load(&key("a")).await.unwrap_err();
         assert!(
