@@ -132,7 +132,7 @@ impl Flusher {
             self.read_ahead()?;
             let limit = self.source.ahead.as_ref().map(|frame| frame.first);
             let mut pending = self.core.pending.lock();
-            if pending.front_before(limit).is_some() {
+            if pending.has_before(limit) {
                 self.take_from_memory(hand, &mut pending, limit)?;
                 continue;
             }
@@ -158,7 +158,7 @@ impl Flusher {
     fn take_from_memory(&self, hand: &mut Hand, pending: &mut Pending, limit: Option<Seq>) -> Result<()> {
         for _ in 0..FRAMES_AT_ONCE {
             let Some(front) = pending.front_before(limit) else { return Ok(()) };
-            if hand.full || !hand.admits(front, &self.core.options)? {
+            if hand.full || !hand.admits(&front, &self.core.options)? {
                 return Ok(());
             }
             hand.frames.extend(pending.pop_before(limit));
