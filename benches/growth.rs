@@ -2,22 +2,26 @@
 //!
 //! The store forgets what it is given, or takes nothing where a backlog is to grow, so that what is measured is the
 //! layer and its journal. Behind `Buffered` the calling task does all of a put but the drain. Bytes are counted at the
-//! allocator, which costs a put some nanoseconds. "Read and checked" is what any recovery has to do at the least:
+//! allocator, which costs a put some nanoseconds. "Without a disk" is over one in memory, for as long as the sum of a
+//! round's puts took. "Read and checked" is what any recovery has to do at the least:
 //! reading the same files, warm, and computing their CRC-32C.
 //!
 //! `cargo bench --bench growth` prints a table and writes the same figures to `target/forebay/growth.json`.
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark's result")]
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::hint::black_box;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use comfy_table::Table;
+use forebay::disk::contract::{Disk, DiskFile, DiskLock};
 use forebay::ids::{JournalId, Key};
 use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::testkit::flaky::FlakyStore;
@@ -56,6 +60,7 @@ enum What {
     Values,
     Backlog,
     Keys,
+    NoDisk,
 }
 
 impl std::fmt::Display for What {
@@ -65,12 +70,13 @@ impl std::fmt::Display for What {
             What::Values => "values",
             What::Backlog => "backlog",
             What::Keys => "keys",
+            What::NoDisk => "no-disk",
         })
     }
 }
 
 impl What {
-    const ALL: [What; 4] = [What::Writers, What::Values, What::Backlog, What::Keys];
+    const ALL: [What; 5] = [What::Writers, What::Values, What::Backlog, What::Keys, What::NoDisk];
 }
 
 /// What was measured at one point of a curve.
@@ -134,6 +140,7 @@ impl Measure {
                 What::Values => self.values()?,
                 What::Backlog => self.backlog()?,
                 What::Keys => self.keys()?,
+                What::NoDisk => self.no_disk()?,
             }
         }
         Ok(self.rows)
@@ -298,6 +305,129 @@ impl Measure {
     }
 }
 
+impl Measure {
+    /// The path of a put alone: the disk is memory, and the store forgets.
+    fn no_disk(&mut self) -> Result<()> {
+        let runtime = one_thread()?;
+        let durability = Durability::Buffered { sync_interval: Duration::from_millis(100) };
+        let opening = Forebay::builder(Forgetful::default())
+            .journal("journal")
+            .durability(durability)
+            .disk(Arc::new(MemoryDisk::default()))
+            .open();
+        let bay = runtime.block_on(opening)?;
+        let cache: Cache<u64, Vec<u8>> = bay.cache("growth").capacity(100_000).open()?;
+        let calls = if self.smoke { 100 } else { CALLS_MAX as u64 };
+        let mut taken = Vec::new();
+        for _ in 0..15 {
+            let begun = Instant::now();
+            runtime.block_on(async {
+                for number in 0..calls {
+                    cache.put(&(number % 1_000), vec![1; VALUE_BYTES]).await?;
+                }
+                anyhow::Ok(())
+            })?;
+            taken.push(begun.elapsed());
+            runtime.block_on(bay.flush())?;
+        }
+        taken.sort_unstable();
+        for (of, at) in [("best of 15 rounds", 0), ("median of 15 rounds", 7)] {
+            let ns = taken.get(at).context("nothing was measured")?.as_nanos() as f64 / calls as f64;
+            self.add("put without a disk", (calls, of), ns, "ns");
+        }
+        runtime.block_on(bay.close())?;
+        Ok(())
+    }
+}
+
+/// A disk in memory that syncs at once: it costs what copying does.
+#[derive(Default)]
+struct MemoryDisk(Mutex<BTreeMap<PathBuf, MemoryFile>>);
+
+#[derive(Clone, Default)]
+struct MemoryFile(Arc<RwLock<Vec<u8>>>);
+
+struct NoLock;
+
+impl DiskLock for NoLock {}
+
+impl MemoryDisk {
+    fn files(&self) -> MutexGuard<'_, BTreeMap<PathBuf, MemoryFile>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn create_dir_all(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let files = self.files();
+        let names =
+            files.keys().filter(|file| file.parent() == Some(path)).filter_map(|file| file.file_name());
+        Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(self.files().entry(path.to_owned()).or_default().clone()))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let file = self.files().get(path).cloned().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(file))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut files = self.files();
+        let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.files().remove(path).map(drop).ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn lock(&self, _: &Path) -> io::Result<Box<dyn DiskLock>> {
+        Ok(Box::new(NoLock))
+    }
+}
+
+impl DiskFile for MemoryFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let bytes = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let rest = bytes.get(offset as usize..).unwrap_or(&[]);
+        let read = rest.len().min(buf.len());
+        if let (Some(to), Some(from)) = (buf.get_mut(..read), rest.get(..read)) {
+            to.copy_from_slice(from);
+        }
+        Ok(read)
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let mut bytes = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let (begin, end) = (offset as usize, offset as usize + buf.len());
+        if bytes.len() < end {
+            bytes.resize(end, 0);
+        }
+        bytes.get_mut(begin..end).ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(buf);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.read().unwrap_or_else(PoisonError::into_inner).len() as u64)
+    }
+}
+
 async fn written_in(cache: &Cache<u64, Vec<u8>>, writers: u64, time: Duration) -> Result<f64> {
     let begun = Instant::now();
     let tasks: Vec<_> = (0..writers)
@@ -369,11 +499,11 @@ fn one_thread() -> Result<Runtime> {
 
 /// A store that takes everything at once and keeps nothing.
 #[derive(Default)]
-struct Forgetful(std::sync::Mutex<Tenure>);
+struct Forgetful(Mutex<Tenure>);
 
 impl Forgetful {
     fn change(&self, change: impl FnOnce(&mut Tenure)) -> Tenure {
-        let mut tenure = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut tenure = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut tenure);
         *tenure
     }
