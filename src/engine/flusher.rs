@@ -296,8 +296,11 @@ impl Flusher {
                 let frame = frames.remove(at);
                 self.refuse(&frame, error)
             }
-            Some(frame) if self.can_park() => {
-                self.park(frame, &error.to_string()).and_then(|()| self.set_parked_apart(frames, parked))
+            Some(_) if self.can_park() => {
+                // Taken out first, so that it is not found among those behind it and ended twice.
+                parked.push(frames.remove(at));
+                let rejected = parked.last().map_or(Ok(()), |frame| self.park(frame, &error.to_string()));
+                rejected.and_then(|()| self.set_parked_apart(frames, parked))
             }
             _ => {
                 self.halt(frames, error).await;
