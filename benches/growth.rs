@@ -3,7 +3,8 @@
 //!
 //! The store forgets what it is given, or takes nothing where a backlog is to grow, so that what is measured is the
 //! layer and its journal. Behind `Buffered` the calling task does all of a put but the drain. Bytes are counted at the
-//! allocator, which costs a put some nanoseconds. "Read and checked" is what any recovery has to do at the least:
+//! allocator, which costs a put some nanoseconds. "Without a disk" is over one in memory, for as long as the
+//! sum of a round's puts took. "Read and checked" is what any recovery has to do at the least:
 //! reading the same files, warm, and computing their CRC-32C; both take turns, and their ratio is the median of three.
 //! `--up-to 10000000`, or `--up-to 1300000 --backlog-value-bytes 4096` for 5 GiB, needs as much disk, and minutes.
 //! What is written is what Linux counts for the process (`/proc/self/io`), in bytes handed over in writes; the disk
@@ -17,10 +18,13 @@
 mod forgetful;
 #[path = "growth/looking.rs"]
 mod looking;
+#[path = "growth/memory_disk.rs"]
+mod memory_disk;
 
 use std::fs;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -35,6 +39,7 @@ use tokio::runtime::Runtime;
 
 use crate::forgetful::Forgetful;
 use crate::looking::{bytes_in, bytes_written, read_and_check};
+use crate::memory_disk::MemoryDisk;
 
 #[global_allocator]
 static ALLOCATED: PeakAlloc = PeakAlloc;
@@ -77,6 +82,7 @@ enum What {
     Namespaces,
     Keys,
     Disk,
+    NoDisk,
 }
 
 impl std::fmt::Display for What {
@@ -88,13 +94,14 @@ impl std::fmt::Display for What {
             What::Namespaces => "namespaces",
             What::Keys => "keys",
             What::Disk => "disk",
+            What::NoDisk => "no-disk",
         })
     }
 }
 
 impl What {
-    const ALL: [What; 6] =
-        [What::Writers, What::Values, What::Backlog, What::Namespaces, What::Keys, What::Disk];
+    const ALL: [What; 7] =
+        [What::Writers, What::Values, What::Backlog, What::Namespaces, What::Keys, What::Disk, What::NoDisk];
 }
 
 /// What was measured at one point of a curve.
@@ -162,6 +169,7 @@ impl Measure {
                 What::Namespaces => self.namespaces()?,
                 What::Keys => self.keys()?,
                 What::Disk => self.disk()?,
+                What::NoDisk => self.no_disk()?,
             }
         }
         Ok(self.rows)
@@ -431,6 +439,41 @@ impl Measure {
             runtime.block_on(bay.close())?;
             keys *= 10;
         }
+        Ok(())
+    }
+}
+
+impl Measure {
+    /// The path of a put alone: the disk is memory, and the store forgets.
+    fn no_disk(&mut self) -> Result<()> {
+        let runtime = one_thread()?;
+        let durability = Durability::Buffered { sync_interval: Duration::from_millis(100) };
+        let opening = Forebay::builder(Forgetful::default())
+            .journal("journal")
+            .durability(durability)
+            .disk(Arc::new(MemoryDisk::default()))
+            .open();
+        let bay = runtime.block_on(opening)?;
+        let cache: Cache<u64, Vec<u8>> = bay.cache("growth").capacity(100_000).open()?;
+        let calls = if self.smoke { 100 } else { CALLS_MAX as u64 };
+        let mut taken = Vec::new();
+        for _ in 0..15 {
+            let begun = Instant::now();
+            runtime.block_on(async {
+                for number in 0..calls {
+                    cache.put(&(number % 1_000), vec![1; VALUE_BYTES]).await?;
+                }
+                anyhow::Ok(())
+            })?;
+            taken.push(begun.elapsed());
+            runtime.block_on(bay.flush())?;
+        }
+        taken.sort_unstable();
+        for (of, at) in [("best of 15 rounds", 0), ("median of 15 rounds", 7)] {
+            let ns = taken.get(at).context("nothing was measured")?.as_nanos() as f64 / calls as f64;
+            self.add("put without a disk", (calls, of), ns, "ns");
+        }
+        runtime.block_on(bay.close())?;
         Ok(())
     }
 }

@@ -1,12 +1,15 @@
-//! Instructions per call of the put and get paths, counted by valgrind's callgrind: repeatable on a busy machine, where
-//! times are not. Compared with what `benches/instructions.json` records.
+//! Instructions and allocations per call of the put and get paths, counted by valgrind's callgrind: repeatable on a
+//! busy machine, where times are not. Compared with what `benches/instructions.json` records.
+//!
+//! Allocations are calls of the C library's `malloc`, `calloc` and `realloc`; one of a put is its caller's, for the
+//! value.
 //!
 //! Only what the calling thread executes in user space is counted. Under `Buffered`, and with nobody else writing, that
 //! is all of a put but the drain: encoding, queueing, framing, and the memory's part.
 
 #![allow(clippy::print_stdout, reason = "a benchmark speaks on the terminal")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::hint::black_box;
 use std::process::Command;
@@ -38,6 +41,9 @@ struct Arguments {
     /// Makes the calls of one path, to be counted.
     #[arg(long, hide = true)]
     call: Option<Call>,
+    /// So often.
+    #[arg(long, hide = true, default_value_t = 1)]
+    rounds: u64,
     /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
@@ -58,12 +64,14 @@ enum Call {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     if let Some(call) = arguments.call {
-        return make_calls(call);
+        return make_calls(call, arguments.rounds);
     }
-    let counted: BTreeMap<String, u64> = Call::value_variants()
-        .iter()
-        .map(|call| Ok((name_of(*call)?, count(*call)?)))
-        .collect::<Result<_>>()?;
+    let mut counted: BTreeMap<String, u64> = BTreeMap::new();
+    for call in Call::value_variants() {
+        let (instructions, allocations) = count(*call)?;
+        counted.insert(name_of(*call)?, instructions);
+        counted.insert(format!("{}: allocations", name_of(*call)?), allocations);
+    }
     if arguments.record {
         let text = serde_json::to_string_pretty(&counted)? + "\n";
         return fs::write(RECORD, text).with_context(|| format!("writing {RECORD}"));
@@ -75,11 +83,11 @@ fn main() -> Result<()> {
 
 fn compare(counted: &BTreeMap<String, u64>, recorded: &BTreeMap<String, u64>) -> Result<()> {
     let mut table = Table::new();
-    table.set_header(["call", "instructions", "recorded", "change"]);
+    table.set_header(["call", "count", "recorded", "change"]);
     let mut far = Vec::new();
     for (call, count) in counted {
         let before = *recorded.get(call).ok_or_else(|| anyhow!("{RECORD} lacks {call}"))?;
-        let change = (*count as f64 / before as f64 - 1.0) * 100.0;
+        let change = if *count == before { 0.0 } else { (*count as f64 / before as f64 - 1.0) * 100.0 };
         table.add_row([call.clone(), count.to_string(), before.to_string(), format!("{change:+.1} %")]);
         if change.abs() > MARGIN_PERCENT {
             far.push(call.as_str());
@@ -95,33 +103,65 @@ fn compare(counted: &BTreeMap<String, u64>, recorded: &BTreeMap<String, u64>) ->
     Ok(())
 }
 
-/// Runs this program under callgrind.
-fn count(call: Call) -> Result<u64> {
+/// Instructions and allocations of a call.
+fn count(call: Call) -> Result<(u64, u64)> {
+    let (once, twice) = (profile(call, 1)?, profile(call, 2)?);
+    let total =
+        once.lines().find_map(|line| line.strip_prefix("totals: ")).context("callgrind wrote no totals")?;
+    let total: u64 = total.trim().parse().context("callgrind's totals")?;
+    ensure!(total > CALLS, "{call:?}: callgrind counted {total} instructions, so it did not see the calls");
+    // How often a function was called is counted at all times, so what a second round adds is looked at.
+    let allocated = allocations(&twice)?.saturating_sub(allocations(&once)?);
+    // What grows now and then is below one in a call.
+    Ok((total / CALLS, (allocated + CALLS / 2) / CALLS))
+}
+
+/// Runs this program under callgrind, with so many rounds of calls to be counted.
+fn profile(call: Call, rounds: u64) -> Result<String> {
     let directory = tempfile::tempdir()?;
     let out = directory.path().join("callgrind.out");
     let child = Command::new("valgrind")
         .args(["--tool=callgrind", "--collect-atstart=no", "--toggle-collect=*counted_calls*"])
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(std::env::current_exe()?)
-        .args(["--call", &name_of(call)?])
+        .args(["--call", &name_of(call)?, "--rounds", &rounds.to_string()])
         .output()
         .context(
             "valgrind cannot be started; it counts the instructions (Debian: apt-get install valgrind)",
         )?;
     ensure!(child.status.success(), "{call:?}: {}", String::from_utf8_lossy(&child.stderr));
-    let text = fs::read_to_string(&out).with_context(|| format!("reading {}", out.display()))?;
-    let total =
-        text.lines().find_map(|line| line.strip_prefix("totals: ")).context("callgrind wrote no totals")?;
-    let total: u64 = total.trim().parse().context("callgrind's totals")?;
-    ensure!(total > CALLS, "{call:?}: callgrind counted {total} instructions, so it did not see the calls");
-    Ok(total / CALLS)
+    fs::read_to_string(&out).with_context(|| format!("reading {}", out.display()))
+}
+
+/// How often memory was asked for, by callgrind's list of who called whom how often.
+fn allocations(text: &str) -> Result<u64> {
+    let mut names = HashMap::new();
+    let (mut callee, mut count) = ("", 0);
+    for line in text.lines() {
+        if let Some((kind, rest)) = line.split_once("fn=(").filter(|(kind, _)| ["", "c"].contains(kind)) {
+            // A name is written out where its number comes first.
+            let (number, name) = rest.split_once(')').context("callgrind's names")?;
+            if let Some(name) = name.strip_prefix(' ') {
+                names.insert(number, name);
+            }
+            if kind == "c" {
+                callee = names.get(number).copied().context("a name that callgrind has not told")?;
+            }
+        } else if let Some(calls) = line.strip_prefix("calls=")
+            && ["malloc", "calloc", "realloc"].contains(&callee)
+        {
+            let calls = calls.split(' ').next().unwrap_or(calls);
+            count += calls.parse::<u64>().context("callgrind's calls")?;
+        }
+    }
+    Ok(count)
 }
 
 fn name_of(call: Call) -> Result<String> {
     Ok(call.to_possible_value().context("every call has a name")?.get_name().to_owned())
 }
 
-fn make_calls(call: Call) -> Result<()> {
+fn make_calls(call: Call, rounds: u64) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let opening = Forebay::builder(MemoryStore::new())
@@ -144,11 +184,10 @@ fn make_calls(call: Call) -> Result<()> {
     if matches!(call, Call::GetHitBare) {
         let bare = quick_cache::sync::Cache::new(100_000);
         (0..KEYS).for_each(|key| bare.insert(key, vec![1; VALUE_BYTES]));
-        runtime.block_on(async { bare_counted_calls(&bare) });
+        (0..rounds).for_each(|_| runtime.block_on(async { bare_counted_calls(&bare) }));
         return Ok(());
     }
-    counted_calls(&runtime, &cache, call)?;
-    Ok(())
+    (0..rounds).try_for_each(|_| counted_calls(&runtime, &cache, call))
 }
 
 #[inline(never)]

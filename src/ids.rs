@@ -269,6 +269,13 @@ impl Key {
     }
 }
 
+/// Keys are told apart, ordered and hashed as their bytes are.
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// What is stored under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Holding {

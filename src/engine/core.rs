@@ -1,5 +1,6 @@
 //! What the callers, the committer and the flusher share: the pending view, the gate, and how the layer is.
 
+use std::mem;
 use std::sync::{Arc, PoisonError};
 
 use tokio::sync::{Notify, watch};
@@ -7,7 +8,8 @@ use tokio::sync::{Notify, watch};
 use crate::engine::commit::{Effects, Ticket, Until};
 use crate::engine::gate::Gate;
 use crate::engine::health::{Health, HealthState};
-use crate::engine::pending::{Backlog, PendingView, Revealed};
+use crate::engine::inbox::{PendingView, Revealed};
+use crate::engine::pending::Backlog;
 use crate::engine::queued::QueuedFrame;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, Seq};
@@ -26,6 +28,9 @@ pub(crate) struct Status {
     pub(crate) error: Option<Error>,
     pub(crate) attempts: u64,
 }
+
+/// How many answers' places stay allocated between two groups.
+const ANSWERS_KEPT_MAX: usize = 1024;
 
 /// The shared state of a layer.
 pub(crate) struct Core {
@@ -48,6 +53,8 @@ pub(crate) struct Core {
     /// Wakes readers of keys whose write-through has ended.
     pub(crate) settled: Notify,
     closing: AtomicBool,
+    /// Of the one who tells what was committed: empty, to be filled again.
+    answers: Mutex<Vec<(Ticket, Seq)>>,
     /// A failure beside the data, such as a segment that could not be recycled.
     warning: Mutex<Option<Error>>,
 }
@@ -72,6 +79,7 @@ impl Core {
             resumed: Notify::new(),
             settled: Notify::new(),
             closing: AtomicBool::new(false),
+            answers: Mutex::default(),
             warning: Mutex::new(None),
         }
     }
@@ -208,12 +216,13 @@ impl Sink for Core {
 
     /// Reveals the frames and answers their writers, before memory has taken the frames in: see [`PendingView`].
     fn committed(&self, group: &mut Vec<Committed<Ticket>>) {
-        let mut answers = Vec::with_capacity(group.len());
+        // Taken out: if this unwinds they must not stay, so that nobody waits for ever.
+        let mut answers = mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner));
         let (mut records, mut waited_for) = (0, None);
         let revealed = group.drain(..).map(|Committed { first, body, location, mut ticket }| {
             let frame = match ticket.through.take() {
-                Some(through) => QueuedFrame::noticed(first, &through, location, &body),
-                None => QueuedFrame::committed(first, &body, location),
+                Some(through) => QueuedFrame::noticed(first, *through, location, &body),
+                None => QueuedFrame::committed(first, body, location),
             };
             records += u64::from(frame.count);
             if ticket.until == Until::Committed {
@@ -229,13 +238,11 @@ impl Sink for Core {
             Revealed { frame, ticket: Some(ticket), effects }
         });
         self.pending.reveal(revealed);
-        answers.into_iter().for_each(|(ticket, last)| ticket.answer(Ok(last)));
+        answers.drain(..).for_each(|(ticket, last)| ticket.answer(Ok(last)));
+        answers.shrink_to(ANSWERS_KEPT_MAX);
+        *self.answers.lock().unwrap_or_else(PoisonError::into_inner) = answers;
         self.metrics.records_committed.add(records);
-        self.pending.catch_up();
-        let (backlog, (spilled, failure)) = {
-            let mut pending = self.pending.lock();
-            (pending.backlog(), pending.outcome())
-        };
+        let (backlog, (spilled, failure)) = self.pending.take_in_all();
         self.metrics.records_spilled.add(spilled);
         self.work.notify_one();
         match waited_for {

@@ -153,7 +153,7 @@ impl Flusher {
             self.read_ahead()?;
             let limit = self.source.ahead.as_ref().map(|frame| frame.first);
             let mut pending = self.core.pending.lock();
-            if pending.front_before(limit).is_some() {
+            if pending.has_before(limit) {
                 self.take_from_memory(hand, &mut pending, limit)?;
                 continue;
             }
@@ -179,7 +179,7 @@ impl Flusher {
     fn take_from_memory(&self, hand: &mut Hand, pending: &mut Pending, limit: Option<Seq>) -> Result<()> {
         for _ in 0..FRAMES_AT_ONCE {
             let Some(front) = pending.front_before(limit) else { return Ok(()) };
-            if hand.full || !hand.admits(front, &self.core.options)? {
+            if hand.full || !hand.admits(&front, &self.core.options)? {
                 return Ok(());
             }
             hand.frames.extend(pending.pop_before(limit));
@@ -317,8 +317,11 @@ impl Flusher {
                 let frame = frames.remove(at);
                 self.refuse(&frame, error)
             }
-            Some(frame) if self.can_park() => {
-                self.park(frame, &error.to_string()).and_then(|()| self.set_parked_apart(frames, parked))
+            Some(_) if self.can_park() => {
+                // Taken out first, so that it is not found among those behind it and ended twice.
+                parked.push(frames.remove(at));
+                let rejected = parked.last().map_or(Ok(()), |frame| self.park(frame, &error.to_string()));
+                rejected.and_then(|()| self.set_parked_apart(frames, parked))
             }
             _ => {
                 self.halt(frames, error).await;

@@ -17,6 +17,7 @@ pub(crate) mod follower;
 pub(crate) mod gate;
 pub(crate) mod hand;
 pub mod health;
+pub(crate) mod inbox;
 pub mod inspect;
 pub mod layer;
 pub mod letter_list;
@@ -24,6 +25,7 @@ pub mod loader;
 #[cfg(feature = "postgres")]
 pub mod outbox;
 pub mod ownership;
+pub(crate) mod packed;
 pub(crate) mod parking;
 pub(crate) mod pending;
 pub(crate) mod plan;

@@ -1,33 +1,32 @@
 //! The memory view of what the store lacks: which value each pending key has, and the queue for the flusher.
 //!
-//! One lock guards it all, with an inbox before it. A committed frame is seen as soon as it is in the inbox: whoever
-//! takes the lock takes the frames in first, here and into the caches' memory, and whoever reads memory without it
-//! looks whether there are any. So a reader who misses memory sees either everything of the frame or nothing, and never
-//! an older value after a newer one, and writers are answered before that work is done.
+//! Three places have what is pending: journaled frames in memory are packed, with an index of their keys (`Packed`);
+//! of those that are in the journal alone, and of dead letters, the view has the keys and where they are; and frames
+//! that are written through wait in a queue of their own, since nobody may see them yet. A key that is in the first
+//! is not in the second.
 //!
-//! Frames beyond the memory budget are left to the journal ("spilled"): the index then holds places instead of
-//! values, and the flusher reads the frames back in order. Once spilling has begun it goes on until the
-//! flusher has caught up, so that the order in which to merge the two sources stays simple.
+//! One lock guards it all; `inbox` says how frames get here.
+//!
+//! Frames beyond the memory budget are left to the journal ("spilled"), and the flusher reads them back in order. Once
+//! spilling has begun it goes on until the flusher has caught up, so that the order in which to merge the two sources
+//! stays simple.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::iter;
-use std::sync::PoisonError;
 
 use bytes::Bytes;
 
 use crate::engine::age::CommitTimes;
-use crate::engine::commit::{Effects, Ticket};
+use crate::engine::commit::Ticket;
+use crate::engine::packed::{PACKED_BYTES_MAX, Packed};
 use crate::engine::queued::QueuedFrame;
-use crate::engine::record::Record;
+use crate::engine::record::{Operation, Record};
 use crate::error::{Error, Result};
 use crate::ids::{Key, Seq};
 use crate::journal::frame::Location;
 use crate::metrics::QueueStats;
 use crate::safeguard::Safeguard;
-use crate::seam::clock::{Moment, Ticker};
+use crate::seam::clock::Moment;
 use crate::seam::random::HashBuilder;
-use crate::seam::sync::atomic::{AtomicUsize, Ordering};
-use crate::seam::sync::{Mutex, MutexGuard};
 
 /// Where a pending value is.
 #[derive(Clone, Debug)]
@@ -53,13 +52,16 @@ pub(crate) enum Found {
     Pending { version: Seq, place: Place },
 }
 
-/// How many frames are taken into memory under one lock.
-const TAKEN_IN_AT_ONCE: usize = 64;
-
 #[derive(Debug)]
 struct Slot {
     version: Seq,
     place: Place,
+}
+
+/// Where the next frame in memory is.
+enum Next {
+    Through,
+    Packed,
 }
 
 /// The queue's size.
@@ -72,9 +74,12 @@ pub(crate) struct Backlog {
 /// The state behind the lock.
 #[derive(Default)]
 pub(crate) struct Pending {
-    index: HashMap<Key, Slot, HashBuilder>,
+    packed: Packed,
+    /// The newest records of keys that have none in memory.
+    elsewhere: HashMap<Key, Slot, HashBuilder>,
     unsettled: HashMap<Key, u32, HashBuilder>,
-    queue: VecDeque<QueuedFrame>,
+    /// Frames that are written through.
+    through: VecDeque<QueuedFrame>,
     /// Journaled frames after the first and up to the second number are only in the journal.
     spilled: Option<(Seq, Seq)>,
     tickets: BTreeMap<Seq, Ticket>,
@@ -88,97 +93,6 @@ pub(crate) struct Pending {
     failure: Option<Error>,
     /// How many write-throughs ended without taking effect.
     refusals: u64,
-}
-
-/// A frame that is committed, and what it changes.
-pub(crate) struct Revealed {
-    pub(crate) frame: QueuedFrame,
-    /// Of who waits for its apply.
-    pub(crate) ticket: Option<Ticket>,
-    /// On memory, at once.
-    pub(crate) effects: Effects,
-}
-
-/// The view behind its lock, and the inbox before it.
-///
-/// A committed frame goes to the inbox, where it is seen: nobody gets the lock before what is in the inbox has been
-/// taken into the view and into memory, and who reads memory without the lock asks first whether anything waits. So
-/// writers can be answered before that is done.
-pub(crate) struct PendingView {
-    /// With the moment of their commit at the first frame of each group.
-    inbox: Mutex<VecDeque<(Option<Moment>, Revealed)>>,
-    /// How many frames are in the inbox, or on their way from it into memory.
-    unseen: AtomicUsize,
-    state: Mutex<Pending>,
-    memory_bytes_max: u64,
-    ticker: Ticker,
-}
-
-impl PendingView {
-    pub(crate) fn new(memory_bytes_max: u64, ticker: Ticker) -> PendingView {
-        let (inbox, state) = (Mutex::default(), Mutex::default());
-        PendingView { inbox, unseen: AtomicUsize::new(0), state, memory_bytes_max, ticker }
-    }
-
-    /// The view, with everything that is committed.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Pending> {
-        let mut state = lock(&self.state);
-        self.take_in(&mut state, usize::MAX);
-        state
-    }
-
-    /// Reveals frames: every read that begins from now on sees them. The iterator runs under a lock.
-    pub(crate) fn reveal(&self, frames: impl ExactSizeIterator<Item = Revealed>) {
-        let moments = iter::once(Some(self.ticker.now())).chain(iter::repeat(None));
-        let mut inbox = lock(&self.inbox);
-        self.unseen.fetch_add(frames.len(), Ordering::SeqCst);
-        inbox.extend(moments.zip(frames));
-    }
-
-    /// Makes memory show everything that is committed.
-    #[inline]
-    pub(crate) fn catch_up(&self) {
-        if self.unseen.load(Ordering::SeqCst) > 0 {
-            self.take_in_some();
-        }
-    }
-
-    #[cold]
-    fn take_in_some(&self) {
-        // Some at a time, so that readers are not kept out for longer than some microseconds.
-        while self.unseen.load(Ordering::SeqCst) > 0
-            && self.take_in(&mut lock(&self.state), TAKEN_IN_AT_ONCE) > 0
-        {}
-    }
-
-    /// Takes frames from the inbox, in their order, since only one has the state. Returns how many; with none left, all
-    /// are in memory, whoever took them.
-    fn take_in(&self, state: &mut Pending, at_most: usize) -> usize {
-        if self.unseen.load(Ordering::SeqCst) == 0 {
-            return 0;
-        }
-        let mut count = 0;
-        while count < at_most {
-            let next = lock(&self.inbox).pop_front();
-            let Some((at, Revealed { frame, ticket, effects })) = next else { break };
-            let (first, records) = (frame.first, u64::from(frame.count));
-            at.into_iter().for_each(|at| state.times.note(first, at));
-            match state.commit(frame, ticket, self.memory_bytes_max) {
-                Ok(spilled) => state.spilled_records += if spilled { records } else { 0 },
-                Err(error) => state.failure = Some(error),
-            }
-            effects.publish(first);
-            count += 1;
-        }
-        self.unseen.fetch_sub(count, Ordering::SeqCst);
-        count
-    }
-}
-
-/// Code of the user's types that runs under these locks is caught before it gets here, so a poisoned lock means a
-/// defect of this module; going on with the same state is what the flusher would do anyway.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Pending {
@@ -199,11 +113,27 @@ impl Pending {
     pub(crate) fn recover(&mut self, frame: &QueuedFrame, after: Seq) -> Result<()> {
         self.spill(frame.last(), after);
         self.count(frame);
-        self.index_records(frame, false)
+        self.index_in_journal(frame)
     }
 
-    /// Takes a committed frame and its ticket. Returns whether its values were left to the journal.
-    pub(crate) fn commit(
+    /// Takes a committed frame and its ticket; with the moment of its commit if it begins a group.
+    pub(crate) fn take_in(
+        &mut self,
+        at: Option<Moment>,
+        frame: QueuedFrame,
+        ticket: Option<Ticket>,
+        memory_bytes_max: u64,
+    ) {
+        let (first, records) = (frame.first, u64::from(frame.count));
+        at.into_iter().for_each(|at| self.times.note(first, at));
+        match self.commit(frame, ticket, memory_bytes_max) {
+            Ok(spilled) => self.spilled_records += if spilled { records } else { 0 },
+            Err(error) => self.failure = Some(error),
+        }
+    }
+
+    /// Returns whether the frame's values were left to the journal.
+    fn commit(
         &mut self,
         mut frame: QueuedFrame,
         ticket: Option<Ticket>,
@@ -211,32 +141,45 @@ impl Pending {
     ) -> Result<bool> {
         let size = frame.bytes;
         let spilling = self.spilled.is_some() && Safeguard::SpillInOrder.holds();
-        let over = spilling || self.memory_bytes.saturating_add(size) > memory_bytes_max;
+        let over =
+            spilling || self.memory_bytes.saturating_add(size) > memory_bytes_max.min(PACKED_BYTES_MAX);
         let spill = over && frame.location.is_some();
         self.count(&frame);
         if let Some(ticket) = ticket {
             self.tickets.insert(frame.first, ticket);
         }
-        if frame.location.is_some() {
-            self.index_records(&frame, !spill)?;
-        } else {
-            self.unsettle(&frame)?;
-        }
-        let after = self.last_committed;
-        self.last_committed = frame.last();
-        if spill {
-            self.spill(frame.last(), after);
-        } else {
+        let after = std::mem::replace(&mut self.last_committed, frame.last());
+        if !spill {
             frame.counted = true;
             self.memory_bytes += size;
-            self.queue.push_back(frame);
+        }
+        match frame.location {
+            Some(_) if spill => {
+                self.spill(frame.last(), after);
+                self.index_in_journal(&frame)?;
+            }
+            Some(location) => {
+                let elsewhere = &mut self.elsewhere;
+                self.packed.push(&frame, location, |key| {
+                    if !elsewhere.is_empty() {
+                        elsewhere.remove(key);
+                    }
+                })?;
+            }
+            None => {
+                self.unsettle(&frame)?;
+                self.through.push_back(frame);
+            }
         }
         Ok(spill)
     }
 
     /// What is known of `key`.
     pub(crate) fn find(&self, key: &Key) -> Found {
-        match self.index.get(key) {
+        if let Some((version, value)) = self.packed.find(key.as_bytes()) {
+            return Found::Pending { version, place: value.map_or(Place::Removed, Place::Memory) };
+        }
+        match self.elsewhere.get(key) {
             Some(slot) => Found::Pending { version: slot.version, place: slot.place.clone() },
             None if self.is_unsettled(key) => Found::Unsettled,
             None => Found::Absent,
@@ -279,17 +222,34 @@ impl Pending {
         caught_up
     }
 
-    /// A look at the next frame in memory, if it comes before `limit` or, without one, before all spilled frames:
+    /// Whether there is a next frame in memory; see [`Pending::front_before`].
+    pub(crate) fn has_before(&self, limit: Option<Seq>) -> bool {
+        self.next_before(limit).is_some()
+    }
+
+    /// The next frame in memory, which stays, if it comes before `limit` or, without one, before all spilled frames:
     /// those may have been committed since the caller looked for them.
-    pub(crate) fn front_before(&self, limit: Option<Seq>) -> Option<&QueuedFrame> {
-        let limit = limit.or_else(|| self.spilled.map(|(after, _)| after.next()));
-        self.queue.front().filter(|frame| limit.is_none_or(|limit| frame.first < limit))
+    pub(crate) fn front_before(&mut self, limit: Option<Seq>) -> Option<QueuedFrame> {
+        match self.next_before(limit)? {
+            Next::Through => self.through.front().cloned(),
+            Next::Packed => self.packed.front(),
+        }
     }
 
     /// The next frame in memory, if it comes before `limit`.
     pub(crate) fn pop_before(&mut self, limit: Option<Seq>) -> Option<QueuedFrame> {
-        self.front_before(limit)?;
-        self.queue.pop_front()
+        match self.next_before(limit)? {
+            Next::Through => self.through.pop_front(),
+            Next::Packed => self.packed.pop_front(),
+        }
+    }
+
+    fn next_before(&self, limit: Option<Seq>) -> Option<Next> {
+        let limit = limit.or_else(|| self.spilled.map(|(after, _)| after.next()));
+        let through = self.through.front().map(|frame| (frame.first, Next::Through));
+        let packed = self.packed.front_first().map(|first| (first, Next::Packed));
+        let next = through.into_iter().chain(packed).min_by_key(|(first, _)| *first);
+        next.filter(|(first, _)| limit.is_none_or(|limit| *first < limit)).map(|(_, next)| next)
     }
 
     /// The ticket of the frame that starts at `first`, if somebody waits for its apply.
@@ -302,8 +262,11 @@ impl Pending {
         if frame.location.is_some() {
             return Ok(Vec::new());
         }
-        let newer =
-            |(seq, record): (Seq, Record)| self.index.get(&record.key).is_some_and(|slot| slot.version > seq);
+        let newer = |(seq, record): (Seq, Record)| {
+            let elsewhere = self.elsewhere.get(&record.key).map(|slot| slot.version);
+            let version = elsewhere.or_else(|| self.packed.version(record.key.as_bytes()));
+            version.is_some_and(|version| version > seq)
+        };
         frame.records().map(|numbered| numbered.map(newer)).collect()
     }
 
@@ -314,10 +277,7 @@ impl Pending {
 
     /// Removes every frame that was written through and that the flusher has not taken.
     pub(crate) fn take_unjournaled(&mut self) -> Vec<QueuedFrame> {
-        let (kept, taken): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut self.queue).into_iter().partition(|frame| frame.location.is_some());
-        self.queue = kept;
-        taken.into()
+        std::mem::take(&mut self.through).into()
     }
 
     /// Forgets a frame that the store holds, or that ended otherwise.
@@ -329,15 +289,14 @@ impl Pending {
             if frame.location.is_none() {
                 self.settle(&record.key);
             } else if self
-                .index
+                .elsewhere
                 .get(&record.key)
                 .is_some_and(|slot| slot.version == seq || !Safeguard::RetireByNumber.holds())
             {
-                self.index.remove(&record.key);
+                self.elsewhere.remove(&record.key);
             }
         }
-        self.uncount(frame);
-        Ok(())
+        self.end(frame)
     }
 
     /// Moves a frame's keys to the dead-letter list: they stay readable from there.
@@ -351,24 +310,27 @@ impl Pending {
                 Place::DeadLetter { letter: frame.first, record: at },
             );
         }
-        self.uncount(frame);
-        Ok(())
+        self.end(frame)
     }
 
     /// Takes a dead letter found at recovery.
     pub(crate) fn bury(&mut self, key: &Key, seq: Seq, has_value: bool, place: Place) {
         let place = if has_value { place } else { Place::Removed };
-        match self.index.get_mut(key) {
+        match self.packed.version(key.as_bytes()) {
+            Some(newer) if newer > seq => return,
+            Some(_) => self.packed.forget(key.as_bytes()),
+            None => {}
+        }
+        match self.elsewhere.get(key) {
             Some(slot) if slot.version > seq => {}
-            Some(slot) => *slot = Slot { version: seq, place },
-            None => drop(self.index.insert(key.detached(), Slot { version: seq, place })),
+            _ => self.put_elsewhere(key, Slot { version: seq, place }),
         }
     }
 
     /// Forgets a key whose dead letters were replayed or discarded, unless it has a newer record.
     pub(crate) fn unbury(&mut self, key: &Key, newest: Seq) {
-        if self.index.get(key).is_some_and(|slot| slot.version <= newest) {
-            self.index.remove(key);
+        if self.elsewhere.get(key).is_some_and(|slot| slot.version <= newest) {
+            self.elsewhere.remove(key);
         }
     }
 
@@ -400,26 +362,39 @@ impl Pending {
         });
     }
 
-    fn index_records(&mut self, frame: &QueuedFrame, in_memory: bool) -> Result<()> {
+    fn index_in_journal(&mut self, frame: &QueuedFrame) -> Result<()> {
+        let Some(location) = frame.location else { return Ok(()) };
         for (numbered, at) in frame.records().zip(0_u32..) {
             let (version, record) = numbered?;
             if !record.is_update() {
                 continue;
             }
-            let place = match (record.stored(), frame.location) {
-                (None, _) => Place::Removed,
-                (Some(value), _) if in_memory => Place::Memory(value),
-                (Some(value), None) => Place::Memory(value),
-                (Some(_), Some(location)) => Place::Journal { frame: location, record: at },
+            let place = match record.operation {
+                Operation::Put => Place::Journal { frame: location, record: at },
+                _ => Place::Removed,
             };
-            match self.index.get_mut(&record.key) {
-                Some(slot) => *slot = Slot { version, place },
-                // A key that is a slice of its frame would keep the whole frame in memory for as long as newer
-                // frames write the key.
-                None => drop(self.index.insert(record.key.detached(), Slot { version, place })),
-            }
+            self.packed.forget(record.key.as_bytes());
+            self.put_elsewhere(&record.key, Slot { version, place });
         }
         Ok(())
+    }
+
+    fn put_elsewhere(&mut self, key: &Key, slot: Slot) {
+        match self.elsewhere.get_mut(key) {
+            Some(there) => *there = slot,
+            // A key that is a slice of its frame would keep the whole frame in memory for as long as newer frames
+            // write the key.
+            None => drop(self.elsewhere.insert(key.detached(), slot)),
+        }
+    }
+
+    /// Ends a frame, wherever it came from.
+    fn end(&mut self, frame: &QueuedFrame) -> Result<()> {
+        self.uncount(frame);
+        match frame.packed_at {
+            Some(at) => self.packed.end(frame, at),
+            None => Ok(()),
+        }
     }
 
     fn unsettle(&mut self, frame: &QueuedFrame) -> Result<()> {
@@ -466,7 +441,7 @@ mod tests {
         let mut body = FrameBuilder::new();
         push(&mut body, Operation::Put, true, key.as_bytes(), b"value").unwrap();
         let location = journaled.then_some(Location { segment: 1, offset: 4096 });
-        QueuedFrame::committed(Seq(seq), &body.finish(), location)
+        QueuedFrame::committed(Seq(seq), body.finish(), location)
     }
 
     /// The flusher saw that nothing was spilled; then a write-behind was committed and spilled, and a write-through

@@ -36,6 +36,21 @@ pub(crate) struct Record {
     pub(crate) value: Bytes,
 }
 
+/// A decoded record that borrows its key and value.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecordRef<'a> {
+    pub(crate) operation: Operation,
+    pub(crate) coalesce: bool,
+    pub(crate) key: &'a [u8],
+    pub(crate) value: &'a [u8],
+}
+
+impl Operation {
+    fn is_update(self) -> bool {
+        matches!(self, Operation::Put | Operation::Remove)
+    }
+}
+
 impl Record {
     /// What the store is to hold for the key; only for puts and removes.
     pub(crate) fn stored(&self) -> Option<Bytes> {
@@ -49,11 +64,25 @@ impl Record {
 
     /// Whether this is an update of its key.
     pub(crate) fn is_update(&self) -> bool {
-        matches!(self.operation, Operation::Put | Operation::Remove)
+        self.operation.is_update()
     }
 
     /// Decodes what [`push`] wrote.
     pub(crate) fn parse(bytes: &Bytes) -> Result<Record> {
+        let RecordRef { operation, coalesce, key, value } = RecordRef::parse(bytes)?;
+        let key = Key::from_bytes(bytes.slice_ref(key))?;
+        Ok(Record { operation, coalesce, key, value: bytes.slice_ref(value) })
+    }
+}
+
+impl<'a> RecordRef<'a> {
+    /// Whether this is an update of its key.
+    pub(crate) fn is_update(&self) -> bool {
+        self.operation.is_update()
+    }
+
+    /// Decodes what [`push`] wrote; whether the key is one is not looked at.
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<RecordRef<'a>> {
         let damaged = |what: &str| {
             let context = format!("a journal record of {} bytes {what}", bytes.len());
             Error::new(ErrorKind::Damaged, context)
@@ -72,12 +101,10 @@ impl Record {
         if flags & !FLAG_KEEP_EVERY != 0 {
             return Err(damaged("has unknown flags"));
         }
-        let key_end = HEADER_BYTES + usize::from(u16::from_le_bytes([low, high]));
-        if key_end > bytes.len() {
-            return Err(damaged("is shorter than its key"));
-        }
-        let key = Key::from_bytes(bytes.slice(HEADER_BYTES..key_end))?;
-        Ok(Record { operation, coalesce: flags & FLAG_KEEP_EVERY == 0, key, value: bytes.slice(key_end..) })
+        let key_bytes = usize::from(u16::from_le_bytes([low, high]));
+        let behind = bytes.get(HEADER_BYTES..).and_then(|behind| behind.split_at_checked(key_bytes));
+        let Some((key, value)) = behind else { return Err(damaged("is shorter than its key")) };
+        Ok(RecordRef { operation, coalesce: flags & FLAG_KEEP_EVERY == 0, key, value })
     }
 }
 

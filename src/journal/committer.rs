@@ -386,41 +386,40 @@ impl<S: Sink> Shared<S> {
         }
         let sync = self.mode == Mode::Sync;
         let written = guarded("writing to the journal", || order.write(sync));
-        order.frames.clear();
         let full = match written {
             Ok(full) => full,
             Err(cause) => {
                 let later = self.poison(&cause);
                 let in_flight = outcome_unknown(&cause);
+                order.frames.clear();
                 return order.group.drain(..).for_each(|submission| {
                     // What was not to be written has surely not happened.
                     self.refuse(submission.ticket, if submission.journaled { &in_flight } else { &later });
                 });
             }
         };
-        let mut locations = order.locations.drain(..);
+        let (mut frames, mut locations) = (order.frames.drain(..), order.locations.drain(..));
         let mut published = None;
-        for submission in order.group.drain(..) {
-            let location = if submission.journaled { locations.next() } else { None };
-            if let (true, None, Some(full)) = (submission.journaled, location, &full) {
-                self.refuse(submission.ticket, full);
+        for Submission { body, journaled, ticket } in order.group.drain(..) {
+            let frame = if journaled { frames.next() } else { None };
+            let (body, location) = match frame {
+                Some(frame) => (frame.body, locations.next()),
+                None => (body, None),
+            };
+            if let (true, None, Some(full)) = (journaled, location, &full) {
+                self.refuse(ticket, full);
                 continue;
             }
             // As in `Order::write`: all that is refused comes behind all that was written.
             let first = order.last.next();
-            order.last = order.last.plus(u64::from(submission.body.count()));
+            order.last = order.last.plus(u64::from(body.count()));
             published = location.map(|_| order.last).or(published);
-            order.committed.push(Committed {
-                first,
-                body: submission.body,
-                location,
-                ticket: submission.ticket,
-            });
+            order.committed.push(Committed { first, body, location, ticket });
         }
         if let (Some((_, writer)), Some(last)) = (&order.journal, published) {
             writer.publish(last);
         }
-        order.came_meanwhile = lock(&self.line).waiting.len();
+        order.came_meanwhile = if sync { lock(&self.line).waiting.len() } else { 0 };
         if !order.committed.is_empty() {
             self.tell(&mut order.committed);
         }

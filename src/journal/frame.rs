@@ -100,7 +100,7 @@ impl FrameHeader {
 
     /// Header, body and padding.
     pub(crate) fn bytes_on_disk(&self) -> u64 {
-        FRAME_HEADER_BYTES + u64::from(self.body_len).next_multiple_of(FRAME_ALIGN_BYTES)
+        bytes_on_disk(self.body_len as usize)
     }
 
     /// Whether a frame with a sound checksum can follow a frame that ended with `prev`; if not, why.
@@ -121,6 +121,11 @@ impl FrameHeader {
     }
 }
 
+/// What a frame with a body of so many bytes takes, header and padding included.
+pub(crate) fn bytes_on_disk(body_len: usize) -> u64 {
+    FRAME_HEADER_BYTES + (body_len as u64).next_multiple_of(FRAME_ALIGN_BYTES)
+}
+
 /// The checksum of all of a header behind it.
 fn header_checksum(fields: &[u8]) -> u32 {
     match Safeguard::NumberInChecksum.holds() {
@@ -134,7 +139,7 @@ fn header_checksum(fields: &[u8]) -> u32 {
 }
 
 /// An encoded batch of records with its checksum, ready to be given a place. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct FrameBody {
     /// With the padding that follows it on disk, so that it can be written as it is.
     padded: Bytes,
@@ -161,13 +166,13 @@ impl FrameBody {
         FRAME_HEADER_BYTES + self.padded.len() as u64
     }
 
-    /// The encoded records, without what surrounds them on disk.
-    pub(crate) fn content(&self) -> Bytes {
-        self.padded.slice(..self.len as usize)
-    }
-
     pub(crate) fn padded(&self) -> &[u8] {
         &self.padded
+    }
+
+    /// The encoded records and what pads them.
+    pub(crate) fn into_padded(self) -> Bytes {
+        self.padded
     }
 
     pub(crate) fn header(&self, first: Seq, prev: Seq, nonce: u64, synced_offset: u64) -> FrameHeader {
@@ -273,7 +278,7 @@ impl Frame {
     /// What the frame takes on disk, header and padding included, in bytes.
     #[must_use]
     pub fn len_on_disk(&self) -> u64 {
-        FRAME_HEADER_BYTES + (self.body.len() as u64).next_multiple_of(FRAME_ALIGN_BYTES)
+        bytes_on_disk(self.body.len())
     }
 
     /// The encoded records.
@@ -313,6 +318,23 @@ impl Frame {
 /// The records of a frame's content.
 pub(crate) fn records_of(content: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
     Records { content: content.clone(), at: 0 }
+}
+
+/// So many records of a frame's content, which padding may follow.
+pub(crate) fn slices_of(content: &[u8], count: u32) -> impl Iterator<Item = &[u8]> {
+    let mut rest = content;
+    (0..count).map_while(move |_| {
+        let length = take_u32(&mut rest)? as usize;
+        let (record, after) = rest.split_at_checked(length)?;
+        rest = after;
+        Some(record)
+    })
+}
+
+/// A frame's content, which has so many records, without padding that may follow it.
+pub(crate) fn without_padding(content: &[u8], count: u32) -> &[u8] {
+    let len = slices_of(content, count).map(|record| RECORD_LENGTH_BYTES + record.len()).sum();
+    content.get(..len).unwrap_or(content)
 }
 
 /// Walks a body whose lengths are known to be right: it was built here or came through [`Frame::verified`].

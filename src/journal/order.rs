@@ -1,6 +1,7 @@
 //! What a committer hands from one to the next: the right to write, with all that belongs to it. Whoever has it gives
 //! numbers, writes groups and syncs them; who that is, and when, is the committer's to say.
 
+use std::mem;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -51,17 +52,18 @@ impl<T> Order<T> {
         self.committed.shrink_to(GROUP_KEPT);
     }
 
-    /// Writes the group's frames, and syncs them if asked to. Leaves in `locations` where they lie, and returns why
-    /// some at the end were not written if the disk was full.
+    /// Writes the group's frames, and syncs them if asked to. Leaves in `frames` the bodies of what is journaled, in
+    /// `locations` where they lie, and returns why some at the end were not written if the disk was full.
     pub(super) fn write(&mut self, sync: bool) -> Result<Option<Error>> {
         self.locations.clear();
         let Some((_, writer)) = &mut self.journal else { return Ok(None) };
         let mut last = self.last;
-        for submission in &self.group {
+        for submission in &mut self.group {
+            let (first, count) = (last.next(), submission.body.count());
             if submission.journaled {
-                self.frames.push(GroupFrame { first: last.next(), body: submission.body.clone() });
+                self.frames.push(GroupFrame { first, body: mem::take(&mut submission.body) });
             }
-            last = last.plus(u64::from(submission.body.count()));
+            last = last.plus(u64::from(count));
         }
         if self.frames.is_empty() {
             return Ok(None);

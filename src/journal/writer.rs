@@ -20,7 +20,7 @@ use crate::safeguard::Safeguard;
 const COPIED_BODY_BYTES_MAX: usize = 256 * 1024;
 /// What the group's buffer may keep of its size between two groups.
 const BUFFER_KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How many locations may stay allocated between two groups.
+/// How many frames' places may stay allocated between two groups.
 const STAGED_KEPT_MAX: usize = 1024;
 
 /// The one appender of a log. Owned by the committer.
@@ -34,7 +34,7 @@ pub struct Writer {
     active: Option<Active>,
     buffer: Vec<u8>,
     /// Empty, to be filled again.
-    staged: Vec<Location>,
+    staged: Vec<StagedFrame>,
     closed: bool,
 }
 
@@ -100,13 +100,13 @@ impl Writer {
     /// an unknown outcome of what was in flight, [`ErrorKind::Closed`] after [`Writer::close`],
     /// [`ErrorKind::Unsupported`] for frames that are out of order or empty (nothing is written then).
     pub fn append(&mut self, group: &[GroupFrame], written: &mut Vec<Location>) -> Result<()> {
-        let mut staged = Staged { tail: self.tail, locations: mem::take(&mut self.staged) };
+        let mut staged = Staged { tail: self.tail, frames: mem::take(&mut self.staged) };
         let result = self.append_all(group, &mut staged, written);
         self.buffer.clear();
         self.buffer.shrink_to(BUFFER_KEPT_BYTES_MAX);
-        staged.locations.clear();
-        staged.locations.shrink_to(STAGED_KEPT_MAX);
-        self.staged = staged.locations;
+        staged.frames.clear();
+        staged.frames.shrink_to(STAGED_KEPT_MAX);
+        self.staged = staged.frames;
         result
     }
 
@@ -179,7 +179,7 @@ impl Writer {
             return Ok(());
         }
         let promise = GroupFrame { first: self.tail.last.next(), body: FrameBuilder::new().finish() };
-        let mut staged = Staged { tail: self.tail, locations: Vec::new() };
+        let mut staged = Staged { tail: self.tail, frames: Vec::new() };
         self.stage(&promise, &mut staged)?;
         self.flush(&mut staged, &mut Vec::new())?;
         self.sync()
@@ -224,11 +224,13 @@ impl Writer {
         };
         let tail = &mut staged.tail;
         let header = frame.body.header(frame.first, tail.last, active.segment.header.nonce, active.synced);
-        staged.locations.push(Location { segment: tail.number, offset: tail.end });
-        header.encode(&mut self.buffer);
+        let location = Location { segment: tail.number, offset: tail.end };
+        let begin = self.buffer.len();
+        let crc = header.encode(&mut self.buffer);
         active.promised = active.synced;
         tail.last = header.last();
         tail.end += header.bytes_on_disk();
+        staged.frames.push(StagedFrame { location, begin, header, crc });
         Ok(())
     }
 
@@ -281,16 +283,12 @@ impl Writer {
     /// Moves the tail over the frames that lie wholly in the first `whole` bytes of the buffer: those a recovery
     /// would find, so those must count.
     fn count_frames(&mut self, whole: usize, staged: &mut Staged, written: &mut Vec<Location>) {
-        let mut at = 0;
-        for location in staged.locations.drain(..) {
-            let Some((header, crc)) = self.buffer.get(at..whole).and_then(FrameHeader::decode) else {
-                break;
-            };
+        for StagedFrame { location, begin, header, crc } in staged.frames.drain(..) {
             // A body that was not copied was written before its header.
-            if (at as u64 + header.content_bytes()).min(self.buffer.len() as u64) > whole as u64 {
+            let end = (begin as u64 + header.content_bytes()).min(self.buffer.len() as u64);
+            if end > whole as u64 {
                 break;
             }
-            at += header.bytes_on_disk() as usize;
             self.tail.end += header.bytes_on_disk();
             self.tail.last = header.last();
             self.tail.chain = crc32c::crc32c_append(self.tail.chain, &crc.to_le_bytes());
@@ -347,7 +345,17 @@ impl std::fmt::Debug for Writer {
 struct Staged {
     /// As it will be; its chain is not kept up.
     tail: Seal,
-    locations: Vec<Location>,
+    frames: Vec<StagedFrame>,
+}
+
+/// A frame in the buffer, or its header alone.
+struct StagedFrame {
+    location: Location,
+    /// Where it begins in the buffer.
+    begin: usize,
+    header: FrameHeader,
+    /// The header's checksum.
+    crc: u32,
 }
 
 fn check_order(mut last: Seq, group: &[GroupFrame]) -> Result<()> {
