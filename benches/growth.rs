@@ -14,6 +14,8 @@
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark's result")]
 
+#[path = "growth/disks.rs"]
+mod disks;
 #[path = "growth/forgetful.rs"]
 mod forgetful;
 #[path = "growth/looking.rs"]
@@ -24,7 +26,6 @@ mod memory_disk;
 use std::fs;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -32,14 +33,13 @@ use clap::{Parser, ValueEnum};
 use comfy_table::Table;
 use forebay::store::contract::Store;
 use forebay::testkit::flaky::FlakyStore;
-use forebay::{Cache, Durability, Forebay, JournalOptions, MemoryStore};
+use forebay::{Cache, Durability, Forebay, MemoryStore};
 use peak_alloc::PeakAlloc;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
 use crate::forgetful::Forgetful;
-use crate::looking::{bytes_in, bytes_written, read_and_check};
-use crate::memory_disk::MemoryDisk;
+use crate::looking::read_and_check;
 
 #[global_allocator]
 static ALLOCATED: PeakAlloc = PeakAlloc;
@@ -49,10 +49,7 @@ const VALUE_BYTES: usize = 100;
 const CALLS_MAX: usize = 20_000;
 /// How often a backlog is opened.
 const RECOVERIES: usize = 3;
-/// How long preparing a spare may take.
-const SPARE_WITHIN: Duration = Duration::from_secs(60);
 const MIB: f64 = (1 << 20) as f64;
-const PER_BYTE: &str = "bytes a byte of key and value";
 
 /// How cost grows.
 #[derive(Parser, Debug)]
@@ -359,60 +356,6 @@ impl Measure {
         Ok(())
     }
 
-    /// What the journal writes for a byte that it acknowledges, and what it keeps on the disk after a burst.
-    fn disk(&mut self) -> Result<()> {
-        let time = Duration::from_millis(if self.smoke { 100 } else { 2_000 });
-        let runtime = tokio::runtime::Builder::new_multi_thread().build()?;
-        for writers in [1, 64] {
-            let name = format!("disk-{writers}");
-            let bay = self.open(&runtime, &name, Durability::Sync, Forgetful::default())?;
-            let cache: Cache<u64, Vec<u8>> = bay.cache("growth").capacity(100_000).open()?;
-            runtime.block_on(written_in(&cache, writers, time / 4))?;
-            runtime.block_on(bay.flush())?;
-            // The spare that is prepared ahead is written with zeros once; later ones are used again.
-            let begun = Instant::now();
-            while bay.health().journal_bytes < 2 * JournalOptions::default().segment_bytes {
-                ensure!(begun.elapsed() < SPARE_WITHIN, "no spare is prepared after {SPARE_WITHIN:?}");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            let written = bytes_written()?;
-            let before = bay.last_committed();
-            runtime.block_on(written_in(&cache, writers, time))?;
-            let puts = bay.last_committed().0 - before.0;
-            let acknowledged = (puts * (8 + VALUE_BYTES) as u64) as f64;
-            let written = bytes_written()? - written;
-            let at = (writers, "writers");
-            self.add("written by the journal", at, written as f64 / acknowledged, PER_BYTE);
-            runtime.block_on(bay.close())?;
-        }
-        let durability = Durability::Buffered { sync_interval: Duration::from_millis(100) };
-        for burst_mb in [16, 64, 256] {
-            if self.smoke && burst_mb > 64 {
-                break;
-            }
-            let name = format!("burst-{burst_mb}");
-            let store = FlakyStore::new(MemoryStore::new());
-            store.stall();
-            let bay = self.open(&runtime, &name, durability, store.clone())?;
-            let cache: Cache<u64, Vec<u8>> = bay.cache("growth").capacity(1).open()?;
-            runtime.block_on(async {
-                for number in 0..burst_mb << 8 {
-                    cache.put(&(number % 1_000), vec![1; 4 << 10]).await?;
-                }
-                anyhow::Ok(())
-            })?;
-            let at = (burst_mb, "MiB in a burst");
-            self.add("journal at its height", at, bay.health().journal_bytes as f64 / MIB, "MiB");
-            store.release();
-            runtime.block_on(bay.flush())?;
-            runtime.block_on(bay.close())?;
-            let left = bytes_in(&self.directory.join(&name))?;
-            self.add("journal once that is drained", at, left as f64 / MIB, "MiB");
-            ensure!(left < journal_at_rest_max() + (1 << 20), "{left} bytes are left of a burst");
-        }
-        Ok(())
-    }
-
     fn keys(&mut self) -> Result<()> {
         let runtime = one_thread()?;
         let mut keys = 1_000;
@@ -439,41 +382,6 @@ impl Measure {
             runtime.block_on(bay.close())?;
             keys *= 10;
         }
-        Ok(())
-    }
-}
-
-impl Measure {
-    /// The path of a put alone: the disk is memory, and the store forgets.
-    fn no_disk(&mut self) -> Result<()> {
-        let runtime = one_thread()?;
-        let durability = Durability::Buffered { sync_interval: Duration::from_millis(100) };
-        let opening = Forebay::builder(Forgetful::default())
-            .journal("journal")
-            .durability(durability)
-            .disk(Arc::new(MemoryDisk::default()))
-            .open();
-        let bay = runtime.block_on(opening)?;
-        let cache: Cache<u64, Vec<u8>> = bay.cache("growth").capacity(100_000).open()?;
-        let calls = if self.smoke { 100 } else { CALLS_MAX as u64 };
-        let mut taken = Vec::new();
-        for _ in 0..15 {
-            let begun = Instant::now();
-            runtime.block_on(async {
-                for number in 0..calls {
-                    cache.put(&(number % 1_000), vec![1; VALUE_BYTES]).await?;
-                }
-                anyhow::Ok(())
-            })?;
-            taken.push(begun.elapsed());
-            runtime.block_on(bay.flush())?;
-        }
-        taken.sort_unstable();
-        for (of, at) in [("best of 15 rounds", 0), ("median of 15 rounds", 7)] {
-            let ns = taken.get(at).context("nothing was measured")?.as_nanos() as f64 / calls as f64;
-            self.add("put without a disk", (calls, of), ns, "ns");
-        }
-        runtime.block_on(bay.close())?;
         Ok(())
     }
 }
@@ -515,13 +423,6 @@ fn median_us(runtime: &Runtime, calls: usize, mut call: impl AsyncFnMut(u64) -> 
         let median = taken.get(taken.len() / 2).context("nothing was measured")?;
         Ok(median.as_secs_f64() * 1e6)
     })
-}
-
-/// What a journal takes at the most when nothing waits: the segment in use, the spares, and one that was being made
-/// when the last segment became a spare.
-fn journal_at_rest_max() -> u64 {
-    let journal = JournalOptions::default();
-    journal.segment_bytes * (2 + journal.spares_max as u64)
 }
 
 fn one_thread() -> Result<Runtime> {

@@ -36,6 +36,13 @@ struct State {
     stopping: bool,
 }
 
+impl State {
+    /// Whether one more spare would not be too many, with the one that is being made.
+    fn has_room(&self, spares_max: usize) -> bool {
+        self.ready.len() + usize::from(self.making) < spares_max
+    }
+}
+
 struct Spare {
     path: PathBuf,
     bytes: u64,
@@ -170,7 +177,7 @@ impl Pool {
     /// error alone if the change may not be durable.
     pub(crate) fn retire(&self, segment: Arc<Segment>) -> Result<(), (Option<Arc<Segment>>, Error)> {
         let standard = segment.header.capacity == self.options.segment_bytes;
-        let room = self.state().ready.len() < self.options.spares_max;
+        let room = self.state().has_room(self.options.spares_max);
         let reusable = self.options.recycle && standard && room && Arc::strong_count(&segment) == 1;
         let spare = reusable.then(|| {
             let bytes = segment.bytes_on_disk();
@@ -290,4 +297,30 @@ fn spare_name(number: u64) -> String {
 /// The number in a spare's name with this extension, or nothing if it is not one.
 pub(crate) fn parse_spare_name(name: &str, extension: &str) -> Option<u64> {
     name.strip_prefix("spare-")?.strip_suffix(extension)?.strip_suffix('.')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::testdisk::MemDisk;
+
+    /// A segment that was retired while the next spare was being made became one, too: 80 MiB were to be left of a burst,
+    /// and there were 96.
+    #[test]
+    fn a_spare_in_the_making_counts_as_one() {
+        let disk = MemDisk::default();
+        let options = JournalOptions { zero_fill: false, spares_max: 1, ..JournalOptions::default() };
+        let pool =
+            Pool::adopt(Arc::new(disk.clone()), PathBuf::from("journal"), options.clone(), &[]).unwrap();
+        for (making, spares) in [(true, 0), (false, 1)] {
+            pool.state().making = false;
+            let made = pool.make_segment(JournalId([7; 16]), 1, options.segment_bytes, Seal::default());
+            let (segment, file) = made.unwrap();
+            drop(file);
+            pool.state().making = making;
+            assert!(pool.retire(Arc::new(segment)).is_ok());
+            assert_eq!(pool.state().ready.len(), spares);
+            assert_eq!(disk.names().len(), spares, "{:?}", disk.names());
+        }
+    }
 }
