@@ -4,6 +4,7 @@
 //! that a stall at the end does not go missing. Each writer has at least one that counts.
 
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -15,6 +16,9 @@ use crate::subject::{Measure, Subject, TaskPut};
 /// How many keys each writer goes through.
 const KEYS_PER_WRITER: u64 = 1_000;
 
+/// How many turns there were, of all writers of all measurements.
+static TURNS: AtomicU64 = AtomicU64::new(0);
+
 /// What one measurement of tasks needs: the load, and how many threads there are for it.
 pub(crate) struct Load {
     pub(crate) of: Measure,
@@ -24,6 +28,8 @@ pub(crate) struct Load {
 /// One writer's place in the load.
 struct Turn {
     number: u64,
+    /// Of this turn alone, so that no value was there before: a store may write nothing for an equal one.
+    mark: u64,
     first_key: u64,
     counted_from: Instant,
     until: Instant,
@@ -36,6 +42,7 @@ impl Turn {
         let counted_from = started + of.warm_up;
         Ok(Turn {
             number: 0,
+            mark: TURNS.fetch_add(1, Ordering::Relaxed) << 32,
             first_key: u64::try_from(writer)? * KEYS_PER_WRITER,
             counted_from,
             until: counted_from + of.measure,
@@ -47,7 +54,8 @@ impl Turn {
     /// The next put, and when it begins; its value is made before that.
     fn next(&mut self) -> Option<(u64, Vec<u8>, Instant)> {
         let key = self.first_key + self.number % KEYS_PER_WRITER;
-        let value = vec![self.number.to_le_bytes()[0]; self.value_bytes];
+        let mut value = vec![self.number.to_le_bytes()[0]; self.value_bytes];
+        value.iter_mut().zip((self.mark + self.number).to_le_bytes()).for_each(|(byte, own)| *byte = own);
         self.number += 1;
         let begun = Instant::now();
         (begun < self.until || self.latencies_ns.is_empty()).then_some((key, value, begun))
