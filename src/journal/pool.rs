@@ -304,8 +304,8 @@ mod tests {
     use super::*;
     use crate::journal::testdisk::MemDisk;
 
-    /// A segment that was retired while the next spare was being made became one, too: 80 MiB were to be left of a burst,
-    /// and there were 96.
+    /// A segment that was retired while the next spare was being made became one, too: 80 MiB were to be left of a
+    /// burst, and there were 96.
     #[test]
     fn a_spare_in_the_making_counts_as_one() {
         let disk = MemDisk::default();
