@@ -436,24 +436,24 @@ impl std::fmt::Display for Tried {
 
 #[test]
 fn fault_small_batches_in_sled_survive_power_cuts() {
-    cut_the_power(Kind::Sled, "small", 3, Duration::from_secs(4));
+    cut_the_power(Kind::Sled, "small", 3, Duration::from_secs(2));
 }
 
 #[test]
 fn fault_reused_segments_in_sled_survive_power_cuts() {
-    cut_the_power(Kind::Sled, "reusing", 4, Duration::from_secs(5));
+    cut_the_power(Kind::Sled, "reusing", 4, Duration::from_secs(3));
 }
 
 #[test]
 fn fault_batches_of_several_segments_in_sled_survive_power_cuts() {
-    cut_the_power(Kind::Sled, "large", 3, Duration::from_secs(4));
+    cut_the_power(Kind::Sled, "large", 3, Duration::from_secs(2));
 }
 
 #[test]
 fn fault_batches_in_redb_survive_power_cuts() {
-    cut_the_power(Kind::Redb, "small", 2, Duration::from_secs(2));
-    cut_the_power(Kind::Redb, "reusing", 2, Duration::from_secs(2));
-    cut_the_power(Kind::RedbQuick, "small", 2, Duration::from_secs(2));
+    cut_the_power(Kind::Redb, "small", 2, Duration::from_secs(1));
+    cut_the_power(Kind::Redb, "reusing", 2, Duration::from_secs(1));
+    cut_the_power(Kind::RedbQuick, "small", 2, Duration::from_secs(1));
 }
 
 #[test]
@@ -464,7 +464,7 @@ fn fault_large_batches_in_redb_survive_power_cuts() {
 #[test]
 fn fault_batches_in_fjall_survive_power_cuts() {
     cut_the_power(Kind::Fjall, "small", 2, Duration::from_secs(2));
-    cut_the_power(Kind::Fjall, "reusing", 3, Duration::from_secs(4));
+    cut_the_power(Kind::Fjall, "reusing", 3, Duration::from_secs(2));
 }
 
 #[test]
