@@ -10,7 +10,7 @@ use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, Value
 use plotters::prelude::*;
 
 use crate::charts::ink::{FINE_GRID, GRID, INK, WIDTH, failed, letters, round_ends, time};
-use crate::charts::lines::{BELOW, Line, NAMES_WIDTH, name_ends};
+use crate::charts::lines::{Line, name_ends, with_room};
 use crate::results::Row;
 
 const HEIGHT: u32 = 560;
@@ -28,14 +28,7 @@ pub(crate) fn distribution(rows: &[&Row]) -> Result<String> {
         root.fill(&WHITE).map_err(failed)?;
         let range =
             round_ends(rows.iter().flat_map(|row| row.figures.quantiles_us.iter().map(|(_, us)| *us)));
-        let mut chart = ChartBuilder::on(&root)
-            .margin_top(12)
-            .margin_left(14)
-            .margin_right(NAMES_WIDTH)
-            .x_label_area_size(BELOW)
-            .y_label_area_size(75)
-            .build_cartesian_2d(Shares, range.log_scale())
-            .map_err(failed)?;
+        let mut chart = with_room(&root).build_cartesian_2d(Shares, range.log_scale()).map_err(failed)?;
         chart
             .configure_mesh()
             .light_line_style(FINE_GRID)

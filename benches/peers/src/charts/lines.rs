@@ -11,10 +11,20 @@ use crate::results::Row;
 use crate::subject::Face;
 
 /// How wide the room for the names is, right of the chart.
-pub(crate) const NAMES_WIDTH: u32 = 190;
+const NAMES_WIDTH: u32 = 190;
 /// How much lies below the chart.
-pub(crate) const BELOW: u32 = 55;
+const BELOW: u32 = 55;
 const NAME_STEP: i32 = 17;
+
+/// A chart with room for its lines' names.
+pub(crate) fn with_room<'a, 'b, DB: DrawingBackend>(
+    root: &'a DrawingArea<DB, Shift>,
+) -> ChartBuilder<'a, 'b, DB> {
+    let mut chart = ChartBuilder::on(root);
+    chart.margin_top(12).margin_left(14).margin_right(NAMES_WIDTH);
+    chart.x_label_area_size(BELOW).y_label_area_size(75);
+    chart
+}
 
 pub(crate) struct Line {
     pub(crate) what: String,

@@ -4,7 +4,7 @@ use anyhow::Result;
 use plotters::prelude::*;
 
 use crate::charts::ink::{FINE_GRID, GRID, INK, WIDTH, colour, failed, letters, round_ends, short};
-use crate::charts::lines::{BELOW, Line, NAMES_WIDTH, name_ends};
+use crate::charts::lines::{Line, name_ends, with_room};
 use crate::results::Row;
 
 const HEIGHT: u32 = 620;
@@ -19,12 +19,7 @@ pub(crate) fn scaling(rows: &[&Row]) -> Result<String> {
         let most = rows.iter().map(|row| row.writers).max().unwrap_or(1) as f64;
         let lowest_and_highest = |row: &&Row| [row.figures.writes_per_s_low, row.figures.writes_per_s_high];
         let range = round_ends(rows.iter().flat_map(lowest_and_highest));
-        let mut chart = ChartBuilder::on(&root)
-            .margin_top(12)
-            .margin_left(14)
-            .margin_right(NAMES_WIDTH)
-            .x_label_area_size(BELOW)
-            .y_label_area_size(75)
+        let mut chart = with_room(&root)
             .build_cartesian_2d((1.0..most).log_scale().base(4.0), range.log_scale())
             .map_err(failed)?;
         chart
