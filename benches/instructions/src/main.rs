@@ -1,5 +1,5 @@
 //! Instructions and allocations per call of the put and get paths, counted by valgrind's callgrind: repeatable on a
-//! busy machine, where times are not. Compared with what `benches/instructions.json` records.
+//! busy machine, where times are not. Compared with what `recorded.json` records.
 //!
 //! Allocations are calls of the C library's `malloc`, `calloc` and `realloc`; one of a put is its caller's, for the
 //! value.
@@ -27,7 +27,7 @@ const KEYS: u64 = 1_000;
 const VALUE_BYTES: usize = 100;
 /// How far a count may be from the recorded one, in per cent of it.
 const MARGIN_PERCENT: f64 = 5.0;
-const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.json");
+const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/recorded.json");
 
 /// Instructions per call, beside the recorded ones.
 #[derive(Parser, Debug)]
@@ -35,18 +35,12 @@ struct Arguments {
     /// Writes the counts down instead of comparing them.
     #[arg(long)]
     record: bool,
-    /// Changes nothing: all of it takes some seconds.
-    #[arg(long)]
-    smoke: bool,
     /// Makes the calls of one path, to be counted.
     #[arg(long, hide = true)]
     call: Option<Call>,
     /// So often.
     #[arg(long, hide = true, default_value_t = 1)]
     rounds: u64,
-    /// Passed by `cargo bench`.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// What is called.
@@ -97,7 +91,7 @@ fn compare(counted: &BTreeMap<String, u64>, recorded: &BTreeMap<String, u64>) ->
     ensure!(
         far.is_empty(),
         "more than {MARGIN_PERCENT} % from what is recorded: {}; if that is meant, or the compiler is another one, \
-         write it down with `cargo bench --bench instructions -- --record`",
+         write it down with `--record`",
         far.join(", ")
     );
     Ok(())
