@@ -4,6 +4,8 @@
 
 #[path = "support/bus.rs"]
 mod bus;
+#[path = "support/bus_server.rs"]
+mod bus_server;
 #[path = "support/servers/mod.rs"]
 mod servers;
 
@@ -12,14 +14,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{
-    Restarted, channel, expect_error, expect_lost, expect_nothing, keeps_the_contract, message, next,
-    next_at_last, publish, publish_at_last, subscribe, take, take_at_last,
+    channel, expect_error, expect_lost, expect_nothing, message, next, publish, publish_at_last, subscribe,
+    take, take_at_last,
 };
+use bus_server::BusServer;
 use forebay::bus::contract::BoxFuture;
 use forebay::bus::{Bus, Delivery, From, Position, RedisBus, RedisBusOptions};
 use forebay::{Channel, ErrorKind};
 use servers::certificates::Certificates;
-use servers::redis::RedisServer;
+use servers::redis::{How, RedisServer};
 
 fn quick() -> RedisBusOptions {
     RedisBusOptions::new().idle(Duration::from_millis(100)).timeout(Duration::from_secs(2))
@@ -42,28 +45,19 @@ async fn trim(server: &RedisServer, stream: &str) {
     let _: i64 = command(server, &["XTRIM", stream, "MAXLEN", "0"]).await;
 }
 
-impl Restarted for RedisServer {
-    fn port(&self) -> u16 {
-        self.port()
-    }
-
-    fn restart(&mut self) {
-        self.kill();
-        self.start_again();
-    }
-
+impl BusServer for How {
     fn client(at: SocketAddr) -> Arc<dyn Bus> {
         Arc::new(RedisBus::with_options(&format!("redis://{at}"), quick()).unwrap())
     }
 
-    fn trim<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, ()> {
-        Box::pin(async move { trim(self, &format!("{{forebay:{channel}}}")).await })
+    fn trim<'a>(server: &'a RedisServer, channel: &'a Channel) -> BoxFuture<'a, ()> {
+        Box::pin(async move { trim(server, &format!("{{forebay:{channel}}}")).await })
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_contract_is_kept() {
-    keeps_the_contract(RedisServer::start()).await;
+    bus_server::keeps_the_contract(RedisServer::start()).await;
 }
 
 #[tokio::test]
@@ -170,22 +164,9 @@ async fn a_restart_loses_nothing() {
 
 #[tokio::test]
 async fn lost_data_are_noticed() {
-    let mut server = RedisServer::start();
-    let (bus, channel) = (bus_of(&server), channel("c"));
-    let mut reader = subscribe(&bus, &channel, From::Now).await;
-    publish(&bus, &channel, &["1", "2"]).await;
-    let position = take(&mut reader, &["1", "2"]).await;
-    server.kill();
-    server.forget_everything();
-    server.start_again();
-    // Nobody has published yet, and the numbering has begun anew all the same.
-    expect_lost(&mut reader).await;
-    // As many as there were, so that the numbers alone do not tell.
-    publish_at_last(&bus, &channel, &["3", "4"]).await;
-    take_at_last(&mut reader, &["3", "4"]).await;
-    let mut after = subscribe(&bus, &channel, From::After(position)).await;
-    expect_lost(&mut after).await;
-    take(&mut after, &["3", "4"]).await;
+    let server = RedisServer::start();
+    let bus = bus_of(&server);
+    bus_server::losing_all_data_is_noticed(server, &bus).await;
 }
 
 /// The server comes back without its last writes, and gives their numbers anew: by what is counted, nothing is
@@ -245,57 +226,13 @@ async fn a_paused_server_is_noticed_and_nothing_is_lost() {
     let server = RedisServer::start();
     let options = quick().timeout(Duration::from_millis(300));
     let bus = RedisBus::with_options(&server.url(), options).unwrap();
-    let channel = channel("c");
-    let mut reader = subscribe(&bus, &channel, From::Now).await;
-    publish(&bus, &channel, &["1"]).await;
-    take(&mut reader, &["1"]).await;
-    server.process().pause();
-    for _ in 0..2 {
-        let error = expect_error(&mut reader, Duration::from_secs(3)).await;
-        assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
-    }
-    let error = bus.publish(&channel, &[message("2")]).await.expect_err("the server is paused");
-    assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
-    server.process().resume();
-    publish_at_last(&bus, &channel, &["3"]).await;
-    // What failed may have been published all the same.
-    let mut seen = Vec::new();
-    while seen.last().map(String::as_str) != Some("3") {
-        match next_at_last(&mut reader).await {
-            Delivery::Message(_, body) => seen.push(String::from_utf8(body.to_vec()).unwrap()),
-            Delivery::PositionLost => panic!("nothing was lost"),
-        }
-    }
-    assert!(seen == ["3"] || seen == ["2", "3"], "{seen:?}");
+    bus_server::a_pause_is_noticed_and_loses_nothing(server, &bus).await;
 }
 
-/// A delivery that nobody waits for any longer is not lost, and asking often does not pile up reads.
 #[tokio::test]
 async fn dropping_the_future_loses_nothing() {
     let server = RedisServer::start();
-    let (bus, channel) = (bus_of(&server), channel("c"));
-    let mut reader = subscribe(&bus, &channel, From::Now).await;
-    let texts: Vec<String> = (0..200).map(|n| format!("m{n}")).collect();
-    let mut texts = texts.iter().map(String::as_str);
-    let mut seen = Vec::new();
-    for round in 0..400 {
-        if round % 2 == 0 {
-            publish(&bus, &channel, &[texts.next().unwrap()]).await;
-        }
-        let wait = Duration::from_micros(50 * (round % 9));
-        if let Ok(delivery) = tokio::time::timeout(wait, reader.next()).await {
-            seen.push(delivery.unwrap());
-        }
-    }
-    while seen.len() < 200 {
-        seen.push(next(&mut reader).await.unwrap());
-    }
-    for (number, delivery) in seen.iter().enumerate() {
-        assert!(
-            matches!(delivery, Delivery::Message(_, body) if *body == format!("m{number}")),
-            "{delivery:?}"
-        );
-    }
+    bus_server::dropping_the_future_loses_nothing(&bus_of(&server)).await;
 }
 
 #[tokio::test]

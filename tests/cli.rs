@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "these are tests")]
 
+#[path = "support/refusing.rs"]
+mod refusing;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,10 +14,9 @@ use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use forebay::journal::survey::{Finding, Survey};
-use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
-use forebay::{
-    BlockingCache, Error, ErrorKind, Forebay, JournalId, JournalOptions, Key, OnRejected, SledStore,
-};
+use forebay::store::contract::{Batch, Store, StoreError};
+use forebay::{BlockingCache, Error, ErrorKind, Forebay, JournalOptions, Key, OnRejected, SledStore};
+use refusing::Refusing;
 use tempfile::TempDir;
 
 /// In every value, so in nothing that is printed.
@@ -64,44 +66,16 @@ fn image(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
     files
 }
 
-/// A sled store that does not apply, or rejects what a key's bytes hold.
-struct Sluggish {
-    store: SledStore,
-    applies: bool,
-    rejects: Option<&'static [u8]>,
-    /// Hears of every batch that is not applied.
-    refused: Option<mpsc::Sender<()>>,
-}
-
-impl Store for Sluggish {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.tenure()
-    }
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.claim(journal)
-    }
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
-        self.store.load(key)
-    }
-    fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
-        self.store.load_many(keys)
-    }
-    fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        let refused =
-            |key: &Key| self.rejects.is_some_and(|part| key.key().windows(part.len()).any(|w| w == part));
-        if let Some(op) = batch.ops.iter().find(|op| refused(&op.key)) {
+/// Takes nothing for now, and rejects what a key's bytes hold.
+fn refuse(batch: &Batch, applies: bool, rejects: Option<&[u8]>) -> Result<(), StoreError> {
+    let refused = |key: &Key| rejects.is_some_and(|part| key.key().windows(part.len()).any(|w| w == part));
+    match batch.ops.iter().find(|op| refused(&op.key)) {
+        Some(op) => {
             let error = Error::new(ErrorKind::Rejected, "no such shelf");
-            return Box::pin(async move { Err(StoreError::Rejected { seq: op.seq, error }) });
+            Err(StoreError::Rejected { seq: op.seq, error })
         }
-        if !self.applies {
-            let error = Error::new(ErrorKind::Transient, "not now");
-            if let Some(refused) = &self.refused {
-                // Whoever listened has heard enough.
-                refused.send(()).ok();
-            }
-            return Box::pin(async move { Err(StoreError::Transient(error)) });
-        }
-        self.store.apply(batch)
+        None if applies => Ok(()),
+        None => Err(StoreError::Transient(Error::new(ErrorKind::Transient, "not now"))),
     }
 }
 
@@ -129,14 +103,14 @@ impl Files {
         applies: bool,
         rejects: Option<&'static [u8]>,
     ) -> (Forebay, BlockingCache<String, String>) {
-        self.open_on(Sluggish { store: self.sled(), applies, rejects, refused: None })
+        self.open_on(Refusing::new(self.sled(), move |batch: &Batch| refuse(batch, applies, rejects)))
     }
 
     fn sled(&self) -> SledStore {
         SledStore::open(self.path("store")).unwrap()
     }
 
-    fn open_on(&self, store: Sluggish) -> (Forebay, BlockingCache<String, String>) {
+    fn open_on(&self, store: impl Store) -> (Forebay, BlockingCache<String, String>) {
         let mut options = JournalOptions::default();
         options.segment_bytes = SEGMENT;
         options.spares_max = 0;
@@ -489,7 +463,11 @@ fn a_damaged_dead_letter_list_is_told_and_salvaged_with_the_journal() {
 fn a_letter_whose_replay_is_lost_is_in_the_salvaged_list_again() {
     let files = with_letters();
     let (sender, refused) = mpsc::channel();
-    let store = Sluggish { store: files.sled(), applies: false, rejects: None, refused: Some(sender) };
+    let store = Refusing::new(files.sled(), move |batch: &Batch| {
+        // Whoever listened has heard enough.
+        sender.send(()).ok();
+        refuse(batch, false, None)
+    });
     let (bay, shelf) = files.open_on(store);
     let letter = bay.dead_letters().list().unwrap()[0].key.clone();
     std::thread::scope(|scope| {

@@ -4,17 +4,21 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "these are tests")]
 
+#[path = "support/refusing.rs"]
+mod refusing;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forebay::journal::queue::Journal;
-use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::contract::{Batch, Store, StoreError};
 use forebay::{
-    BlockingCache, Durability, Epoch, Error, ErrorKind, Forebay, JournalId, JournalOptions, Key, OnRejected,
-    Seq, SledStore,
+    BlockingCache, Durability, Epoch, Error, ErrorKind, Forebay, JournalOptions, Key, OnRejected, Seq,
+    SledStore,
 };
+use refusing::Refusing;
 use tempfile::TempDir;
 
 /// Values above 40 KiB lie in the sled store in chunks. Zeros, so that the fixture stays small.
@@ -93,35 +97,15 @@ fn unpack(mut packed: &[u8]) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// A sled store that rejects one key, and does not apply when it is told so.
-struct Picky {
-    store: SledStore,
-    applies: bool,
-}
-
-impl Store for Picky {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.tenure()
-    }
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.claim(journal)
-    }
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
-        self.store.load(key)
-    }
-    fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
-        self.store.load_many(keys)
-    }
-    fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        if let Some(op) = batch.ops.iter().find(|op| op.key.key() == 13_u64.to_le_bytes()) {
+/// Rejects one key, and takes nothing unless it is told to.
+fn refuse(batch: &Batch, applies: bool) -> Result<(), StoreError> {
+    match batch.ops.iter().find(|op| op.key.key() == 13_u64.to_le_bytes()) {
+        Some(op) => {
             let error = Error::new(ErrorKind::Rejected, "thirteen is not taken");
-            return Box::pin(async move { Err(StoreError::Rejected { seq: op.seq, error }) });
+            Err(StoreError::Rejected { seq: op.seq, error })
         }
-        if !self.applies {
-            let error = Error::new(ErrorKind::Transient, "not now");
-            return Box::pin(async move { Err(StoreError::Transient(error)) });
-        }
-        self.store.apply(batch)
+        None if applies => Ok(()),
+        None => Err(StoreError::Transient(Error::new(ErrorKind::Transient, "not now"))),
     }
 }
 
@@ -129,7 +113,7 @@ impl Store for Picky {
 fn open(top: &Path, applies: Option<bool>) -> forebay::Result<(Forebay, BlockingCache<u64, Vec<u8>>)> {
     let store = SledStore::open(top.join("store"))?;
     let builder = match applies {
-        Some(applies) => Forebay::builder(Picky { store, applies }),
+        Some(applies) => Forebay::builder(Refusing::new(store, move |batch: &Batch| refuse(batch, applies))),
         None => Forebay::builder(store),
     };
     let mut options = JournalOptions::default();

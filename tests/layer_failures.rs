@@ -85,11 +85,11 @@ async fn a_batch_that_was_applied_without_saying_so_is_not_applied_again() {
 #[tokio::test]
 async fn transient_failures_are_retried_in_order_and_shown() {
     let layer = Layer::new();
-    let flaky = support::Failing::new(&layer.store, 5);
-    let bay = layer.builder_on(flaky.clone()).open().await.unwrap();
+    let (flaky, mut failures) = support::failing(&layer.store, 5);
+    let bay = layer.builder_on(flaky).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     cache.put(&1, 1).await.unwrap();
-    flaky.wait_for_failures(3).await;
+    failures.wait_for(|failures| *failures >= 3).await.unwrap();
     let health = bay.health();
     assert_eq!(health.state, HealthState::Retrying);
     assert!(health.error.unwrap().to_string().contains("out of order"), "the reason is shown");

@@ -12,7 +12,7 @@ use forebay::store::contract::{Batch, BoxFuture, Op, Progress, Store, StoreError
 use forebay::{
     Backpressure, Cache, Durability, ErrorKind, JournalId, Key, MemoryStore, Seq, SledStore, WritePolicy,
 };
-use support::{Failing, Hand, Layer, key_of, poll_once, stored};
+use support::{Hand, Layer, failing, key_of, poll_once, stored};
 use tokio::sync::watch;
 
 /// P5: a load that was under way when a write-through of its key began does not show what a power cut can still
@@ -178,7 +178,7 @@ async fn p2_a_power_cut_under_buffered_leaves_the_journal_no_shorter_than_the_st
 #[tokio::test]
 async fn p2_a_batch_that_failed_is_not_passed_over() {
     let layer = Layer::new();
-    let bay = layer.builder_on(Failing::new(&layer.store, 1)).open().await.unwrap();
+    let bay = layer.builder_on(failing(&layer.store, 1).0).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     for n in 1..=3 {
         cache.put(&u32::try_from(n).unwrap(), n).await.unwrap();

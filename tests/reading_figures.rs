@@ -17,7 +17,7 @@ use forebay::{
 };
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use support::held_loads::HeldLoads;
-use support::{Failing, Hand, Layer};
+use support::{Hand, Layer, failing};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 
@@ -462,7 +462,7 @@ async fn line_10_loads_applies_and_recoveries_have_spans_without_keys_and_values
     let spans = Spans::default();
     tracing::subscriber::set_global_default(spans.clone()).unwrap();
     let layer = Layer::new();
-    let failing = Failing::new(&layer.store, 1);
+    let (failing, _) = failing(&layer.store, 1);
     let bay = layer.builder_on(failing).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("spans").open().unwrap();
     cache.put(&77_777, 88_888).await.unwrap();

@@ -20,7 +20,7 @@ use forebay::{
     Builder, Cache, Change, ChangeKind, ChangeOutcome, ChangeStream, Durability, ErrorKind, Forebay,
     JournalOptions, MemoryStore, OnRejected, Replacement, Seq, Stale, WritePolicy,
 };
-use support::{Failing, Hand, Layer, key_of, poll_once};
+use support::{Hand, Layer, failing, key_of, poll_once};
 
 const SEGMENT_BYTES: u64 = 64 << 10;
 
@@ -283,7 +283,7 @@ async fn line_9_what_is_parked_is_an_invalidation_and_settling_it_is_a_lost_plac
 #[tokio::test]
 async fn line_9_a_failing_store_delays_and_loses_nothing() {
     let layer = Layer::new();
-    let failing = Failing::new(&layer.store, 3);
+    let (failing, _) = failing(&layer.store, 3);
     let bay = telling(layer.builder_on(failing)).open().await.unwrap();
     let mut changes = bay.changes(Seq::ZERO).await.unwrap();
     cache(&bay).put(&1, vec![10]).await.unwrap();

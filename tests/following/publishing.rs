@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use forebay::bus::contract::{BoxFuture, Bus, Channel, From, Message, Subscription};
@@ -117,22 +117,33 @@ async fn followers_over_a_bus_see_what_the_owner_writes_and_the_owner_sees_that(
     }
 }
 
-/// A bus that is away when the test wants it.
-#[derive(Clone, Default)]
-struct Away(HandBus, Arc<AtomicBool>);
-
-impl Away {
-    fn set(&self, away: bool) {
-        self.1.store(away, SeqCst);
-    }
+/// What becomes of one publishing.
+enum Fate {
+    Succeeds,
+    /// The messages are lost, and that is told.
+    Fails,
+    /// The messages are there, and their publisher is told that they are not.
+    SeemsToFail,
 }
 
-impl Bus for Away {
+/// A bus on which publishing fails as the test wants it.
+#[derive(Clone)]
+struct Unreliable<F>(HandBus, F);
+
+impl<F: Fn() -> Fate + Clone + Send + Sync + 'static> Bus for Unreliable<F> {
     fn publish<'a>(&'a self, channel: &'a Channel, messages: &'a [Message]) -> BoxFuture<'a, Result<()>> {
-        match self.1.load(SeqCst) {
-            true => Box::pin(async { Err(Error::new(ErrorKind::Transient, "the bus is away")) }),
-            false => self.0.publish(channel, messages),
-        }
+        Box::pin(async move {
+            let fate = (self.1)();
+            if !matches!(fate, Fate::Fails) {
+                self.0.publish(channel, messages).await?;
+            }
+            match fate {
+                Fate::Succeeds => Ok(()),
+                Fate::Fails | Fate::SeemsToFail => {
+                    Err(Error::new(ErrorKind::Transient, "the test fails this"))
+                }
+            }
+        })
     }
 
     fn subscribe<'a>(
@@ -153,12 +164,17 @@ fn seen(bed: &Bed, name: &str, until: Seq) -> Event {
 /// A publisher's lag was that of its last success: it stood still while the bus was away, which is when it matters.
 #[tokio::test]
 async fn lag_is_in_records_bytes_and_seconds_of_the_publisher_and_of_each_follower() {
-    let (layer, clock, bus) = (Layer::new(), ManualClock::new(), Away::default());
+    let (layer, clock, bus) = (Layer::new(), ManualClock::new(), HandBus::default());
+    let is_away = Arc::new(AtomicBool::new(false));
+    let fate = {
+        let is_away = Arc::clone(&is_away);
+        move || if is_away.load(SeqCst) { Fate::Fails } else { Fate::Succeeds }
+    };
     let owner = layer.builder().changes(true).clock(clock.clone()).open().await.unwrap();
     let prices = owner.cache("prices").open().unwrap();
-    let bed = Bed { layer, owner, prices, bus: bus.0.clone() };
-    let publication = bed.owner.publish(bus.clone(), publish()).await.unwrap();
-    bus.0.subscribed().await;
+    let bed = Bed { layer, owner, prices, bus: bus.clone() };
+    let publication = bed.owner.publish(Unreliable(bus.clone(), fate), publish()).await.unwrap();
+    bus.subscribed().await;
     let write = async || {
         let seq = bed.write(1, 1).await;
         clock.advance(Duration::from_secs(10));
@@ -168,9 +184,9 @@ async fn lag_is_in_records_bytes_and_seconds_of_the_publisher_and_of_each_follow
     write().await;
     let third = write().await;
     eventually("all is published", || publication.status().published == third).await;
-    bus.0.hand(&seen(&bed, "eu", first));
-    bus.0.hand(&seen(&bed, "us", third));
-    bus.0.heard().await;
+    bus.hand(&seen(&bed, "eu", first));
+    bus.hand(&seen(&bed, "us", third));
+    bus.heard().await;
     // A frame is 56 bytes and its body of 33, padded to 8: 4 bytes, a record's head of 4, the key of "prices", a zero
     // and 8 bytes, and the value of 2 bytes and 8.
     const FRAME: u64 = 56 + 40;
@@ -181,15 +197,15 @@ async fn lag_is_in_records_bytes_and_seconds_of_the_publisher_and_of_each_follow
     };
     assert_eq!(lags(), ((0, 0, 0), vec![(2, 2 * FRAME, 20), (0, 0, 0)]));
 
-    bus.set(true);
+    is_away.store(true, SeqCst);
     write().await;
     let fifth = write().await;
     eventually("the bus is away", || publication.status().error.is_some()).await;
     assert_eq!(lags(), ((2, 2 * FRAME, 20), vec![(4, 4 * FRAME, 40), (2, 2 * FRAME, 20)]));
-    bus.set(false);
+    is_away.store(false, SeqCst);
     eventually("all is published", || publication.status().published == fifth).await;
-    bus.0.hand(&seen(&bed, "eu", fifth));
-    bus.0.heard().await;
+    bus.hand(&seen(&bed, "eu", fifth));
+    bus.heard().await;
     assert_eq!(lags(), ((0, 0, 0), vec![(0, 0, 0), (2, 2 * FRAME, 20)]));
     assert!(publication.forget_follower("us") && !publication.forget_follower("us"));
     assert_eq!(publication.followers().len(), 1);
@@ -220,38 +236,16 @@ async fn bytes_that_the_journal_has_let_go_are_still_missing_to_a_follower() {
     assert!(lag.bytes > 20 * VALUE && lag.bytes < 20 * (VALUE + 200), "{lag:?}");
 }
 
-/// A bus whose publishing fails, before or after it took effect.
-#[derive(Clone)]
-struct Failing(HandBus, std::sync::Arc<std::sync::atomic::AtomicU64>);
-
-impl Bus for Failing {
-    fn publish<'a>(&'a self, channel: &'a Channel, messages: &'a [Message]) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move {
-            let turn = self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            if !turn.is_multiple_of(3) {
-                self.0.publish(channel, messages).await?;
-            }
-            match turn % 3 {
-                2 => Ok(()),
-                _ => Err(Error::new(ErrorKind::Transient, "the test fails this")),
-            }
-        })
-    }
-
-    fn subscribe<'a>(
-        &'a self,
-        channel: &'a Channel,
-        from: From,
-    ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
-        self.0.subscribe(channel, from)
-    }
-}
-
 #[tokio::test]
 async fn what_was_not_published_is_published_after_a_restart() {
     let layer = Layer::new();
     let bus = HandBus::default();
-    let failing = Failing(bus.clone(), std::sync::Arc::default());
+    let turns = Arc::new(AtomicU64::new(0));
+    let failing = Unreliable(bus.clone(), move || match turns.fetch_add(1, SeqCst) % 3 {
+        0 => Fate::Fails,
+        1 => Fate::SeemsToFail,
+        _ => Fate::Succeeds,
+    });
     let mut written = Vec::new();
     for round in 0..4 {
         let owner = layer.builder().changes(true).open().await.unwrap();

@@ -3,18 +3,11 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 #![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use forebay::bus::contract::BoxFuture;
 use forebay::bus::{Bus, Delivery, From, Identity, Message, Position, Subscription};
-use forebay::testkit::bus_conformance::{self, BusFixture};
-use forebay::testkit::proxy::Proxy;
 use forebay::{Channel, Error, ErrorKind};
-use tokio::sync::Mutex;
-use tokio::task::block_in_place;
 
 /// Longer than anything here takes on the slowest machine, shorter than people wait.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -119,56 +112,4 @@ pub async fn expect_error(subscription: &mut Box<dyn Subscription>, time: Durati
     let error = next(subscription).await.expect_err("the server is away");
     assert!(begun.elapsed() < time, "it took {:?}", begun.elapsed());
     error
-}
-
-/// A server of a bus, as the conformance suite treats it.
-pub trait Restarted: Send + Sync + 'static {
-    fn port(&self) -> u16;
-    /// Kills it, and starts it again over its data.
-    fn restart(&mut self);
-    /// A client of the server that is reached there.
-    fn client(at: SocketAddr) -> Arc<dyn Bus>;
-    /// Takes all messages away. The channel may not have been used before.
-    fn trim<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, ()>;
-}
-
-/// A server that can be killed and started again, behind a proxy that can cut its connections.
-struct BehindProxy<S> {
-    server: Mutex<S>,
-    proxy: Proxy,
-}
-
-impl<S: Restarted> BusFixture for BehindProxy<S> {
-    fn connect(&self) -> BoxFuture<'_, Arc<dyn Bus>> {
-        Box::pin(async { S::client(self.proxy.address()) })
-    }
-
-    fn trim<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, ()> {
-        Box::pin(async move { self.server.lock().await.trim(channel).await })
-    }
-
-    fn restart(&self) -> BoxFuture<'_, bool> {
-        Box::pin(async {
-            let mut server = self.server.lock().await;
-            block_in_place(|| server.restart());
-            true
-        })
-    }
-
-    fn cut(&self) -> BoxFuture<'_, bool> {
-        Box::pin(async {
-            self.proxy.cut().await;
-            true
-        })
-    }
-
-    fn mend(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async { self.proxy.mend() })
-    }
-}
-
-/// Runs the conformance suite. On a runtime of several threads.
-pub async fn keeps_the_contract<S: Restarted>(server: S) {
-    let proxy = Proxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();
-    bus_conformance::check(&BehindProxy { server: Mutex::new(server), proxy }).await;
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
 
 pub mod held_loads;
+pub mod refusing;
 
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -17,6 +18,7 @@ use forebay::{
     Bincode, Builder, Codec, Error, ErrorKind, Forebay, JournalId, JournalOptions, Key, MemoryStore,
     NamespaceName, Seq,
 };
+use refusing::Refusing;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -194,49 +196,14 @@ impl Store for Hand {
     }
 }
 
-/// A store whose first applies fail in a way that passes.
-#[derive(Clone)]
-pub struct Failing {
-    store: MemoryStore,
-    failures: Arc<watch::Sender<u64>>,
-    failures_max: u64,
-}
-
-impl Failing {
-    pub fn new(store: &MemoryStore, failures_max: u64) -> Failing {
-        Failing { store: store.clone(), failures: Arc::new(watch::Sender::new(0)), failures_max }
-    }
-
-    pub async fn wait_for_failures(&self, count: u64) {
-        self.failures.subscribe().wait_for(|failures| *failures >= count).await.unwrap();
-    }
-}
-
-impl Store for Failing {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.tenure()
-    }
-
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.claim(journal)
-    }
-
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
-        self.store.load(key)
-    }
-
-    fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
-        self.store.load_many(keys)
-    }
-
-    fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async move {
-            let failed = *self.failures.borrow();
-            if failed < self.failures_max {
-                self.failures.send_replace(failed + 1);
-                return Err(StoreError::Transient(Error::new(ErrorKind::Io, "the store is out of order")));
-            }
-            self.store.apply(batch).await
-        })
-    }
+/// A store whose first applies fail in a way that passes, and how many have.
+pub fn failing(store: &MemoryStore, failures_max: u64) -> (impl Store, watch::Receiver<u64>) {
+    let (failures, seen) = watch::channel(0);
+    let refuse = move |_: &Batch| {
+        if !failures.send_if_modified(|failed| (*failed < failures_max).then(|| *failed += 1).is_some()) {
+            return Ok(());
+        }
+        Err(StoreError::Transient(Error::new(ErrorKind::Io, "the store is out of order")))
+    };
+    (Refusing::new(store.clone(), refuse), seen)
 }

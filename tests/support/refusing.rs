@@ -1,0 +1,44 @@
+//! A store that refuses the applies that a test wants refused.
+
+#![allow(unreachable_pub, reason = "some test files have it within a module")]
+
+use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::{JournalId, Key};
+
+/// What it does not refuse, another store takes.
+#[derive(Clone)]
+pub struct Refusing<S, F> {
+    store: S,
+    refuse: F,
+}
+
+impl<S: Store, F: Fn(&Batch) -> Result<(), StoreError> + Send + Sync + 'static> Refusing<S, F> {
+    pub fn new(store: S, refuse: F) -> Refusing<S, F> {
+        Refusing { store, refuse }
+    }
+}
+
+impl<S: Store, F: Fn(&Batch) -> Result<(), StoreError> + Send + Sync + 'static> Store for Refusing<S, F> {
+    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+        self.store.tenure()
+    }
+
+    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+        self.store.claim(journal)
+    }
+
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
+        self.store.load(key)
+    }
+
+    fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
+        self.store.load_many(keys)
+    }
+
+    fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
+        match (self.refuse)(batch) {
+            Ok(()) => self.store.apply(batch),
+            Err(refused) => Box::pin(async move { Err(refused) }),
+        }
+    }
+}
