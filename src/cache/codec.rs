@@ -5,6 +5,7 @@
 //! codec is an error that says so, never garbage; one of another schema goes through the cache's upgrade, or is an
 //! error as well.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::error::Error as StdError;
 
@@ -39,13 +40,13 @@ pub trait Codec: Send + Sync + 'static {
     ///
     /// # Errors
     /// A sentence saying why `value` cannot be encoded.
-    fn encode<T: Serialize>(value: &T, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String>;
+    fn encode<T: Serialize + 'static>(value: &T, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String>;
 
     /// Decodes all of `bytes`; bytes left over are an error.
     ///
     /// # Errors
     /// A sentence saying why `bytes` are not a `T`.
-    fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String>;
+    fn decode<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, String>;
 }
 
 /// bincode 1.3: fixed-width integers, little-endian, no bytes left over, bounded.
@@ -55,18 +56,49 @@ pub struct Bincode;
 impl Codec for Bincode {
     const ID: u8 = 1;
 
-    fn encode<T: Serialize>(value: &T, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String> {
+    fn encode<T: Serialize + 'static>(value: &T, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String> {
+        if let Some(bytes) = (value as &dyn Any).downcast_ref::<Vec<u8>>() {
+            return append_vector(bytes, bytes_max, out);
+        }
         let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX);
         let options = bincode::DefaultOptions::new().with_fixint_encoding().with_limit(limit);
         options.serialize_into(out, value).map_err(|error| error.to_string())
     }
 
-    fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    fn decode<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, String> {
+        let mut decoded: Option<T> = None;
+        if let Some(vector) = (&mut decoded as &mut dyn Any).downcast_mut::<Option<Vec<u8>>>() {
+            *vector = vector_in(bytes);
+        }
+        if let Some(vector) = decoded {
+            return Ok(vector);
+        }
         let limit = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let options = bincode::DefaultOptions::new().with_fixint_encoding().with_limit(limit);
         options.reject_trailing_bytes().deserialize(bytes).map_err(|error| error.to_string())
     }
 }
+
+/// Appends a vector of bytes as bincode does, which would do it byte by byte: serde has no way to tell it from another
+/// sequence. For values of some length that was most of what a put costs.
+fn append_vector(bytes: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String> {
+    if bytes.len().checked_add(LENGTH_BYTES).is_none_or(|all| all > bytes_max) {
+        return Err(bincode::ErrorKind::SizeLimit.to_string());
+    }
+    out.reserve(LENGTH_BYTES + bytes.len());
+    out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+    out.extend_from_slice(bytes);
+    Ok(())
+}
+
+/// The vector that these bytes are of, if they are of one; if not, bincode says why.
+fn vector_in(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (length, vector) = bytes.split_first_chunk::<LENGTH_BYTES>()?;
+    (u64::from_le_bytes(*length) == vector.len() as u64).then(|| vector.to_vec())
+}
+
+/// What bincode puts before a sequence.
+const LENGTH_BYTES: usize = 8;
 
 /// postcard 1: compact, variable-width integers.
 #[cfg(feature = "postcard")]
@@ -77,7 +109,7 @@ pub struct Postcard;
 impl Codec for Postcard {
     const ID: u8 = 2;
 
-    fn encode<T: Serialize>(value: &T, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String> {
+    fn encode<T: Serialize + 'static>(value: &T, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String> {
         let start = out.len();
         let taken = std::mem::take(out);
         *out = postcard::to_extend(value, taken).map_err(|error| error.to_string())?;
@@ -87,7 +119,7 @@ impl Codec for Postcard {
         Ok(())
     }
 
-    fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    fn decode<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, String> {
         match postcard::take_from_bytes(bytes) {
             Ok((value, [])) => Ok(value),
             Ok((_, left)) => Err(format!("{} bytes are left over", left.len())),
@@ -119,7 +151,7 @@ pub(crate) struct Decoded<'a, V> {
 
 type Encode<T> = fn(&T, usize, &mut Vec<u8>) -> Result<(), String>;
 
-impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Coder<K, V> {
+impl<K: Serialize + DeserializeOwned + 'static, V: Serialize + DeserializeOwned + 'static> Coder<K, V> {
     pub(crate) fn of<C: Codec>() -> Coder<K, V> {
         Coder {
             codec: C::ID,
@@ -327,6 +359,31 @@ mod tests {
         assert!(bincode.decode(&longer).is_err(), "bytes left over");
         assert!(bincode.decode(&bytes[..bytes.len() - 1]).is_err(), "bytes missing");
         assert!(bincode.decode(&[]).is_err());
+    }
+
+    #[test]
+    fn a_vector_of_bytes_is_encoded_as_bincode_encodes_it_and_fails_as_it_does() {
+        /// The same to serde, and not what is told apart.
+        #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        struct Wrapped(Vec<u8>);
+        for length in [0, 1, 7, 100, 5_000] {
+            let vector: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+            let wrapped = Wrapped(vector.clone());
+            for bytes_max in [0, 7, 8, length + 7, length + 8, usize::MAX] {
+                let (mut one, mut other) = (vec![9], vec![9]);
+                let encoded = Bincode::encode(&vector, bytes_max, &mut one);
+                assert_eq!(encoded, Bincode::encode(&wrapped, bytes_max, &mut other), "{length} {bytes_max}");
+                assert_eq!(one, other, "{length} {bytes_max}");
+            }
+            let mut bytes = Vec::new();
+            Bincode::encode(&vector, usize::MAX, &mut bytes).unwrap();
+            bytes.push(0);
+            for cut in [0, 4, 8, bytes.len() - 2, bytes.len() - 1, bytes.len()] {
+                let decoded = Bincode::decode::<Vec<u8>>(&bytes[..cut]);
+                assert_eq!(decoded.is_ok(), cut == bytes.len() - 1, "{length} {cut}");
+                assert_eq!(decoded, Bincode::decode::<Wrapped>(&bytes[..cut]).map(|of| of.0));
+            }
+        }
     }
 
     #[test]

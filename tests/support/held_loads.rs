@@ -92,7 +92,7 @@ impl HeldLoads {
     }
 }
 
-fn encoded<V: Serialize>(value: &V) -> Vec<u8> {
+fn encoded<V: Serialize + 'static>(value: &V) -> Vec<u8> {
     let mut encoded = vec![Bincode::ID, 1];
     Bincode::encode(value, 1 << 10, &mut encoded).unwrap();
     encoded

@@ -55,14 +55,14 @@ impl Layer {
 }
 
 /// The stored key of a cache's key.
-pub fn key_of<K: Serialize>(namespace: &str, key: &K) -> Key {
+pub fn key_of<K: Serialize + 'static>(namespace: &str, key: &K) -> Key {
     let mut encoded = Vec::new();
     Bincode::encode(key, 1 << 20, &mut encoded).unwrap();
     Key::new(&NamespaceName::parse(namespace).unwrap(), &encoded).unwrap()
 }
 
 /// What the store holds for a cache's key, past the layer.
-pub async fn stored<K: Serialize, V: DeserializeOwned>(
+pub async fn stored<K: Serialize + 'static, V: DeserializeOwned + 'static>(
     store: &impl Store,
     namespace: &str,
     key: &K,
