@@ -43,7 +43,6 @@ const LONGER_FILES: &[(&str, usize)] = &[
     ("tests/cli.rs", 540),
     ("tests/layer_failures.rs", 525),
     ("tests/monitor.rs", 515),
-    ("tests/support/followers/run.rs", 630),
     ("tests/layer_writes.rs", 560),
 ];
 /// What a finished file does not hold.

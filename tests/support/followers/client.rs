@@ -8,9 +8,9 @@ use forebay::{Cache, Excuse, Forebay, OnUnverified, ReadOptions, Receipt, Result
 use shuttle::future::block_on;
 
 use crate::followers::bus::now;
+use crate::followers::follower::{Follower, Notes};
 use crate::followers::ledger::{Answer, Proof};
 use crate::followers::plan::{Read, Write};
-use crate::followers::run::{Follower, Notes};
 use crate::simulation::plan::{CACHES, KEYS, Place};
 use crate::simulation::run::{Content, NAMES};
 use crate::simulation::world::{State, World};

@@ -12,6 +12,7 @@
 
 pub mod bus;
 pub mod client;
+pub mod follower;
 pub mod ledger;
 pub mod plan;
 pub mod run;
