@@ -13,7 +13,8 @@
 //! of the layer asks its store, which lies in memory here, and a miss of the others asks nobody.
 //!
 //! The table goes to the terminal, and the same figures to `target/forebay/read_latency.json`. The crate is built
-//! with its tests' features, so each hit here also looks whether a safeguard is switched off.
+//! with its tests' features, of which a hit notices nothing: whether a safeguard is switched off is looked at only
+//! where debug assertions are checked.
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 

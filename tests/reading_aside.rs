@@ -468,3 +468,19 @@ fn line_5_the_blocking_face_has_the_same_calls() {
     assert_eq!(cache.get_entry_with(&4, &exact).unwrap().source, Source::Store);
     assert_eq!(cache.get_or_load_with(&4, &exact, load).unwrap().value, Some(4));
 }
+
+#[test]
+fn line_5_a_blocking_read_is_counted_once_whether_memory_answers_or_not() {
+    let bay = Forebay::builder(MemoryStore::new()).open_blocking().unwrap();
+    let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
+    let blocking = cache.blocking();
+    blocking.put(&1, 10).unwrap();
+    assert_eq!(blocking.get(&1).unwrap(), Some(10));
+    let stats = cache.stats();
+    assert_eq!((stats.memory_hits, stats.misses_absent, stats.store_hits), (1, 0, 0));
+    cache.evict(&1);
+    assert_eq!(blocking.get(&1).unwrap(), Some(10));
+    assert_eq!(blocking.get(&2).unwrap(), None);
+    let stats = cache.stats();
+    assert_eq!((stats.memory_hits, stats.misses_absent, stats.store_hits), (1, 2, 1));
+}

@@ -5,10 +5,12 @@
 use std::error::Error as StdError;
 use std::future::Future;
 use std::pin::Pin;
+use std::task::Poll;
 
 use crate::cache::batch::Batch;
 use crate::cache::derive::{BlockingLoadContext, LoadContext};
 use crate::cache::entry::{Entry, Loaded, ReadOptions, WriteOptions};
+use crate::cache::get::{at_once, beyond};
 use crate::cache::group::BlockingGroup;
 use crate::cache::receipt::Receipt;
 use crate::cache::source::LoadError;
@@ -37,7 +39,11 @@ impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
     /// # Errors
     /// As there.
     pub fn get(&self, key: &K) -> Result<Option<V>> {
-        self.run(self.cache.get(key))
+        // To drive a future costs more than a hit: a waker, and the runtime's context.
+        match at_once(&self.cache, key) {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => self.run(beyond(&self.cache, key)),
+        }
     }
 
     /// See [`Cache::get_with`].

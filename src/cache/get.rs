@@ -1,4 +1,4 @@
-//! A plain read as a future: what memory has is returned without anything made for the rest.
+//! A plain read, as a future or not: what memory has is returned without anything made for the rest.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,17 +24,10 @@ impl<K: CacheKey, V: CacheValue> Future for Get<'_, K, V> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.beyond.is_none() {
-            let Cache { layer, view } = self.cache;
-            // Two ways out, so that the first one's value passes through no memory.
-            match view.hit(layer, self.key) {
-                Ok(value) => return Poll::Ready(Ok(value)),
-                Err(found) => {
-                    if let Some(answer) = view.hit_if_judged(layer, self.key, found) {
-                        return Poll::Ready(answer);
-                    }
-                }
-            }
+        if self.beyond.is_none()
+            && let Poll::Ready(answer) = at_once(self.cache, self.key)
+        {
+            return Poll::Ready(answer);
         }
         self.poll_beyond(context)
     }
@@ -48,12 +41,26 @@ impl<'a, K: CacheKey, V: CacheValue> Get<'a, K, V> {
     #[cold]
     fn poll_beyond(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<V>>> {
         let (cache, key) = (self.cache, self.key);
-        let beyond = self.beyond.get_or_insert_with(|| {
-            Box::pin(async move {
-                let ask = Ask::default();
-                cache.view.read_beyond(&cache.layer, key, &ask, None, None).await.map(|entry| entry.value)
-            })
-        });
-        beyond.as_mut().poll(context)
+        self.beyond.get_or_insert_with(|| Box::pin(beyond(cache, key))).as_mut().poll(context)
     }
+}
+
+/// What memory answers, counted either way. Needs nobody to drive it.
+#[inline(always)]
+pub(crate) fn at_once<K: CacheKey, V: CacheValue>(cache: &Cache<K, V>, key: &K) -> Poll<Result<Option<V>>> {
+    let Cache { layer, view } = cache;
+    // Two ways out, so that the first one's value passes through no memory.
+    match view.hit(layer, key) {
+        Ok(value) => Poll::Ready(Ok(value)),
+        Err(found) => match view.hit_if_judged(layer, key, found) {
+            Some(answer) => Poll::Ready(answer),
+            None => Poll::Pending,
+        },
+    }
+}
+
+/// The rest of a read that memory did not answer.
+pub(crate) async fn beyond<K: CacheKey, V: CacheValue>(cache: &Cache<K, V>, key: &K) -> Result<Option<V>> {
+    let ask = Ask::default();
+    cache.view.read_beyond(&cache.layer, key, &ask, None, None).await.map(|entry| entry.value)
 }

@@ -77,7 +77,8 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         self
     }
 
-    /// How much weight may be in memory, in the unit of `weigh`. A value that `weigh` panics on is not kept.
+    /// How much weight may be in memory, in the unit of `weigh`. A value that `weigh` panics on is not kept. A weight
+    /// above 2,047 is kept in eleven bits and counts as up to a thousandth more.
     pub fn weight_capacity(
         mut self,
         weight: u64,

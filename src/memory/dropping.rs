@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hash};
 
 use crate::ids::Seq;
-use crate::memory::entry::{Entry, Own};
+use crate::memory::entry::{About, Entry, Own};
 use crate::memory::resident::{MemoryFailed, Resident};
 use crate::safeguard::Safeguard;
 
@@ -32,7 +32,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         self.guarded(|| {
             self.fences.change(self.hasher.hash_one(key), || {
                 let there = self.outline(key, |_| {}).filter(|there| self.is_current(there));
-                let proven = there.is_some_and(|there| there.version > Seq::ZERO && there.version >= version);
+                let proven =
+                    there.is_some_and(|there| there.version() > Seq::ZERO && there.version() >= version);
                 if !proven {
                     self.left.invalidated.add(u64::from(self.entries.remove(key).is_some()));
                 }
@@ -54,22 +55,21 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             let weight = self.weight(key, &value);
             // When it was written nobody says; not before everything was heard of that had happened by then.
             let since = self.fences.scopes().verified();
-            let (cut, extra) = (self.cut(), self.extra(own, since));
+            let (share, extra) = (self.share(), self.extra(own, since));
             self.fences.change(self.hasher.hash_one(key), || {
                 let Some(there) = self.outline(key, |_| {}) else { return };
                 // Neither an absence nor what a loader brought has a version.
-                if !self.is_current(&there) || there.version == Seq::ZERO {
+                if !self.is_current(&there) || there.version() == Seq::ZERO {
                     self.left.invalidated.add(u64::from(self.entries.remove(key).is_some()));
                     return;
                 }
-                if there.version >= version {
+                if there.version() >= version {
                     return;
                 }
                 let generation = self.fences.scopes().now();
-                let (value, took_us, of_loader) = (Some(value), 0, false);
-                let entry =
-                    Entry { value, version, generation, since, weight, took_us, cut, of_loader, extra };
-                self.entries.insert(key.clone(), entry);
+                let (took_us, of_loader) = (0, false);
+                let about = About { version, generation, since, weight, took_us, share, of_loader };
+                self.entries.insert(key.clone(), Entry::new(Some(value), &about, extra));
             });
         })
     }

@@ -16,7 +16,7 @@ use quick_cache::sync::Cache;
 use crate::error::{Error, ErrorKind};
 use crate::ids::Seq;
 use crate::memory::advice::TtlAdvice;
-use crate::memory::entry::{Brought, ByEntry, Entry, Held, Own, Start, Unjudged};
+use crate::memory::entry::{About, Brought, ByEntry, Entry, Held, Own, SHARE_MAX, Start, Unjudged};
 use crate::memory::evictions::Evictions;
 use crate::memory::extra::Extra;
 use crate::memory::fence::{Fences, Mark};
@@ -152,16 +152,14 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         if self.freshness.times_values() || self.time_to_live.value().is_some() {
             return Err(self.find(key));
         }
-        let mut found = self.entries.get(key);
+        let found = self.entries.get(key);
+        let is_plain = |entry: &Entry<V>| entry.value.is_some() && entry.extra.is_none();
+        let is_served = found.as_ref().is_some_and(|entry| is_plain(entry) && self.is_served_plain(entry));
         // The value is taken out where it lies: moving the entry would cost as much as judging it.
-        if let Some(entry) = &mut found
-            && entry.value.is_some()
-            && entry.extra.is_none()
-            && self.is_served_plain(entry)
-        {
-            return Ok(entry.value.take());
+        match found {
+            Some(Entry { value, extra: None, .. }) if is_served => Ok(value),
+            found => left_to_judge(found),
         }
-        Err(Unjudged(found, Moment::default()))
     }
 
     /// What there is of a key. Counts as a use.
@@ -172,11 +170,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 
     /// Whether an entry is served that has a value and nothing beside it, in a cache that times no values. Apart from
     /// [`Resident::judge`], because what the compiler knows to be constant here is most of the decision.
-    #[inline]
+    #[inline(always)]
     fn is_served_plain(&self, entry: &Entry<V>) -> bool {
         let rules =
             Rules { time_to_live: None, freshness: &Freshness::UNTIMED, ..self.rules(Moment::default()) };
-        let stamp = Stamp { absent: false, ..entry.plain_stamp() };
+        let stamp = Stamp { absent: false, ..entry.untimed_stamp() };
         !matches!(servable(&stamp, &rules, stamp.since, &Ask::default()), Servable::Miss(_))
     }
 
@@ -194,15 +192,15 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// Why it may not be served.
     pub fn judge(&self, found: Unjudged<V>, ask: &Ask) -> Result<Held<V>, MissReason> {
         let Unjudged(Some(entry), verified) = found else { return Err(MissReason::Absent) };
-        let (stamp, rules) = (entry.stamp(self.fences.scopes()), self.rules(verified));
+        let (stamp, rules) = (self.stamp(&entry), self.rules(verified));
         if is_timed(&stamp, &rules, ask) {
             return self.judged(entry, ask, verified);
         }
         match servable(&stamp, &rules, stamp.since, ask) {
             Servable::Miss(reason) => Err(reason),
             _ => Ok(Held {
+                version: entry.version(),
                 value: entry.value,
-                version: entry.version,
                 age: Duration::ZERO,
                 excuse: None,
                 reload: false,
@@ -228,13 +226,12 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     pub fn peek(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
         let verified = self.verified();
         let Some(entry) = self.entries.peek(key) else { return Err(MissReason::Absent) };
-        let extra = entry.extra.as_ref().map(|extra| extra.detached());
-        self.judged(Entry { extra, ..entry }, ask, verified)
+        self.judged(entry.detached(), ask, verified)
     }
 
     /// With the clock.
     fn judged(&self, entry: Entry<V>, ask: &Ask, verified: Moment) -> Result<Held<V>, MissReason> {
-        let (stamp, rules) = (&entry.stamp(self.fences.scopes()), &self.rules(verified));
+        let (stamp, rules) = (&self.stamp(&entry), &self.rules(verified));
         let now = self.ticker.now();
         let (age, excuse, reload) = match servable(stamp, rules, now, ask) {
             Servable::Fresh { age, left } => (age, None, left.is_some_and(|left| self.is_due(&entry, left))),
@@ -256,14 +253,13 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         let lag_max = self.freshness.following.map(|following| following.lag_max);
         let lag_max = lag_max.filter(|_| excuse != Some(Excuse::Unverified));
         let bound = life.into_iter().chain(ask.max_staleness).chain(lag_max).min();
-        let ties = entry.ties();
-        Ok(Held { value: entry.value, version: entry.version, age, excuse, reload, bound, ties })
+        let (version, ties) = (entry.version(), entry.ties());
+        Ok(Held { value: entry.value, version, age, excuse, reload, bound, ties })
     }
 
     fn is_due(&self, entry: &Entry<V>, left: Duration) -> bool {
-        let took = Duration::from_micros(u64::from(entry.took_us));
         match self.freshness.early_refresh {
-            Some(beta) if entry.value.is_some() => is_due_early(left, took, beta, drawn),
+            Some(beta) if entry.value.is_some() => is_due_early(left, entry.took(), beta, drawn),
             _ => false,
         }
     }
@@ -340,16 +336,14 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     ) -> Result<(), MemoryFailed> {
         self.guarded(|| {
             let weight = value.as_ref().map_or(0, |value| self.weight(&key, value));
-            let extra = self.extra(own, since);
-            let cut = self.cut();
+            let (share, extra) = (self.share(), self.extra(own, since));
             self.fences.change(self.hasher.hash_one(&key), || match value {
                 None => self.left.removed.add(u64::from(self.entries.remove(&key).is_some())),
                 Some(value) => {
                     let generation = self.fences.scopes().now();
-                    let (value, took_us, of_loader) = (Some(value), 0, false);
-                    let entry =
-                        Entry { value, version, generation, since, weight, took_us, cut, of_loader, extra };
-                    self.entries.insert(key, entry);
+                    let (took_us, of_loader) = (0, false);
+                    let about = About { version, generation, since, weight, took_us, share, of_loader };
+                    self.entries.insert(key, Entry::new(Some(value), &about, extra));
                 }
             });
         })
@@ -380,17 +374,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 true => start.since,
                 false => self.ticker.now(),
             };
-            let entry = Entry {
-                value: value.cloned(),
-                version,
-                generation: start.generation,
-                since,
-                weight,
-                took_us,
-                cut: self.cut(),
-                of_loader,
-                extra: self.extra(own.clone(), since),
-            };
+            let (generation, share) = (start.generation, self.share());
+            let about = About { version, generation, since, weight, took_us, share, of_loader };
+            let entry = Entry::new(value.cloned(), &about, self.extra(own.clone(), since));
             let keeps =
                 value.is_some() || own.time_to_live.or(self.freshness.negative_time_to_live).is_some();
             let later =
@@ -399,20 +385,20 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             let kept = self.fences.fill(&start.mark, || {
                 let compared = Cell::new(None);
                 let there = self.outline(key, |there| {
-                    if there.of_loader == of_loader && !later(there.since, there.version) {
+                    if there.of_loader() == of_loader && !later(there.since(), there.version()) {
                         compared.set(self.watch.replaced(
-                            start.since.since(there.since),
+                            start.since.since(there.since()),
                             there.serves(self.time_to_live().is_some()),
-                            Side { value: there.value.as_ref(), version: there.version },
+                            Side { value: there.value.as_ref(), version: there.version() },
                             Side { value, version },
                         ));
                     }
                 });
                 let current = there.as_ref().filter(|there| self.is_current(there));
                 replaced.set(compared.into_inner().filter(|_| current.is_some()));
-                lost.set(current.is_some_and(|there| later(there.since, there.version)));
+                lost.set(current.is_some_and(|there| later(there.since(), there.version())));
                 // That the store lacks a key says nothing about what a loader brought.
-                let others = value.is_none() && !of_loader && current.is_some_and(|there| there.of_loader);
+                let others = value.is_none() && !of_loader && current.is_some_and(|there| there.of_loader());
                 if !lost.get() && !others && keeps {
                     self.entries.insert(owned, entry);
                 } else if !lost.get() && !others && there.is_some() {
@@ -421,7 +407,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             });
             if !kept && start.anew {
                 // A key that shares the fence may be why, so that memory may still have what was read past.
-                let gone = self.entries.remove_if(key, |there| there.since <= start.since);
+                let gone = self.entries.remove_if(key, |there| there.since() <= start.since);
                 self.left.removed.add(u64::from(gone.is_some()));
             }
             (kept && !lost.get(), replaced.into_inner().filter(|_| kept))
@@ -458,9 +444,13 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         seen.into_inner()
     }
 
+    fn stamp<T>(&self, entry: &Entry<T>) -> Stamp {
+        entry.stamp(self.fences.scopes(), self.freshness.jitter)
+    }
+
     /// Whether nothing has invalidated an entry.
     pub(super) fn is_current(&self, entry: &Entry<()>) -> bool {
-        invalidated(&entry.stamp(self.fences.scopes()), &self.rules(Moment::default())).is_none()
+        invalidated(&self.stamp(entry), &self.rules(Moment::default())).is_none()
     }
 
     pub(super) fn weight(&self, key: &K, value: &V) -> u32 {
@@ -472,11 +462,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         Extra::of(own, &self.freshness, used, watched)
     }
 
-    /// A new entry's share of jitter.
-    pub(super) fn cut(&self) -> u16 {
+    /// A new entry's share of the jitter.
+    pub(super) fn share(&self) -> u16 {
         match self.freshness.jitter {
             0 => 0,
-            most => u16::try_from(drawn() % (u32::from(most) + 1)).unwrap_or(most),
+            _ => u16::try_from(drawn() % (u32::from(SHARE_MAX) + 1)).unwrap_or(SHARE_MAX),
         }
     }
 
@@ -486,6 +476,13 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             MemoryFailed
         })
     }
+}
+
+/// Apart, so that what was found is moved only if it has to be.
+#[cold]
+#[inline(never)]
+fn left_to_judge<V>(found: Option<Entry<V>>) -> Result<Option<V>, Unjudged<V>> {
+    Err(Unjudged(found, Moment::default()))
 }
 
 /// Without randomness nothing is cut, and what might be loaded early is.

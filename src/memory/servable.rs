@@ -151,7 +151,7 @@ pub enum MissReason {
 
 /// By what an entry was invalidated, if it was.
 #[must_use]
-#[inline]
+#[inline(always)]
 pub fn invalidated(entry: &Stamp, rules: &Rules<'_>) -> Option<MissReason> {
     let below = |floor| entry.generation < floor;
     if below(rules.floor) {
@@ -173,7 +173,7 @@ pub fn invalidated(entry: &Stamp, rules: &Rules<'_>) -> Option<MissReason> {
 ///
 /// If neither entry nor rules nor reader limit an age, the answer does not depend on `now`, except for the age in it.
 #[must_use]
-#[inline]
+#[inline(always)]
 pub fn servable(entry: &Stamp, rules: &Rules<'_>, now: Moment, ask: &Ask) -> Servable {
     let miss = Servable::Miss;
     if let Some(reason) = invalidated(entry, rules) {

@@ -49,6 +49,8 @@ enum Call {
     Put,
     Remove,
     GetHit,
+    /// The same through the blocking face.
+    GetHitBlocking,
     /// The same of quick_cache alone, for comparison.
     GetHitBare,
     GetPending,
@@ -196,6 +198,7 @@ fn counted_calls(runtime: &Runtime, cache: &Cache<u64, Vec<u8>>, call: Call) -> 
 }
 
 fn calls(runtime: &Runtime, cache: &Cache<u64, Vec<u8>>, call: Call) -> Result<()> {
+    let blocking = cache.blocking();
     runtime.block_on(async {
         for number in 0..CALLS {
             let key = number % KEYS;
@@ -203,6 +206,7 @@ fn calls(runtime: &Runtime, cache: &Cache<u64, Vec<u8>>, call: Call) -> Result<(
                 Call::Put => drop(black_box(cache.put(&key, vec![1; VALUE_BYTES]).await?)),
                 Call::Remove => drop(black_box(cache.remove(&key).await?)),
                 Call::GetHit | Call::GetHitBare => drop(black_box(cache.get(&key).await?)),
+                Call::GetHitBlocking => drop(black_box(blocking.get(&key)?)),
                 Call::GetPending => {
                     drop(black_box(cache.get(&key).await?));
                     cache.evict(&key);
