@@ -19,7 +19,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// will be kept, and no read that begins after it joins one. What is pending is the truth and stays.
     pub fn invalidate(&self, key: &K) {
         self.layer.catch_up();
-        self.view.invalidate(key, self.layer.metrics());
+        self.view.invalidate(key);
     }
 
     /// As [`Cache::invalidate`], because the store's value is now of this version: keeps what memory has if that is of
@@ -32,7 +32,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         match self.view.resident.invalidate_version(key, version) {
             Ok(dropped) => dropped,
             Err(_) => {
-                self.view.memory_failed(self.layer.metrics());
+                self.view.memory_failed();
                 true
             }
         }

@@ -278,6 +278,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         let versions_kept = self.versions_kept;
         let ticker = self.layer.ticker().clone();
         let scopes = Arc::clone(self.layer.views().scopes());
+        let layer_metrics = Arc::clone(self.layer.metrics());
         // What is under way to memory holds on to it; after this nothing is that was acknowledged.
         self.layer.catch_up();
         let view = self.layer.views().open(&namespace, schema, || {
@@ -300,6 +301,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
                 throttle,
                 versions_kept,
                 metrics: CacheMetrics::default(),
+                layer_metrics,
             };
             Ok(Arc::new(view) as Arc<dyn View>)
         })?;

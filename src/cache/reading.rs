@@ -416,7 +416,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
                 reads.metrics().refused_fills.add(1);
                 self.metrics.refused_fills.add(1);
             }
-            Err(_) => self.memory_failed(reads.metrics()),
+            Err(_) => self.memory_failed(),
         }
     }
 

@@ -341,7 +341,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
                 (Some(aftermath), tokens)
             }
         };
-        let effect = self.view.encode(self.layer.metrics(), &mut frame, key, value, options)?;
+        let effect = self.view.encode(&mut frame, key, value, options)?;
         let effects = match aftermath {
             None => Effects::One(effect),
             Some(aftermath) => rules::after_tokens(tokens, rules::followed(effect, aftermath)),
@@ -463,7 +463,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         }
         self.check_unversioned("a batch would have to look at the list of versions first")?;
         let (change, frame) = (self.changing(key, value.as_ref())?, batch.frame());
-        let effect = self.view.encode(self.layer.metrics(), frame, key, value, &WriteOptions::new())?;
+        let effect = self.view.encode(frame, key, value, &WriteOptions::new())?;
         batch.changes(change);
         let (invalidate, doubtful) = (self.clone(), key.clone());
         batch.added(effect, self.view.policy, Box::new(move || invalidate.invalidate(&doubtful)));

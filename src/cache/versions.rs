@@ -209,8 +209,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         let mut effects = Effects::None;
         if let Some(value) = value {
             let beside = frame.len();
-            let (metrics, options) = (self.layer.metrics(), WriteOptions::from(policy));
-            let effect = self.view.encode(metrics, &mut frame, key, value, &options)?;
+            let options = WriteOptions::from(policy);
+            let effect = self.view.encode(&mut frame, key, value, &options)?;
             // Only a plain read's value is in memory.
             let none = (0..beside).map(|_| None);
             effects = Effects::Many(none.chain([Some(effect)]).collect());

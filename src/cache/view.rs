@@ -58,6 +58,8 @@ pub(crate) struct TypedView<K, V> {
     /// How many versions of a key it keeps, if it keeps versions.
     pub(crate) versions_kept: Option<usize>,
     pub(crate) metrics: CacheMetrics,
+    /// Here, so that a write need not carry them along.
+    pub(crate) layer_metrics: Arc<Metrics>,
 }
 
 impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
@@ -69,14 +71,14 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
         self.resident.fences().change_namespace(floor);
     }
 
-    fn invalidate_key(&self, key: &AnyKey, layer: &Metrics) {
+    fn invalidate_key(&self, key: &AnyKey) {
         match key.downcast_ref::<K>() {
-            Some(key) => self.invalidate(key, layer),
+            Some(key) => self.invalidate(key),
             None => self.resident.invalidate_all(),
         }
     }
 
-    fn changed_elsewhere(&self, key: &[u8], version: Seq, value: Option<&[u8]>, layer: &Metrics) {
+    fn changed_elsewhere(&self, key: &[u8], version: Seq, value: Option<&[u8]>) {
         // A key of another type than the owner's: nobody can say which entry this is about.
         let Ok(key) = self.coder.decode_key(key) else { return self.resident.invalidate_all() };
         let decoded = value.and_then(|value| self.coder.decode(value).ok());
@@ -89,7 +91,7 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
             None => self.resident.invalidate_version(&key, version).map(drop),
         };
         if outcome.is_err() {
-            self.memory_failed(layer);
+            self.memory_failed();
         }
     }
 
@@ -119,7 +121,6 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
 /// A committed write's effect on the memory of its cache.
 struct Written<K, V> {
     view: Arc<TypedView<K, V>>,
-    metrics: Arc<Metrics>,
     key: K,
     value: Option<V>,
     since: Moment,
@@ -128,9 +129,9 @@ struct Written<K, V> {
 
 impl<K: CacheKey, V: CacheValue> Effect for Written<K, V> {
     fn publish(self: Box<Self>, seq: Seq) {
-        let Written { view, metrics, key, value, since, own } = *self;
+        let Written { view, key, value, since, own } = *self;
         if view.resident.written(key, value, seq, since, own).is_err() {
-            view.memory_failed(&metrics);
+            view.memory_failed();
         }
     }
 }
@@ -148,7 +149,6 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     /// around.
     pub(crate) fn encode(
         self: &Arc<Self>,
-        metrics: &Arc<Metrics>,
         frame: &mut FrameBuilder,
         key: &K,
         value: Option<V>,
@@ -169,11 +169,11 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             };
             push(frame, operation, self.coalesce, stored_key, encoded)
         })?;
-        let (view, metrics) = (Arc::clone(self), Arc::clone(metrics));
         // The time of the hand-over: an age may come out too high, never too low.
         let since = self.resident.ticker().now();
         let value = value.filter(|_| options.chosen_policy().unwrap_or(self.policy) != WritePolicy::Around);
-        Ok(Box::new(Written { view, metrics, key: key.clone(), value, since, own }))
+        let (view, key) = (Arc::clone(self), key.clone());
+        Ok(Box::new(Written { view, key, value, since, own }))
     }
 
     /// What an entry of `key` is told to do, with what it hangs on.
@@ -186,16 +186,16 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     }
 
     /// Drops a key from memory, and makes loads of it that are under way lose.
-    pub(crate) fn invalidate(&self, key: &K, layer: &Metrics) {
+    pub(crate) fn invalidate(&self, key: &K) {
         // A failure has made all of memory unservable, the key included.
         if self.resident.invalidate(key).is_err() {
-            self.memory_failed(layer);
+            self.memory_failed();
         }
     }
 
     /// Counts a value that memory could not take.
-    pub(crate) fn memory_failed(&self, layer: &Metrics) {
-        layer.memory_failures.add(1);
+    pub(crate) fn memory_failed(&self) {
+        self.layer_metrics.memory_failures.add(1);
         self.metrics.memory_failures.add(1);
     }
 }

@@ -18,7 +18,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, NamespaceName, Seq};
 use crate::journal::frame::FrameBuilder;
 use crate::memory::scope::Scope;
-use crate::metrics::Metrics;
 use crate::options::WritePolicy;
 use crate::safeguard::Safeguard;
 
@@ -46,11 +45,11 @@ pub enum Directive {
 
 impl Directive {
     /// Carries it out in the memory of all open caches.
-    pub fn carry_out(&self, views: &Views, layer: &Metrics) {
+    pub fn carry_out(&self, views: &Views) {
         match self {
             Directive::Key(namespace, key) => {
                 if let Some(view) = views.view(namespace.as_str()) {
-                    view.invalidate_key(key.as_ref(), layer);
+                    view.invalidate_key(key.as_ref());
                 }
             }
             Directive::Scope(scope) => views.scopes().invalidate(*scope),
@@ -95,7 +94,6 @@ impl Directive {
 /// taken effect, or has ended otherwise.
 pub(crate) struct Aftermath {
     views: Arc<Views>,
-    metrics: Arc<Metrics>,
     directives: Vec<Directive>,
     _turn: Turn,
 }
@@ -108,14 +106,13 @@ impl Aftermath {
     pub(crate) fn begin(layer: &Layer, directives: Vec<Directive>, turn: Turn) -> Result<Aftermath> {
         directives.iter().try_for_each(|directive| directive.check(layer.views()))?;
         layer.catch_up();
-        let (views, metrics) = (Arc::clone(layer.views()), Arc::clone(layer.metrics()));
-        let aftermath = Aftermath { views, metrics, directives, _turn: turn };
+        let aftermath = Aftermath { views: Arc::clone(layer.views()), directives, _turn: turn };
         aftermath.carry_out();
         Ok(aftermath)
     }
 
     fn carry_out(&self) {
-        self.directives.iter().for_each(|directive| directive.carry_out(&self.views, &self.metrics));
+        self.directives.iter().for_each(|directive| directive.carry_out(&self.views));
     }
 
     /// Adds the tokens that make them durable.

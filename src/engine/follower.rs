@@ -297,7 +297,7 @@ impl Follower {
                 }
                 Directive::Put(key, version, value) => changed(key, *version, Some(value.as_ref())),
                 Directive::Namespace(name, _) | Directive::Schema(name, ..) => {
-                    directives::Directive::Namespace(name.clone()).carry_out(&self.views, &self.core.metrics);
+                    directives::Directive::Namespace(name.clone()).carry_out(&self.views);
                 }
                 Directive::Group(name, group, _) => scopes.invalidate(scopes.group(name.as_str(), group)),
                 Directive::Tag(tag, _) => scopes.invalidate(scopes.tag(tag)),
@@ -309,7 +309,7 @@ impl Follower {
 
     fn changed<'a>(&self, finder: &mut Finder<'a>, key: &'a Key, version: Seq, value: Option<&[u8]>) {
         match finder.view(key.namespace()) {
-            Some(view) => view.changed_elsewhere(key.key(), version, value, &self.core.metrics),
+            Some(view) => view.changed_elsewhere(key.key(), version, value),
             None => self.figures.directives_elsewhere.add(1),
         }
     }
@@ -319,7 +319,7 @@ impl Follower {
         let Some(derive) = self.follow.derive() else { return };
         match derive(directive, &self.views) {
             Ok(derived) => {
-                derived.iter().for_each(|derived| derived.carry_out(&self.views, &self.core.metrics));
+                derived.iter().for_each(|derived| derived.carry_out(&self.views));
             }
             Err(error) => {
                 self.figures.rules_failed.add(1);

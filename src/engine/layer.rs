@@ -176,7 +176,10 @@ impl Layer {
         }
         let noticed = !journaled && self.core.options.changes && Safeguard::ThroughLeavesNotice.holds();
         let notice = noticed.then(|| notices_of(&body)).transpose()?;
-        self.enter(records, bytes, !journaled).await?;
+        if let Err(refused) = self.core.gate.try_enter(records, bytes) {
+            // In a place of its own, so that a write that finds room does not carry that wait with it.
+            Box::pin(self.enter(refused, records, bytes, !journaled)).await?;
+        }
         let (sender, answer) = oneshot::channel();
         let mut ticket = Ticket { until, effects, answer: sender, records, bytes, through: None, turn };
         let submission = match notice {
@@ -193,7 +196,7 @@ impl Layer {
         Ok(answer)
     }
 
-    async fn enter(&self, records: u32, bytes: u32, through: bool) -> Result<()> {
+    async fn enter(&self, refused: NotEntered, records: u32, bytes: u32, through: bool) -> Result<()> {
         let full = || {
             self.core.metrics.writes_refused_full.add(1);
             let backlog = self.core.pending.lock().backlog();
@@ -203,8 +206,8 @@ impl Layer {
             );
             Err(Error::new(ErrorKind::QueueFull, context))
         };
-        let entered = match self.core.gate.try_enter(records, bytes) {
-            Err(NotEntered::Full) => match self.core.options.backpressure {
+        let entered = match refused {
+            NotEntered::Full => match self.core.options.backpressure {
                 Backpressure::Refuse => return full(),
                 Backpressure::Wait => self.enter_or_halt(records, bytes).await?,
                 Backpressure::WaitFor(wait) => {
@@ -214,7 +217,7 @@ impl Layer {
                     }
                 }
             },
-            entered => entered,
+            NotEntered::Shut => Err(NotEntered::Shut),
         };
         match entered {
             Ok(()) => Ok(()),

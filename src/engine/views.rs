@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::ids::{NamespaceName, Seq};
 use crate::memory::scope::Scopes;
 use crate::memory::servable::Generation;
-use crate::metrics::{CacheStats, Counter, Metrics};
+use crate::metrics::{CacheStats, Counter};
 use crate::seam::sync::{Mutex, MutexGuard};
 
 /// The memory of a typed cache, as far as the engine needs to know it.
@@ -18,10 +18,10 @@ pub trait View: Any + Send + Sync {
     /// The same, because a namespace that it is or is below of was invalidated.
     fn invalidate_namespace(&self, floor: Generation);
     /// Drops a key from it, or everything if the key is of another type than its own.
-    fn invalidate_key(&self, key: &AnyKey, layer: &Metrics);
+    fn invalidate_key(&self, key: &AnyKey);
     /// Takes in that another process has changed a key: since that version it may have another value, or has this one.
     /// Of version zero nobody knows since when. All as the codec encodes it.
-    fn changed_elsewhere(&self, key: &[u8], version: Seq, value: Option<&[u8]>, layer: &Metrics);
+    fn changed_elsewhere(&self, key: &[u8], version: Seq, value: Option<&[u8]>);
     /// Whether it has keys of this type.
     fn has_key_type(&self, key: &AnyKey) -> bool;
     /// Which schema its values have.

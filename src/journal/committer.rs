@@ -82,7 +82,7 @@ struct Line<T> {
     asking: usize,
     /// How many groups the one who has the baton has written.
     rounds: u32,
-    /// At how many submissions the thread is to be woken, under [`Durability::Sync`]; more than any while it works.
+    /// At how many submissions the thread is to be woken, under [`Durability::Sync`]; more than any once it was.
     wanted: usize,
     /// The thread has nothing to do and expects nobody.
     idle: bool,
@@ -164,6 +164,9 @@ impl<S: Sink> Committer<S> {
                 let line = shared.round(line, &mut order);
                 drop(shared.put_down(line, order));
             } else if line.waiting.len() >= line.wanted {
+                // Once: until it runs, each of those who come would pay for a system call that changes nothing.
+                line.wanted = usize::MAX;
+                drop(line);
                 shared.work.notify_one();
             }
             return;
@@ -256,15 +259,10 @@ impl<S: Sink> Shared<S> {
     }
 
     /// Waits until so many submissions wait, for this time at most, or until it is closed.
-    fn wait_for<'a>(
-        &'a self,
-        mut line: Guard<'a, S>,
-        count: usize,
-        at_most: Option<Duration>,
-    ) -> Guard<'a, S> {
-        let until = at_most.map(|time| clock::now() + time);
-        line.wanted = count;
+    fn wait_for<'a>(&'a self, mut line: Guard<'a, S>, count: usize, most: Option<Duration>) -> Guard<'a, S> {
+        let until = most.map(|time| clock::now() + time);
         while line.waiting.len() < count && !line.closed {
+            line.wanted = count;
             line = match until.map(|until| until.saturating_duration_since(clock::now())) {
                 None => self.work.wait(line).unwrap_or_else(PoisonError::into_inner),
                 Some(left) if left.is_zero() => break,
