@@ -6,10 +6,21 @@
 //! database. Medians over rounds, with the lowest and the highest; the same figures go to
 //! `target/forebay/store_drain.json`. Afterwards: how long the opening takes after a close and after a `kill -9`, and
 //! how much of the disk a byte takes.
+//!
+//! With `-- --trace <file>` (CSV with the header version,time,op,size,lbn) what coalescing is worth on the trace's
+//! writes: see `store_drain/traced.rs`.
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
-use std::fs::{self, File};
+#[path = "store_drain/bare.rs"]
+mod bare;
+#[path = "../examples/replay_trace/trace.rs"]
+#[allow(dead_code, reason = "what its tests use")]
+mod trace;
+#[path = "store_drain/traced.rs"]
+mod traced;
+
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,19 +30,17 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
-use fjall::{KeyspaceCreateOptions, PersistMode};
 use forebay::store::contract::{Batch, Op, Progress, Store, StoreError};
 use forebay::store::fjall::FjallStore;
 use forebay::store::redb::RedbOptions;
 use forebay::{Epoch, Key, NamespaceName, Seq, SledStore};
-use redb::TableDefinition;
 use serde_json::json;
+
+use crate::bare::Bare;
 
 const KEY_BYTES: usize = 16;
 const VALUE_BYTES: usize = 100;
 const BATCHES: [usize; 3] = [100, 1_000, 4_096];
-const CACHE_BYTES: u64 = 256 << 20;
-const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("bench");
 
 /// Rows per second into each embedded store, and into the database below it.
 #[derive(Parser, Debug)]
@@ -51,6 +60,9 @@ struct Arguments {
     /// Measure only these (comma-separated).
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = What::ALL)]
     what: Vec<What>,
+    /// Also drain the writes of this block trace, with coalescing and without.
+    #[arg(long)]
+    trace: Option<PathBuf>,
     /// Passed by the benchmark to itself: opens this store, applies one batch and waits to be killed.
     #[arg(long, hide = true, requires = "path")]
     hold: Option<What>,
@@ -149,8 +161,16 @@ fn main() -> Result<()> {
         keeps.push(ours.keep(rounds)?);
     }
 
+    let traced = match &arguments.trace {
+        Some(file) => traced::measure(file, directory.path(), rounds, arguments.smoke)?,
+        None => Vec::new(),
+    };
+
     print_tables(&cells, &keeps, rounds);
-    let path = write_json(&target, &cells, &keeps, rounds)?;
+    if !traced.is_empty() {
+        traced::print(&traced, rounds);
+    }
+    let path = write_json(&target, &cells, &keeps, &traced, rounds)?;
     println!("The same figures: {}", path.display());
     Ok(())
 }
@@ -298,68 +318,6 @@ fn allocated_bytes(path: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// The database by itself, with the durability that the store has.
-enum Bare {
-    Sled(sled::Db, File),
-    Redb { db: redb::Database, quick_repair: bool },
-    Fjall(fjall::Database, fjall::Keyspace),
-}
-
-impl Bare {
-    fn open(what: What, path: &Path) -> Result<Bare> {
-        fs::create_dir(path)?;
-        Ok(match what {
-            What::Sled => {
-                // Its flush syncs nothing, so the file is synced beside it.
-                let file = File::options().write(true).create_new(true).open(path.join("db"))?;
-                let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).segment_size(4 << 20);
-                Bare::Sled(config.flush_every_ms(None).open()?, file)
-            }
-            What::Redb | What::RedbQuick => {
-                let mut builder = redb::Database::builder();
-                builder.set_cache_size(usize::try_from(CACHE_BYTES)?);
-                let db = builder.create(path.join("data.redb"))?;
-                Bare::Redb { db, quick_repair: what == What::RedbQuick }
-            }
-            What::Fjall => {
-                let db = fjall::Database::builder(path).cache_size(CACHE_BYTES).open()?;
-                let keyspace = db.keyspace("bench", KeyspaceCreateOptions::default)?;
-                Bare::Fjall(db, keyspace)
-            }
-        })
-    }
-
-    fn apply(&mut self, rows: &[Row]) -> Result<Duration> {
-        let begun = Instant::now();
-        match self {
-            Bare::Sled(db, file) => {
-                let mut batch = sled::Batch::default();
-                rows.iter().for_each(|(key, value)| batch.insert(key, &value[..]));
-                db.apply_batch(batch)?;
-                db.flush()?;
-                file.sync_data()?;
-            }
-            Bare::Redb { db, quick_repair } => {
-                let mut transaction = db.begin_write()?;
-                transaction.set_durability(redb::Durability::Immediate)?;
-                transaction.set_quick_repair(*quick_repair);
-                let mut table = transaction.open_table(TABLE)?;
-                for (key, value) in rows {
-                    table.insert(key.as_slice(), &value[..])?;
-                }
-                drop(table);
-                transaction.commit()?;
-            }
-            Bare::Fjall(db, keyspace) => {
-                let mut batch = db.batch().durability(Some(PersistMode::SyncData));
-                rows.iter().for_each(|(key, value)| batch.insert(keyspace, &key[..], &value[..]));
-                batch.commit()?;
-            }
-        }
-        Ok(begun.elapsed())
-    }
-}
-
 /// One line of the first table, with a measurement per round.
 struct Cell {
     what: What,
@@ -456,22 +414,29 @@ fn print_tables(cells: &[Cell], keeps: &[Keep], rounds: u64) {
     );
 }
 
-fn write_json(target: &Path, cells: &[Cell], keeps: &[Keep], rounds: u64) -> Result<PathBuf> {
-    let figure = |spread: Spread| {
-        let rounded = |figure: f64| (figure * 100.0).round() / 100.0;
-        json!({ "median": rounded(spread.median), "low": rounded(spread.low), "high": rounded(spread.high) })
-    };
+fn figure(spread: &Spread) -> serde_json::Value {
+    let rounded = |figure: f64| (figure * 100.0).round() / 100.0;
+    json!({ "median": rounded(spread.median), "low": rounded(spread.low), "high": rounded(spread.high) })
+}
+
+fn write_json(
+    target: &Path,
+    cells: &[Cell],
+    keeps: &[Keep],
+    traced: &[traced::Cell],
+    rounds: u64,
+) -> Result<PathBuf> {
     let drain: Vec<_> = cells
         .iter()
         .map(|cell| {
             json!({
                 "store": cell.what.name(),
                 "batch": cell.size,
-                "rows_per_s": figure(Cell::rows_per_s(&cell.ours)),
-                "p50_us": figure(Cell::p50_us(&cell.ours)),
-                "bare_rows_per_s": figure(Cell::rows_per_s(&cell.bare)),
-                "bare_p50_us": figure(Cell::p50_us(&cell.bare)),
-                "ours_per_bare": figure(cell.ratio()),
+                "rows_per_s": figure(&Cell::rows_per_s(&cell.ours)),
+                "p50_us": figure(&Cell::p50_us(&cell.ours)),
+                "bare_rows_per_s": figure(&Cell::rows_per_s(&cell.bare)),
+                "bare_p50_us": figure(&Cell::p50_us(&cell.bare)),
+                "ours_per_bare": figure(&cell.ratio()),
             })
         })
         .collect();
@@ -482,13 +447,16 @@ fn write_json(target: &Path, cells: &[Cell], keeps: &[Keep], rounds: u64) -> Res
                 "store": keep.what.name(),
                 "rows": keep.rows,
                 "disk_bytes_per_byte": (keep.bytes_per_byte * 100.0).round() / 100.0,
-                "open_ms": figure(spread(keep.closed.iter().copied())),
-                "open_after_kill_ms": figure(spread(keep.killed.iter().copied())),
+                "open_ms": figure(&spread(keep.closed.iter().copied())),
+                "open_after_kill_ms": figure(&spread(keep.killed.iter().copied())),
             })
         })
         .collect();
     let path = target.join("store_drain.json");
-    let all = json!({ "rounds": rounds, "value_bytes": VALUE_BYTES, "drain": drain, "kept": kept });
+    let traced = traced::to_json(traced);
+    let all = json!({
+        "rounds": rounds, "value_bytes": VALUE_BYTES, "drain": drain, "kept": kept, "traced": traced,
+    });
     fs::write(&path, serde_json::to_string_pretty(&all)? + "\n")
         .with_context(|| format!("writing {}", path.display()))?;
     Ok(path)

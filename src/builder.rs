@@ -366,7 +366,9 @@ setters! {
     /// How many bytes one apply takes at the most. Default: 8 MiB.
     batch_bytes_max: batch_bytes_max: u64,
     /// How long the flusher waits for a batch to fill, as long as nobody waits for an apply. A store's sync and the
-    /// journal's share the disk, so applying every write at once would slow the writers down. Default: 10 ms.
+    /// journal's share the disk, so applying every write at once would slow the writers down. While more is being
+    /// committed it waits up to ten times as long, but not beyond 100 ms because of that, unless changes are told
+    /// ([`Builder::changes`]). Default: 10 ms.
     batch_linger: batch_linger: Duration,
     /// What a record does that the store rejects. Default: halt.
     on_rejected: on_rejected: OnRejected,

@@ -64,7 +64,8 @@ pub struct LayerOptions {
     pub batch_records_max: usize,
     /// How many bytes one apply takes at the most (an atomic batch is never split).
     pub batch_bytes_max: u64,
-    /// How long the flusher waits for a batch to fill. Nobody who waits for an apply is made to wait for this.
+    /// How long the flusher waits for a batch to fill, at the least; longer while more is being committed. Nobody who
+    /// waits for an apply is made to wait for this.
     pub batch_linger: Duration,
     /// The longest wait before the first retry of a failed apply.
     pub retry_first: Duration,

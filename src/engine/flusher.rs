@@ -12,9 +12,8 @@ use crate::engine::commit::{Ticket, Until};
 use crate::engine::core::Core;
 use crate::engine::cursors::Cursors;
 use crate::engine::dead_letters::DeadLetters;
-use crate::engine::hand::{Hand, Source, is_control};
+use crate::engine::hand::{Source, is_control};
 use crate::engine::health::HealthState;
-use crate::engine::pending::Pending;
 use crate::engine::plan::{Ops, frame_of};
 use crate::engine::queued::QueuedFrame;
 use crate::engine::views::Views;
@@ -24,14 +23,11 @@ use crate::journal::committer::Committer;
 use crate::journal::log::Log;
 use crate::safeguard::Safeguard;
 use crate::seam::span::Span;
-use crate::seam::sync::thread;
 use crate::seam::{clock, random};
 use crate::store::contract::{Batch, Op, Progress, Store, StoreError};
 
 /// How many frames are taken or retired under one lock.
-const FRAMES_AT_ONCE: usize = 64;
-/// How long the flusher waits for those whom it just answered: about a third of what an apply takes.
-const LOOK_OUT_MAX: Duration = Duration::from_micros(100);
+pub(crate) const FRAMES_AT_ONCE: usize = 64;
 
 /// The flusher of a layer.
 pub(crate) struct Flusher {
@@ -95,115 +91,6 @@ impl Flusher {
         match self.apply(Vec::new(), progress).await {
             Ok(()) => self.retire(&[], &[], progress),
             Err(_) => Err(()),
-        }
-    }
-
-    /// Waits for work (none means that refused numbers are to be passed), and for the batch to fill if the options say
-    /// so and nobody is in a hurry.
-    async fn next_batch(&mut self) -> Result<Vec<QueuedFrame>> {
-        let core = Arc::clone(&self.core);
-        let mut hand = Hand::default();
-        loop {
-            let work = core.work.notified();
-            self.fill(&mut hand)?;
-            if !hand.frames.is_empty() {
-                break;
-            }
-            // All that was committed before them has ended.
-            if self.refused.get() > self.progress.applied {
-                return Ok(hand.frames);
-            }
-            work.await;
-        }
-        self.look_out(&mut hand)?;
-        if core.options.batch_linger.is_zero() {
-            return Ok(hand.frames);
-        }
-        let deadline = clock::sleep(core.options.batch_linger);
-        tokio::pin!(deadline);
-        while !hand.full && !core.is_urgent(self.progress.applied) {
-            tokio::select! {
-                biased;
-                () = &mut deadline => break,
-                () = core.urgent.notified() => {}
-            }
-        }
-        self.fill(&mut hand)?;
-        Ok(hand.frames)
-    }
-
-    /// Looks out, awake, for those who were just answered: they write through again at once, as a rule, and whoever is
-    /// left behind waits for two applies. A lone writer is never kept waiting.
-    fn look_out(&mut self, hand: &mut Hand) -> Result<()> {
-        let expected = self.answered.replace(0);
-        if expected < 2 {
-            return Ok(());
-        }
-        let until = clock::now() + LOOK_OUT_MAX;
-        while !hand.full && hand.frames.len() < expected && clock::now() < until {
-            thread::yield_now();
-            self.fill(hand)?;
-        }
-        Ok(())
-    }
-
-    /// Takes what is there until the batch is full.
-    fn fill(&mut self, hand: &mut Hand) -> Result<()> {
-        while !hand.full {
-            self.read_ahead()?;
-            let limit = self.source.ahead.as_ref().map(|frame| frame.first);
-            let mut pending = self.core.pending.lock();
-            if pending.has_before(limit) {
-                self.take_from_memory(hand, &mut pending, limit)?;
-                continue;
-            }
-            let frame = match &self.source.ahead {
-                Some(ahead) => QueuedFrame::read(ahead),
-                // Frames were left to the journal just now.
-                None if pending.spilled().is_some() => continue,
-                None => return Ok(()),
-            };
-            if !hand.admits(&frame, &self.core.options)? {
-                return Ok(());
-            }
-            if pending.read_back(frame.last()) {
-                self.source.reader = None;
-            }
-            self.source.ahead = None;
-            hand.frames.push(frame);
-        }
-        Ok(())
-    }
-
-    /// Takes frames that come before `limit`, and not so many that the committer has to wait long for the lock.
-    fn take_from_memory(&self, hand: &mut Hand, pending: &mut Pending, limit: Option<Seq>) -> Result<()> {
-        for _ in 0..FRAMES_AT_ONCE {
-            let Some(front) = pending.front_before(limit) else { return Ok(()) };
-            if hand.full || !hand.admits(&front, &self.core.options)? {
-                return Ok(());
-            }
-            hand.frames.extend(pending.pop_before(limit));
-        }
-        Ok(())
-    }
-
-    /// Reads the next spilled frame, if frames were left to the journal.
-    fn read_ahead(&mut self) -> Result<()> {
-        if self.source.ahead.is_some() {
-            return Ok(());
-        }
-        let Some((after, until)) = self.core.pending.lock().spilled() else { return Ok(()) };
-        let Some(log) = &self.log else { return Ok(()) };
-        loop {
-            let reader = self.source.reader.get_or_insert_with(|| log.read_after(after));
-            let frame = reader.next_frame()?.ok_or_else(|| {
-                let context = format!("the journal ends before record {until}, which it has committed");
-                Error::new(ErrorKind::Damaged, context)
-            })?;
-            if !self.source.is_of_memory(&frame)? {
-                self.source.ahead = Some(frame);
-                return Ok(());
-            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod age;
 pub(crate) mod applied;
+pub(crate) mod batching;
 pub mod change;
 pub mod changes;
 pub mod commit;
