@@ -344,17 +344,23 @@ mod tests {
 
     #[test]
     fn every_frame_that_may_have_a_key_is_told_until_it_ends() {
-        let near_the_end_of_places = Journaled { end: PLACE_MASK - 30_000, ..Journaled::default() };
-        for index in [Journaled::default(), near_the_end_of_places] {
+        let near_the_end_of_places = Journaled { end: PLACE_MASK - 10_000, ..Journaled::default() };
+        for (index, is_near) in [(Journaled::default(), false), (near_the_end_of_places, true)] {
             let mut model = Model::new(index);
-            let mut drawn = 1_u64;
+            let (mut drawn, mut began_anew) = (1_u64, false);
+            // So many that not all of them end by chance.
+            (0..200).for_each(|number| model.take(number % KEYS, 100));
             for round in 0..20_000_u64 {
                 drawn = drawn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let (which, number, bytes) = (drawn >> 60, (drawn >> 40) % KEYS, (drawn >> 50) % 300 + 8);
                 match which {
-                    0..=10 => model.take(number, bytes),
+                    0..=10 => {
+                        let end = model.index.end;
+                        model.take(number, bytes);
+                        began_anew |= model.index.end < end;
+                    }
                     // Some times all of it ends.
-                    11 if round % 64 == 0 => model.end(model.frames.len()),
+                    11 if round % 64 == 0 && round > 2_000 => model.end(model.frames.len()),
                     11..=13 => model.end(model.frames.len().min(bytes as usize % 6)),
                     14 => model.check(number, None),
                     _ => {
@@ -364,6 +370,7 @@ mod tests {
                 }
             }
             let records = model.frames.len();
+            assert_eq!(began_anew, is_near);
             assert!(model.index.slots <= 2 * records + 2 * PARTITIONS, "{} slots", model.index.slots);
             model.end(records);
             assert!(model.index.is_empty(), "nothing is kept");
