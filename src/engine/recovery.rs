@@ -394,12 +394,14 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::os::OsDisk;
     use crate::engine::pending::Sought;
     use crate::engine::record::{Operation, push};
     use crate::ids::{Key, NamespaceName};
     use crate::journal::frame::FrameBuilder;
     use crate::journal::testdisk::MemDisk;
     use crate::journal::writer::GroupFrame;
+    use crate::store::memory::MemoryStore;
 
     fn key(number: u64) -> Key {
         Key::new(&NamespaceName::parse("n").unwrap(), &number.to_le_bytes()).unwrap()
@@ -415,7 +417,11 @@ mod tests {
 
     /// A journal with `count` frames of one record, each of a key of its own, and where they lie.
     fn journal(disk: &MemDisk, count: u64, last: FrameBuilder) -> Vec<Location> {
-        let mut opened = Log::open(Arc::new(disk.clone()), Path::new("journal"), &options()).unwrap();
+        journal_in(Arc::new(disk.clone()), Path::new("journal"), count, last)
+    }
+
+    fn journal_in(disk: Arc<dyn Disk>, dir: &Path, count: u64, last: FrameBuilder) -> Vec<Location> {
+        let mut opened = Log::open(disk, dir, &options()).unwrap();
         let frames = (1..=count).map(|seq| {
             let mut body = FrameBuilder::new();
             push(&mut body, Operation::Put, true, key(seq).as_bytes(), &[7; 500]).unwrap();
@@ -474,6 +480,32 @@ mod tests {
             let before = written.get(applied as usize - 1).copied();
             let none_before = |place: &Location| before.is_some_and(|before| *place > before);
             assert!((1..=300).all(|seq| places(&mut backlog, seq).iter().all(none_before)));
+        }
+    }
+
+    /// In tests keys share sixteen pieces of hashes, so before the frame of a key come some of other keys, more than
+    /// are told at a time.
+    #[test]
+    fn every_key_of_a_backlog_is_read_though_other_keys_share_its_piece() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(OsDisk);
+        journal_in(Arc::clone(&disk) as Arc<dyn Disk>, dir.path(), 299, sound(7));
+        let options = LayerOptions {
+            journal_dir: Some(dir.path().to_owned()),
+            journal: options(),
+            // All of it stays pending.
+            batch_linger: std::time::Duration::from_secs(60),
+            batch_records_max: 1_000_000,
+            ..LayerOptions::default()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (store, role) = (Arc::new(MemoryStore::new()), Role::Owner(OnOwned::TakeOver));
+        let layer = runtime.block_on(open(store, options, disk, Ticker::default(), role)).unwrap();
+        for number in 1..=400 {
+            let answer = runtime.block_on(layer.reads.load(&key(number))).unwrap();
+            let there = (1..=299).contains(&number) && number != 7;
+            assert_eq!(answer.value.map(|value| value.version), there.then_some(Seq(number)), "{number}");
+            assert_eq!(answer.pending, number < 300, "{number}");
         }
     }
 
