@@ -356,8 +356,8 @@ setters! {
     queue_bytes_max: queue_bytes_max: u64,
     /// How many records may wait for the store, what is in flight included. Default: 4,000,000.
     queue_records_max: queue_records_max: u64,
-    /// How many bytes of pending records stay in memory; beyond that, values are read back from the journal.
-    /// Default: 256 MiB.
+    /// How many bytes of pending records stay in memory; beyond that, they are read back from the journal,
+    /// and each takes 8 to 16 bytes that do not count. Default: 256 MiB.
     pending_memory_bytes_max: pending_memory_bytes_max: u64,
     /// What a write does when the queue is full. Default: wait.
     backpressure: backpressure: Backpressure,

@@ -200,12 +200,18 @@ impl Key {
     /// # Errors
     /// [`ErrorKind::TooLarge`] or [`ErrorKind::InvalidName`] if they cannot be a key.
     pub fn from_bytes(bytes: Bytes) -> Result<Key, Error> {
+        Key::check(&bytes)?;
+        Ok(Key(bytes))
+    }
+
+    /// Whether bytes can be a key; the error says why not.
+    pub(crate) fn check(bytes: &[u8]) -> Result<(), Error> {
         check_key_length(bytes.len())?;
         if !bytes.contains(&SEPARATOR) {
-            let shown = escape_prefix(&bytes);
+            let shown = escape_prefix(bytes);
             return Err(Error::new(ErrorKind::InvalidName, format!("key \"{shown}\" names no namespace")));
         }
-        Ok(Key(bytes))
+        Ok(())
     }
 
     /// The whole key, as a store keeps it.

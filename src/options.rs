@@ -56,7 +56,8 @@ pub struct LayerOptions {
     pub queue_bytes_max: u64,
     /// How many records may wait for the store; what is in flight counts.
     pub queue_records_max: u64,
-    /// How many bytes of pending records stay in memory; the values of the others are read from the journal.
+    /// How many bytes of pending records stay in memory. The others are read from the journal, and each takes 8 to 16
+    /// bytes that do not count here.
     pub pending_memory_bytes_max: u64,
     /// What a write does when the queue is full.
     pub backpressure: Backpressure,

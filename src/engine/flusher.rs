@@ -274,8 +274,8 @@ impl Flusher {
         for some in frames.chunks(FRAMES_AT_ONCE) {
             let mut pending = self.core.pending.lock();
             for frame in some {
-                let ended = pending.retire(frame).and_then(|()| {
-                    let superseded = pending.superseded(frame)?;
+                let ended = pending.superseded(frame).and_then(|superseded| {
+                    pending.retire(frame)?;
                     let ticket = pending.take_ticket(frame.first);
                     Ok(ticket.map(|mut ticket| {
                         debug_assert_eq!(ticket.until, Until::Applied);

@@ -20,6 +20,7 @@ pub(crate) mod hand;
 pub mod health;
 pub(crate) mod inbox;
 pub mod inspect;
+pub(crate) mod journaled;
 pub mod layer;
 pub mod letter_list;
 pub mod loader;

@@ -110,14 +110,8 @@ fn spread(hash: u64) -> u64 {
 }
 
 impl Packed {
-    /// Takes a frame that comes after all others, and says what its records change, each of which is its key's newest.
-    /// `written` is told each key.
-    pub(crate) fn push(
-        &mut self,
-        frame: &QueuedFrame,
-        location: Location,
-        mut written: impl FnMut(&[u8]),
-    ) -> Result<()> {
+    /// Takes a frame that comes after all others; its records are their keys' newest.
+    pub(crate) fn push(&mut self, frame: &QueuedFrame, location: Location) -> Result<()> {
         let at = self.frames.push(frame, location);
         let Packed { frames, index, hasher } = self;
         for bytes in slices_of(&frame.content, frame.count) {
@@ -125,7 +119,6 @@ impl Packed {
             if !record.is_update() {
                 continue;
             }
-            written(record.key);
             let hash = hasher.hash_one(record.key);
             let is_key = |slot: &Slot| slot.is_of(hash) && frames.newest(slot.0, record.key).is_some();
             match index.entry(spread(hash), is_key, |slot| slot.spread()) {
@@ -136,32 +129,14 @@ impl Packed {
         Ok(())
     }
 
-    /// The newest record of a key: its number, and its value unless it removes.
-    pub(crate) fn find(&self, key: &[u8]) -> Option<(Seq, Option<Bytes>)> {
+    /// The newest record of a key: its number, its frame's place in the journal, and its value unless it removes.
+    pub(crate) fn find(&self, key: &[u8]) -> Option<(Seq, Location, Option<Bytes>)> {
         let (version, value, frame) = self.newest(key)?;
         let value = value.map(|value| match frame.shared {
             Some(shared) => shared.slice_ref(value),
             None => Bytes::copy_from_slice(value),
         });
-        Some((version, value))
-    }
-
-    /// The number of a key's newest record.
-    pub(crate) fn version(&self, key: &[u8]) -> Option<Seq> {
-        self.newest(key).map(|(version, ..)| version)
-    }
-
-    /// Forgets a key.
-    pub(crate) fn forget(&mut self, key: &[u8]) {
-        if self.index.is_empty() {
-            return;
-        }
-        let Packed { frames, index, hasher } = self;
-        let hash = hasher.hash_one(key);
-        let is_key = |slot: &Slot| slot.is_of(hash) && frames.newest(slot.0, key).is_some();
-        if let Ok(entry) = index.find_entry(spread(hash), is_key) {
-            entry.remove();
-        }
+        Some((version, frame.header.location, value))
     }
 
     /// The next frame, which stays.
@@ -348,11 +323,11 @@ mod tests {
     }
 
     fn push_all(packed: &mut Packed, frames: &[(QueuedFrame, Location)]) {
-        frames.iter().for_each(|(frame, location)| packed.push(frame, *location, |_| {}).unwrap());
+        frames.iter().for_each(|(frame, location)| packed.push(frame, *location).unwrap());
     }
 
     fn found(packed: &Packed, key: &str) -> Option<(u64, usize)> {
-        let (version, value) = packed.find(format!("n\0{key}").as_bytes())?;
+        let (version, _, value) = packed.find(format!("n\0{key}").as_bytes())?;
         Some((version.0, value.unwrap().len()))
     }
 
@@ -370,7 +345,7 @@ mod tests {
         push_all(&mut packed, &frames[..200]);
         for (at, (frame, _)) in frames.iter().enumerate() {
             if let Some((later, location)) = frames.get(at + 200) {
-                packed.push(later, *location, |_| {}).unwrap();
+                packed.push(later, *location).unwrap();
             }
             let (seq, key) = (frame.first.0, frame.first.0.to_string());
             assert_eq!(packed.front().unwrap().first, packed.front_first().unwrap());
@@ -394,9 +369,6 @@ mod tests {
         let out = packed.pop_front().unwrap();
         packed.end(&out, out.packed_at.unwrap()).unwrap();
         assert_eq!((found(&packed, "a"), found(&packed, "b")), (None, Some((4, 4))));
-        packed.forget(b"n\0b");
-        assert_eq!(found(&packed, "b"), None);
-        assert_eq!(packed.pop_front().unwrap().first, Seq(4), "a forgotten key's frame stays");
     }
 
     #[test]
@@ -405,7 +377,7 @@ mod tests {
         const COUNT: u64 = 15_000;
         for seq in 1..=COUNT {
             let (frame, location) = frame(seq, &[(&format!("{seq:08}"), 100)]);
-            packed.push(&frame, location, |_| {}).unwrap();
+            packed.push(&frame, location).unwrap();
         }
         let chunks = packed.frames.chunks.iter().map(|chunk| match &chunk.content {
             Content::Many(bytes) => bytes.len().next_multiple_of(CHUNK_BYTES) + size_of::<Chunk>(),

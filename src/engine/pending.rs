@@ -1,11 +1,12 @@
 //! The memory view of what the store lacks: which value each pending key has, and the queue for the flusher.
 //!
-//! Three places have what is pending: journaled frames in memory are packed, with an index of their keys (`Packed`);
-//! of those that are in the journal alone, and of dead letters, the view has the keys and where they are; and frames
-//! that are written through wait in a queue of their own, since nobody may see them yet. A key that is in the first
-//! is not in the second.
+//! Four places have what is pending: journaled frames in memory are packed, with an index of their keys (`Packed`); of
+//! those that are in the journal alone it is known which frames may have a key (`Journaled`); of dead letters the view
+//! has the keys and where they are; and frames that are written through wait in a queue of their own, since nobody may
+//! see them yet. A key may be in several, and its newest record counts: places in the journal are in the order of
+//! numbers.
 //!
-//! One lock guards it all; `inbox` says how frames get here.
+//! One lock guards it all, and nothing is read from a disk under it; `inbox` says how frames get here.
 //!
 //! Frames beyond the memory budget are left to the journal ("spilled"), and the flusher reads them back in order. Once
 //! spilling has begun it goes on until the flusher has caught up, so that the order in which to merge the two sources
@@ -17,12 +18,13 @@ use bytes::Bytes;
 
 use crate::engine::age::CommitTimes;
 use crate::engine::commit::Ticket;
+use crate::engine::journaled::Journaled;
 use crate::engine::packed::{PACKED_BYTES_MAX, Packed};
 use crate::engine::queued::QueuedFrame;
-use crate::engine::record::{Operation, Record};
+use crate::engine::record::RecordRef;
 use crate::error::{Error, Result};
 use crate::ids::{Key, Seq};
-use crate::journal::frame::Location;
+use crate::journal::frame::{Location, SoundFrame, slices_of};
 use crate::metrics::QueueStats;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
@@ -35,13 +37,21 @@ pub(crate) enum Place {
     Memory(Bytes),
     /// Nowhere: the record removes its key.
     Removed,
-    /// In the journal, as the n-th record of a frame.
-    Journal { frame: Location, record: u32 },
     /// In the dead-letter list, as the n-th record of a letter.
     DeadLetter { letter: Seq, record: u32 },
 }
 
 /// What the pending view knows of a key.
+#[derive(Debug)]
+pub(crate) struct Sought {
+    /// What it knows without reading the journal.
+    pub(crate) found: Found,
+    /// Which frames of the journal may have a newer record of the key, newest first. There may be more before the last
+    /// of them, but none if there are none.
+    pub(crate) journaled: Vec<Location>,
+}
+
+/// What the pending view knows of a key without reading the journal.
 #[derive(Clone, Debug)]
 pub(crate) enum Found {
     /// Nothing; the store is the truth.
@@ -52,10 +62,26 @@ pub(crate) enum Found {
     Pending { version: Seq, place: Place },
 }
 
+impl Found {
+    /// Whether a record of that number is newer.
+    pub(crate) fn is_before(&self, seq: Seq) -> bool {
+        !matches!(self, Found::Pending { version, .. } if *version >= seq)
+    }
+}
+
+/// A dead letter's record.
 #[derive(Debug)]
-struct Slot {
+struct Buried {
     version: Seq,
     place: Place,
+}
+
+/// The write-throughs of a key that are under way.
+#[derive(Default)]
+struct Unsettled {
+    count: u32,
+    /// The newest record of the key that was written behind meanwhile.
+    overtaken_by: Seq,
 }
 
 /// Where the next frame in memory is.
@@ -75,9 +101,10 @@ pub(crate) struct Backlog {
 #[derive(Default)]
 pub(crate) struct Pending {
     packed: Packed,
-    /// The newest records of keys that have none in memory.
-    elsewhere: HashMap<Key, Slot, HashBuilder>,
-    unsettled: HashMap<Key, u32, HashBuilder>,
+    journaled: Journaled,
+    /// The newest dead letters of keys.
+    buried: HashMap<Key, Buried, HashBuilder>,
+    unsettled: HashMap<Key, Unsettled, HashBuilder>,
     /// Frames that are written through.
     through: VecDeque<QueuedFrame>,
     /// Journaled frames after the first and up to the second number are only in the journal.
@@ -85,6 +112,8 @@ pub(crate) struct Pending {
     tickets: BTreeMap<Seq, Ticket>,
     memory_bytes: u64,
     backlog: Backlog,
+    /// Behind the last journaled frame that was parked.
+    parked_end: Option<Location>,
     times: CommitTimes,
     last_committed: Seq,
     /// How many records were left to the journal since somebody asked.
@@ -109,11 +138,25 @@ impl Pending {
         }
     }
 
-    /// Takes a recovered frame: its values stay in the journal.
-    pub(crate) fn recover(&mut self, frame: &QueuedFrame, after: Seq) -> Result<()> {
-        self.spill(frame.last(), after);
-        self.count(frame);
-        self.index_in_journal(frame)
+    /// Takes a frame that is found at the opening, and comes after `after`: its values stay in the journal.
+    pub(crate) fn recover(&mut self, frame: &SoundFrame<'_>, after: Seq) -> Result<()> {
+        self.spill(frame.header.last(), after);
+        self.backlog.records += u64::from(frame.header.count);
+        self.backlog.bytes += frame.header.bytes_on_disk();
+        let place = self.journaled.place(frame.location)?;
+        frame.each_record(|bytes| {
+            let record = RecordRef::parse(bytes)?;
+            Key::check(record.key)?;
+            self.journaled.take(&record, place);
+            Ok(())
+        })
+    }
+
+    /// Says that the store has a recovered frame after all.
+    pub(crate) fn recovered_before(&mut self, frame: &QueuedFrame) -> Result<()> {
+        self.spilled =
+            self.spilled.map(|(_, until)| (frame.last(), until)).filter(|(from, until)| from < until);
+        self.retire(frame)
     }
 
     /// Takes a committed frame and its ticket; with the moment of its commit if it begins a group.
@@ -153,19 +196,16 @@ impl Pending {
             frame.counted = true;
             self.memory_bytes += size;
         }
+        self.overtake(&frame)?;
         match frame.location {
-            Some(_) if spill => {
+            Some(location) if spill => {
                 self.spill(frame.last(), after);
-                self.index_in_journal(&frame)?;
+                let place = self.journaled.place(location)?;
+                for bytes in slices_of(&frame.content, frame.count) {
+                    self.journaled.take(&RecordRef::parse(bytes)?, place);
+                }
             }
-            Some(location) => {
-                let elsewhere = &mut self.elsewhere;
-                self.packed.push(&frame, location, |key| {
-                    if !elsewhere.is_empty() {
-                        elsewhere.remove(key);
-                    }
-                })?;
-            }
+            Some(location) => self.packed.push(&frame, location)?,
             None => {
                 self.unsettle(&frame)?;
                 self.through.push_back(frame);
@@ -174,16 +214,24 @@ impl Pending {
         Ok(spill)
     }
 
-    /// What is known of `key`.
-    pub(crate) fn find(&self, key: &Key) -> Found {
-        if let Some((version, value)) = self.packed.find(key.as_bytes()) {
-            return Found::Pending { version, place: value.map_or(Place::Removed, Place::Memory) };
-        }
-        match self.elsewhere.get(key) {
-            Some(slot) => Found::Pending { version: slot.version, place: slot.place.clone() },
-            None if self.is_unsettled(key) => Found::Unsettled,
+    /// What is known of `key`; of the journal, before a place.
+    pub(crate) fn find(&mut self, key: &Key, before: Option<Location>) -> Sought {
+        let packed = self.packed.find(key.as_bytes());
+        let behind = packed.as_ref().map(|(_, location, _)| *location);
+        let journaled = self.journaled.find(key.as_bytes(), behind, before);
+        let mut found = match packed {
+            Some((version, _, value)) => {
+                Found::Pending { version, place: value.map_or(Place::Removed, Place::Memory) }
+            }
             None => Found::Absent,
+        };
+        if let Some(buried) = self.buried.get(key).filter(|buried| found.is_before(buried.version)) {
+            found = Found::Pending { version: buried.version, place: buried.place.clone() };
         }
+        if matches!(found, Found::Absent) && self.is_unsettled(key) {
+            found = Found::Unsettled;
+        }
+        Sought { found, journaled }
     }
 
     /// Whether a write-through of `key` is under way.
@@ -257,17 +305,17 @@ impl Pending {
         self.tickets.remove(&first)
     }
 
-    /// Of each record of a frame that was written through, whether its key has a newer pending one.
+    /// Of each record of a frame that is written through, whether its key has been written behind meanwhile. To be
+    /// asked before the frame ends.
     pub(crate) fn superseded(&self, frame: &QueuedFrame) -> Result<Vec<bool>> {
         if frame.location.is_some() {
             return Ok(Vec::new());
         }
-        let newer = |(seq, record): (Seq, Record)| {
-            let elsewhere = self.elsewhere.get(&record.key).map(|slot| slot.version);
-            let version = elsewhere.or_else(|| self.packed.version(record.key.as_bytes()));
-            version.is_some_and(|version| version > seq)
+        let overtaken = |seq: Seq, key: &[u8]| {
+            self.unsettled.get(key).is_some_and(|unsettled| unsettled.overtaken_by > seq)
         };
-        frame.records().map(|numbered| numbered.map(newer)).collect()
+        let records = slices_of(&frame.content, frame.count).zip(0_u64..);
+        records.map(|(bytes, at)| Ok(overtaken(frame.first.plus(at), RecordRef::parse(bytes)?.key))).collect()
     }
 
     /// All tickets, when nothing will be applied any more. What was unsettled stays so.
@@ -280,21 +328,18 @@ impl Pending {
         std::mem::take(&mut self.through).into()
     }
 
-    /// Forgets a frame that the store holds, or that ended otherwise.
+    /// Forgets a frame that the store holds, or that ended otherwise. Journaled ones end in their order, but for those
+    /// that are parked.
     ///
     /// A key is forgotten only if the frame's record is its newest: a newer pending one must not go with it.
     pub(crate) fn retire(&mut self, frame: &QueuedFrame) -> Result<()> {
-        for numbered in frame.records() {
-            let (seq, record) = numbered?;
-            if frame.location.is_none() {
-                self.settle(&record.key);
-            } else if self
-                .elsewhere
-                .get(&record.key)
-                .is_some_and(|slot| slot.version == seq || !Safeguard::RetireByNumber.holds())
-            {
-                self.elsewhere.remove(&record.key);
+        if frame.location.is_none() {
+            for bytes in slices_of(&frame.content, frame.count) {
+                self.settle(RecordRef::parse(bytes)?.key);
             }
+        }
+        if let (Some(_), Some(end)) = (frame.location, frame.journal_end) {
+            self.journaled.pass(end, frame.count);
         }
         self.end(frame)
     }
@@ -310,27 +355,26 @@ impl Pending {
                 Place::DeadLetter { letter: frame.first, record: at },
             );
         }
+        // Frames before it may not have ended yet; see `passed`.
+        self.parked_end = self.parked_end.max(frame.journal_end);
         self.end(frame)
     }
 
-    /// Takes a dead letter found at recovery.
+    /// Takes a record of a dead letter.
     pub(crate) fn bury(&mut self, key: &Key, seq: Seq, has_value: bool, place: Place) {
-        let place = if has_value { place } else { Place::Removed };
-        match self.packed.version(key.as_bytes()) {
-            Some(newer) if newer > seq => return,
-            Some(_) => self.packed.forget(key.as_bytes()),
-            None => {}
-        }
-        match self.elsewhere.get(key) {
-            Some(slot) if slot.version > seq => {}
-            _ => self.put_elsewhere(key, Slot { version: seq, place }),
+        let buried = Buried { version: seq, place: if has_value { place } else { Place::Removed } };
+        match self.buried.get_mut(key) {
+            Some(there) if there.version > seq => {}
+            Some(there) => *there = buried,
+            // A key that is a slice of its frame would keep the whole frame in memory.
+            None => drop(self.buried.insert(key.detached(), buried)),
         }
     }
 
-    /// Forgets a key whose dead letters were replayed or discarded, unless it has a newer record.
+    /// Forgets a key whose dead letters were replayed or discarded.
     pub(crate) fn unbury(&mut self, key: &Key, newest: Seq) {
-        if self.elsewhere.get(key).is_some_and(|slot| slot.version <= newest) {
-            self.elsewhere.remove(key);
+        if self.buried.get(key).is_some_and(|buried| buried.version <= newest) {
+            self.buried.remove(key);
         }
     }
 
@@ -341,6 +385,9 @@ impl Pending {
 
     /// Says that nothing up to `applied` is pending any more.
     pub(crate) fn passed(&mut self, applied: Seq) {
+        if let Some(end) = self.parked_end.take() {
+            self.journaled.pass(end, 0);
+        }
         self.times.forget_before(applied.next(), self.backlog.records == 0);
     }
 
@@ -362,30 +409,18 @@ impl Pending {
         });
     }
 
-    fn index_in_journal(&mut self, frame: &QueuedFrame) -> Result<()> {
-        let Some(location) = frame.location else { return Ok(()) };
-        for (numbered, at) in frame.records().zip(0_u32..) {
-            let (version, record) = numbered?;
-            if !record.is_update() {
-                continue;
+    /// Lets those know whose write-through is under way that a newer record of their key is there.
+    fn overtake(&mut self, frame: &QueuedFrame) -> Result<()> {
+        if self.unsettled.is_empty() || frame.location.is_none() {
+            return Ok(());
+        }
+        for (bytes, at) in slices_of(&frame.content, frame.count).zip(0_u64..) {
+            let record = RecordRef::parse(bytes)?;
+            if let Some(unsettled) = self.unsettled.get_mut(record.key).filter(|_| record.is_update()) {
+                unsettled.overtaken_by = frame.first.plus(at);
             }
-            let place = match record.operation {
-                Operation::Put => Place::Journal { frame: location, record: at },
-                _ => Place::Removed,
-            };
-            self.packed.forget(record.key.as_bytes());
-            self.put_elsewhere(&record.key, Slot { version, place });
         }
         Ok(())
-    }
-
-    fn put_elsewhere(&mut self, key: &Key, slot: Slot) {
-        match self.elsewhere.get_mut(key) {
-            Some(there) => *there = slot,
-            // A key that is a slice of its frame would keep the whole frame in memory for as long as newer frames
-            // write the key.
-            None => drop(self.elsewhere.insert(key.detached(), slot)),
-        }
     }
 
     /// Ends a frame, wherever it came from.
@@ -400,15 +435,15 @@ impl Pending {
     fn unsettle(&mut self, frame: &QueuedFrame) -> Result<()> {
         for numbered in frame.records() {
             let (_, record) = numbered?;
-            *self.unsettled.entry(record.key).or_insert(0) += 1;
+            self.unsettled.entry(record.key).or_default().count += 1;
         }
         Ok(())
     }
 
-    fn settle(&mut self, key: &Key) {
-        if let Some(count) = self.unsettled.get_mut(key) {
-            *count -= 1;
-            if *count == 0 {
+    fn settle(&mut self, key: &[u8]) {
+        if let Some(unsettled) = self.unsettled.get_mut(key) {
+            unsettled.count -= 1;
+            if unsettled.count == 0 {
                 self.unsettled.remove(key);
             }
         }
@@ -436,12 +471,93 @@ mod tests {
     use crate::ids::NamespaceName;
     use crate::journal::frame::FrameBuilder;
 
+    fn key() -> Key {
+        Key::new(&NamespaceName::parse("n").unwrap(), b"k").unwrap()
+    }
+
     fn frame(seq: u64, journaled: bool) -> QueuedFrame {
-        let key = Key::new(&NamespaceName::parse("n").unwrap(), b"k").unwrap();
         let mut body = FrameBuilder::new();
-        push(&mut body, Operation::Put, true, key.as_bytes(), b"value").unwrap();
-        let location = journaled.then_some(Location { segment: 1, offset: 4096 });
+        push(&mut body, Operation::Put, true, key().as_bytes(), b"value").unwrap();
+        let location = journaled.then_some(at(seq));
         QueuedFrame::committed(Seq(seq), body.finish(), location)
+    }
+
+    /// Where the frame `seq` is in the journal.
+    fn at(seq: u64) -> Location {
+        Location { segment: 1, offset: 4096 + seq * 128 }
+    }
+
+    /// The number in memory, and the frames of the journal that may be newer.
+    fn sought(pending: &mut Pending) -> (Option<u64>, Vec<Location>) {
+        let Sought { found, journaled } = pending.find(&key(), None);
+        let version = match found {
+            Found::Pending { version, .. } => Some(version.0),
+            Found::Unsettled | Found::Absent => None,
+        };
+        (version, journaled)
+    }
+
+    #[test]
+    fn the_newest_of_a_keys_records_counts_wherever_it_is() {
+        let mut pending = Pending::default();
+        pending.commit(frame(1, true), None, 1 << 20).unwrap();
+        assert_eq!(sought(&mut pending), (Some(1), vec![]));
+        for seq in [2, 3] {
+            assert!(pending.commit(frame(seq, true), None, 0).unwrap(), "left to the journal");
+        }
+        assert_eq!(sought(&mut pending), (Some(1), vec![at(3), at(2)]));
+        assert!(pending.read_back(Seq(3)), "the flusher has caught up");
+        pending.commit(frame(4, true), None, 1 << 20).unwrap();
+        assert_eq!(sought(&mut pending), (Some(4), vec![]), "what is in memory is newer");
+        // The flusher has them in this order.
+        let first = pending.pop_before(None).unwrap();
+        for (ended, left) in [(first, vec![at(3), at(2)]), (frame(2, true), vec![at(3)])] {
+            pending.retire(&ended).unwrap();
+            let Sought { journaled, .. } = pending.find(&key(), None);
+            assert!(journaled.is_empty() && sought(&mut pending).0 == Some(4));
+            assert_eq!(pending.journaled.find(key().as_bytes(), None, None), left);
+        }
+        pending.retire(&frame(3, true)).unwrap();
+        assert_eq!(sought(&mut pending), (Some(4), vec![]));
+        assert!(pending.journaled.is_empty());
+    }
+
+    /// A frame was parked, and then a write-through before it was refused, both before the apply: what was still to be
+    /// applied must not be forgotten by that.
+    #[test]
+    fn what_ends_before_its_turn_takes_nothing_along() {
+        let mut pending = Pending::default();
+        pending.commit(frame(1, false), None, 1 << 20).unwrap();
+        for seq in [2, 3, 4] {
+            pending.commit(frame(seq, true), None, 0).unwrap();
+        }
+        pending.park(&frame(4, true)).unwrap();
+        pending.refuse(&frame(1, false)).unwrap();
+        assert_eq!(sought(&mut pending), (Some(4), vec![at(4), at(3), at(2)]));
+        pending.retire(&frame(2, true)).unwrap();
+        assert_eq!(sought(&mut pending), (Some(4), vec![at(4), at(3)]));
+        pending.retire(&frame(3, true)).unwrap();
+        pending.passed(Seq(4));
+        assert_eq!(sought(&mut pending), (Some(4), vec![]), "the dead letter is left");
+        pending.unbury(&key(), Seq(4));
+        assert_eq!(sought(&mut pending), (None, vec![]));
+        assert_eq!(pending.backlog(), Backlog::default());
+    }
+
+    #[test]
+    fn a_write_through_is_superseded_by_what_was_written_behind_meanwhile_and_by_nothing_else() {
+        for memory_bytes_max in [0, 1 << 20] {
+            let mut pending = Pending::default();
+            pending.commit(frame(1, true), None, memory_bytes_max).unwrap();
+            let through = [frame(2, false), frame(4, false)];
+            pending.commit(through[0].clone(), None, memory_bytes_max).unwrap();
+            pending.commit(frame(3, true), None, memory_bytes_max).unwrap();
+            pending.commit(through[1].clone(), None, memory_bytes_max).unwrap();
+            assert_eq!(pending.superseded(&through[0]).unwrap(), [true]);
+            assert_eq!(pending.superseded(&through[1]).unwrap(), [false]);
+            through.iter().for_each(|frame| pending.retire(frame).unwrap());
+            assert!(pending.unsettled.is_empty());
+        }
     }
 
     /// The flusher saw that nothing was spilled; then a write-behind was committed and spilled, and a write-through

@@ -8,11 +8,11 @@ use std::sync::{Arc, PoisonError};
 use crate::engine::core::{Core, closed};
 use crate::engine::dead_letters::DeadLetters;
 use crate::engine::health::HealthState;
-use crate::engine::pending::{Found, Place};
-use crate::engine::record::Record;
+use crate::engine::pending::{Found, Place, Sought};
+use crate::engine::record::{Operation, Record, RecordRef};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
-use crate::journal::frame::Location;
+use crate::journal::frame::{Frame, Location, slices_of};
 use crate::journal::log::Log;
 use crate::metrics::Metrics;
 use crate::safeguard::Safeguard;
@@ -62,14 +62,36 @@ impl Reads {
     /// The store's, or the journal's if it no longer holds what it has committed.
     pub async fn load(&self, key: &Key) -> Result<Answer> {
         let store = self.store()?;
+        let mut before = None;
         loop {
             let settled = self.core.settled.notified();
             tokio::pin!(settled);
             settled.as_mut().enable();
-            let (found, refusals) = {
-                let pending = self.core.pending.lock();
-                (pending.find(key), pending.refusals())
+            let (Sought { found, journaled }, refusals) = {
+                let mut pending = self.core.pending.lock();
+                (pending.find(key, before), pending.refusals())
             };
+            if let Some(oldest) = journaled.last().copied() {
+                match self.seek(key, journaled).await? {
+                    // A dead letter may be as new.
+                    Some(Looked::Found(version, value)) if found.is_before(version) => {
+                        self.core.metrics.pending_hits.add(1);
+                        return Ok(Answer::pending(value.map(|value| Versioned { value, version })));
+                    }
+                    Some(Looked::Found(..)) => {}
+                    // Those were of other keys.
+                    Some(Looked::NotThere) => {
+                        before = Some(oldest);
+                        continue;
+                    }
+                    // Applied and recycled meanwhile.
+                    None => {
+                        before = None;
+                        continue;
+                    }
+                }
+            }
+            before = None;
             match found {
                 Found::Pending { version, place } => match self.fetch(place).await? {
                     Fetched::Value(value) => {
@@ -80,7 +102,6 @@ impl Reads {
                         self.core.metrics.pending_hits.add(1);
                         return Ok(Answer::pending(None));
                     }
-                    // Applied and recycled meanwhile.
                     Fetched::Gone => continue,
                 },
                 Found::Unsettled => {
@@ -102,7 +123,10 @@ impl Reads {
 
     /// The value of `key` if it is pending and at hand without any I/O.
     pub fn peek(&self, key: &Key) -> Option<Option<Versioned>> {
-        match self.core.pending.lock().find(key) {
+        let Sought { found, journaled } = self.core.pending.lock().find(key, None);
+        match found {
+            // The journal may have a newer one.
+            _ if !journaled.is_empty() => None,
             Found::Pending { version, place: Place::Memory(value) } => {
                 Some(Some(Versioned { value, version }))
             }
@@ -120,9 +144,9 @@ impl Reads {
         let mut absent = Vec::new();
         let refusals = self.core.pending.lock().refusals();
         for key in keys {
-            let pending = self.core.pending.lock().find(key);
+            let Sought { found: pending, journaled } = self.core.pending.lock().find(key, None);
             match pending {
-                Found::Absent => {
+                Found::Absent if journaled.is_empty() => {
                     absent.push(key.clone());
                     found.push(None);
                 }
@@ -188,15 +212,27 @@ impl Reads {
         Err(reason.wrap(ErrorKind::InDoubt, context))
     }
 
+    /// Looks for a key's newest record in these frames; nothing if one of them left the journal before it was found.
+    async fn seek(&self, key: &Key, frames: Vec<Location>) -> Result<Option<Looked>> {
+        let Some(log) = self.log.clone() else { return Ok(None) };
+        let (key, metrics) = (key.clone(), Arc::clone(&self.core.metrics));
+        let look = move || {
+            for at in frames {
+                metrics.journal_reads.add(1);
+                let Some(frame) = log.read_frame(at)? else { return Ok(None) };
+                if let Some(newest) = newest_of(&key, &frame)? {
+                    return Ok(Some(newest));
+                }
+            }
+            Ok(Some(Looked::NotThere))
+        };
+        self.aside(look).await
+    }
+
     async fn fetch(&self, place: Place) -> Result<Fetched> {
         match place {
             Place::Memory(value) => Ok(Fetched::Value(value)),
             Place::Removed => Ok(Fetched::Removed),
-            Place::Journal { frame, record } => {
-                let Some(log) = self.log.clone() else { return Ok(Fetched::Gone) };
-                self.core.metrics.journal_reads.add(1);
-                self.aside(move || read_from_journal(&log, frame, record)).await
-            }
             Place::DeadLetter { letter, record } => {
                 let Some(letters) = self.letters.clone() else { return Ok(Fetched::Gone) };
                 self.aside(move || read_from_letters(&letters, letter, record)).await
@@ -216,12 +252,23 @@ enum Fetched {
     Gone,
 }
 
-fn read_from_journal(log: &Log, at: Location, record: u32) -> Result<Fetched> {
-    let Some(frame) = log.read_frame(at)? else { return Ok(Fetched::Gone) };
-    match frame.records().nth(record as usize) {
-        Some(bytes) => fetched(&Record::parse(&bytes)?),
-        None => Err(Error::new(ErrorKind::Damaged, format!("a journal frame lacks its record {record}"))),
+/// What frames of the journal were found to have of a key.
+enum Looked {
+    /// The newest record's number, and its value unless it removes.
+    Found(Seq, Option<bytes::Bytes>),
+    NotThere,
+}
+
+fn newest_of(key: &Key, frame: &Frame) -> Result<Option<Looked>> {
+    let (content, mut found) = (frame.content(), None);
+    for (bytes, at) in slices_of(&content, frame.count).zip(0_u64..) {
+        let record = RecordRef::parse(bytes)?;
+        if record.is_update() && record.key == key.as_bytes() {
+            let value = (record.operation == Operation::Put).then(|| content.slice_ref(record.value));
+            found = Some(Looked::Found(frame.first.plus(at), value));
+        }
     }
+    Ok(found)
 }
 
 fn read_from_letters(letters: &DeadLetters, letter: Seq, record: u32) -> Result<Fetched> {

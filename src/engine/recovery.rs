@@ -1,9 +1,11 @@
 //! From validated options to a running layer: claims the store, replays the journal, starts the threads.
 //!
 //! Nothing is written before it is certain that this journal and this store belong together. An existing
-//! journal is always replayed, whatever the caches' policies are.
+//! journal is always replayed, whatever the caches' policies are. It is read once: what the store lacks of it is put
+//! into the pending view while its frames are checked, and that view is used when all of them are sound.
 
 use std::cell::Cell;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -21,6 +23,7 @@ use crate::engine::hand::Source;
 use crate::engine::inbox::PendingView;
 use crate::engine::layer::{FlusherThread, Layer};
 use crate::engine::ownership::{Lifeline, OnOwned, Role, await_turn};
+use crate::engine::pending::Pending;
 use crate::engine::publisher::Publishers;
 use crate::engine::queued::QueuedFrame;
 use crate::engine::reads::Reads;
@@ -32,6 +35,7 @@ use crate::ids::{Epoch, JournalId, Seq};
 use crate::journal::committer::Committer;
 use crate::journal::frame::Location;
 use crate::journal::log::Log;
+use crate::journal::options::JournalOptions;
 use crate::journal::recovery::Opened;
 use crate::options::LayerOptions;
 use crate::safeguard::Safeguard;
@@ -84,12 +88,14 @@ async fn claim_and_start(
     options.validate()?;
     await_turn(&*store, on_owned).await?;
     let tenure = store.tenure().await.map_err(StoreError::into_error)?;
-    let journal = match &options.journal_dir {
+    let (journal, backlog) = match &options.journal_dir {
         Some(dir) => {
             let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal.clone());
-            Some(blocking(move || Log::open(disk, &dir, &journal)).await?)
+            let applied = tenure.progress.applied;
+            let (journal, backlog) = blocking(move || open_journal(disk, &dir, &journal, applied)).await?;
+            (Some(journal), backlog)
         }
-        None => None,
+        None => Default::default(),
     };
     check_identity(&tenure, journal.as_ref(), options.replace_journal)?;
     let id = journal.as_ref().map(|journal| journal.id);
@@ -97,7 +103,11 @@ async fn claim_and_start(
     forget_lost_journal(&*store, &mut tenure, journal.as_ref()).await?;
     let has_ear = store.pulse().await.map_err(StoreError::into_error)? != Pulse::Unknown;
     let part = Part::Owner { has_ear };
-    blocking(move || start(store, options, disk, ticker, tenure, journal, part)).await
+    blocking(move || {
+        let backlog = backlog.without_applied(&tenure, journal.as_ref())?;
+        start(store, options, disk, ticker, tenure, journal.map(|journal| (journal, backlog)), part)
+    })
+    .await
 }
 
 /// Without a claim: the store has another owner.
@@ -183,19 +193,30 @@ fn start(
     disk: Arc<dyn Disk>,
     ticker: Ticker,
     tenure: Tenure,
-    journal: Option<Opened>,
+    journal: Option<(Opened, Backlog)>,
     part: Part,
 ) -> Result<Arc<Layer>> {
     let watermark = tenure.progress.applied;
     let pending = PendingView::new(options.pending_memory_bytes_max, ticker.clone());
     let cursors = match (&options.journal_dir, &journal) {
-        (Some(dir), Some(journal)) => {
+        (Some(dir), Some((journal, _))) => {
             let (disk, bytes_max) = (Arc::clone(&disk), options.changes_bytes_max);
             let passed = tenure.progress.journaled;
             Some(Arc::new(Cursors::open(disk, dir, journal.id, passed, bytes_max)?))
         }
         _ => None,
     };
+    let (mut last, mut recovered, mut applied_end) = (watermark, Seq::ZERO, None);
+    let journal = journal.map(|(journal, backlog)| {
+        recovered = journal.last;
+        last = match Safeguard::NumbersNeverReused.holds() {
+            true => last.max(journal.last),
+            false => journal.last,
+        };
+        applied_end = backlog.begins.or(journal.log.end());
+        *pending.lock() = backlog.pending;
+        journal
+    });
     let letters = match &options.journal_dir {
         Some(dir) => {
             let records_max = options.dead_letter_records_max;
@@ -205,15 +226,6 @@ fn start(
         }
         None => None,
     };
-    let (mut last, mut recovered, mut applied_end) = (watermark, Seq::ZERO, None);
-    if let Some(journal) = &journal {
-        recovered = journal.last;
-        last = match Safeguard::NumbersNeverReused.holds() {
-            true => last.max(journal.last),
-            false => journal.last,
-        };
-        applied_end = replay(&journal.log, &pending, tenure.progress)?.or(journal.log.end());
-    }
     pending.lock().start_at(last, ticker.now());
     let durability = options.durability;
     let core = Arc::new(Core::new(options, tenure.epoch, watermark, pending));
@@ -287,19 +299,56 @@ fn start(
     }))
 }
 
-/// Takes what the store lacks from the journal: keys and places into memory, values stay on the disk. Returns where it
-/// begins, if there is any.
-fn replay(log: &Arc<Log>, pending: &PendingView, progress: Progress) -> Result<Option<Location>> {
-    let mut reader = log.read_after(progress.applied);
-    let (mut after, mut begins) = (progress.applied, None);
-    let mut pending = pending.lock();
-    while let Some(frame) = reader.next_frame()? {
-        begins.get_or_insert(frame.location);
-        let queued = QueuedFrame::read(&frame);
-        pending.recover(&queued, after)?;
-        after = queued.last();
+/// What a journal has that the store lacked when it was asked.
+#[derive(Default)]
+struct Backlog {
+    pending: Pending,
+    /// Where it begins, if there is any.
+    begins: Option<Location>,
+    /// The watermark that the store told.
+    applied: Seq,
+}
+
+/// Opens a journal, and takes what lies behind `applied` from it while it is checked: the keys' hashes and places into
+/// memory, values stay on the disk. Nothing of that is to be used before the store is known to be this journal's.
+fn open_journal(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    options: &JournalOptions,
+    applied: Seq,
+) -> Result<(Opened, Backlog)> {
+    let mut backlog = Backlog { applied, ..Backlog::default() };
+    let mut after = applied;
+    let opened = Log::open_heard(disk, dir, options, &mut |frame| {
+        if frame.header.last() > applied {
+            backlog.begins.get_or_insert(frame.location);
+            backlog.pending.recover(frame, after)?;
+            after = frame.header.last();
+        }
+        Ok(())
+    })?;
+    Ok((opened, backlog))
+}
+
+impl Backlog {
+    /// Without what the store took between telling its watermark and being claimed: an older owner's last apply may
+    /// have been under way.
+    fn without_applied(mut self, tenure: &Tenure, journal: Option<&Opened>) -> Result<Backlog> {
+        let applied = tenure.progress.applied;
+        let Some(journal) = journal.filter(|_| applied > self.applied && self.begins.is_some()) else {
+            return Ok(self);
+        };
+        self.begins = None;
+        let mut reader = journal.log.read_after(self.applied);
+        while let Some(frame) = reader.next_frame()? {
+            if frame.last() > applied {
+                self.begins = Some(frame.location);
+                break;
+            }
+            self.pending.recovered_before(&QueuedFrame::read(&frame))?;
+        }
+        Ok(self)
     }
-    Ok(begins)
 }
 
 /// Starts the flusher on a thread and a runtime of its own. The runtime also drives the layer's timers.
@@ -340,4 +389,137 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
         .spawn(move || drop(sender.send(work())))
         .map_err(|error| Error::io("starting the thread that opens the layer", error))?;
     done.await.map_err(|_| Error::new(ErrorKind::Damaged, "opening the layer panicked"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::os::OsDisk;
+    use crate::engine::pending::Sought;
+    use crate::engine::record::{Operation, push};
+    use crate::ids::{Key, NamespaceName};
+    use crate::journal::frame::FrameBuilder;
+    use crate::journal::testdisk::MemDisk;
+    use crate::journal::writer::GroupFrame;
+    use crate::store::memory::MemoryStore;
+
+    fn key(number: u64) -> Key {
+        Key::new(&NamespaceName::parse("n").unwrap(), &number.to_le_bytes()).unwrap()
+    }
+
+    fn options() -> JournalOptions {
+        JournalOptions { segment_bytes: 64 << 10, zero_fill: false, recycle: true, spares_max: 0 }
+    }
+
+    fn open_after(disk: &MemDisk, applied: u64) -> Result<(Opened, Backlog)> {
+        open_journal(Arc::new(disk.clone()), Path::new("journal"), &options(), Seq(applied))
+    }
+
+    /// A journal with `count` frames of one record, each of a key of its own, and where they lie.
+    fn journal(disk: &MemDisk, count: u64, last: FrameBuilder) -> Vec<Location> {
+        journal_in(Arc::new(disk.clone()), Path::new("journal"), count, last)
+    }
+
+    fn journal_in(disk: Arc<dyn Disk>, dir: &Path, count: u64, last: FrameBuilder) -> Vec<Location> {
+        let mut opened = Log::open(disk, dir, &options()).unwrap();
+        let frames = (1..=count).map(|seq| {
+            let mut body = FrameBuilder::new();
+            push(&mut body, Operation::Put, true, key(seq).as_bytes(), &[7; 500]).unwrap();
+            GroupFrame { first: Seq(seq), body: body.finish() }
+        });
+        let mut frames: Vec<GroupFrame> = frames.collect();
+        frames.push(GroupFrame { first: Seq(count + 1), body: last.finish() });
+        let mut written = Vec::new();
+        opened.writer.append(&frames, &mut written).unwrap();
+        opened.writer.close().unwrap();
+        written
+    }
+
+    fn sound(seq: u64) -> FrameBuilder {
+        let mut body = FrameBuilder::new();
+        push(&mut body, Operation::Remove, true, key(seq).as_bytes(), b"").unwrap();
+        body
+    }
+
+    fn places(backlog: &mut Backlog, number: u64) -> Vec<Location> {
+        let Sought { journaled, .. } = backlog.pending.find(&key(number), None);
+        journaled
+    }
+
+    #[test]
+    fn one_pass_finds_what_lies_behind_the_watermark() {
+        let disk = MemDisk::default();
+        let written = journal(&disk, 299, sound(300));
+        let (opened, mut backlog) = open_after(&disk, 120).unwrap();
+        assert!(written.last().unwrap().segment > 1 && opened.last == Seq(300));
+        assert_eq!(backlog.begins, Some(written[120]));
+        assert_eq!(backlog.pending.backlog().records, 180);
+        assert_eq!(backlog.pending.spilled(), Some((Seq(120), Seq(300))));
+        for seq in 121..=300 {
+            assert!(places(&mut backlog, seq).contains(&written[seq as usize - 1]) || seq < 290, "{seq}");
+        }
+        assert!(places(&mut backlog, 120).iter().all(|place| *place > written[119]));
+    }
+
+    /// An older owner's apply was on its way when the store was asked how far it is, and had landed when the store was
+    /// claimed.
+    #[test]
+    fn what_the_store_took_before_it_was_claimed_is_not_pending() {
+        let disk = MemDisk::default();
+        let written = journal(&disk, 299, sound(300));
+        for (applied, records) in [(100, 200), (250, 50), (300, 0), (400, 0)] {
+            let (opened, backlog) = open_after(&disk, 100).unwrap();
+            let progress = Progress { applied: Seq(applied), journaled: Seq(applied.min(300)) };
+            let tenure = Tenure { progress, ..Tenure::default() };
+            let mut backlog = backlog.without_applied(&tenure, Some(&opened)).unwrap();
+            assert_eq!(backlog.pending.backlog().records, records, "applied up to {applied}");
+            assert_eq!(backlog.pending.backlog().bytes == 0, records == 0);
+            assert_eq!(backlog.begins, written.get(applied as usize).copied());
+            let spilled = (records > 0).then_some((Seq(applied), Seq(300)));
+            assert_eq!(backlog.pending.spilled(), spilled);
+            let before = written.get(applied as usize - 1).copied();
+            let none_before = |place: &Location| before.is_some_and(|before| *place > before);
+            assert!((1..=300).all(|seq| places(&mut backlog, seq).iter().all(none_before)));
+        }
+    }
+
+    /// In tests keys share sixteen pieces of hashes, so before the frame of a key come some of other keys, more than
+    /// are told at a time.
+    #[test]
+    fn every_key_of_a_backlog_is_read_though_other_keys_share_its_piece() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(OsDisk);
+        journal_in(Arc::clone(&disk) as Arc<dyn Disk>, dir.path(), 299, sound(7));
+        let options = LayerOptions {
+            journal_dir: Some(dir.path().to_owned()),
+            journal: options(),
+            // All of it stays pending.
+            batch_linger: std::time::Duration::from_secs(60),
+            batch_records_max: 1_000_000,
+            ..LayerOptions::default()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (store, role) = (Arc::new(MemoryStore::new()), Role::Owner(OnOwned::TakeOver));
+        let layer = runtime.block_on(open(store, options, disk, Ticker::default(), role)).unwrap();
+        for number in 1..=400 {
+            let answer = runtime.block_on(layer.reads.load(&key(number))).unwrap();
+            let there = (1..=299).contains(&number) && number != 7;
+            assert_eq!(answer.value.map(|value| value.version), there.then_some(Seq(number)), "{number}");
+            assert_eq!(answer.pending, number < 300, "{number}");
+        }
+    }
+
+    /// Its checksums hold, so somebody wrote it, but no record of a layer is in it.
+    #[test]
+    fn a_sound_frame_without_sound_records_is_told_with_its_place() {
+        let disk = MemDisk::default();
+        let mut junk = FrameBuilder::new();
+        junk.push(&[b"junk"]).unwrap();
+        let written = journal(&disk, 5, junk);
+        let error = open_after(&disk, 0).err().expect("it is refused");
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        let place = format!("damaged at byte {}", written[5].offset);
+        assert!(error.to_string().contains(&place), "{error}");
+        assert!(open_after(&disk, 6).is_ok(), "what the store has is not looked at");
+    }
 }

@@ -20,6 +20,8 @@ pub(crate) const FRAME_ALIGN_BYTES: u64 = 8;
 pub(crate) const FRAME_NONCE_AT: u64 = 32;
 
 const RECORD_LENGTH_BYTES: usize = 4;
+const FEWER_RECORDS: &str = "has a body with fewer records than its header says";
+const MORE_BYTES: &str = "has a body with more bytes than its records";
 
 /// Where a frame lies. Valid until the segment is trimmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -305,13 +307,34 @@ impl Frame {
         }
         let mut rest: &[u8] = &body;
         for _ in 0..header.count {
-            let record = take_u32(&mut rest).and_then(|length| rest.get(length as usize..));
-            rest = record.ok_or("has a body with fewer records than its header says")?;
+            split_record(&mut rest).ok_or(FEWER_RECORDS)?;
         }
         if !rest.is_empty() {
-            return Err("has a body with more bytes than its records");
+            return Err(MORE_BYTES);
         }
         Ok(Frame { first: header.first, count: header.count, prev: header.prev, location, body })
+    }
+}
+
+/// A frame where it lies in what was read, its checksums verified.
+pub(crate) struct SoundFrame<'a> {
+    pub(crate) header: &'a FrameHeader,
+    pub(crate) location: Location,
+    pub(crate) body: &'a [u8],
+}
+
+impl<'a> SoundFrame<'a> {
+    /// Calls for each record, in order.
+    ///
+    /// # Errors
+    /// Those of the call; `Damaged` if the body does not have as many records as the header says, or more than them.
+    pub(crate) fn each_record(&self, mut take: impl FnMut(&'a [u8]) -> Result<()>) -> Result<()> {
+        let damaged = |why: &str| Error::new(ErrorKind::Damaged, format!("it {why}"));
+        let mut rest = self.body;
+        for _ in 0..self.header.count {
+            take(split_record(&mut rest).ok_or_else(|| damaged(FEWER_RECORDS))?)?;
+        }
+        if rest.is_empty() { Ok(()) } else { Err(damaged(MORE_BYTES)) }
     }
 }
 
@@ -323,12 +346,15 @@ pub(crate) fn records_of(content: &Bytes) -> impl Iterator<Item = Bytes> + use<>
 /// So many records of a frame's content, which padding may follow.
 pub(crate) fn slices_of(content: &[u8], count: u32) -> impl Iterator<Item = &[u8]> {
     let mut rest = content;
-    (0..count).map_while(move |_| {
-        let length = take_u32(&mut rest)? as usize;
-        let (record, after) = rest.split_at_checked(length)?;
-        rest = after;
-        Some(record)
-    })
+    (0..count).map_while(move |_| split_record(&mut rest))
+}
+
+/// Moves past the next record; nothing if there is no whole one.
+fn split_record<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = take_u32(rest)? as usize;
+    let (record, after) = rest.split_at_checked(length)?;
+    *rest = after;
+    Some(record)
 }
 
 /// A frame's content, which has so many records, without padding that may follow it.
@@ -428,7 +454,17 @@ mod tests {
         for count in [0, 1, 3, u32::MAX] {
             let lie = FrameHeader { count, ..header };
             assert!(Frame::verified(&lie, location, bytes.clone()).is_err(), "{count} records");
+            let lie = SoundFrame { header: &lie, location, body: &bytes };
+            let error = lie.each_record(|_| Ok(())).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Damaged, "{count} records");
         }
+        let (sound, mut records) = (SoundFrame { header: &header, location, body: &bytes }, Vec::new());
+        let mut keep = |record| {
+            records.push(record);
+            Ok(())
+        };
+        sound.each_record(&mut keep).unwrap();
+        assert_eq!(records, [&b"abc"[..], b""]);
         let empty = FrameBuilder::with_capacity(9).finish();
         assert_eq!((empty.count(), empty.records().count()), (0, 0));
     }

@@ -82,7 +82,7 @@ mod segment;
 pub mod sink;
 pub mod survey;
 #[cfg(test)]
-mod testdisk;
+pub(crate) mod testdisk;
 #[cfg(test)]
 mod tests;
 pub mod writer;

@@ -2,7 +2,7 @@
 //!
 //! Guarantees that what is served was durable before it was read, that nothing on the disk changes before everything
 //! has been found sound, that damage is told with file, offset and what is at stake, and that recovering again
-//! comes to the same end. It streams through the segments and keeps no record in memory.
+//! comes to the same end. It streams through the segments once and keeps no record in memory.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,7 +15,7 @@ use crate::ids::{JournalId, Seq};
 use crate::journal::log::Log;
 use crate::journal::options::JournalOptions;
 use crate::journal::pool::Pool;
-use crate::journal::scan::{LOCK_NAME, Listing, Scan};
+use crate::journal::scan::{Hear, LOCK_NAME, Listing, Scan};
 use crate::journal::segment::{Seal, Segment, SegmentHeader, cannot, damage, segment_name};
 use crate::journal::writer::Writer;
 use crate::safeguard::Safeguard;
@@ -50,6 +50,17 @@ impl Log {
     /// and [`ErrorKind::Damaged`], and then nothing was changed on the disk; [`ErrorKind::DiskFull`] or
     /// [`ErrorKind::Io`] from the file system.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: &JournalOptions) -> Result<Opened> {
+        Log::open_heard(disk, dir, options, &mut |_| Ok(()))
+    }
+
+    /// As [`Log::open`], and `hear` is told of each frame with records while it is checked. Nothing of what it hears
+    /// may be served before this has returned `Ok`: what comes behind may be damaged.
+    pub(crate) fn open_heard(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: &JournalOptions,
+        hear: &mut Hear<'_>,
+    ) -> Result<Opened> {
         options.validate()?;
         disk.create_dir_all(dir).map_err(|error| cannot("create", dir, error))?;
         let lock = disk.lock(&dir.join(LOCK_NAME)).map_err(|error| match error.kind() {
@@ -64,7 +75,7 @@ impl Log {
         disk.sync_dir(dir).map_err(|error| cannot("sync", dir, error))?;
         let listing = Listing::read(&*disk, dir)?;
         let headers = read_headers(&*disk, dir, &listing.segments)?;
-        let recovered = scan_all(&*disk, dir, &headers)?;
+        let recovered = scan_all(&*disk, dir, &headers, hear)?;
 
         // Everything is sound: from here on the disk may change.
         for name in &listing.unfinished {
@@ -134,7 +145,12 @@ struct Recovered {
 }
 
 /// Verifies every frame of every segment.
-fn scan_all(disk: &dyn Disk, dir: &Path, headers: &[SegmentHeader]) -> Result<Option<Recovered>> {
+fn scan_all(
+    disk: &dyn Disk,
+    dir: &Path,
+    headers: &[SegmentHeader],
+    hear: &mut Hear<'_>,
+) -> Result<Option<Recovered>> {
     let (Some(first), Some(last)) = (headers.first(), headers.last()) else {
         return Ok(None);
     };
@@ -146,9 +162,9 @@ fn scan_all(disk: &dyn Disk, dir: &Path, headers: &[SegmentHeader]) -> Result<Op
         let file = disk.open(&path).map_err(|error| cannot("open", &path, error))?;
         let mut scan = Scan::over(file, path, header)?;
         match headers.get(at + 1) {
-            Some(successor) => scan.sealed(&successor.predecessor)?,
+            Some(successor) => scan.sealed(&successor.predecessor, hear)?,
             None => {
-                torn_bytes = scan.last_segment()?;
+                torn_bytes = scan.last_segment(hear)?;
                 if Safeguard::TailWrittenAgain.holds() {
                     scan.write_tail_again()?;
                 }

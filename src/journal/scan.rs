@@ -2,7 +2,7 @@
 //!
 //! Recovery and the survey share it, so that both draw the line between a torn tail and damage in the same place.
 //! It only reads ([`Scan::write_tail_again`] apart), trusts no length before its checksum, and keeps a window of the
-//! file in memory, not the file.
+//! file in memory, not the file. Who wants to know what is in the frames hears of each while it is in the window.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,9 @@ use bytes::Bytes;
 
 use crate::disk::contract::{Disk, DiskFile};
 use crate::error::{Error, Result};
-use crate::journal::frame::{FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, FRAME_NONCE_AT, FrameHeader};
+use crate::journal::frame::{
+    FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, FRAME_NONCE_AT, FrameHeader, Location, SoundFrame,
+};
 use crate::journal::pool::parse_spare_name;
 use crate::journal::segment::{
     SEGMENT_HEADER_BYTES, Seal, SegmentHeader, cannot, damage, parse_segment_name,
@@ -21,7 +23,9 @@ use crate::safeguard::Safeguard;
 /// The file that whoever has the journal open holds.
 pub(crate) const LOCK_NAME: &str = "lock";
 /// How much is read at once.
-const WINDOW_BYTES: u64 = 1024 * 1024;
+const WINDOW_BYTES: u64 = 256 * 1024;
+/// How many bytes of checksums are taken into the chain at once.
+const UNCHAINED_MAX: usize = 4096;
 /// What is looked at as a whole when headers are searched for.
 const BLOCK_BYTES: usize = 4096;
 const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
@@ -55,12 +59,18 @@ impl Listing {
     }
 }
 
+/// Who hears of each frame with records, in order, when it has been found sound. What they refuse is damage.
+pub(crate) type Hear<'a> = dyn FnMut(&SoundFrame<'_>) -> Result<()> + 'a;
+
 /// A walk over one segment's frames.
 pub(crate) struct Scan {
     pub(crate) path: PathBuf,
     nonce: u64,
-    /// How the segment ends, as far as the walk has come.
+    /// How the segment ends, as far as the walk has come; for its chain, see `unchained`.
     pub(crate) found: Seal,
+    /// The checksums of headers that are not in the chain yet: for each by itself the chain would cost as much as for
+    /// many. Empty when a walk has ended.
+    unchained: Vec<u8>,
     /// The furthest synced offset that a sound frame promises.
     promised: u64,
     /// Where the last frame that was found begins, if it holds no records.
@@ -106,6 +116,7 @@ impl Scan {
             window,
             nonce: header.nonce,
             found: beginning(header),
+            unchained: Vec::with_capacity(UNCHAINED_MAX),
             promised: SEGMENT_HEADER_BYTES,
             before_promise: None,
         })
@@ -120,6 +131,7 @@ impl Scan {
     /// Back to the first frame.
     pub(crate) fn rewind(&mut self, header: &SegmentHeader) {
         self.found = beginning(header);
+        self.unchained.clear();
     }
 
     /// The file's length when the walk began, or was told to look again.
@@ -128,8 +140,8 @@ impl Scan {
     }
 
     /// Checks a segment of which its successor says how it ends.
-    pub(crate) fn sealed(&mut self, seal: &Seal) -> Result<()> {
-        if let Some(Stop::Unsound(why) | Stop::Broken(why)) = self.walk(seal.end)? {
+    pub(crate) fn sealed(&mut self, seal: &Seal, hear: &mut Hear<'_>) -> Result<()> {
+        if let Some(Stop::Unsound(why) | Stop::Broken(why)) = self.walk(seal.end, hear)? {
             return Err(self.damaged(&why, seal.end));
         }
         match self.differs(seal) {
@@ -153,8 +165,8 @@ impl Scan {
     }
 
     /// Finds the end of the last segment; returns how many bytes a torn write left behind it.
-    pub(crate) fn last_segment(&mut self) -> Result<u64> {
-        let Some(stop) = self.walk(self.window.len)? else { return Ok(0) };
+    pub(crate) fn last_segment(&mut self, hear: &mut Hear<'_>) -> Result<u64> {
+        let Some(stop) = self.walk(self.window.len, hear)? else { return Ok(0) };
         match self.end(stop)? {
             End::Torn(bytes) => Ok(bytes),
             End::Damaged(why, until) => Err(self.damaged(&why, until)),
@@ -167,12 +179,13 @@ impl Scan {
             Stop::Broken(why) => return Ok(End::Damaged(why, self.window.len)),
             Stop::Unsound(why) => why,
         };
-        match self.promised_beyond()? {
+        let behind = self.behind()?;
+        match behind.promised {
             Some(promised) if Safeguard::SyncedOffset.holds() => {
                 let why = format!("{why}, though everything up to byte {promised} had been synced");
                 Ok(End::Damaged(why, promised))
             }
-            _ => Ok(End::Torn(self.torn_bytes()?)),
+            _ => Ok(End::Torn(behind.torn_bytes)),
         }
     }
 
@@ -202,23 +215,30 @@ impl Scan {
         self.window.file.sync_data().map_err(|error| cannot("sync", &self.path, error))
     }
 
-    pub(crate) fn walk(&mut self, limit: u64) -> Result<Option<Stop>> {
+    pub(crate) fn walk(&mut self, limit: u64, hear: &mut Hear<'_>) -> Result<Option<Stop>> {
         while self.found.end < limit {
-            if let Err(stop) = self.step(limit)? {
+            if let Err(stop) = self.step(limit, hear)? {
+                self.chain();
                 return Ok(Some(stop));
             }
         }
+        self.chain();
         Ok(None)
     }
 
-    /// Moves over one frame, or says why there is none.
-    pub(crate) fn step(&mut self, limit: u64) -> Result<Result<FrameHeader, Stop>> {
-        self.try_step(limit).map_err(|error| self.unread(error))
+    /// Brings the chain up to the end.
+    fn chain(&mut self) {
+        self.found.chain = crc32c::crc32c_append(self.found.chain, &self.unchained);
+        self.unchained.clear();
     }
 
-    fn try_step(&mut self, limit: u64) -> io::Result<Result<FrameHeader, Stop>> {
+    /// Moves over one frame, or says why there is none.
+    #[inline]
+    pub(crate) fn step(&mut self, limit: u64, hear: &mut Hear<'_>) -> Result<Result<FrameHeader, Stop>> {
         let unsound = |why: &str| Ok(Err(Stop::Unsound(why.to_owned())));
-        let head = self.window.at(self.found.end, FRAME_HEADER_BYTES)?;
+        let (at, path) = (self.found.end, &self.path);
+        let unread = |error| cannot("read", path, error);
+        let head = self.window.at(at, FRAME_HEADER_BYTES).map_err(unread)?;
         let Some((header, crc)) = FrameHeader::decode(head) else {
             return unsound("no sound frame header");
         };
@@ -228,18 +248,31 @@ impl Scan {
         if let Err(why) = header.follows(self.found.last) {
             return Ok(Err(Stop::Broken(format!("a frame that {why}"))));
         }
-        if header.content_bytes() > limit.min(self.window.len).saturating_sub(self.found.end) {
+        if header.content_bytes() > limit.min(self.window.len).saturating_sub(at) {
             return unsound("a frame that runs beyond the end");
         }
-        let body_at = self.found.end + FRAME_HEADER_BYTES;
-        if self.window.checksum(body_at, u64::from(header.body_len))? != header.body_crc
-            && Safeguard::BodyChecksum.holds()
-        {
+        let body = self.window.body(at, &header).map_err(unread)?;
+        if crc32c::crc32c(body) != header.body_crc && Safeguard::BodyChecksum.holds() {
             return unsound("a frame with a body that fails its checksum");
         }
-        self.before_promise = (header.count == 0).then_some(self.found);
+        if header.count > 0 {
+            let location = Location { segment: self.found.number, offset: at };
+            hear(&SoundFrame { header: &header, location, body }).map_err(|error| {
+                let last = header.last();
+                let stake = format!("records {} to {last} cannot be read", header.first);
+                damage(path, at, &format!("a frame that is not what its writer wrote: {error}"), &stake)
+            })?;
+        }
+        self.before_promise = None;
+        if header.count == 0 {
+            self.chain();
+            self.before_promise = Some(self.found);
+        }
         self.promised = self.promised.max(header.synced_offset);
-        self.found.chain = crc32c::crc32c_append(self.found.chain, &crc.to_le_bytes());
+        self.unchained.extend_from_slice(&crc.to_le_bytes());
+        if self.unchained.len() >= UNCHAINED_MAX {
+            self.chain();
+        }
         self.found.last = header.last();
         self.found.end += header.bytes_on_disk();
         Ok(Ok(header))
@@ -261,8 +294,8 @@ impl Scan {
             if !later || header.content_bytes() > limit.saturating_sub(at) {
                 continue;
             }
-            let body = self.window.checksum(at + FRAME_HEADER_BYTES, u64::from(header.body_len));
-            if body.map_err(|error| self.unread(error))? == header.body_crc {
+            let body = self.window.body(at, &header).map_err(|error| cannot("read", &self.path, error))?;
+            if crc32c::crc32c(body) == header.body_crc {
                 self.found.end = at;
                 self.found.last = header.prev;
                 return Ok(true);
@@ -278,28 +311,18 @@ impl Scan {
         Ok(())
     }
 
-    /// The furthest synced offset beyond the end that any frame of this segment behind the end promises.
-    fn promised_beyond(&mut self) -> Result<Option<u64>> {
+    /// Looks through all that is behind the end for frames of this segment.
+    fn behind(&mut self) -> Result<Behind> {
         let end = self.found.end;
-        let (mut from, mut promised) = (end, None);
+        let (mut from, mut promised, mut torn_end) = (end, None, end);
         while let Some((at, header)) = self.next_header(from)? {
             from = at + FRAME_ALIGN_BYTES;
+            torn_end = torn_end.saturating_add(header.bytes_on_disk()).min(self.window.len);
             if header.synced_offset > end {
                 promised = promised.max(Some(header.synced_offset));
             }
         }
-        Ok(promised)
-    }
-
-    /// How far behind the end a frame of this segment was begun.
-    fn torn_bytes(&mut self) -> Result<u64> {
-        let end = self.found.end;
-        let (mut from, mut behind) = (end, end);
-        while let Some((at, header)) = self.next_header(from)? {
-            from = at + FRAME_ALIGN_BYTES;
-            behind = behind.saturating_add(header.bytes_on_disk()).min(self.window.len);
-        }
-        Ok(behind - end)
+        Ok(Behind { promised, torn_bytes: torn_end - end })
     }
 
     fn next_header(&mut self, from: u64) -> Result<Option<(u64, FrameHeader)>> {
@@ -318,6 +341,14 @@ impl Scan {
     }
 }
 
+/// What frames behind the end tell.
+struct Behind {
+    /// The furthest synced offset beyond the end that one of them promises.
+    promised: Option<u64>,
+    /// How far behind the end one of them was begun.
+    torn_bytes: u64,
+}
+
 /// Where a walk begins.
 fn beginning(header: &SegmentHeader) -> Seal {
     Seal { number: header.number, last: header.predecessor.last, end: SEGMENT_HEADER_BYTES, chain: 0 }
@@ -332,40 +363,41 @@ struct Window {
 }
 
 impl Window {
-    /// At most `len` bytes at `offset`, fewer at the end of the file. `len` is at most the window's size.
+    /// At most `len` bytes at `offset`, fewer at the end of the file. The window grows to what is asked for, so `len`
+    /// must be one that was checked.
+    #[inline]
     fn at(&mut self, offset: u64, len: u64) -> io::Result<&[u8]> {
         let inside = offset.checked_sub(self.start).map(|skip| skip + len);
         if inside.is_none_or(|end| end > self.bytes.len() as u64) {
-            let wanted = WINDOW_BYTES.min(self.len.saturating_sub(offset));
-            // Emptied first, so that a failed read leaves nothing that looks like content.
-            let mut bytes = std::mem::take(&mut self.bytes);
-            if bytes.len() < wanted as usize {
-                bytes = vec![0; wanted as usize];
-            }
-            bytes.truncate(wanted as usize);
-            let read = self.file.read_at(&mut bytes, offset)?;
-            bytes.truncate(read);
-            self.bytes = bytes;
-            self.start = offset;
+            self.move_to(offset, len)?;
         }
-        let skip = (offset - self.start) as usize;
-        let end = self.bytes.len().min(skip.saturating_add(len as usize));
-        Ok(self.bytes.get(skip..end).unwrap_or(&[]))
+        let rest = self.bytes.get((offset - self.start) as usize..).unwrap_or(&[]);
+        Ok(rest.get(..len as usize).unwrap_or(rest))
     }
 
-    fn checksum(&mut self, mut offset: u64, mut len: u64) -> io::Result<u32> {
-        let mut crc = 0;
-        while len > 0 {
-            let part = self.at(offset, len.min(WINDOW_BYTES / 2))?;
-            if part.is_empty() {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            crc = crc32c::crc32c_append(crc, part);
-            let read = part.len() as u64;
-            offset += read;
-            len -= read;
+    #[cold]
+    fn move_to(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        let wanted = WINDOW_BYTES.max(len).min(self.len.saturating_sub(offset));
+        // Emptied first, so that a failed read leaves nothing that looks like content.
+        let mut bytes = std::mem::take(&mut self.bytes);
+        if bytes.len() < wanted as usize {
+            bytes = vec![0; wanted as usize];
         }
-        Ok(crc)
+        bytes.truncate(wanted as usize);
+        let read = self.file.read_at(&mut bytes, offset)?;
+        bytes.truncate(read);
+        self.bytes = bytes;
+        self.start = offset;
+        Ok(())
+    }
+
+    /// The body of the frame at `offset`, whose header was found sound, and whose content ends before the file does.
+    fn body(&mut self, offset: u64, header: &FrameHeader) -> io::Result<&[u8]> {
+        let content = self.at(offset, header.content_bytes())?;
+        match content.split_at_checked(FRAME_HEADER_BYTES as usize) {
+            Some((_, body)) if body.len() == header.body_len as usize => Ok(body),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
     }
 
     /// Exactly `len` bytes, whose presence a checksum has shown.

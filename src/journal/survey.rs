@@ -270,7 +270,9 @@ impl Survey {
         let limit = seal.map_or(scan.len(), |seal| seal.end);
         // The chain comes first: sound frames in a segment that is not the one its successor knew are no records.
         let other = match seal {
-            Some(seal) if scan.walk(seal.end)?.is_none() => scan.differs(&seal).map(|why| (why, seal.last)),
+            Some(seal) if scan.walk(seal.end, &mut |_| Ok(()))?.is_none() => {
+                scan.differs(&seal).map(|why| (why, seal.last))
+            }
             _ => None,
         };
         scan.rewind(&header);
@@ -295,7 +297,7 @@ impl Survey {
             self.finish(&walk, true);
             return Ok(());
         }
-        let stop = match walk.scan.step(walk.limit)? {
+        let stop = match walk.scan.step(walk.limit, &mut |_| Ok(()))? {
             Ok(header) => return self.take_frame(walk, &header),
             Err(stop) => stop,
         };
@@ -317,7 +319,7 @@ impl Survey {
                     // written this before, and now it can be seen.
                     walk.scan.look_again()?;
                     walk.limit = walk.scan.len();
-                    match walk.scan.step(walk.limit)? {
+                    match walk.scan.step(walk.limit, &mut |_| Ok(()))? {
                         Ok(header) => return self.take_frame(walk, &header),
                         Err(_) => why,
                     }
