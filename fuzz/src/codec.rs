@@ -45,7 +45,9 @@ pub fn codec(data: &[u8]) {
 }
 
 /// bincode with fixed-width integers has one encoding for each value.
-fn canonical<C: Codec, T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
+fn canonical<C: Codec, T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug + 'static>(
+    bytes: &[u8],
+) {
     if let Ok(value) = C::decode::<T>(bytes) {
         let mut again = Vec::new();
         C::encode(&value, BYTES_MAX, &mut again).expect("what was decoded can be encoded");
@@ -54,7 +56,7 @@ fn canonical<C: Codec, T: Serialize + DeserializeOwned + PartialEq + std::fmt::D
 }
 
 /// Variable-width integers may be padded, so only the value has to come back.
-fn decodes<C: Codec, T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
+fn decodes<C: Codec, T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug + 'static>(bytes: &[u8]) {
     if let Ok(value) = C::decode::<T>(bytes) {
         let mut again = Vec::new();
         C::encode(&value, BYTES_MAX, &mut again).expect("what was decoded can be encoded");
