@@ -51,16 +51,10 @@ impl Flusher {
     }
 
     /// Waits for the batch to fill, unless somebody is in a hurry. While more is being committed it waits longer: each
-    /// apply costs a few writes a turn of the disk, so fewer of them are in the way of fewer. Not where changes are
-    /// told, since others wait for those.
+    /// apply costs a few writes a turn of the disk, so fewer of them are in the way of fewer.
     async fn linger(&self) {
         let (core, linger) = (&self.core, self.core.options.batch_linger);
-        let (times, at_most) = LINGER_LONGER;
-        let longest = match core.options.changes {
-            true => linger,
-            false => linger.max(at_most.min(linger * times)),
-        };
-        let until = clock::now() + longest;
+        let until = clock::now() + longest_linger(linger, core.options.changes);
         let mut committed = core.pending.lock().last_committed();
         loop {
             let deadline = clock::sleep(linger);
@@ -156,5 +150,31 @@ impl Flusher {
                 return Ok(());
             }
         }
+    }
+}
+
+/// How long the flusher lingers at the most while more is being committed. No longer than asked where changes are told,
+/// since others wait for those.
+fn longest_linger(linger: Duration, tells_changes: bool) -> Duration {
+    let (times, at_most) = LINGER_LONGER;
+    match tells_changes {
+        true => linger,
+        false => linger.max(at_most.min(linger.saturating_mul(times))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_linger_grows_up_to_its_bound_unless_others_wait_for_what_is_applied() {
+        let ms = Duration::from_millis;
+        let cases = [(1, 10), (10, 100), (50, 100), (100, 100), (60_000, 60_000)];
+        for (linger, longest) in cases {
+            assert_eq!(longest_linger(ms(linger), false), ms(longest), "{linger} ms");
+            assert_eq!(longest_linger(ms(linger), true), ms(linger), "{linger} ms, and changes are told");
+        }
+        assert_eq!(longest_linger(Duration::MAX, false), Duration::MAX);
     }
 }
