@@ -14,6 +14,8 @@
 
 #[path = "store_drain/bare.rs"]
 mod bare;
+#[path = "support/bare_sled.rs"]
+mod bare_sled;
 #[path = "../examples/replay_trace/trace.rs"]
 #[allow(dead_code, reason = "what its tests use")]
 mod trace;

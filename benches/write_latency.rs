@@ -26,6 +26,8 @@
 
 #[path = "write_latency/bare.rs"]
 mod bare;
+#[path = "support/bare_sled.rs"]
+mod bare_sled;
 #[path = "support/figures.rs"]
 mod figures;
 #[path = "support/raw_file.rs"]

@@ -8,18 +8,10 @@ use anyhow::Result;
 use fjall::{KeyspaceCreateOptions, PersistMode};
 use redb::TableDefinition;
 
+use crate::bare_sled::{CACHE_BYTES, open_sled};
 use crate::{Row, What};
 
-pub(crate) const CACHE_BYTES: u64 = 256 << 20;
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("bench");
-
-/// sled in a new directory, and its file: its flush syncs nothing, so that is done beside it.
-pub(crate) fn open_sled(path: &Path) -> Result<(sled::Db, File)> {
-    fs::create_dir(path)?;
-    let file = File::options().write(true).create_new(true).open(path.join("db"))?;
-    let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).segment_size(4 << 20);
-    Ok((config.flush_every_ms(None).open()?, file))
-}
 
 /// A database by itself.
 pub(crate) enum Bare {

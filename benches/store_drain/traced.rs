@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::bare::open_sled;
+use crate::bare_sled::open_sled;
 use crate::trace::{self, Kind};
 use crate::{BATCHES, KEY_BYTES, Ours, Row, Spread, VALUE_BYTES, What, figure, header, show, spread};
 

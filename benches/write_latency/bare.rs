@@ -1,6 +1,6 @@
 //! What a layer's writes are compared with: the bare system calls, and the bare store, each by threads.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
+use crate::bare_sled::open_sled;
 use crate::figures::Taken;
 use crate::raw_file::RawFile;
 use crate::{KEYS_PER_WRITER, VALUE_BYTES, nanoseconds};
@@ -32,10 +33,8 @@ pub(crate) struct BareSled {
 
 impl BareSled {
     pub(crate) fn open(path: &Path) -> Result<BareSled> {
-        fs::create_dir(path)?;
-        let file = File::options().write(true).create_new(true).open(path.join("db"))?;
-        let config = sled::Config::new().path(path).cache_capacity(256 << 20).segment_size(4 << 20);
-        Ok(BareSled { db: config.flush_every_ms(None).open()?, file, next: AtomicU64::new(0) })
+        let (db, file) = open_sled(path)?;
+        Ok(BareSled { db, file, next: AtomicU64::new(0) })
     }
 }
 
