@@ -2,7 +2,8 @@
 //! busy machine, where times are not. Compared with what `recorded.json` records.
 //!
 //! Allocations are calls of the C library's `malloc`, `calloc` and `realloc`; one of a put is its caller's, for the
-//! value.
+//! value. They are counted by themselves, and what is executed in them is not: how long the allocator looks for memory
+//! depends on what was there before, down to the length of a path.
 //!
 //! Only what the calling thread executes in user space is counted. Under `Buffered`, and with nobody else writing, that
 //! is all of a put but the drain: encoding, queueing, framing, and the memory's part.
@@ -27,6 +28,8 @@ const KEYS: u64 = 1_000;
 const VALUE_BYTES: usize = 100;
 /// How far a count may be from the recorded one, in per cent of it.
 const MARGIN_PERCENT: f64 = 5.0;
+/// The C library's functions that give memory and take it back.
+const ALLOCATOR: [&str; 4] = ["malloc", "calloc", "realloc", "free"];
 const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/recorded.json");
 
 /// Instructions per call, beside the recorded ones.
@@ -105,11 +108,17 @@ fn count(call: Call) -> Result<(u64, u64)> {
     let total =
         once.lines().find_map(|line| line.strip_prefix("totals: ")).context("callgrind wrote no totals")?;
     let total: u64 = total.trim().parse().context("callgrind's totals")?;
-    ensure!(total > CALLS, "{call:?}: callgrind counted {total} instructions, so it did not see the calls");
+    let allocator = Allocator::of(&once)?;
+    let instructions =
+        total.checked_sub(allocator.instructions).context("callgrind's totals are too small")?;
+    ensure!(
+        instructions > CALLS,
+        "{call:?}: {instructions} instructions, so callgrind did not see the calls"
+    );
     // How often a function was called is counted at all times, so what a second round adds is looked at.
-    let allocated = allocations(&twice)?.saturating_sub(allocations(&once)?);
+    let allocated = Allocator::of(&twice)?.allocations.saturating_sub(allocator.allocations);
     // What grows now and then is below one in a call.
-    Ok((total / CALLS, (allocated + CALLS / 2) / CALLS))
+    Ok((instructions / CALLS, (allocated + CALLS / 2) / CALLS))
 }
 
 /// Runs this program under callgrind, with so many rounds of calls to be counted.
@@ -129,28 +138,45 @@ fn profile(call: Call, rounds: u64) -> Result<String> {
     fs::read_to_string(&out).with_context(|| format!("reading {}", out.display()))
 }
 
-/// How often memory was asked for, by callgrind's list of who called whom how often.
-fn allocations(text: &str) -> Result<u64> {
-    let mut names = HashMap::new();
-    let (mut callee, mut count) = ("", 0);
-    for line in text.lines() {
-        if let Some((kind, rest)) = line.split_once("fn=(").filter(|(kind, _)| ["", "c"].contains(kind)) {
-            // A name is written out where its number comes first.
-            let (number, name) = rest.split_once(')').context("callgrind's names")?;
-            if let Some(name) = name.strip_prefix(' ') {
-                names.insert(number, name);
+/// What the C library's allocator was asked for, and what that took.
+#[derive(Default)]
+struct Allocator {
+    allocations: u64,
+    instructions: u64,
+}
+
+impl Allocator {
+    /// By callgrind's list of who called whom how often, and what was executed until the return.
+    fn of(profile: &str) -> Result<Self> {
+        let mut names = HashMap::new();
+        let (mut caller, mut callee) = ("", "");
+        let mut allocator = Self::default();
+        let mut lines = profile.lines();
+        while let Some(line) = lines.next() {
+            if let Some((kind, rest)) = line.split_once("fn=(").filter(|(kind, _)| ["", "c"].contains(kind)) {
+                // A name is written out where its number comes first.
+                let (number, name) = rest.split_once(')').context("callgrind's names")?;
+                if let Some(name) = name.strip_prefix(' ') {
+                    names.insert(number, name);
+                }
+                let name = names.get(number).copied().context("a name that callgrind has not told")?;
+                *(if kind == "c" { &mut callee } else { &mut caller }) = name;
+            } else if let Some(calls) = line.strip_prefix("calls=")
+                && ALLOCATOR.contains(&callee)
+                && !ALLOCATOR.contains(&caller)
+            {
+                let calls = calls.split(' ').next().unwrap_or(calls);
+                if callee != "free" {
+                    allocator.allocations += calls.parse::<u64>().context("callgrind's calls")?;
+                }
+                // Its next line: where the call is, and what was executed in it.
+                let cost = lines.next().and_then(|line| line.split(' ').nth(1));
+                let cost = cost.context("callgrind told no cost of a call")?;
+                allocator.instructions += cost.parse::<u64>().context("callgrind's cost of a call")?;
             }
-            if kind == "c" {
-                callee = names.get(number).copied().context("a name that callgrind has not told")?;
-            }
-        } else if let Some(calls) = line.strip_prefix("calls=")
-            && ["malloc", "calloc", "realloc"].contains(&callee)
-        {
-            let calls = calls.split(' ').next().unwrap_or(calls);
-            count += calls.parse::<u64>().context("callgrind's calls")?;
         }
+        Ok(allocator)
     }
-    Ok(count)
 }
 
 fn name_of(call: Call) -> Result<String> {
