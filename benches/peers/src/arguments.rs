@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(crate) smoke: bool,
     /// How many rounds.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
     /// For how many seconds puts are made in all, so that each measurement takes its share, of which a fifth is its
     /// warm-up. Opening, draining and the trace come on top.

@@ -160,7 +160,9 @@ fn measure_group(group: &Group, rounds: u64, measure: Duration, opened: &[Opened
         let one = opened.iter().find(|one| one.entry.name == entry.name);
         cells.push((one.with_context(|| format!("{} is not open", entry.name))?, *face, Vec::new()));
     }
-    for _ in 0..rounds {
+    for round in 0..rounds {
+        // Nobody comes always after the same: what the one before left to do would be paid by the same one each time.
+        fastrand::Rng::with_seed(round).shuffle(&mut cells);
         for (one, face, rounds) in &mut cells {
             let subject = one.subject.as_ref();
             let measured = match face {
@@ -170,14 +172,8 @@ fn measure_group(group: &Group, rounds: u64, measure: Duration, opened: &[Opened
             let named = || format!("{}, {} {}", one.entry.name, writers, face.name());
             rounds.push(measured.with_context(named)?.figures());
             subject.settle().with_context(named)?;
-            if class == Class::Unsynced {
-                // Else the next one would pay for what this one left to the system.
-                sync_file_system(&one.directory)?;
-            }
-        }
-        // Nobody comes always after the same.
-        if !cells.is_empty() {
-            cells.rotate_left(1);
+            // Nor by whoever is next: most have more in the system's memory than they have synced.
+            sync_file_system(&one.directory)?;
         }
     }
     let measure_ms = u64::try_from(measure.as_millis())?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use forebay::journal::queue::Journal;
+use forebay::store::contract::Store;
 use forebay::{BlockingCache, Cache, Durability, Forebay, JournalOptions, Seq, SledStore, WritePolicy};
 
 use crate::figures::Taken;
@@ -26,14 +27,29 @@ pub(crate) const BEHIND: Entry = Entry {
         ),
     ],
     faces: &[Face::Threads, Face::Tasks],
-    open: |directory, class| Ok(Box::new(Layer::open(directory, Some(durability(class)))?)),
+    open: |directory, class| Ok(Box::new(Layer::open(sled(directory)?, directory, Some(durability(class)))?)),
+};
+
+/// What the store is to what its drain leaves of the processors.
+#[cfg(feature = "fjall")]
+pub(crate) const OVER_FJALL: Entry = Entry {
+    name: "forebay-fjall",
+    classes: &[
+        (Class::Synced, "as forebay, over FjallStore"),
+        (Class::Unsynced, "as forebay, over FjallStore"),
+    ],
+    faces: &[Face::Threads, Face::Tasks],
+    open: |directory, class| {
+        let store = forebay::FjallStore::open(directory.join("store"))?;
+        Ok(Box::new(Layer::open(store, directory, Some(durability(class)))?))
+    },
 };
 
 pub(crate) const THROUGH: Entry = Entry {
     name: "forebay-through",
     classes: &[(Class::Synced, "written through to SledStore, without a journal")],
     faces: &[Face::Threads, Face::Tasks],
-    open: |directory, _| Ok(Box::new(Layer::open(directory, None)?)),
+    open: |directory, _| Ok(Box::new(Layer::open(sled(directory)?, directory, None)?)),
 };
 
 pub(crate) const JOURNAL: Entry = Entry {
@@ -59,6 +75,10 @@ fn durability(class: Class) -> Durability {
     }
 }
 
+fn sled(directory: &Path) -> Result<SledStore> {
+    Ok(SledStore::open(directory.join("store"))?)
+}
+
 struct Layer {
     bay: Forebay,
     cache: Cache<u64, Bytes>,
@@ -67,8 +87,8 @@ struct Layer {
 
 impl Layer {
     /// Without a durability: without a journal, and the writes go through.
-    fn open(directory: &Path, behind: Option<Durability>) -> Result<Layer> {
-        let builder = Forebay::builder(SledStore::open(directory.join("store"))?);
+    fn open(store: impl Store, directory: &Path, behind: Option<Durability>) -> Result<Layer> {
+        let builder = Forebay::builder(store);
         let (builder, policy) = match behind {
             Some(durability) => {
                 (builder.journal(directory.join("journal")).durability(durability), WritePolicy::Behind)
