@@ -11,7 +11,7 @@ use std::process::Command;
 fn fault_tests_on_simulated_threads_pass() {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["test", "--features", "simulation"]);
-    let tests = ["fault_simulation", "fault_shuttle", "fault_races", "fault_followers"];
+    let tests = ["fault_simulation", "fault_shuttle", "fault_races", "fault_followers", "layer_draining"];
     cargo.args(tests.iter().flat_map(|name| ["--test", *name]));
     cargo.arg("--manifest-path").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
     if !cfg!(debug_assertions) {

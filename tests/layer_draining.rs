@@ -1,48 +1,77 @@
-//! How the drain of a whole layer gives way to its writers, and that it goes on all the same.
+//! How the drain of a whole layer gives way to its writers, and that it goes on all the same: in simulated time, where
+//! no wait ends before everything else has been done.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "these are tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-mod support;
+#[allow(dead_code, unreachable_pub, reason = "other tests use all of it")]
+#[path = "support/budget.rs"]
+mod budget;
+#[path = "support/simulation/mod.rs"]
+mod simulation;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use forebay::Cache;
-use support::{Hand, Layer};
+use forebay::disk::contract::Disk;
+use forebay::disk::simulated::SimDisk;
+use forebay::seam::simulated;
+use forebay::testkit::flaky::FlakyStore;
+use forebay::{Cache, Forebay, MemoryStore};
+use shuttle::future::block_on;
+use simulation::order::in_orders;
+
+const LINGER: Duration = Duration::from_millis(20);
+/// How long a writer waits between two puts.
+const PAUSE: Duration = Duration::from_millis(5);
+const ORDERS: u32 = 20;
+
+/// When each batch had been applied, as seen between the puts of one writer, which makes so many.
+fn applied_after(puts: u32, tells_changes: bool) -> Vec<Duration> {
+    let store = FlakyStore::new(MemoryStore::new());
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+    let builder = Forebay::builder(store.clone()).journal("/journal").disk(disk).changes(tells_changes);
+    let bay = builder.batch_linger(LINGER).batch_records_max(1 << 20).open_blocking().unwrap();
+    let cache: Cache<u32, u32> = bay.cache("n").open().unwrap();
+    let begun = simulated::elapsed();
+    let mut seen = Vec::new();
+    for number in 0..200 {
+        if number < puts {
+            block_on(cache.put(&number, number)).unwrap();
+        }
+        block_on(simulated::sleep(PAUSE));
+        let passed = simulated::elapsed() - begun;
+        seen.extend((seen.len()..store.applies()).map(|_| passed));
+    }
+    bay.blocking().close().unwrap();
+    seen
+}
+
+fn in_each_order(name: &str, body: impl Fn() + Send + Sync + Clone + 'static) {
+    let begun = AtomicU32::new(0);
+    in_orders(name, None, move || begun.fetch_add(1, Ordering::SeqCst) < ORDERS, move |_| body());
+}
 
 /// Each apply is in the way of a few writes. Writers that go on are never waited for, though.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_constant_writes_the_flusher_lingers_longer_and_drains_all_the_same() {
-    let linger = Duration::from_millis(20);
-    let mut longest = Duration::ZERO;
-    // A machine that is busy with other things may keep a writer from writing for as long as a linger.
-    for _ in 0..20 {
-        let layer = Layer::new();
-        let hand = Hand::new(&layer.store);
-        let builder = layer.builder_on(hand.clone()).batch_linger(linger).batch_records_max(1 << 20);
-        let bay = builder.open().await.unwrap();
-        let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, writing) = (Arc::clone(&stop), cache.clone());
-        let begun = Instant::now();
-        let writer = tokio::spawn(async move {
-            for n in 0_u64.. {
-                writing.put(&((n % 100) as u32), n).await.unwrap();
-                if stopped.load(Ordering::SeqCst) {
-                    break;
-                }
-            }
-        });
-        hand.wait_for_applies(1).await;
-        longest = longest.max(begun.elapsed());
-        hand.wait_for_applies(4).await;
-        assert!(!writer.is_finished(), "what was drained was drained while it wrote");
-        stop.store(true, Ordering::SeqCst);
-        writer.await.unwrap();
-        if longest >= linger * 3 {
-            break;
-        }
-    }
-    assert!(longest >= linger * 3, "the first apply came after {longest:?} at the latest");
+#[test]
+fn under_constant_writes_the_flusher_lingers_longer_and_drains_all_the_same() {
+    in_each_order("a writer that goes on", || {
+        let seen = applied_after(200, false);
+        // Ten lingers would be 200 ms; 100 ms is the most, and a second has at least nine of them.
+        let first = seen.first().expect("it is drained while it writes");
+        assert!(*first > 4 * LINGER && *first <= 5 * LINGER + 2 * PAUSE, "{seen:?}");
+        assert!((8..=12).contains(&seen.len()), "{seen:?}");
+    });
+}
+
+#[test]
+fn the_flusher_lingers_once_where_nothing_more_is_written_and_where_changes_are_told() {
+    in_each_order("one put", || {
+        let seen = applied_after(1, false);
+        assert!(seen.len() == 1 && seen.iter().all(|at| *at <= LINGER + 2 * PAUSE), "{seen:?}");
+    });
+    in_each_order("a writer that goes on, and changes are told", || {
+        let seen = applied_after(200, true);
+        assert!(seen.len() >= 30 && seen.iter().take(1).all(|at| *at <= LINGER + 2 * PAUSE), "{seen:?}");
+    });
 }
