@@ -2,10 +2,10 @@
 //!
 //! `cargo bench --bench store_drain`, with `-- --smoke` to see only that it runs.
 //!
-//! The stores take turns, ours and bare, in every round. Keys are random, so each batch touches pages all over the
-//! database. Medians over rounds, with the lowest and the highest; the same figures go to
-//! `target/forebay/store_drain.json`. Afterwards: how long the opening takes after a close and after a `kill -9`, and
-//! how much of the disk a byte takes.
+//! The stores take turns, ours and bare, in every round, each round in another order and each on a file system that was
+//! synced before. Keys are random, so each batch touches pages all over the database. Medians over rounds, with the
+//! lowest and the highest; the same figures go to `target/forebay/store_drain.json`. Afterwards: how long the opening
+//! takes after a close and after a `kill -9`, and how much of the disk a byte takes.
 //!
 //! With `-- --trace <file>` (CSV with the header version,time,op,size,lbn) what coalescing is worth on the trace's
 //! writes: see `store_drain/traced.rs`.
@@ -16,6 +16,8 @@
 mod bare;
 #[path = "support/bare_sled.rs"]
 mod bare_sled;
+#[path = "support/fair.rs"]
+mod fair;
 #[path = "../examples/replay_trace/trace.rs"]
 #[allow(dead_code, reason = "what its tests use")]
 mod trace;
@@ -39,6 +41,7 @@ use forebay::{Epoch, Key, NamespaceName, Seq, SledStore};
 use serde_json::json;
 
 use crate::bare::Bare;
+use crate::fair::{sync_file_system, turns};
 
 const KEY_BYTES: usize = 16;
 const VALUE_BYTES: usize = 100;
@@ -145,16 +148,23 @@ fn main() -> Result<()> {
             cells.push(Cell { what: ours.what, size, ours: Vec::new(), bare: Vec::new() });
         }
     }
-    for _ in 0..rounds {
-        for cell in &mut cells {
+    for round in 0..rounds {
+        for turn in turns(cells.len(), round) {
+            let cell = cells.get_mut(turn).context("there are as many turns as cells")?;
             let pair = pairs
                 .iter_mut()
                 .find(|(ours, _)| ours.what == cell.what)
                 .context("every cell has a store")?;
             let count = usize::try_from(rows)?.div_ceil(cell.size);
             let batches: Vec<Vec<Row>> = (0..count).map(|_| random.rows(cell.size)).collect();
-            cell.ours.push(measured(&batches, |rows| pair.0.apply(rows))?);
-            cell.bare.push(measured(&batches, |rows| pair.1.apply(rows))?);
+            // Whoever comes second has the disk as the first one left it.
+            for is_ours in [round % 2 == 0, round % 2 == 1] {
+                sync_file_system(directory.path())?;
+                match is_ours {
+                    true => cell.ours.push(measured(&batches, |rows| pair.0.apply(rows))?),
+                    false => cell.bare.push(measured(&batches, |rows| pair.1.apply(rows))?),
+                }
+            }
         }
     }
     let mut keeps = Vec::new();

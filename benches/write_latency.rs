@@ -13,10 +13,10 @@
 //! that waits for it). `behind-undrained` is a layer whose store takes nothing while it is measured: what the drain
 //! adds to an acknowledgement is what `behind-sync` takes more than it.
 //!
-//! All of it happens in one run on one file system, interleaved round by round, because a disk's mood changes
-//! from minute to minute; a figure is the median over the rounds, and the spread is the lowest and highest
-//! round. Before each measurement the layers are drained, so that none pays for the one before it. The
-//! flusher of the layer that is measured does run meanwhile: that is what a user gets.
+//! All of it happens in one run on one file system, interleaved round by round and each round in another order, because
+//! a disk's mood changes from minute to minute; a figure is the median over the rounds, and the spread is the lowest
+//! and highest round. Before each measurement the layers are drained and the file system is synced, so that none pays
+//! for the one before it. The flusher of the layer that is measured does run meanwhile: that is what a user gets.
 //!
 //! The table goes to the terminal, and the same figures to `target/forebay/write_latency.json`, with each round's own
 //! and the distribution (`quantiles_us`: thousandths, and what so many writes did not exceed). The ratios that have a
@@ -28,6 +28,8 @@
 mod bare;
 #[path = "support/bare_sled.rs"]
 mod bare_sled;
+#[path = "support/fair.rs"]
+mod fair;
 #[path = "support/figures.rs"]
 mod figures;
 #[path = "support/raw_file.rs"]
@@ -56,6 +58,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::bare::{BareSled, by_threads};
+use crate::fair::{sync_file_system, turns};
 use crate::targets::{Ratio, TARGETS, print_ratios};
 
 const VALUE_BYTES: usize = 100;
@@ -140,24 +143,24 @@ fn main() -> Result<()> {
     for &writers in &arguments.writers {
         cells.extend(arguments.what.iter().map(|&what| Cell { what, writers, rounds: Vec::new() }));
     }
-    for _ in 0..rounds {
-        for cell in &mut cells {
-            let writers = match cell.writers {
-                // One task has no use for worker threads.
-                1 => tokio::runtime::Builder::new_current_thread().build()?,
-                writers => {
-                    let threads = arguments.threads.map_or(Ok(writers.min(cores)), usize::try_from)?;
-                    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).build()?
-                }
-            };
-            let taken = subjects.measure(&writers, cell.what, cell.writers, measure)?;
-            ensure!(
-                !taken.latencies_ns.is_empty(),
-                "{} with {} writers wrote nothing",
-                cell.what.name(),
-                cell.writers
-            );
-            cell.rounds.push(taken.figures());
+    for round in 0..rounds {
+        for group in cells.chunks_mut(arguments.what.len()) {
+            for turn in turns(group.len(), round) {
+                let cell = group.get_mut(turn).context("there are as many turns as cells")?;
+                let writers = match cell.writers {
+                    // One task has no use for worker threads.
+                    1 => tokio::runtime::Builder::new_current_thread().build()?,
+                    writers => {
+                        let threads = arguments.threads.map_or(Ok(writers.min(cores)), usize::try_from)?;
+                        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).build()?
+                    }
+                };
+                sync_file_system(directory.path())?;
+                let taken = subjects.measure(&writers, cell.what, cell.writers, measure)?;
+                let Cell { what, writers, .. } = cell;
+                ensure!(!taken.latencies_ns.is_empty(), "{what} with {writers} writers wrote nothing");
+                cell.rounds.push(taken.figures());
+            }
         }
     }
     subjects.close(&runtime)?;

@@ -18,6 +18,8 @@
 mod arguments;
 mod calls;
 mod charts;
+#[path = "../../support/fair.rs"]
+mod fair;
 #[path = "../../support/figures.rs"]
 mod figures;
 mod load;

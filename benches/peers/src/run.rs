@@ -1,6 +1,6 @@
 //! The run: opens, lets put in turn, settles, closes, and writes what came out.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::arguments::{Arguments, entry};
 use crate::calls;
+use crate::fair::{sync_file_system, turns};
 use crate::figures::Figures;
 use crate::load::{Load, measure_threads};
 use crate::machine::Machine;
@@ -161,9 +162,9 @@ fn measure_group(group: &Group, rounds: u64, measure: Duration, opened: &[Opened
         cells.push((one.with_context(|| format!("{} is not open", entry.name))?, *face, Vec::new()));
     }
     for round in 0..rounds {
-        // Nobody comes always after the same: what the one before left to do would be paid by the same one each time.
-        fastrand::Rng::with_seed(round).shuffle(&mut cells);
-        for (one, face, rounds) in &mut cells {
+        for turn in turns(cells.len(), round) {
+            let (one, face, rounds) = cells.get_mut(turn).context("there are as many turns as cells")?;
+            sync_file_system(&one.directory)?;
             let subject = one.subject.as_ref();
             let measured = match face {
                 Face::Threads => measure_threads(subject, &of),
@@ -172,8 +173,6 @@ fn measure_group(group: &Group, rounds: u64, measure: Duration, opened: &[Opened
             let named = || format!("{}, {} {}", one.entry.name, writers, face.name());
             rounds.push(measured.with_context(named)?.figures());
             subject.settle().with_context(named)?;
-            // Nor by whoever is next: most have more in the system's memory than they have synced.
-            sync_file_system(&one.directory)?;
         }
     }
     let measure_ms = u64::try_from(measure.as_millis())?;
@@ -185,9 +184,4 @@ fn measure_group(group: &Group, rounds: u64, measure: Duration, opened: &[Opened
     let place = |row: &Row| opened.iter().position(|one| one.entry.name == row.what);
     rows.sort_by_key(|row| (row.face.clone(), place(row)));
     Ok(rows)
-}
-
-fn sync_file_system(directory: &Path) -> Result<()> {
-    let directory = File::open(directory).with_context(|| format!("opening {}", directory.display()))?;
-    Ok(rustix::fs::syncfs(directory)?)
 }
