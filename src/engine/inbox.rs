@@ -24,7 +24,7 @@ const AT_ONCE: usize = 64;
 pub(crate) struct Revealed {
     pub(crate) frame: QueuedFrame,
     /// Of who waits for its apply.
-    pub(crate) ticket: Option<Ticket>,
+    pub(crate) ticket: Option<Box<Ticket>>,
     /// On memory, at once.
     pub(crate) effects: Effects,
 }

@@ -183,10 +183,10 @@ impl Layer {
         let (sender, answer) = oneshot::channel();
         let mut ticket = Ticket { until, effects, answer: sender, records, bytes, through: None, turn };
         let submission = match notice {
-            None => Submission { body, journaled, ticket },
+            None => Submission { body, journaled, ticket: Some(ticket) },
             Some(notice) => {
                 ticket.through = Some(Box::new(body));
-                Submission { body: notice, journaled: true, ticket }
+                Submission { body: notice, journaled: true, ticket: Some(ticket) }
             }
         };
         match clock::may_block() {
