@@ -134,6 +134,10 @@ impl<K: CacheKey, V: CacheValue> Effect for Written<K, V> {
             view.memory_failed();
         }
     }
+
+    fn since(&self) -> Option<Moment> {
+        Some(self.since)
+    }
 }
 
 impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
