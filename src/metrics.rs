@@ -17,7 +17,9 @@ pub struct Counter(AtomicU64);
 impl Counter {
     /// Adds `n`.
     pub fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
+        if n > 0 {
+            self.0.fetch_add(n, Ordering::Relaxed);
+        }
     }
 
     /// What has been added so far.
@@ -163,7 +165,8 @@ pub struct QueueStats {
     /// Their bytes in the journal.
     pub bytes: u64,
     /// How long ago the oldest of them was committed, or recovered by this opening: never too low, and too high by no
-    /// more than a 32nd of the time in which the queue was filled.
+    /// more than a 32nd of the time in which the queue was filled, and by how long its writer waited for room and for
+    /// the commit.
     pub oldest_age: Duration,
 }
 

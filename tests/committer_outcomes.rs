@@ -85,7 +85,7 @@ impl Sink for Recorder {
         }
         let mut told = self.told.lock().unwrap();
         told.committed_by.extend(group.iter().map(|_| thread::current().id()));
-        told.committed.extend(group.drain(..).map(|one| (one.ticket, one.first.0)));
+        told.committed.extend(group.drain(..).map(|one| (one.ticket, one.frame.first.0)));
         self.changed.notify_all();
     }
 

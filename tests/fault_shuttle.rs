@@ -72,7 +72,7 @@ impl Sink for Told {
     type Ticket = Ticket;
 
     fn committed(&self, group: &mut Vec<Committed<Ticket>>) {
-        let group = group.drain(..).map(|committed| (committed.first, committed.ticket));
+        let group = group.drain(..).map(|committed| (committed.frame.first, committed.ticket));
         let count = group.len();
         self.committed.lock().unwrap().extend(group);
         self.answer(count);

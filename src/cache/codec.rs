@@ -6,7 +6,7 @@
 //! error as well.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::error::Error as StdError;
 
 use bincode::Options;
@@ -323,19 +323,25 @@ const SCRATCH_BYTES_MAX: usize = 1 << 20;
 
 thread_local! {
     /// Buffers for encoding, reused from write to write.
-    static SCRATCH: Cell<(Vec<u8>, Vec<u8>)> = const { Cell::new((Vec::new(), Vec::new())) };
+    static SCRATCH: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
 /// Runs `work` with two empty buffers of this thread.
 pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>) -> T) -> T {
-    let (mut key, mut value) = SCRATCH.take();
-    key.clear();
-    value.clear();
-    let result = work(&mut key, &mut value);
-    if value.capacity() <= SCRATCH_BYTES_MAX {
-        SCRATCH.set((key, value));
-    }
-    result
+    SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+        Ok(mut scratch) => {
+            let (key, value) = &mut *scratch;
+            key.clear();
+            value.clear();
+            let result = work(key, value);
+            if value.capacity() > SCRATCH_BYTES_MAX {
+                *value = Vec::new();
+            }
+            result
+        }
+        // Encoding a value encodes another one.
+        Err(_) => work(&mut Vec::new(), &mut Vec::new()),
+    })
 }
 
 #[cfg(test)]
@@ -431,6 +437,19 @@ mod tests {
         other.value(&7, &[], &mut bytes).unwrap();
         assert_eq!(other.decode(&bytes).unwrap().value, 7);
         assert!(one.decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn encoding_within_an_encoding_has_buffers_of_its_own() {
+        with_scratch(|key, value| {
+            key.push(1);
+            with_scratch(|other_key, other_value| {
+                assert!(other_key.is_empty() && other_value.is_empty());
+                other_value.push(2);
+            });
+            assert_eq!((key.as_slice(), value.is_empty()), (&[1][..], true));
+        });
+        with_scratch(|key, value| assert!(key.is_empty() && value.is_empty()));
     }
 
     #[test]

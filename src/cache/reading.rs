@@ -383,7 +383,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     /// Decodes what was found and keeps it in memory, if nothing has changed since the start.
     fn keep_answer(&self, reads: &Reads, key: &K, answer: Answer, start: &Start) -> Outcome<V> {
         let source = if answer.pending { Source::Pending } else { Source::Store };
-        let tied = |tags: &[&str]| self.tied(key, Own::default(), tags, ReadSet::default());
+        let tied = |tags: &[&str]| Own { ties: self.ties(key, tags, ReadSet::default()), ..Own::default() };
         let (value, version, own) = match answer.value {
             Some(Versioned { value, version }) => {
                 let Decoded { value, tags } = self.coder.decode(&value)?;
@@ -400,7 +400,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     fn keep_loaded(&self, reads: &Reads, key: &K, loaded: Loaded<V>, start: &Start) -> Outcome<V> {
         let Loaded { value, own, tags, read } = loaded;
         check_tags(&tags)?;
-        let own = self.tied(key, own, &tags, read);
+        let own = Own { ties: self.ties(key, &tags, read), ..own };
         let brought = Brought { value: value.as_ref(), version: Seq::ZERO, of_loader: true, own };
         self.keep(reads, key, &brought, start);
         let (ties, generation, source) = (brought.own.ties, start.generation, Source::Loader);

@@ -17,7 +17,7 @@ use crate::cache::rules::{self, Changing, Derives};
 use crate::cache::source::{LoadError, deriver, loader, many_loader};
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
 use crate::engine::commit::Effects;
-use crate::engine::layer::Layer;
+use crate::engine::layer::{Layer, Writing};
 use crate::engine::turns::Turn;
 use crate::engine::views::View;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,6 +26,7 @@ use crate::memory::advice::TtlAdvice;
 use crate::metrics::CacheStats;
 use crate::options::{WritePolicy, within_time};
 use crate::safeguard::Safeguard;
+use crate::store::contract::BoxFuture;
 
 const PUT_VERSION: &str = "a value comes with its version, by put_version";
 
@@ -33,6 +34,12 @@ const PUT_VERSION: &str = "a value comes with its version, by put_version";
 pub struct Cache<K, V> {
     pub(crate) layer: Arc<Layer>,
     pub(crate) view: Arc<TypedView<K, V>>,
+}
+
+/// A write that was handed over, or that a cache's rules have to be told of before.
+pub(crate) enum Begun<'a> {
+    Now(Result<Writing>),
+    Later(BoxFuture<'a, Result<Writing>>),
 }
 
 impl<K, V> Clone for Cache<K, V> {
@@ -290,7 +297,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// [`Cache::put_version`].
     pub async fn put(&self, key: &K, value: V) -> Result<Receipt> {
         self.check_unversioned(PUT_VERSION)?;
-        self.write(key, Some(value), &WriteOptions::new()).await
+        let begun = self.begin_write(key, Some(value), &WriteOptions::new());
+        self.end_write(key, begun).await
     }
 
     /// Writes a value under other options than the cache's: a [`WritePolicy`], or [`WriteOptions`].
@@ -305,7 +313,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
             life.map_or(Ok(()), |life| within_time(option, life, LIFE_MIN, LIFE_MAX))?;
         }
         check_tags(options.chosen_tags())?;
-        self.write(key, Some(value), &options).await
+        let begun = self.begin_write(key, Some(value), &options);
+        self.end_write(key, begun).await
     }
 
     /// Removes a key under the cache's policy; an absent one, too, is a write. Of a cache that keeps versions, with all
@@ -326,38 +335,45 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         if self.view.versions_kept.is_some() {
             return self.remove_versions(key, policy).await;
         }
-        self.write(key, None, &WriteOptions::from(policy)).await
+        let begun = self.begin_write(key, None, &WriteOptions::from(policy));
+        self.end_write(key, begun).await
     }
 
-    async fn write(&self, key: &K, value: Option<V>, options: &WriteOptions) -> Result<Receipt> {
+    /// Hands a write over, or begins what comes before that. No future, as the value would move into it.
+    fn begin_write<'a>(&'a self, key: &'a K, value: Option<V>, options: &WriteOptions) -> Begun<'a> {
         let policy = options.chosen_policy().unwrap_or(self.view.policy);
-        let mut frame = FrameBuilder::new();
-        // The tokens first, so that the receipt's number is the value's version.
-        let (aftermath, tokens) = match self.changing(key, value.as_ref())? {
-            None => (None, 0),
-            Some(change) => {
-                let aftermath = Box::pin(rules::begin(&self.layer, &[change])).await?;
-                let tokens = aftermath.push_tokens(&mut frame)?;
-                (Some(aftermath), tokens)
+        match self.changing(key, value.as_ref()) {
+            Ok(None) => {
+                let mut frame = FrameBuilder::new();
+                let effect = self.view.encode(&mut frame, key, value, options);
+                let begin = |effect| self.begin_frame(key, frame, policy, Effects::One(effect), None);
+                Begun::Now(effect.and_then(begin))
             }
-        };
-        let effect = self.view.encode(&mut frame, key, value, options)?;
-        let effects = match aftermath {
-            None => Effects::One(effect),
-            Some(aftermath) => rules::after_tokens(tokens, rules::followed(effect, aftermath)),
-        };
-        self.write_frame(key, frame, policy, effects, None).await
+            Ok(Some(change)) => {
+                let options = options.clone();
+                Begun::Later(Box::pin(async move {
+                    let aftermath = rules::begin(&self.layer, &[change]).await?;
+                    let mut frame = FrameBuilder::new();
+                    // The tokens first, so that the receipt's number is the value's version.
+                    let tokens = aftermath.push_tokens(&mut frame)?;
+                    let effect = self.view.encode(&mut frame, key, value, &options)?;
+                    let effects = rules::after_tokens(tokens, rules::followed(effect, aftermath));
+                    self.begin_frame(key, frame, policy, effects, None)
+                }))
+            }
+            Err(error) => Begun::Now(Err(error)),
+        }
     }
 
-    /// Writes a frame that is about one key.
-    pub(crate) async fn write_frame(
+    /// Begins to write a frame that is about one key.
+    pub(crate) fn begin_frame(
         &self,
         key: &K,
         frame: FrameBuilder,
         policy: WritePolicy,
         mut effects: Effects,
         turn: Option<Turn>,
-    ) -> Result<Receipt> {
+    ) -> Result<Writing> {
         if policy == WritePolicy::Around {
             // Before, so that an outcome that stays unknown finds memory without the older value; and with the
             // effect, when the store has the new one.
@@ -368,7 +384,19 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
                 effects = Effects::None;
             }
         }
-        let written = self.layer.write_in_turn(frame.finish(), policy, effects, turn).await;
+        self.layer.begin_write(frame.finish(), policy, effects, turn)
+    }
+
+    /// Waits for what comes of a frame that is about one key.
+    pub(crate) async fn end_write(&self, key: &K, begun: Begun<'_>) -> Result<Receipt> {
+        let begun = match begun {
+            Begun::Now(begun) => begun,
+            Begun::Later(begun) => begun.await,
+        };
+        let written = match begun {
+            Ok(writing) => self.layer.end_write(writing).await,
+            Err(error) => Err(error),
+        };
         let doubtful = written.as_ref().is_err_and(|error| error.kind() == ErrorKind::InDoubt);
         if doubtful && Safeguard::DropWhatIsInDoubt.holds() {
             self.invalidate(key);

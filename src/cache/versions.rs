@@ -10,7 +10,7 @@ use crate::cache::blocking::BlockingCache;
 use crate::cache::codec::with_scratch;
 use crate::cache::entry::WriteOptions;
 use crate::cache::receipt::Receipt;
-use crate::cache::typed::Cache;
+use crate::cache::typed::{Begun, Cache};
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::engine::commit::Effects;
 use crate::engine::record::{Operation, push};
@@ -219,7 +219,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
             true => (Some(turn), None),
             false => (None, Some(turn)),
         };
-        self.write_frame(key, frame, policy, effects, turn).await
+        let begun = self.begin_frame(key, frame, policy, effects, turn);
+        self.end_write(key, Begun::Now(begun)).await
     }
 
     async fn version_list(&self, stored: &Key) -> Result<List> {

@@ -84,7 +84,7 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
         let decoded = value.and_then(|value| self.coder.decode(value).ok());
         let outcome = match decoded {
             Some(Decoded { value, tags }) => {
-                let own = self.tied(&key, Own::default(), &tags, ReadSet::default());
+                let own = Own { ties: self.ties(&key, &tags, ReadSet::default()), ..Own::default() };
                 self.resident.heard(&key, value, version, own)
             }
             None if version == Seq::ZERO => self.resident.invalidate(&key),
@@ -134,6 +134,10 @@ impl<K: CacheKey, V: CacheValue> Effect for Written<K, V> {
             view.memory_failed();
         }
     }
+
+    fn since(&self) -> Option<Moment> {
+        Some(self.since)
+    }
 }
 
 impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
@@ -155,7 +159,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         options: &WriteOptions,
     ) -> Result<Box<dyn Effect>> {
         let tags = options.chosen_tags();
-        let own = self.tied(key, options.own(), tags, ReadSet::default());
+        let ties = self.ties(key, tags, ReadSet::default());
         with_scratch(|stored_key, encoded| {
             Key::write_prefix(&self.namespace, stored_key);
             self.coder.key(key, stored_key)?;
@@ -173,16 +177,20 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         let since = self.resident.ticker().now();
         let value = value.filter(|_| options.chosen_policy().unwrap_or(self.policy) != WritePolicy::Around);
         let (view, key) = (Arc::clone(self), key.clone());
+        let own = Own { ties, ..options.own() };
         Ok(Box::new(Written { view, key, value, since, own }))
     }
 
-    /// What an entry of `key` is told to do, with what it hangs on.
-    pub(crate) fn tied(&self, key: &K, own: Own, tags: &[impl AsRef<str>], read: ReadSet) -> Own {
+    /// What an entry of `key` hangs on.
+    pub(crate) fn ties(&self, key: &K, tags: &[impl AsRef<str>], read: ReadSet) -> Option<Arc<Ties>> {
+        if self.group_of.is_none() && tags.is_empty() && read.is_empty() {
+            return None;
+        }
         let scopes = self.resident.fences().scopes();
         let group = self.group_of.as_ref().and_then(|group_of| group_of(key));
         let group = group.map(|group| scopes.group(self.namespace.as_str(), &group));
         let tags = tags.iter().map(|tag| scopes.tag(tag.as_ref())).collect();
-        Own { ties: Ties::new(group, tags, read), ..own }
+        Ties::new(group, tags, read)
     }
 
     /// Drops a key from memory, and makes loads of it that are under way lose.

@@ -8,6 +8,7 @@ use crate::engine::turns::Turn;
 use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::journal::frame::FrameBody;
+use crate::seam::clock::Moment;
 
 /// What a write changes in the memory of the cache that it came from.
 ///
@@ -16,6 +17,11 @@ use crate::journal::frame::FrameBody;
 pub trait Effect: Send {
     /// The write has this sequence number and may be seen from now on.
     fn publish(self: Box<Self>, seq: Seq);
+
+    /// When the write was handed over, if it knows: before it was committed.
+    fn since(&self) -> Option<Moment> {
+        None
+    }
 }
 
 /// The effects of a frame, one per record and in the records' order.
@@ -53,6 +59,14 @@ pub struct Ticket {
 }
 
 impl Effects {
+    /// When a single write was handed over, if it knows.
+    pub(crate) fn since(&self) -> Option<Moment> {
+        match self {
+            Effects::One(effect) => effect.since(),
+            Effects::None | Effects::Many(_) => None,
+        }
+    }
+
     /// Makes the frame that starts at `first` visible in memory.
     pub(crate) fn publish(self, first: Seq) {
         match self {

@@ -29,9 +29,6 @@ pub(crate) struct Status {
     pub(crate) attempts: u64,
 }
 
-/// How many answers' places stay allocated between two groups.
-const ANSWERS_KEPT_MAX: usize = 1024;
-
 /// The shared state of a layer.
 pub(crate) struct Core {
     pub(crate) options: LayerOptions,
@@ -53,8 +50,6 @@ pub(crate) struct Core {
     /// Wakes readers of keys whose write-through has ended.
     pub(crate) settled: Notify,
     closing: AtomicBool,
-    /// Of the one who tells what was committed: empty, to be filled again.
-    answers: Mutex<Vec<(Ticket, Seq)>>,
     /// A failure beside the data, such as a segment that could not be recycled.
     warning: Mutex<Option<Error>>,
 }
@@ -79,7 +74,6 @@ impl Core {
             resumed: Notify::new(),
             settled: Notify::new(),
             closing: AtomicBool::new(false),
-            answers: Mutex::default(),
             warning: Mutex::new(None),
         }
     }
@@ -212,35 +206,39 @@ impl Core {
 }
 
 impl Sink for Core {
-    type Ticket = Ticket;
+    type Ticket = Option<Ticket>;
 
     /// Reveals the frames and answers their writers, before memory has taken the frames in: see [`PendingView`].
-    fn committed(&self, group: &mut Vec<Committed<Ticket>>) {
-        // Taken out: if this unwinds they must not stay, so that nobody waits for ever.
-        let mut answers = mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner));
+    fn committed(&self, group: &mut Vec<Committed<Option<Ticket>>>) {
+        // Taken out: if this unwinds they must not stay, since what is revealed is not to be refused.
+        let mut told = mem::take(group);
         let (mut records, mut waited_for) = (0, None);
-        let revealed = group.drain(..).map(|Committed { first, body, location, mut ticket }| {
-            let frame = match ticket.through.take() {
-                Some(through) => QueuedFrame::noticed(first, *through, location, &body),
-                None => QueuedFrame::committed(first, body, location),
+        // The tickets of those who are answered stay where they lie: to move them costs as much as all else here.
+        let revealed = told.iter_mut().map(|Committed { frame, location, ticket, .. }| {
+            let (first, body) = (frame.first, mem::take(&mut frame.body));
+            let frame = match ticket.as_mut().and_then(|ticket| ticket.through.take()) {
+                Some(through) => QueuedFrame::noticed(first, *through, *location, &body),
+                None => QueuedFrame::committed(first, body, *location),
             };
             records += u64::from(frame.count);
-            if ticket.until == Until::Committed {
-                let effects = ticket.take_effects();
-                answers.push((ticket, frame.last()));
-                return Revealed { frame, ticket: None, effects };
+            if let Some(ticket) = ticket.as_mut().filter(|ticket| ticket.until == Until::Committed) {
+                return Revealed { frame, ticket: None, effects: ticket.take_effects() };
             }
             waited_for = Some(first);
-            let effects = match Safeguard::ThroughUnseenUntilApplied.holds() {
-                true => Effects::None,
-                false => ticket.take_effects(),
+            let mut ticket = ticket.take().map(Box::new);
+            let effects = match &mut ticket {
+                Some(ticket) if !Safeguard::ThroughUnseenUntilApplied.holds() => ticket.take_effects(),
+                _ => Effects::None,
             };
-            Revealed { frame, ticket: Some(ticket), effects }
+            Revealed { frame, ticket, effects }
         });
         self.pending.reveal(revealed);
-        answers.drain(..).for_each(|(ticket, last)| ticket.answer(Ok(last)));
-        answers.shrink_to(ANSWERS_KEPT_MAX);
-        *self.answers.lock().unwrap_or_else(PoisonError::into_inner) = answers;
+        for Committed { frame, ticket, .. } in told.drain(..) {
+            let Some(ticket) = ticket else { continue };
+            let last = frame.first.plus(u64::from(ticket.records).saturating_sub(1));
+            ticket.answer(Ok(last));
+        }
+        *group = told;
         self.metrics.records_committed.add(records);
         let (backlog, (spilled, failure)) = self.pending.take_in_all();
         self.metrics.records_spilled.add(spilled);
@@ -259,7 +257,9 @@ impl Sink for Core {
         }
     }
 
-    fn refused(&self, ticket: Ticket, error: &Error) {
+    fn refused(&self, ticket: Option<Ticket>, error: &Error) {
+        // Only what is revealed loses its ticket before its answer, and such a one is not refused.
+        let Some(ticket) = ticket else { return };
         self.gate.leave(u64::from(ticket.records), u64::from(ticket.bytes));
         ticket.answer(Err(error.clone()));
     }

@@ -6,6 +6,7 @@
 //! writers are answered before that work is done.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::PoisonError;
 
 use crate::engine::commit::{Effects, Ticket};
@@ -24,14 +25,14 @@ const AT_ONCE: usize = 64;
 pub(crate) struct Revealed {
     pub(crate) frame: QueuedFrame,
     /// Of who waits for its apply.
-    pub(crate) ticket: Option<Ticket>,
+    pub(crate) ticket: Option<Box<Ticket>>,
     /// On memory, at once.
     pub(crate) effects: Effects,
 }
 
 /// The view behind its lock, and the inbox before it.
 pub(crate) struct PendingView {
-    /// With the moment of their commit at the first frame of each group.
+    /// With the moment of the hand-over, or else of the commit, at the first frame of each group.
     inbox: Mutex<VecDeque<(Option<Moment>, Revealed)>>,
     /// How many frames are in the inbox, or on their way from it into memory.
     unseen: AtomicUsize,
@@ -55,11 +56,15 @@ impl PendingView {
 
     /// Reveals frames: every read that begins from now on sees them. The iterator runs under a lock.
     pub(crate) fn reveal(&self, frames: impl ExactSizeIterator<Item = Revealed>) {
-        let mut at = Some(self.ticker.now());
+        let mut begins = true;
         let mut inbox = lock(&self.inbox);
         self.unseen.fetch_add(frames.len(), Ordering::SeqCst);
         inbox.reserve(frames.len());
-        frames.for_each(|frame| inbox.push_back((at.take(), frame)));
+        for frame in frames {
+            let at =
+                mem::take(&mut begins).then(|| frame.effects.since().unwrap_or_else(|| self.ticker.now()));
+            inbox.push_back((at, frame));
+        }
     }
 
     /// Makes memory show everything that is committed.
@@ -110,4 +115,49 @@ impl PendingView {
 /// defect of this module; going on with the same state is what the flusher would do anyway.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::commit::Effect;
+    use crate::engine::record::{Operation, push};
+    use crate::ids::Seq;
+    use crate::journal::frame::{FrameBuilder, Location};
+    use crate::seam::clock::Clock;
+
+    struct At(u64);
+
+    impl Clock for At {
+        fn now(&self) -> Duration {
+            Duration::from_secs(self.0)
+        }
+    }
+
+    struct HandedOver(Option<Moment>);
+
+    impl Effect for HandedOver {
+        fn publish(self: Box<Self>, _: Seq) {}
+
+        fn since(&self) -> Option<Moment> {
+            self.0
+        }
+    }
+
+    #[test]
+    fn what_is_pending_is_as_old_as_its_hand_over_or_else_its_commit() {
+        let at = |second| Moment::at(Duration::from_secs(second));
+        for (handed_over, age) in [(Some(at(3)), 7), (None, 0)] {
+            let view = PendingView::new(u64::MAX, Ticker::new(At(10)));
+            let mut body = FrameBuilder::new();
+            push(&mut body, Operation::Put, true, b"n\0k", b"value").unwrap();
+            let location = Some(Location { segment: 1, offset: 4096 });
+            let frame = QueuedFrame::committed(Seq(1), body.finish(), location);
+            let effects = Effects::One(Box::new(HandedOver(handed_over)));
+            view.reveal([Revealed { frame, ticket: None, effects }].into_iter());
+            assert_eq!(view.lock().queue(at(10)).oldest_age, Duration::from_secs(age));
+        }
+    }
 }

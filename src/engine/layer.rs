@@ -65,6 +65,25 @@ pub struct Layer {
     pub(crate) flusher: Mutex<Option<FlusherThread>>,
 }
 
+/// A write that was handed over, or waits for room in the queue.
+pub(crate) struct Writing {
+    until: Until,
+    answer: Answer,
+    waiting: Option<Box<Waiting>>,
+}
+
+type Answer = oneshot::Receiver<Result<Seq>>;
+
+/// A write that found no room.
+struct Waiting {
+    refused: NotEntered,
+    records: u32,
+    bytes: u32,
+    /// Whether it needs a flusher that moves.
+    through: bool,
+    submission: Submission<Option<Ticket>>,
+}
+
 impl Layer {
     /// Makes memory show every write that was acknowledged before the call. To be called before a cache's memory is
     /// looked at or changed.
@@ -116,53 +135,63 @@ impl Layer {
     /// # Errors
     /// See [`ErrorKind`]; with [`ErrorKind::InDoubt`] the frame may still take effect.
     pub async fn write(&self, body: FrameBody, policy: WritePolicy, effects: Effects) -> Result<Seq> {
-        self.write_in_turn(body, policy, effects, None).await
+        let writing = self.begin_write(body, policy, effects, None)?;
+        self.end_write(writing).await
     }
 
-    /// As [`Layer::write`]; `turn` ends when the frame has ended, though its writer may be gone by then.
+    /// Hands a frame over, unless it has to wait for room in the queue: then [`Layer::end_write`] does. `turn` ends
+    /// when the frame has ended, though its writer may be gone by then.
     ///
     /// # Errors
     /// As [`Layer::write`].
-    pub(crate) async fn write_in_turn(
+    pub(crate) fn begin_write(
         &self,
         body: FrameBody,
         policy: WritePolicy,
         effects: Effects,
         turn: Option<Turn>,
-    ) -> Result<Seq> {
-        match policy {
-            WritePolicy::Behind => {
-                if !self.has_journal() {
-                    let context = "write-behind needs a journal, and this layer was opened without one";
-                    return Err(Error::new(ErrorKind::Unsupported, context));
-                }
-                let answer = self.submit(body, Until::Committed, true, effects, turn).await?;
-                answer.await.map_err(|_| unanswered())?
-            }
-            WritePolicy::Through | WritePolicy::Around => {
-                let answer = self.submit(body, Until::Applied, false, effects, turn).await?;
-                match self.within(self.core.options.through_timeout, answer).await {
-                    Some(answer) => answer.map_err(|_| unanswered())?,
-                    None => {
-                        let context = format!(
-                            "the store has not confirmed the write within {:?}; it may still take effect",
-                            self.core.options.through_timeout
-                        );
-                        Err(Error::new(ErrorKind::InDoubt, context))
-                    }
-                }
+    ) -> Result<Writing> {
+        let behind = policy == WritePolicy::Behind;
+        if behind && !self.has_journal() {
+            let context = "write-behind needs a journal, and this layer was opened without one";
+            return Err(Error::new(ErrorKind::Unsupported, context));
+        }
+        let until = if behind { Until::Committed } else { Until::Applied };
+        self.submit(body, until, behind, effects, turn)
+    }
+
+    /// Waits for what comes of a write.
+    ///
+    /// # Errors
+    /// As [`Layer::write`].
+    pub(crate) async fn end_write(&self, writing: Writing) -> Result<Seq> {
+        let until = writing.until;
+        let answer = self.handed_over(writing).await?;
+        if until == Until::Committed {
+            return answer.await.map_err(|_| unanswered())?;
+        }
+        let timeout = self.core.options.through_timeout;
+        match self.within(timeout, answer).await {
+            Some(answer) => answer.map_err(|_| unanswered())?,
+            None => {
+                let context = format!(
+                    "the store has not confirmed the write within {timeout:?}; it may still take effect"
+                );
+                Err(Error::new(ErrorKind::InDoubt, context))
             }
         }
     }
 
-    async fn submit(
+    /// No future: what a write consists of would be moved into it, and from there to where it is handed over.
+    #[inline]
+    fn submit(
         &self,
         body: FrameBody,
         until: Until,
         journaled: bool,
         effects: Effects,
         turn: Option<Turn>,
-    ) -> Result<oneshot::Receiver<Result<Seq>>> {
+    ) -> Result<Writing> {
         self.core.check_writable(!journaled)?;
         let records = body.count();
         let bytes = u32::try_from(body.len_on_disk())
@@ -176,24 +205,43 @@ impl Layer {
         }
         let noticed = !journaled && self.core.options.changes && Safeguard::ThroughLeavesNotice.holds();
         let notice = noticed.then(|| notices_of(&body)).transpose()?;
-        if let Err(refused) = self.core.gate.try_enter(records, bytes) {
-            // In a place of its own, so that a write that finds room does not carry that wait with it.
-            Box::pin(self.enter(refused, records, bytes, !journaled)).await?;
-        }
         let (sender, answer) = oneshot::channel();
         let mut ticket = Ticket { until, effects, answer: sender, records, bytes, through: None, turn };
         let submission = match notice {
-            None => Submission { body, journaled, ticket },
+            None => Submission { body, journaled, ticket: Some(ticket) },
             Some(notice) => {
                 ticket.through = Some(Box::new(body));
-                Submission { body: notice, journaled: true, ticket }
+                Submission { body: notice, journaled: true, ticket: Some(ticket) }
             }
         };
+        if let Err(refused) = self.core.gate.try_enter(records, bytes) {
+            let waiting = Box::new(Waiting { refused, records, bytes, through: !journaled, submission });
+            return Ok(Writing { until, answer, waiting: Some(waiting) });
+        }
+        self.hand_over(submission);
+        Ok(Writing { until, answer, waiting: None })
+    }
+
+    /// Waits until a write is handed over; returns where its answer comes.
+    async fn handed_over(&self, writing: Writing) -> Result<Answer> {
+        if let Some(waiting) = writing.waiting {
+            // In a place of its own, so that a write that finds room does not carry that wait with it.
+            let entering = async {
+                let Waiting { refused, records, bytes, through, submission } = *waiting;
+                self.enter(refused, records, bytes, through).await?;
+                self.hand_over(submission);
+                Ok::<(), Error>(())
+            };
+            Box::pin(entering).await?;
+        }
+        Ok(writing.answer)
+    }
+
+    fn hand_over(&self, submission: Submission<Option<Ticket>>) {
         match clock::may_block() {
             true => self.committer.submit_blocking(submission),
             false => self.committer.submit(submission),
         }
-        Ok(answer)
     }
 
     async fn enter(&self, refused: NotEntered, records: u32, bytes: u32, through: bool) -> Result<()> {
@@ -343,8 +391,8 @@ impl Layer {
         for key in keys {
             push(&mut frame, operation, true, key.as_bytes(), &[])?;
         }
-        let answer = self.submit(frame.finish(), Until::Applied, true, Effects::None, None).await?;
-        answer.await.map_err(|_| unanswered())?.map(drop)
+        let writing = self.submit(frame.finish(), Until::Applied, true, Effects::None, None)?;
+        self.handed_over(writing).await?.await.map_err(|_| unanswered())?.map(drop)
     }
 
     fn letters(&self) -> Result<&Arc<DeadLetters>> {

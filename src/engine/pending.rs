@@ -164,7 +164,7 @@ impl Pending {
         &mut self,
         at: Option<Moment>,
         frame: QueuedFrame,
-        ticket: Option<Ticket>,
+        ticket: Option<Box<Ticket>>,
         memory_bytes_max: u64,
     ) {
         let (first, records) = (frame.first, u64::from(frame.count));
@@ -179,7 +179,7 @@ impl Pending {
     fn commit(
         &mut self,
         mut frame: QueuedFrame,
-        ticket: Option<Ticket>,
+        ticket: Option<Box<Ticket>>,
         memory_bytes_max: u64,
     ) -> Result<bool> {
         let size = frame.bytes;
@@ -189,7 +189,7 @@ impl Pending {
         let spill = over && frame.location.is_some();
         self.count(&frame);
         if let Some(ticket) = ticket {
-            self.tickets.insert(frame.first, ticket);
+            self.tickets.insert(frame.first, *ticket);
         }
         let after = std::mem::replace(&mut self.last_committed, frame.last());
         if !spill {

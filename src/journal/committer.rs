@@ -28,7 +28,7 @@ use crate::ids::Seq;
 use crate::journal::guard::{guarded, outcome_unknown, panicked};
 use crate::journal::log::Log;
 use crate::journal::options::Durability;
-use crate::journal::order::Order;
+use crate::journal::order::{Order, number};
 use crate::journal::sink::{Committed, Sink, Submission};
 use crate::journal::writer::Writer;
 use crate::seam::clock;
@@ -75,7 +75,7 @@ struct Shared<S: Sink> {
 }
 
 struct Line<T> {
-    waiting: Vec<Submission<T>>,
+    waiting: Vec<Committed<T>>,
     /// The baton, while nobody has it.
     order: Option<Box<Order<T>>>,
     /// How many wait for the baton.
@@ -156,7 +156,7 @@ impl<S: Sink> Committer<S> {
             return shared.refuse(submission.ticket, &Error::new(ErrorKind::Closed, "the journal is closed"));
         }
         let alone = line.idle && line.waiting.is_empty() && line.order.is_some();
-        line.waiting.push(submission);
+        line.waiting.push(Committed::waiting(submission));
         if shared.mode == Mode::Sync {
             if may_block && alone {
                 // Once: whoever comes meanwhile has woken the thread.
@@ -380,7 +380,7 @@ impl<S: Sink> Shared<S> {
     /// Answers every ticket of the group. Never unwinds.
     fn commit(&self, order: &mut Order<S::Ticket>) {
         if let Err(error) = self.check_usable() {
-            return order.group.drain(..).for_each(|submission| self.refuse(submission.ticket, &error));
+            return order.group.drain(..).for_each(|one| self.refuse(one.ticket, &error));
         }
         let sync = self.mode == Mode::Sync;
         let written = guarded("writing to the journal", || order.write(sync));
@@ -389,37 +389,28 @@ impl<S: Sink> Shared<S> {
             Err(cause) => {
                 let later = self.poison(&cause);
                 let in_flight = outcome_unknown(&cause);
-                order.frames.clear();
-                return order.group.drain(..).for_each(|submission| {
+                return order.group.drain(..).for_each(|one| {
                     // What was not to be written has surely not happened.
-                    self.refuse(submission.ticket, if submission.journaled { &in_flight } else { &later });
+                    self.refuse(one.ticket, if one.journaled { &in_flight } else { &later });
                 });
             }
         };
-        let (mut frames, mut locations) = (order.frames.drain(..), order.locations.drain(..));
-        let mut published = None;
-        for Submission { body, journaled, ticket } in order.group.drain(..) {
-            let frame = if journaled { frames.next() } else { None };
-            let (body, location) = match frame {
-                Some(frame) => (frame.body, locations.next()),
-                None => (body, None),
-            };
-            if let (true, None, Some(full)) = (journaled, location, &full) {
-                self.refuse(ticket, full);
-                continue;
-            }
-            // As in `Order::write`: all that is refused comes behind all that was written.
-            let first = order.last.next();
-            order.last = order.last.plus(u64::from(body.count()));
-            published = location.map(|_| order.last).or(published);
-            order.committed.push(Committed { first, body, location, ticket });
+        if let Some(full) = full {
+            let unwritten = order.group.extract_if(.., |one| one.journaled && one.location.is_none());
+            unwritten.for_each(|one| self.refuse(one.ticket, &full));
+            // All that was refused came behind all that was written, which so has the numbers that it was written with.
+            number(order.last, &mut order.group);
         }
-        if let (Some((_, writer)), Some(last)) = (&order.journal, published) {
-            writer.publish(last);
+        if let Some(last) = order.group.last() {
+            order.last = last.last();
+        }
+        let published = order.group.iter().rev().find(|one| one.location.is_some());
+        if let (Some((_, writer)), Some(published)) = (&order.journal, published) {
+            writer.publish(published.last());
         }
         order.came_meanwhile = if sync { lock(&self.line).waiting.len() } else { 0 };
-        if !order.committed.is_empty() {
-            self.tell(&mut order.committed);
+        if !order.group.is_empty() {
+            self.tell(&mut order.group);
         }
     }
 

@@ -53,6 +53,7 @@ pub(crate) struct FrameHeader {
 
 impl FrameHeader {
     /// Appends the encoded header and returns its checksum.
+    #[inline]
     pub(crate) fn encode(&self, out: &mut Vec<u8>) -> u32 {
         let mut fields = [0_u8; FRAME_HEADER_BYTES as usize - 4];
         let mut rest = fields.as_mut_slice();
@@ -177,6 +178,7 @@ impl FrameBody {
         self.padded
     }
 
+    #[inline]
     pub(crate) fn header(&self, first: Seq, prev: Seq, nonce: u64, synced_offset: u64) -> FrameHeader {
         FrameHeader {
             body_len: self.len,

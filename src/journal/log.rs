@@ -183,7 +183,8 @@ impl Log {
     }
 
     pub(crate) fn publish(&self, last: Seq) {
-        self.published.fetch_max(last.0, Ordering::AcqRel);
+        // The one writer does so, and numbers only grow.
+        self.published.store(last.0, Ordering::Release);
     }
 
     pub(crate) fn segment(&self, number: u64) -> Option<Arc<Segment>> {

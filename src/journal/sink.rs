@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::ids::Seq;
 use crate::journal::frame::{FrameBody, Location};
+use crate::journal::writer::GroupFrame;
 
 /// Where a committer's outcomes go. No method may call the committer, and none should block: all writers wait.
 pub trait Sink: Send + Sync + 'static {
@@ -37,20 +38,27 @@ pub struct Submission<T> {
 /// A batch that is committed.
 #[derive(Debug)]
 pub struct Committed<T> {
-    /// Its first record's sequence number; the others follow without a gap.
-    pub first: Seq,
-    /// Its records.
-    pub body: FrameBody,
+    /// Its place and its records, whose numbers follow without a gap.
+    pub frame: GroupFrame,
     /// Where its frame lies; nothing if it was not journaled.
     pub location: Option<Location>,
     /// What was submitted with it.
     pub ticket: T,
+    /// Whether it is to be journaled.
+    pub(super) journaled: bool,
 }
 
 impl<T> Committed<T> {
+    /// What is going to be one: without a number yet, and not in the journal.
+    pub(super) fn waiting(submission: Submission<T>) -> Committed<T> {
+        let Submission { body, journaled, ticket } = submission;
+        Committed { frame: GroupFrame { first: Seq::ZERO, body }, location: None, ticket, journaled }
+    }
+
     /// Its last record's sequence number.
     #[must_use]
     pub fn last(&self) -> Seq {
-        Seq(self.first.0.saturating_add(u64::from(self.body.count())).saturating_sub(1))
+        let GroupFrame { first, body } = &self.frame;
+        Seq(first.0.saturating_add(u64::from(body.count())).saturating_sub(1))
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::disk::contract::DiskFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
-use crate::journal::frame::{FRAME_HEADER_BYTES, FrameBody, FrameBuilder, FrameHeader, Location};
+use crate::journal::frame::{FRAME_HEADER_BYTES, FrameBody, FrameBuilder, Location};
 use crate::journal::log::Log;
 use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, Segment, cannot};
 use crate::safeguard::Safeguard;
@@ -99,7 +99,11 @@ impl Writer {
     /// [`ErrorKind::DiskFull`]: later appends may succeed. Anything else is for good: [`ErrorKind::Poisoned`] with
     /// an unknown outcome of what was in flight, [`ErrorKind::Closed`] after [`Writer::close`],
     /// [`ErrorKind::Unsupported`] for frames that are out of order or empty (nothing is written then).
-    pub fn append(&mut self, group: &[GroupFrame], written: &mut Vec<Location>) -> Result<()> {
+    pub fn append<'a>(
+        &mut self,
+        group: impl IntoIterator<Item = &'a GroupFrame> + Clone,
+        written: &mut Vec<Location>,
+    ) -> Result<()> {
         let mut staged = Staged { tail: self.tail, frames: mem::take(&mut self.staged) };
         let result = self.append_all(group, &mut staged, written);
         self.buffer.clear();
@@ -178,16 +182,15 @@ impl Writer {
         if active.full || active.promised == active.synced {
             return Ok(());
         }
-        let promise = GroupFrame { first: self.tail.last.next(), body: FrameBuilder::new().finish() };
         let mut staged = Staged { tail: self.tail, frames: Vec::new() };
-        self.stage(&promise, &mut staged)?;
+        self.stage(self.tail.last.next(), &FrameBuilder::new().finish(), &mut staged)?;
         self.flush(&mut staged, &mut Vec::new())?;
         self.sync()
     }
 
-    fn append_all(
+    fn append_all<'a>(
         &mut self,
-        group: &[GroupFrame],
+        group: impl IntoIterator<Item = &'a GroupFrame> + Clone,
         staged: &mut Staged,
         written: &mut Vec<Location>,
     ) -> Result<()> {
@@ -195,42 +198,42 @@ impl Writer {
             return Err(Error::new(ErrorKind::Closed, "the journal is closed"));
         }
         self.log.check_usable()?;
-        check_order(self.tail.last, group)?;
-        for frame in group {
-            let need = frame.body.len_on_disk();
+        check_order(self.tail.last, group.clone())?;
+        for GroupFrame { first, body } in group {
+            let need = body.len_on_disk();
             if !self.fits(staged.tail.end, need) {
                 self.flush(staged, written)?;
                 self.rotate(need)?;
                 staged.tail = self.tail;
             }
-            if frame.body.padded().len() > COPIED_BODY_BYTES_MAX {
+            if body.padded().len() > COPIED_BODY_BYTES_MAX {
                 // The header comes last: without it the body is nothing.
                 self.flush(staged, written)?;
-                self.write_body(frame.body.padded(), staged.tail.end + FRAME_HEADER_BYTES)?;
-                self.stage(frame, staged)?;
+                self.write_body(body.padded(), staged.tail.end + FRAME_HEADER_BYTES)?;
+                self.stage(*first, body, staged)?;
                 self.flush(staged, written)?;
             } else {
-                self.stage(frame, staged)?;
-                self.buffer.extend_from_slice(frame.body.padded());
+                self.stage(*first, body, staged)?;
+                self.buffer.extend_from_slice(body.padded());
             }
         }
         self.flush(staged, written)
     }
 
     /// Puts a frame's header into the buffer.
-    fn stage(&mut self, frame: &GroupFrame, staged: &mut Staged) -> Result<()> {
+    fn stage(&mut self, first: Seq, body: &FrameBody, staged: &mut Staged) -> Result<()> {
         let Some(active) = &mut self.active else {
             return Err(no_segment());
         };
         let tail = &mut staged.tail;
-        let header = frame.body.header(frame.first, tail.last, active.segment.header.nonce, active.synced);
-        let location = Location { segment: tail.number, offset: tail.end };
-        let begin = self.buffer.len();
+        let header = body.header(first, tail.last, active.segment.header.nonce, active.synced);
+        let end = self.buffer.len() as u64 + header.content_bytes();
         let crc = header.encode(&mut self.buffer);
         active.promised = active.synced;
-        tail.last = header.last();
-        tail.end += header.bytes_on_disk();
-        staged.frames.push(StagedFrame { location, begin, header, crc });
+        let (last, bytes_on_disk) = (header.last(), header.bytes_on_disk());
+        tail.last = last;
+        tail.end += bytes_on_disk;
+        staged.frames.push(StagedFrame { end, last, bytes_on_disk, crc });
         Ok(())
     }
 
@@ -283,17 +286,17 @@ impl Writer {
     /// Moves the tail over the frames that lie wholly in the first `whole` bytes of the buffer: those a recovery
     /// would find, so those must count.
     fn count_frames(&mut self, whole: usize, staged: &mut Staged, written: &mut Vec<Location>) {
-        for StagedFrame { location, begin, header, crc } in staged.frames.drain(..) {
+        for StagedFrame { end, last, bytes_on_disk, crc } in &staged.frames {
             // A body that was not copied was written before its header.
-            let end = (begin as u64 + header.content_bytes()).min(self.buffer.len() as u64);
-            if end > whole as u64 {
+            if (*end).min(self.buffer.len() as u64) > whole as u64 {
                 break;
             }
-            self.tail.end += header.bytes_on_disk();
-            self.tail.last = header.last();
+            written.push(Location { segment: self.tail.number, offset: self.tail.end });
+            self.tail.end += bytes_on_disk;
+            self.tail.last = *last;
             self.tail.chain = crc32c::crc32c_append(self.tail.chain, &crc.to_le_bytes());
-            written.push(location);
         }
+        staged.frames.clear();
     }
 
     fn fits(&self, end: u64, need: u64) -> bool {
@@ -350,22 +353,21 @@ struct Staged {
 
 /// A frame in the buffer, or its header alone.
 struct StagedFrame {
-    location: Location,
-    /// Where it begins in the buffer.
-    begin: usize,
-    header: FrameHeader,
+    /// Where header and body end in the buffer, if the body is there.
+    end: u64,
+    last: Seq,
+    bytes_on_disk: u64,
     /// The header's checksum.
     crc: u32,
 }
 
-fn check_order(mut last: Seq, group: &[GroupFrame]) -> Result<()> {
-    for frame in group {
-        if frame.first <= last || frame.body.count() == 0 {
-            let context =
-                format!("a frame of {} records at {}, after {last}", frame.body.count(), frame.first);
+fn check_order<'a>(mut last: Seq, group: impl IntoIterator<Item = &'a GroupFrame>) -> Result<()> {
+    for GroupFrame { first, body } in group {
+        if *first <= last || body.count() == 0 {
+            let context = format!("a frame of {} records at {first}, after {last}", body.count());
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
-        last = Seq(frame.first.0.saturating_add(u64::from(frame.body.count()) - 1));
+        last = Seq(first.0.saturating_add(u64::from(body.count()) - 1));
     }
     Ok(())
 }

@@ -215,7 +215,9 @@ impl ReadSet {
         self.spoilt = true;
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether nothing hangs on it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.reads.is_empty() && !self.spoilt
     }
 
