@@ -10,7 +10,8 @@
 //! store's own durable put, by as many threads: insert, flush, and `fdatasync` of its file. The other rows
 //! are async writers, each of which waits for its acknowledgement before it writes again, on a tokio runtime
 //! with as many threads as there are writers, and not more than there are cores (a single writer has the thread
-//! that waits for it). `behind-undrained` is a layer whose store takes nothing while it is measured: what the drain
+//! that waits for it). `through-blocking` is the layer of `through`, written to by threads through the blocking face,
+//! as `sled` is. `behind-undrained` is a layer whose store takes nothing while it is measured: what the drain
 //! adds to an acknowledgement is what `behind-sync` takes more than it.
 //!
 //! All of it happens in one run on one file system, interleaved round by round and each round in another order, because
@@ -52,12 +53,12 @@ use comfy_table::{CellAlignment, Table};
 use figures::{COLUMNS, Figures, Summary, Taken};
 use forebay::store::contract::Store;
 use forebay::testkit::flaky::FlakyStore;
-use forebay::{Cache, Durability, Forebay, MemoryStore, SledStore, WritePolicy};
+use forebay::{BlockingCache, Cache, Durability, Forebay, MemoryStore, SledStore, WritePolicy};
 use raw_file::RawFile;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::bare::{BareSled, by_threads};
+use crate::bare::{BareSled, Put, by_threads};
 use crate::fair::{sync_file_system, turns};
 use crate::targets::{Ratio, TARGETS, print_ratios};
 
@@ -98,6 +99,7 @@ enum What {
     Raw,
     Sled,
     Through,
+    ThroughBlocking,
     BehindSync,
     BehindUndrained,
     BehindBuffered,
@@ -110,14 +112,22 @@ impl Display for What {
 }
 
 impl What {
-    const ALL: [What; 6] =
-        [What::Raw, What::Sled, What::Through, What::BehindSync, What::BehindUndrained, What::BehindBuffered];
+    const ALL: [What; 7] = [
+        What::Raw,
+        What::Sled,
+        What::Through,
+        What::ThroughBlocking,
+        What::BehindSync,
+        What::BehindUndrained,
+        What::BehindBuffered,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             What::Raw => "raw",
             What::Sled => "sled",
             What::Through => "through",
+            What::ThroughBlocking => "through-blocking",
             What::BehindSync => "behind-sync",
             What::BehindUndrained => "behind-undrained",
             What::BehindBuffered => "behind-buffered",
@@ -179,6 +189,7 @@ struct Subjects {
     raw: Arc<RawFile>,
     sled: Arc<BareSled>,
     through: Subject,
+    through_blocking: Arc<Blocking>,
     behind_sync: Subject,
     behind_undrained: Subject,
     /// The store of the one before.
@@ -199,10 +210,12 @@ impl Subjects {
             Subject::open(runtime, &directory.join(name), durability, store)
         };
         let stalled = FlakyStore::new(MemoryStore::new());
+        let through = open("through", None, Box::new(store("through")?))?;
         Ok(Subjects {
             raw: Arc::new(RawFile::create(&directory.join("raw"))?),
             sled: Arc::new(BareSled::open(&directory.join("sled"))?),
-            through: open("through", None, Box::new(store("through")?))?,
+            through_blocking: Arc::new(Blocking(through.cache.blocking())),
+            through,
             behind_sync: open("behind-sync", Some(Durability::Sync), Box::new(store("behind-sync")?))?,
             behind_undrained: open("undrained", Some(Durability::Sync), Box::new(stalled.clone()))?,
             stalled,
@@ -225,6 +238,7 @@ impl Subjects {
             What::Raw => by_threads(&self.raw, writers, measure),
             What::Sled => by_threads(&self.sled, writers, measure),
             What::Through => runtime.block_on(self.through.measure(writers, measure)),
+            What::ThroughBlocking => by_threads(&self.through_blocking, writers, measure),
             What::BehindSync => runtime.block_on(self.behind_sync.measure(writers, measure)),
             What::BehindUndrained => {
                 self.stalled.stall();
@@ -297,6 +311,18 @@ impl Subject {
             latencies_ns.extend(task.await??);
         }
         Ok(Taken { latencies_ns, took: started.elapsed() })
+    }
+}
+
+/// A layer's writers that are threads and block, as those of the bare store.
+struct Blocking(BlockingCache<u64, Bytes>);
+
+impl Put for Blocking {
+    fn put(&self, writer: usize, number: u64) -> Result<()> {
+        let key = writer as u64 * KEYS_PER_WRITER + number % KEYS_PER_WRITER;
+        let value = Bytes::from(vec![number.to_le_bytes()[0]; VALUE_BYTES]);
+        self.0.put(&key, value)?;
+        Ok(())
     }
 }
 

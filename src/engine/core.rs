@@ -242,14 +242,15 @@ impl Sink for Core {
         self.metrics.records_committed.add(records);
         let (backlog, (spilled, failure)) = self.pending.take_in_all();
         self.metrics.records_spilled.add(spilled);
-        self.work.notify_one();
+        // Said before the flusher is woken: it may run at once, on this processor, and would begin to linger.
         match waited_for {
-            Some(seq) => {
-                self.hurry(seq);
-                self.abandon_if_over();
-            }
+            Some(seq) => self.hurry(seq),
             None if self.fills_a_batch(backlog) => self.urgent.notify_one(),
             None => {}
+        }
+        self.work.notify_one();
+        if waited_for.is_some() {
+            self.abandon_if_over();
         }
         // The record was encoded by this process a moment ago: memory is not what it was.
         if let Some(error) = failure {
@@ -287,4 +288,60 @@ pub(crate) fn unanswered() -> Error {
 /// What a closed layer answers.
 pub(crate) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the layer is closed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::record::{Operation, push};
+    use crate::ids::{Key, NamespaceName};
+    use crate::journal::frame::FrameBuilder;
+    use crate::seam::clock::Ticker;
+    use std::pin::pin;
+    use std::task::{Context, Wake, Waker};
+    use tokio::sync::oneshot;
+
+    /// The flusher as it wakes up: it looks whether it may linger.
+    struct Woken {
+        core: Arc<Core>,
+        found_urgent: Mutex<Vec<bool>>,
+    }
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.found_urgent.lock().unwrap().push(self.core.is_urgent(Seq::ZERO));
+        }
+    }
+
+    /// Woken on the writer's processor, the flusher ran before the writer had said that it waits. So it began to
+    /// linger, with a timer and another wake-up, before each apply of a lone writer.
+    #[test]
+    fn who_waits_for_an_apply_has_said_so_when_the_flusher_wakes_up() {
+        let pending = PendingView::new(1 << 20, Ticker::default());
+        let core = Arc::new(Core::new(LayerOptions::default(), Epoch(1), Seq::ZERO, pending));
+        let woken = Arc::new(Woken { core: Arc::clone(&core), found_urgent: Mutex::default() });
+        let waker = Waker::from(Arc::clone(&woken));
+        for until in [Until::Committed, Until::Applied] {
+            let mut work = pin!(core.work.notified());
+            let mut is_woken = || work.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
+            assert!(!is_woken());
+            let mut body = FrameBuilder::new();
+            let key = Key::new(&NamespaceName::parse("n").unwrap(), b"k").unwrap();
+            push(&mut body, Operation::Put, true, key.as_bytes(), b"value").unwrap();
+            let (answer, _answered) = oneshot::channel();
+            let ticket = Ticket {
+                until,
+                effects: Effects::None,
+                answer,
+                records: 1,
+                bytes: 1,
+                through: None,
+                turn: None,
+            };
+            let first = core.pending.lock().last_committed().next();
+            core.committed(&mut vec![Committed { first, body: body.finish(), location: None, ticket }]);
+            assert!(is_woken());
+        }
+        assert_eq!(*woken.found_urgent.lock().unwrap(), [false, true]);
+    }
 }

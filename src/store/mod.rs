@@ -22,6 +22,7 @@ mod postgres_sql;
 #[cfg(feature = "redb")]
 pub mod redb;
 pub mod sled;
+mod sled_blobs;
 mod sled_files;
 mod sled_open;
 mod sled_single;

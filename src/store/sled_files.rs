@@ -7,28 +7,21 @@
 //!
 //! It knows nothing of what the files contain, and never writes into one of sled's.
 
-use std::collections::HashSet;
-use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::Result;
-use crate::store::directory::{
-    Directory, create_dir_durably, failed, locked, open_private, set_mode, sync_dir,
-};
+use crate::store::directory::{Directory, failed, locked, open_private, set_mode, sync_dir};
+use crate::store::sled_blobs::Blobs;
 
 const DATABASE_NAME: &str = "db";
 const CONFIG_NAME: &str = "conf";
-const BLOBS_NAME: &str = "blobs";
-/// A blob's name is a place in the log, and no log comes as far as this one.
-const BAR_NAME: &str = "9223372036854775807";
 
 /// The directory of one sled database, held exclusively.
 pub(crate) struct Files {
     database: File,
-    /// The files in `blobs/` that are durable. sled writes a blob once and never changes it.
-    blobs_synced: HashSet<OsString>,
+    blobs: Blobs,
     /// Held for life. sled locks its own file, but lets go at a moment of its own; see [`Files::wait_released`].
     directory: Directory,
     #[cfg(test)]
@@ -43,11 +36,11 @@ impl Files {
     /// [`ErrorKind::Locked`] if somebody holds the directory, or what the file system says.
     pub(crate) fn open(path: &Path) -> Result<Files> {
         let directory = Directory::open(path)?;
-        create_dir_durably(&directory.path().join(BLOBS_NAME))?;
+        let blobs = Blobs::open(directory.path())?;
         let database = open_private(&directory.path().join(DATABASE_NAME))?;
         let mut files = Files {
             database,
-            blobs_synced: HashSet::new(),
+            blobs,
             directory,
             #[cfg(test)]
             fails_next_sync: false,
@@ -100,32 +93,9 @@ impl Files {
         self.directory.adopt(CONFIG_NAME)
     }
 
-    /// Makes sled's next opening fail after it has written its snapshot and before it cleans up: it wants to remove the
-    /// blobs beyond the end of its log, and a directory cannot be removed like a file. An empty database has neither
-    /// snapshot nor end, and opens.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub(crate) fn bar_cleaning(&self) -> Result<()> {
-        let bar = self.path().join(BLOBS_NAME).join(BAR_NAME);
-        match fs::create_dir(&bar) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                Err(failed("creating", &bar, error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Lets sled open again, whether it was this process that barred it or one that crashed.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub(crate) fn unbar_cleaning(&self) -> Result<()> {
-        let bar = self.path().join(BLOBS_NAME).join(BAR_NAME);
-        match fs::remove_dir(&bar) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", &bar, error)),
-            _ => Ok(()),
-        }
+    /// The blobs beside the database.
+    pub(crate) fn blobs(&self) -> &Blobs {
+        &self.blobs
     }
 
     /// How long the database file is.
@@ -159,7 +129,7 @@ impl Files {
     }
 
     /// Makes durable all that was written to the database so far, blobs first: the log must not name one that
-    /// a power cut can take. Costs an `fdatasync`, a listing of `blobs/`, and a sync for each new file there.
+    /// a power cut can take. Costs an `fdatasync`, and what `sled_blobs` says.
     ///
     /// # Errors
     /// What the file system says. Nothing is known then of any write since the last success, and a second
@@ -170,34 +140,8 @@ impl Files {
             let error = io::Error::other("the test fails this sync");
             return Err(failed("syncing", self.path(), error));
         }
-        self.sync_blobs()?;
+        self.blobs.sync()?;
         self.database.sync_data().map_err(|error| failed("syncing", &self.path().join(DATABASE_NAME), error))
-    }
-
-    fn sync_blobs(&mut self) -> Result<()> {
-        let directory = self.path().join(BLOBS_NAME);
-        let unlisted = |error| failed("listing", &directory, error);
-        let mut present = HashSet::new();
-        let mut changed = false;
-        for entry in std::fs::read_dir(&directory).map_err(unlisted)? {
-            let name = entry.map_err(unlisted)?.file_name();
-            if name == BAR_NAME {
-                continue;
-            }
-            if !self.blobs_synced.contains(&name) {
-                let blob = directory.join(&name);
-                let synced = File::open(&blob).and_then(|file| file.sync_all());
-                match synced {
-                    Ok(()) => changed = true,
-                    // sled removed it meanwhile, so nothing needs it.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    Err(error) => return Err(failed("syncing", &blob, error)),
-                }
-            }
-            present.insert(name);
-        }
-        self.blobs_synced = present;
-        if changed { sync_dir(&directory) } else { Ok(()) }
     }
 
     /// Waits until sled has let go of its lock, after its last handle was dropped.
@@ -218,10 +162,5 @@ impl Files {
     #[cfg(test)]
     pub(crate) fn fail_next_sync(&mut self) {
         self.fails_next_sync = true;
-    }
-
-    #[cfg(test)]
-    pub(crate) fn blobs_synced(&self) -> &HashSet<OsString> {
-        &self.blobs_synced
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn open(files: &mut Files, cache_bytes: u64, segment_bytes: usize) ->
         Config::new().path(path).cache_capacity(cache_bytes).segment_size(segment_bytes).flush_every_ms(None)
     };
     // A crash may have left one behind.
-    files.unbar_cleaning()?;
+    files.blobs().unbar_cleaning()?;
     let bytes = files.database_bytes()?;
     if bytes == 0 {
         let elsewhere = files.make_nursery()?;
@@ -40,9 +40,9 @@ pub(crate) fn open(files: &mut Files, cache_bytes: u64, segment_bytes: usize) ->
     let config = config(files.path());
     // In a single segment there is nothing to clean.
     if bytes > segment_bytes as u64 {
-        files.bar_cleaning()?;
+        files.blobs().bar_cleaning()?;
         let stopped = attempt(files, &config);
-        files.unbar_cleaning()?;
+        files.blobs().unbar_cleaning()?;
         if let Err(error) = stopped
             && error.kind() == ErrorKind::Locked
         {
