@@ -296,6 +296,7 @@ mod tests {
     use crate::engine::record::{Operation, push};
     use crate::ids::{Key, NamespaceName};
     use crate::journal::frame::FrameBuilder;
+    use crate::journal::sink::Submission;
     use crate::seam::clock::Ticker;
     use std::pin::pin;
     use std::task::{Context, Wake, Waker};
@@ -339,7 +340,10 @@ mod tests {
                 turn: None,
             };
             let first = core.pending.lock().last_committed().next();
-            core.committed(&mut vec![Committed { first, body: body.finish(), location: None, ticket }]);
+            let submission = Submission { body: body.finish(), journaled: false, ticket: Some(ticket) };
+            let mut committed = Committed::waiting(submission);
+            committed.frame.first = first;
+            core.committed(&mut vec![committed]);
             assert!(is_woken());
         }
         assert_eq!(*woken.found_urgent.lock().unwrap(), [false, true]);

@@ -50,7 +50,7 @@ pub struct Committed<T> {
 
 impl<T> Committed<T> {
     /// What is going to be one: without a number yet, and not in the journal.
-    pub(super) fn waiting(submission: Submission<T>) -> Committed<T> {
+    pub(crate) fn waiting(submission: Submission<T>) -> Committed<T> {
         let Submission { body, journaled, ticket } = submission;
         Committed { frame: GroupFrame { first: Seq::ZERO, body }, location: None, ticket, journaled }
     }
