@@ -9,6 +9,9 @@
 //! and what was appended is sorted when somebody looks: so to take a record in costs the same whatever is here, and
 //! nothing as large as all of it is ever copied. What has ended is told by its place alone, and swept a partition at a
 //! time.
+//!
+//! At an opening there are several of these, each with the records of some segments. They have one way to hash and one
+//! numbering of places, so that to append one to another is to hand over its pieces.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -114,6 +117,34 @@ impl Journaled {
         }
     }
 
+    /// Nothing, to be appended to this when it has taken what lies behind so many bytes of the journal.
+    pub(crate) fn part(&self, bytes_before: u64) -> Journaled {
+        let end = bytes_before.div_ceil(FRAME_ALIGN_BYTES);
+        Journaled { hasher: self.hasher.clone(), end, ..Journaled::default() }
+    }
+
+    /// Takes in a part, of which nothing has ended. It is as if each of its records had been taken.
+    pub(crate) fn append(&mut self, mut part: Journaled) -> Result<()> {
+        let Some((begin, _)) = part.segments.front() else { return Ok(()) };
+        if *begin < self.end {
+            // Its places began anew.
+            return Err(outgrown());
+        }
+        part.strew();
+        self.strew();
+        if self.is_empty() {
+            *self = part;
+            return Ok(());
+        }
+        for (mine, its) in self.partitions.iter_mut().zip(part.partitions) {
+            mine.late.extend(its.late);
+        }
+        self.segments.extend(part.segments);
+        self.slots += part.slots;
+        self.end = part.end;
+        Ok(())
+    }
+
     /// Where a key's records may be, newest first, and no more than [`CANDIDATES_MAX`] of them: behind `after`, and
     /// before `before`.
     pub(crate) fn find(
@@ -189,9 +220,7 @@ impl Journaled {
         let begin = self.begin_of(segment).unwrap_or(self.end);
         let place = begin.saturating_add(units);
         if place >= PLACE_MASK {
-            let context =
-                "the backlog that is in the journal alone has outgrown its index, which has room for 8 TiB";
-            return Err(Error::new(ErrorKind::Unsupported, context));
+            return Err(outgrown());
         }
         if self.begin_of(segment).is_none() {
             self.segments.push_back((begin, segment));
@@ -292,6 +321,11 @@ impl Partition {
     fn slots_mut(&mut self) -> impl Iterator<Item = &mut u64> {
         self.sorted.iter_mut().chain(self.late.iter_mut().flatten())
     }
+}
+
+fn outgrown() -> Error {
+    let context = "the backlog that is in the journal alone has outgrown its index, which has room for 8 TiB";
+    Error::new(ErrorKind::Unsupported, context)
 }
 
 fn partition_of(hash: u64) -> usize {
@@ -449,5 +483,58 @@ mod tests {
         let partitions = index.partitions.capacity() * size_of::<Partition>();
         let taken = of_pieces.sum::<usize>() + partitions;
         assert!(taken as u64 <= 16 * COUNT + 60_000, "{taken} bytes");
+    }
+
+    /// An opening has several parts, each of some segments. They begin at places of their own; beside that the whole is
+    /// as if one had taken everything.
+    #[test]
+    fn parts_appended_are_as_if_one_had_taken_everything() {
+        const FRAMES: u64 = 3_000;
+        let end = FRAME_ALIGN_BYTES * 100 + 4096;
+        // Few records a segment in some partitions, so that what was not sorted is looked at, too.
+        let location =
+            |at: u64| Location { segment: 7 + at / 100, offset: 4096 + at % 100 * FRAME_ALIGN_BYTES };
+        for parts in [vec![0..0, 0..FRAMES], vec![0..100, 100..900, 900..900, 900..2_000, 2_000..FRAMES]] {
+            let mut whole = Journaled::default();
+            let mut one = Journaled { hasher: whole.hasher.clone(), ..Journaled::default() };
+            for range in parts {
+                let mut part = whole.part(range.start / 100 * end);
+                for at in range {
+                    [&mut part, &mut one].into_iter().for_each(|index| take(index, location(at), at % KEYS));
+                }
+                whole.append(part).unwrap();
+            }
+            assert_eq!(whole.slots, one.slots);
+            // Twice, since looking sorts; and then with more behind it, and less before it.
+            for round in 0..4 {
+                for number in 0..KEYS {
+                    for (after, before) in [(None, None), (Some(location(150)), Some(location(2_050)))] {
+                        let found = |index: &mut Journaled| index.find(&key(number), after, before);
+                        assert_eq!(found(&mut whole), found(&mut one), "key {number} in round {round}");
+                    }
+                }
+                for index in [&mut whole, &mut one] {
+                    if round == 1 {
+                        (FRAMES..FRAMES + 500).for_each(|at| take(index, location(at), at % KEYS));
+                        index.pass(location(1_234), 1_234);
+                    }
+                }
+            }
+            for index in [&mut whole, &mut one] {
+                index.pass(location(FRAMES + 500), 2_266);
+                assert!(index.is_empty(), "nothing is kept");
+            }
+        }
+    }
+
+    /// More than a place can say lies before a part, so its places began anew.
+    #[test]
+    fn a_part_that_outgrows_the_index_is_an_error() {
+        let mut index = Journaled::default();
+        take(&mut index, Location { segment: 1, offset: 8 }, 1);
+        let mut part = index.part(PLACE_MASK * FRAME_ALIGN_BYTES);
+        take(&mut part, Location { segment: 2, offset: 8 }, 2);
+        assert_eq!(index.append(part).unwrap_err().kind(), ErrorKind::Unsupported);
+        assert_eq!(index.find(&key(1), None, None), [Location { segment: 1, offset: 8 }]);
     }
 }
