@@ -9,6 +9,9 @@
 //! and what was appended is sorted when somebody looks: so to take a record in costs the same whatever is here, and
 //! nothing as large as all of it is ever copied. What has ended is told by its place alone, and swept a partition at a
 //! time.
+//!
+//! At an opening there are several of these, each with the records of some segments. They have one way to hash and one
+//! numbering of places, so that to append one to another is to hand over its pieces.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -34,12 +37,20 @@ const HASH_MASK: u64 = if cfg!(any(test, feature = "simulation")) { 0xF << 58 } 
 const UNSORTED_MAX: usize = 64;
 /// How many places are told at a time.
 const CANDIDATES_MAX: usize = 4;
+/// How many slots a piece has at the least and at the most.
+const PIECE_SLOTS_MIN: usize = 4;
+const PIECE_SLOTS_MAX: usize = 64;
+/// So many records are strewn at a time.
+const UNSTREWN_MAX: usize = 256;
 
 /// The index.
 #[derive(Default)]
 pub(crate) struct Journaled {
     /// None while there is nothing.
     partitions: Vec<Partition>,
+    /// The last records, by hash and place, that are in no partition yet: each one's place to append to is far from the
+    /// others', and waiting for it costs less if several are waited for together.
+    unstrewn: Vec<(u64, u64)>,
     hasher: HashBuilder,
     /// The segments that have frames here, each with the place at which it begins. Places are offsets in units of the
     /// frames' alignment, and go on from segment to segment.
@@ -59,9 +70,11 @@ pub(crate) struct Journaled {
 /// Slots: in the upper bits a piece of the key's hash, in the lower ones the place.
 #[derive(Default)]
 struct Partition {
-    slots: Vec<u64>,
-    /// So many of them are in order. The others are later in the journal.
-    sorted: usize,
+    /// In order.
+    sorted: Vec<u64>,
+    /// Later in the journal than those, as they came: in pieces, so that nothing is copied when there are more, and
+    /// little is set aside.
+    late: Vec<Vec<u64>>,
 }
 
 impl Journaled {
@@ -88,11 +101,48 @@ impl Journaled {
         if !record.is_update() {
             return;
         }
-        let hash = self.hash(record.key);
-        if let Some(partition) = self.partitions.get_mut(partition_of(hash)) {
-            partition.slots.push(slot_of(hash, place));
-            self.slots += 1;
+        if self.unstrewn.len() >= UNSTREWN_MAX {
+            self.strew();
         }
+        self.unstrewn.push((self.hash(record.key), place));
+        self.slots += 1;
+    }
+
+    /// Brings every record to its partition.
+    fn strew(&mut self) {
+        for (hash, place) in self.unstrewn.drain(..) {
+            if let Some(partition) = self.partitions.get_mut(partition_of(hash)) {
+                partition.push(slot_of(hash, place));
+            }
+        }
+    }
+
+    /// Nothing, to be appended to this when it has taken what lies behind so many bytes of the journal.
+    pub(crate) fn part(&self, bytes_before: u64) -> Journaled {
+        let end = bytes_before.div_ceil(FRAME_ALIGN_BYTES);
+        Journaled { hasher: self.hasher.clone(), end, ..Journaled::default() }
+    }
+
+    /// Takes in a part, of which nothing has ended. It is as if each of its records had been taken.
+    pub(crate) fn append(&mut self, mut part: Journaled) -> Result<()> {
+        let Some((begin, _)) = part.segments.front() else { return Ok(()) };
+        if *begin < self.end {
+            // Its places began anew.
+            return Err(outgrown());
+        }
+        part.strew();
+        self.strew();
+        if self.is_empty() {
+            *self = part;
+            return Ok(());
+        }
+        for (mine, its) in self.partitions.iter_mut().zip(part.partitions) {
+            mine.late.extend(its.late);
+        }
+        self.segments.extend(part.segments);
+        self.slots += part.slots;
+        self.end = part.end;
+        Ok(())
     }
 
     /// Where a key's records may be, newest first, and no more than [`CANDIDATES_MAX`] of them: behind `after`, and
@@ -106,6 +156,7 @@ impl Journaled {
         if self.is_empty() {
             return Vec::new();
         }
+        self.strew();
         let hash = self.hash(key);
         let from = after.map_or(0, |after| self.place_at(after.behind(FRAME_ALIGN_BYTES))).max(self.low);
         let to = before.map_or(self.end, |before| self.place_at(before));
@@ -134,6 +185,7 @@ impl Journaled {
         while self.segments.get(1).is_some_and(|(begin, _)| *begin <= self.low) {
             self.segments.pop_front();
         }
+        self.strew();
         self.unswept += records as usize;
         let share = (self.slots / PARTITIONS).max(1);
         for _ in 0..PARTITIONS.min(self.unswept / share) {
@@ -168,9 +220,7 @@ impl Journaled {
         let begin = self.begin_of(segment).unwrap_or(self.end);
         let place = begin.saturating_add(units);
         if place >= PLACE_MASK {
-            let context =
-                "the backlog that is in the journal alone has outgrown its index, which has room for 8 TiB";
-            return Err(Error::new(ErrorKind::Unsupported, context));
+            return Err(outgrown());
         }
         if self.begin_of(segment).is_none() {
             self.segments.push_back((begin, segment));
@@ -181,9 +231,10 @@ impl Journaled {
     /// Moves all places down by what has ended.
     fn begin_anew(&mut self) {
         let by = self.segments.front().map_or(self.end, |(begin, _)| *begin);
+        self.strew();
         for partition in &mut self.partitions {
             self.slots -= partition.sweep(self.low);
-            partition.slots.iter_mut().for_each(|slot| *slot -= by);
+            partition.slots_mut().for_each(|slot| *slot -= by);
         }
         self.segments.iter_mut().for_each(|(begin, _)| *begin -= by);
         self.low = self.low.saturating_sub(by);
@@ -216,16 +267,30 @@ impl Journaled {
 }
 
 impl Partition {
+    #[inline]
+    fn push(&mut self, slot: u64) {
+        match self.late.last_mut() {
+            Some(piece) if piece.len() < piece.capacity() => piece.push(slot),
+            last => {
+                let slots = last.map_or(0, |piece| piece.len() * 2).clamp(PIECE_SLOTS_MIN, PIECE_SLOTS_MAX);
+                let mut piece = Vec::with_capacity(slots);
+                piece.push(slot);
+                self.late.push(piece);
+            }
+        }
+    }
+
     /// The places of the newest slots in a range.
     fn find(&mut self, range: &Range<u64>) -> Vec<u64> {
-        if self.slots.len() - self.sorted > UNSORTED_MAX + self.sorted / 8 {
-            self.sort();
+        let late: usize = self.late.iter().map(Vec::len).sum();
+        if late > UNSORTED_MAX + self.sorted.len() / 8 {
+            self.sort(late);
         }
-        let (sorted, late) = self.slots.split_at_checked(self.sorted).unwrap_or_default();
-        let from = sorted.partition_point(|slot| *slot < range.start);
-        let to = sorted.partition_point(|slot| *slot < range.end);
-        let sorted = sorted.get(from..to).unwrap_or_default();
-        let late = late.iter().rev().filter(|slot| range.contains(*slot));
+        let from = self.sorted.partition_point(|slot| *slot < range.start);
+        let to = self.sorted.partition_point(|slot| *slot < range.end);
+        let sorted = self.sorted.get(from..to).unwrap_or_default();
+        let late = self.late.iter().rev().flat_map(|piece| piece.iter().rev());
+        let late = late.filter(|slot| range.contains(*slot));
         let newest_first = late.chain(sorted.iter().rev()).map(|slot| slot & PLACE_MASK);
         let mut places: Vec<u64> = newest_first.take(CANDIDATES_MAX).collect();
         // A frame may have several records of a key.
@@ -234,28 +299,33 @@ impl Partition {
     }
 
     #[allow(clippy::stable_sort_primitive, reason = "it finds what is in order already, and merges the rest")]
-    fn sort(&mut self) {
-        self.slots.sort();
-        self.sorted = self.slots.len();
+    fn sort(&mut self, late: usize) {
+        self.sorted.reserve_exact(late);
+        mem::take(&mut self.late).into_iter().for_each(|piece| self.sorted.extend(piece));
+        self.sorted.sort();
     }
 
     /// Lets go of what has ended; returns how much that was.
     fn sweep(&mut self, low: u64) -> usize {
-        let (before, sorted) = (self.slots.len(), self.sorted);
-        let mut at = 0;
-        let mut kept_sorted = 0;
-        self.slots.retain(|slot| {
-            let keep = slot & PLACE_MASK >= low;
-            kept_sorted += usize::from(keep && at < sorted);
-            at += 1;
-            keep
-        });
-        self.sorted = kept_sorted;
-        if self.slots.capacity() / 4 > self.slots.len() {
-            self.slots.shrink_to(self.slots.len() * 2);
+        let before = self.slots_mut().count();
+        for slots in self.late.iter_mut().chain([&mut self.sorted]) {
+            slots.retain(|slot| slot & PLACE_MASK >= low);
         }
-        before - self.slots.len()
+        self.late.retain(|piece| !piece.is_empty());
+        if self.sorted.capacity() / 4 > self.sorted.len() {
+            self.sorted.shrink_to(self.sorted.len() * 2);
+        }
+        before - self.slots_mut().count()
     }
+
+    fn slots_mut(&mut self) -> impl Iterator<Item = &mut u64> {
+        self.sorted.iter_mut().chain(self.late.iter_mut().flatten())
+    }
+}
+
+fn outgrown() -> Error {
+    let context = "the backlog that is in the journal alone has outgrown its index, which has room for 8 TiB";
+    Error::new(ErrorKind::Unsupported, context)
 }
 
 fn partition_of(hash: u64) -> usize {
@@ -406,10 +476,65 @@ mod tests {
             // As keys that do not share pieces are strewn.
             let hash = (number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             let partition = index.partitions.get_mut(partition_of(hash)).unwrap();
-            partition.slots.push(slot_of(hash, place));
+            partition.push(slot_of(hash, place));
         }
-        let slots = index.partitions.iter().map(|partition| partition.slots.capacity() * size_of::<u64>());
-        let taken = slots.sum::<usize>() + index.partitions.capacity() * size_of::<Partition>();
-        assert!(taken as u64 <= 16 * COUNT + 40_000, "{taken} bytes");
+        let pieces = index.partitions.iter().flat_map(|partition| &partition.late);
+        let of_pieces = pieces.map(|piece| size_of::<Vec<u64>>() + piece.capacity() * size_of::<u64>());
+        let partitions = index.partitions.capacity() * size_of::<Partition>();
+        let taken = of_pieces.sum::<usize>() + partitions;
+        assert!(taken as u64 <= 16 * COUNT + 60_000, "{taken} bytes");
+    }
+
+    /// An opening has several parts, each of some segments. They begin at places of their own; beside that the whole is
+    /// as if one had taken everything.
+    #[test]
+    fn parts_appended_are_as_if_one_had_taken_everything() {
+        const FRAMES: u64 = 3_000;
+        let end = FRAME_ALIGN_BYTES * 100 + 4096;
+        // Few records a segment in some partitions, so that what was not sorted is looked at, too.
+        let location =
+            |at: u64| Location { segment: 7 + at / 100, offset: 4096 + at % 100 * FRAME_ALIGN_BYTES };
+        for parts in [vec![0..0, 0..FRAMES], vec![0..100, 100..900, 900..900, 900..2_000, 2_000..FRAMES]] {
+            let mut whole = Journaled::default();
+            let mut one = Journaled { hasher: whole.hasher.clone(), ..Journaled::default() };
+            for range in parts {
+                let mut part = whole.part(range.start / 100 * end);
+                for at in range {
+                    [&mut part, &mut one].into_iter().for_each(|index| take(index, location(at), at % KEYS));
+                }
+                whole.append(part).unwrap();
+            }
+            assert_eq!(whole.slots, one.slots);
+            // Twice, since looking sorts; and then with more behind it, and less before it.
+            for round in 0..4 {
+                for number in 0..KEYS {
+                    for (after, before) in [(None, None), (Some(location(150)), Some(location(2_050)))] {
+                        let found = |index: &mut Journaled| index.find(&key(number), after, before);
+                        assert_eq!(found(&mut whole), found(&mut one), "key {number} in round {round}");
+                    }
+                }
+                for index in [&mut whole, &mut one] {
+                    if round == 1 {
+                        (FRAMES..FRAMES + 500).for_each(|at| take(index, location(at), at % KEYS));
+                        index.pass(location(1_234), 1_234);
+                    }
+                }
+            }
+            for index in [&mut whole, &mut one] {
+                index.pass(location(FRAMES + 500), 2_266);
+                assert!(index.is_empty(), "nothing is kept");
+            }
+        }
+    }
+
+    /// More than a place can say lies before a part, so its places began anew.
+    #[test]
+    fn a_part_that_outgrows_the_index_is_an_error() {
+        let mut index = Journaled::default();
+        take(&mut index, Location { segment: 1, offset: 8 }, 1);
+        let mut part = index.part(PLACE_MASK * FRAME_ALIGN_BYTES);
+        take(&mut part, Location { segment: 2, offset: 8 }, 2);
+        assert_eq!(index.append(part).unwrap_err().kind(), ErrorKind::Unsupported);
+        assert_eq!(index.find(&key(1), None, None), [Location { segment: 1, offset: 8 }]);
     }
 }

@@ -39,4 +39,5 @@ pub(crate) mod recovery;
 pub mod tasks;
 pub mod throttle;
 pub(crate) mod turns;
+pub(crate) mod unapplied;
 pub mod views;

@@ -22,9 +22,10 @@ use crate::engine::journaled::Journaled;
 use crate::engine::packed::{PACKED_BYTES_MAX, Packed};
 use crate::engine::queued::QueuedFrame;
 use crate::engine::record::RecordRef;
+use crate::engine::unapplied::Unapplied;
 use crate::error::{Error, Result};
 use crate::ids::{Key, Seq};
-use crate::journal::frame::{Location, SoundFrame, slices_of};
+use crate::journal::frame::{Location, slices_of};
 use crate::metrics::QueueStats;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
@@ -125,6 +126,12 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
+    /// What was found at the opening: its values stay in the journal.
+    pub(crate) fn recovered(found: Unapplied) -> Pending {
+        let spilled = found.begins.map(|_| (found.applied, found.last));
+        Pending { journaled: found.journaled, backlog: found.size, spilled, ..Pending::default() }
+    }
+
     /// How many records were left to the journal since the last call, and whether a frame could not be taken in.
     pub(crate) fn outcome(&mut self) -> (u64, Option<Error>) {
         (std::mem::take(&mut self.spilled_records), self.failure.take())
@@ -136,20 +143,6 @@ impl Pending {
         if self.backlog.records > 0 {
             self.times.note(Seq::ZERO, now);
         }
-    }
-
-    /// Takes a frame that is found at the opening, and comes after `after`: its values stay in the journal.
-    pub(crate) fn recover(&mut self, frame: &SoundFrame<'_>, after: Seq) -> Result<()> {
-        self.spill(frame.header.last(), after);
-        self.backlog.records += u64::from(frame.header.count);
-        self.backlog.bytes += frame.header.bytes_on_disk();
-        let place = self.journaled.place(frame.location)?;
-        frame.each_record(|bytes| {
-            let record = RecordRef::parse(bytes)?;
-            Key::check(record.key)?;
-            self.journaled.take(&record, place);
-            Ok(())
-        })
     }
 
     /// Says that the store has a recovered frame after all.

@@ -29,6 +29,7 @@ use crate::engine::queued::QueuedFrame;
 use crate::engine::reads::Reads;
 use crate::engine::tasks::Tasks;
 use crate::engine::turns::Turns;
+use crate::engine::unapplied::Unapplied;
 use crate::engine::views::Views;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, JournalId, Seq};
@@ -317,17 +318,11 @@ fn open_journal(
     options: &JournalOptions,
     applied: Seq,
 ) -> Result<(Opened, Backlog)> {
-    let mut backlog = Backlog { applied, ..Backlog::default() };
-    let mut after = applied;
-    let opened = Log::open_heard(disk, dir, options, &mut |frame| {
-        if frame.header.last() > applied {
-            backlog.begins.get_or_insert(frame.location);
-            backlog.pending.recover(frame, after)?;
-            after = frame.header.last();
-        }
-        Ok(())
-    })?;
-    Ok((opened, backlog))
+    let nothing = Unapplied::after(applied);
+    let (opened, parts) = Log::open_heard(disk, dir, options, |before| nothing.part(before))?;
+    let found = parts.into_iter().try_fold(nothing, Unapplied::with)?;
+    let begins = found.begins;
+    Ok((opened, Backlog { pending: Pending::recovered(found), begins, applied }))
 }
 
 impl Backlog {

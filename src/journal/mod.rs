@@ -65,6 +65,10 @@
 //! changed on the disk, so recovering again, after a crash at any point, comes to the same end; and a full disk does
 //! not keep a backlog from being opened and drained. A last segment without frames is replaced by its successor, which
 //! takes its number and its predecessor, in one atomic rename.
+//!
+//! A segment's header and its successor's say how it begins and how it ends. So segments of a large journal are checked
+//! beside each other, with up to eight threads; whichever of them finds damage first, the first in the journal's order
+//! is told, and nothing on the disk changes before all of them have found their segments sound.
 
 pub mod committer;
 pub mod frame;
@@ -79,6 +83,7 @@ pub mod recovery;
 pub mod salvage;
 mod scan;
 mod segment;
+pub(crate) mod shares;
 pub mod sink;
 pub mod survey;
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! Guarantees that what is served was durable before it was read, that nothing on the disk changes before everything
 //! has been found sound, that damage is told with file, offset and what is at stake, and that recovering again
-//! comes to the same end. It streams through the segments once and keeps no record in memory.
+//! comes to the same end. It streams through the segments once, several of them at a time, and keeps no record in
+//! memory.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,8 +16,9 @@ use crate::ids::{JournalId, Seq};
 use crate::journal::log::Log;
 use crate::journal::options::JournalOptions;
 use crate::journal::pool::Pool;
-use crate::journal::scan::{Hear, LOCK_NAME, Listing, Scan};
+use crate::journal::scan::{LOCK_NAME, Listing};
 use crate::journal::segment::{Seal, Segment, SegmentHeader, cannot, damage, segment_name};
+use crate::journal::shares::{self, Hearer, Share};
 use crate::journal::writer::Writer;
 use crate::safeguard::Safeguard;
 use crate::seam::random;
@@ -43,24 +45,27 @@ pub struct Opened {
 
 impl Log {
     /// Opens the journal in `dir`, or creates one if the directory holds no segment. Blocking; reads the whole
-    /// backlog once to verify it.
+    /// backlog once to verify it, a large one with up to eight threads, as many as there are processors.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`]; [`ErrorKind::Locked`] if somebody has it open; [`ErrorKind::UnknownFormat`]
     /// and [`ErrorKind::Damaged`], and then nothing was changed on the disk; [`ErrorKind::DiskFull`] or
-    /// [`ErrorKind::Io`] from the file system.
+    /// [`ErrorKind::Io`] from the file system, or where no thread can be started; [`ErrorKind::Poisoned`] if the check
+    /// panicked, and then nothing was changed either.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: &JournalOptions) -> Result<Opened> {
-        Log::open_heard(disk, dir, options, &mut |_| Ok(()))
+        Ok(Log::open_heard(disk, dir, options, |_| ())?.0)
     }
 
-    /// As [`Log::open`], and `hear` is told of each frame with records while it is checked. Nothing of what it hears
-    /// may be served before this has returned `Ok`: what comes behind may be damaged.
-    pub(crate) fn open_heard(
+    /// As [`Log::open`], and somebody hears of each frame with records while it is checked. A large journal is checked
+    /// in shares beside each other: `hearer` makes somebody for each, and is told how many bytes of segments come
+    /// before it. They are returned in the journal's order. Nothing of what they have heard may be served before this
+    /// has returned `Ok`: what comes behind, or before, may be damaged.
+    pub(crate) fn open_heard<H: Hearer>(
         disk: Arc<dyn Disk>,
         dir: &Path,
         options: &JournalOptions,
-        hear: &mut Hear<'_>,
-    ) -> Result<Opened> {
+        hearer: impl Fn(u64) -> H,
+    ) -> Result<(Opened, Vec<H>)> {
         options.validate()?;
         disk.create_dir_all(dir).map_err(|error| cannot("create", dir, error))?;
         let lock = disk.lock(&dir.join(LOCK_NAME)).map_err(|error| match error.kind() {
@@ -75,7 +80,8 @@ impl Log {
         disk.sync_dir(dir).map_err(|error| cannot("sync", dir, error))?;
         let listing = Listing::read(&*disk, dir)?;
         let headers = read_headers(&*disk, dir, &listing.segments)?;
-        let recovered = scan_all(&*disk, dir, &headers, hear)?;
+        let shares = shares::check(&*disk, dir, &headers, hearer)?;
+        let (recovered, hearers) = join(&headers, shares)?;
 
         // Everything is sound: from here on the disk may change.
         for name in &listing.unfinished {
@@ -91,12 +97,14 @@ impl Log {
             let log = Arc::new(Log::new(disk, dir.to_owned(), options.clone(), pool, id, segments, lock)?);
             let writer = Writer::created(Arc::clone(&log), segment, made.1);
             let (first_prev, last) = (Seq::ZERO, Seq::ZERO);
-            return Ok(Opened { log, writer, id, created: true, first_prev, last, torn_bytes: 0 });
+            let opened = Opened { log, writer, id, created: true, first_prev, last, torn_bytes: 0 };
+            return Ok((opened, hearers));
         };
         let Recovered { id, segments, before_tail, tail, first_prev, torn_bytes } = recovered;
         let log = Arc::new(Log::new(disk, dir.to_owned(), options.clone(), pool, id, segments, lock)?);
         let writer = Writer::recovered(Arc::clone(&log), tail, before_tail);
-        Ok(Opened { log, writer, id, created: false, first_prev, last: tail.last, torn_bytes })
+        let opened = Opened { log, writer, id, created: false, first_prev, last: tail.last, torn_bytes };
+        Ok((opened, hearers))
     }
 }
 
@@ -144,37 +152,26 @@ struct Recovered {
     torn_bytes: u64,
 }
 
-/// Verifies every frame of every segment.
-fn scan_all(
-    disk: &dyn Disk,
-    dir: &Path,
-    headers: &[SegmentHeader],
-    hear: &mut Hear<'_>,
-) -> Result<Option<Recovered>> {
-    let (Some(first), Some(last)) = (headers.first(), headers.last()) else {
-        return Ok(None);
-    };
-    let mut segments = BTreeMap::new();
-    let mut tail = Seal::default();
-    let mut torn_bytes = 0;
-    for (at, header) in headers.iter().enumerate() {
-        let path = dir.join(segment_name(header.number));
-        let file = disk.open(&path).map_err(|error| cannot("open", &path, error))?;
-        let mut scan = Scan::over(file, path, header)?;
-        match headers.get(at + 1) {
-            Some(successor) => scan.sealed(&successor.predecessor, hear)?,
-            None => {
-                torn_bytes = scan.last_segment(hear)?;
-                if Safeguard::TailWrittenAgain.holds() {
-                    scan.write_tail_again()?;
-                }
-            }
-        }
-        tail = scan.found;
-        segments.insert(header.number, Arc::new(Segment::new(*header, scan.path, tail.end, tail.last)));
+/// What sound shares are together; here the end of the last segment is written again.
+fn join<H>(headers: &[SegmentHeader], shares: Vec<Share<H>>) -> Result<(Option<Recovered>, Vec<H>)> {
+    let (mut sealed, mut last, mut hearers) = (Vec::new(), None, Vec::new());
+    for share in shares {
+        sealed.extend(share.sealed);
+        last = share.last;
+        hearers.push(share.hearer);
     }
-    let (id, before_tail, first_prev) = (last.journal, last.predecessor, first.predecessor.last);
-    Ok(Some(Recovered { id, segments, before_tail, tail, first_prev, torn_bytes }))
+    let (Some(first), Some(header), Some((mut scan, torn_bytes))) = (headers.first(), headers.last(), last)
+    else {
+        return Ok((None, hearers));
+    };
+    if Safeguard::TailWrittenAgain.holds() {
+        scan.write_tail_again()?;
+    }
+    let tail = scan.found;
+    sealed.push(Segment::new(*header, scan.path, tail.end, tail.last));
+    let segments = sealed.into_iter().map(|segment| (segment.header.number, Arc::new(segment))).collect();
+    let (id, before_tail, first_prev) = (header.journal, header.predecessor, first.predecessor.last);
+    Ok((Some(Recovered { id, segments, before_tail, tail, first_prev, torn_bytes }), hearers))
 }
 
 fn draw_id() -> Result<JournalId> {

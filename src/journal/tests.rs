@@ -17,6 +17,7 @@ use crate::journal::writer::{GroupFrame, Writer};
 
 mod crash;
 mod damage;
+mod shares;
 mod survey;
 mod usage;
 
