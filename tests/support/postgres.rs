@@ -111,6 +111,8 @@ impl Postgres {
             format!("port={}", self.port),
             format!("unix_socket_directories={}", directory.display()),
             "fsync=on".to_owned(),
+            // In its directory, which goes with the server: what it has elsewhere outlives a kill.
+            "dynamic_shared_memory_type=mmap".to_owned(),
             "shared_buffers=16MB".to_owned(),
             "max_connections=60".to_owned(),
             "max_prepared_transactions=4".to_owned(),
