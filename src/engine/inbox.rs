@@ -6,7 +6,6 @@
 //! writers are answered before that work is done.
 
 use std::collections::VecDeque;
-use std::mem;
 use std::sync::PoisonError;
 
 use crate::engine::commit::{Effects, Ticket};
@@ -56,13 +55,11 @@ impl PendingView {
 
     /// Reveals frames: every read that begins from now on sees them. The iterator runs under a lock.
     pub(crate) fn reveal(&self, frames: impl ExactSizeIterator<Item = Revealed>) {
-        let mut begins = true;
         let mut inbox = lock(&self.inbox);
         self.unseen.fetch_add(frames.len(), Ordering::SeqCst);
         inbox.reserve(frames.len());
-        for frame in frames {
-            let at =
-                mem::take(&mut begins).then(|| frame.effects.since().unwrap_or_else(|| self.ticker.now()));
+        for (place, frame) in frames.enumerate() {
+            let at = (place == 0).then(|| frame.effects.since().unwrap_or_else(|| self.ticker.now()));
             inbox.push_back((at, frame));
         }
     }

@@ -147,7 +147,6 @@ fn open_all(class: Class, entries: &[Entry], directory: &Path) -> Result<Vec<Ope
         let subject = (entry.open)(&own, class).with_context(|| format!("opening {}", entry.name))?;
         opened.push(Opened { entry: *entry, subject, directory: own });
     }
-    sync_file_system(directory)?;
     Ok(opened)
 }
 
