@@ -11,8 +11,10 @@
 //! are async writers, each of which waits for its acknowledgement before it writes again, on a tokio runtime
 //! with as many threads as there are writers, and not more than there are cores (a single writer has the thread
 //! that waits for it). `through-blocking` is the layer of `through`, written to by threads through the blocking face,
-//! as `sled` is. `behind-undrained` is a layer whose store takes nothing while it is measured: what the drain
-//! adds to an acknowledgement is what `behind-sync` takes more than it.
+//! as `sled` is. The drain of `behind-sync` gives way to its writers for a second, so a measurement that is shorter
+//! does not have it; `behind-drained` is a layer whose drain gives way to nobody (`drain_delay_max` is zero), and
+//! `behind-undrained` one whose store takes nothing while it is measured: what a drain adds to an acknowledgement is
+//! what the former takes more than the latter.
 //!
 //! All of it happens in one run on one file system, interleaved round by round and each round in another order, because
 //! a disk's mood changes from minute to minute; a figure is the median over the rounds, and the spread is the lowest
@@ -53,7 +55,7 @@ use comfy_table::{CellAlignment, Table};
 use figures::{COLUMNS, Figures, Summary, Taken};
 use forebay::store::contract::Store;
 use forebay::testkit::flaky::FlakyStore;
-use forebay::{BlockingCache, Cache, Durability, Forebay, MemoryStore, SledStore, WritePolicy};
+use forebay::{BlockingCache, Builder, Cache, Durability, Forebay, MemoryStore, SledStore, WritePolicy};
 use raw_file::RawFile;
 use serde::Serialize;
 use serde_json::json;
@@ -101,6 +103,7 @@ enum What {
     Through,
     ThroughBlocking,
     BehindSync,
+    BehindDrained,
     BehindUndrained,
     BehindBuffered,
 }
@@ -112,12 +115,13 @@ impl Display for What {
 }
 
 impl What {
-    const ALL: [What; 7] = [
+    const ALL: [What; 8] = [
         What::Raw,
         What::Sled,
         What::Through,
         What::ThroughBlocking,
         What::BehindSync,
+        What::BehindDrained,
         What::BehindUndrained,
         What::BehindBuffered,
     ];
@@ -129,6 +133,7 @@ impl What {
             What::Through => "through",
             What::ThroughBlocking => "through-blocking",
             What::BehindSync => "behind-sync",
+            What::BehindDrained => "behind-drained",
             What::BehindUndrained => "behind-undrained",
             What::BehindBuffered => "behind-buffered",
         }
@@ -191,6 +196,7 @@ struct Subjects {
     through: Subject,
     through_blocking: Arc<Blocking>,
     behind_sync: Subject,
+    behind_drained: Subject,
     behind_undrained: Subject,
     /// The store of the one before.
     stalled: FlakyStore<MemoryStore>,
@@ -207,7 +213,7 @@ impl Subjects {
         let buffered = Durability::Buffered { sync_interval: Duration::from_millis(100) };
         let store = |name: &str| SledStore::open(directory.join(name).join("store"));
         let open = |name: &str, durability, store: Box<dyn Store>| {
-            Subject::open(runtime, &directory.join(name), durability, store)
+            Subject::open(runtime, &directory.join(name), durability, store, |builder| builder)
         };
         let stalled = FlakyStore::new(MemoryStore::new());
         let through = open("through", None, Box::new(store("through")?))?;
@@ -217,14 +223,22 @@ impl Subjects {
             through_blocking: Arc::new(Blocking(through.cache.blocking())),
             through,
             behind_sync: open("behind-sync", Some(Durability::Sync), Box::new(store("behind-sync")?))?,
+            behind_drained: Subject::open(
+                runtime,
+                &directory.join("behind-drained"),
+                Some(Durability::Sync),
+                Box::new(store("behind-drained")?),
+                |builder| builder.drain_delay_max(Duration::ZERO),
+            )?,
             behind_undrained: open("undrained", Some(Durability::Sync), Box::new(stalled.clone()))?,
             stalled,
             behind_buffered: open("behind-buffered", Some(buffered), Box::new(store("behind-buffered")?))?,
         })
     }
 
-    fn layers(&self) -> [&Subject; 4] {
-        [&self.through, &self.behind_sync, &self.behind_undrained, &self.behind_buffered]
+    fn layers(&self) -> [&Subject; 5] {
+        let Subjects { through, behind_sync, behind_drained, behind_undrained, behind_buffered, .. } = self;
+        [through, behind_sync, behind_drained, behind_undrained, behind_buffered]
     }
 
     fn measure(
@@ -240,6 +254,7 @@ impl Subjects {
             What::Through => runtime.block_on(self.through.measure(writers, measure)),
             What::ThroughBlocking => by_threads(&self.through_blocking, writers, measure),
             What::BehindSync => runtime.block_on(self.behind_sync.measure(writers, measure)),
+            What::BehindDrained => runtime.block_on(self.behind_drained.measure(writers, measure)),
             What::BehindUndrained => {
                 self.stalled.stall();
                 let taken = runtime.block_on(self.behind_undrained.measure(writers, measure));
@@ -270,8 +285,9 @@ impl Subject {
         directory: &Path,
         behind: Option<Durability>,
         store: Box<dyn Store>,
+        configure: impl FnOnce(Builder) -> Builder,
     ) -> Result<Subject> {
-        let builder = Forebay::builder(store);
+        let builder = configure(Forebay::builder(store));
         let (builder, policy) = match behind {
             Some(durability) => {
                 (builder.journal(directory.join("journal")).durability(durability), WritePolicy::Behind)

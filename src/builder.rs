@@ -365,11 +365,16 @@ setters! {
     batch_records_max: batch_records_max: usize,
     /// How many bytes one apply takes at the most. Default: 8 MiB.
     batch_bytes_max: batch_bytes_max: u64,
-    /// How long the flusher waits for a batch to fill, as long as nobody waits for an apply. A store's sync and the
-    /// journal's share the disk, so applying every write at once would slow the writers down. While more is being
-    /// committed it waits up to ten times as long, but not beyond 100 ms because of that, unless changes are told
-    /// ([`Builder::changes`]). Default: 10 ms.
+    /// How long the flusher waits for a batch to fill, as long as nobody waits for an apply or for room. A store's sync
+    /// and the journal's share the disk, so applying every write at once would slow the writers down. Zero: what is
+    /// there is applied at once. Default: 10 ms.
     batch_linger: batch_linger: Duration,
+    /// For how long the drain stays out of the way of writers that go on committing, since it shares processors and
+    /// disk with them. It waits for a `batch_linger` in which nothing is committed, but not beyond this, nor for more
+    /// than a quarter of the queue's bounds or of `pending_memory_bytes_max`, nor while somebody waits for an apply or
+    /// for room. Where changes are told ([`Builder::changes`]), and for so long after somebody waited for an apply (a
+    /// write-through, a flush), there is no such delay. Zero: whatever fills a batch is applied at once. Default: 1 s.
+    drain_delay_max: drain_delay_max: Duration,
     /// What a record does that the store rejects. Default: halt.
     on_rejected: on_rejected: OnRejected,
     /// How many records the dead-letter list may hold before the flusher halts after all. Default: 100,000.

@@ -65,9 +65,10 @@ pub struct LayerOptions {
     pub batch_records_max: usize,
     /// How many bytes one apply takes at the most (an atomic batch is never split).
     pub batch_bytes_max: u64,
-    /// How long the flusher waits for a batch to fill, at the least; longer while more is being committed. Nobody who
-    /// waits for an apply is made to wait for this.
+    /// How long the flusher waits for a batch to fill, unless somebody waits for an apply or for room.
     pub batch_linger: Duration,
+    /// For how long the drain stays out of the way of writers that go on committing, whole batches or not.
+    pub drain_delay_max: Duration,
     /// The longest wait before the first retry of a failed apply.
     pub retry_first: Duration,
     /// The longest wait before any retry.
@@ -105,6 +106,7 @@ impl Default for LayerOptions {
             batch_records_max: 1024,
             batch_bytes_max: 8 << 20,
             batch_linger: Duration::from_millis(10),
+            drain_delay_max: Duration::from_secs(1),
             retry_first: Duration::from_millis(10),
             retry_cap: Duration::from_secs(10),
             on_rejected: OnRejected::Halt,
@@ -137,6 +139,7 @@ impl LayerOptions {
         within("dead_letter_records_max", self.dead_letter_records_max, 1, 1 << 31)?;
         let hour = Duration::from_secs(3600);
         within_time("batch_linger", self.batch_linger, Duration::ZERO, Duration::from_secs(60))?;
+        within_time("drain_delay_max", self.drain_delay_max, Duration::ZERO, hour)?;
         within_time("retry_backoff (first)", self.retry_first, Duration::from_millis(1), hour)?;
         within_time("retry_backoff (cap)", self.retry_cap, self.retry_first, hour)?;
         within_time("through_timeout", self.through_timeout, Duration::from_millis(1), 24 * hour)?;

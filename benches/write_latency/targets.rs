@@ -43,13 +43,13 @@ pub(crate) const TARGETS: [Target; 6] = [
         wanted: Wanted::AtLeast(10.0),
     },
     Target {
-        what: (What::BehindSync, 1),
+        what: (What::BehindDrained, 1),
         of: (What::BehindUndrained, 1),
         figure: Figure::P99,
         wanted: Wanted::AtMost(1.5),
     },
     Target {
-        what: (What::BehindSync, 64),
+        what: (What::BehindDrained, 64),
         of: (What::BehindUndrained, 64),
         figure: Figure::P99,
         wanted: Wanted::AtMost(1.5),

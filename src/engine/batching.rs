@@ -1,10 +1,11 @@
 //! How the flusher comes by a batch: what it takes, and how long it waits for more.
 //!
-//! Writers come first: while they are at work the flusher lingers longer. It never waits for them to end: a linger has
-//! a bound, nobody who waits for an apply or for room is made to wait for it, and where a whole batch is there is none.
+//! Writers come first: while they go on committing, the drain stays out of their way, since it shares the processors
+//! and the disk with them. It never waits for them to end: what is pending may grow so old and so much and no more, and
+//! nobody who waits for an apply or for room is made to wait for this. Then all that was there is drained.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::engine::flusher::{FRAMES_AT_ONCE, Flusher};
 use crate::engine::hand::Hand;
@@ -12,14 +13,28 @@ use crate::engine::pending::Pending;
 use crate::engine::queued::QueuedFrame;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
+use crate::options::LayerOptions;
 use crate::seam::clock;
 use crate::seam::sync::thread;
 
 /// How long the flusher waits for those whom it just answered: about a third of what an apply takes.
 const LOOK_OUT_MAX: Duration = Duration::from_micros(100);
 
-/// How much longer than asked the flusher lingers while writers are at work: so many times, and never beyond this.
-const LINGER_LONGER: (u32, Duration) = (10, Duration::from_millis(100));
+/// How far the drain has come with what was pending when it last began.
+pub(crate) struct Drain {
+    /// What is not newer than this is applied at once.
+    up_to: Seq,
+    /// Anything newer was committed later than this.
+    begun: Instant,
+    /// When a write-through was last answered.
+    through: Option<Instant>,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Drain { up_to: Seq::ZERO, begun: clock::now(), through: None }
+    }
+}
 
 impl Flusher {
     /// Waits for work (none means that refused numbers are to be passed), and for the batch to fill if the options say
@@ -27,6 +42,8 @@ impl Flusher {
     pub(crate) async fn next_batch(&mut self) -> Result<Vec<QueuedFrame>> {
         let core = Arc::clone(&self.core);
         let mut hand = Hand::default();
+        // Nothing that is pending by now is older.
+        let mut oldest = self.drain.begun;
         loop {
             let work = core.work.notified();
             self.fill(&mut hand)?;
@@ -38,25 +55,33 @@ impl Flusher {
                 return Ok(hand.frames);
             }
             work.await;
+            oldest = clock::now();
+        }
+        if self.answered.get() > 0 {
+            self.drain.through = Some(clock::now());
         }
         self.look_out(&mut hand)?;
         if core.options.batch_linger.is_zero() {
             return Ok(hand.frames);
         }
-        if !hand.full && !core.is_urgent(self.progress.applied) {
-            self.linger().await;
+        if hand.frames.first().is_some_and(|frame| frame.first > self.drain.up_to) {
+            self.linger(oldest).await;
+            let up_to = core.pending.lock().last_committed();
+            self.drain = Drain { up_to, begun: clock::now(), ..self.drain };
         }
         self.fill(&mut hand)?;
         Ok(hand.frames)
     }
 
-    /// Waits for the batch to fill, unless somebody is in a hurry. While more is being committed it waits longer: each
-    /// apply costs a few writes a turn of the disk, so fewer of them are in the way of fewer.
-    async fn linger(&self) {
+    /// Waits for the batch to fill, unless somebody is in a hurry. While more is being committed it waits longer, and
+    /// for more than a batch.
+    async fn linger(&self, oldest: Instant) {
         let (core, linger) = (&self.core, self.core.options.batch_linger);
-        let until = clock::now() + longest_linger(linger, core.options.changes);
+        let until = oldest + self.delay_max();
         let mut committed = core.pending.lock().last_committed();
         loop {
+            let gives_way = clock::now() + linger <= until;
+            core.drain_gives_way(gives_way);
             let deadline = clock::sleep(linger);
             tokio::pin!(deadline);
             loop {
@@ -70,11 +95,19 @@ impl Flusher {
                 }
             }
             let newest = core.pending.lock().last_committed();
-            if newest == committed || clock::now() + linger > until {
+            if newest == committed || !gives_way {
                 return;
             }
             committed = newest;
         }
+    }
+
+    /// How old what is pending may become while the drain gives way. Where changes are told others wait for those; and
+    /// who wrote through a moment ago may do so again, and would wait for all that is pending by then.
+    fn delay_max(&self) -> Duration {
+        let LayerOptions { drain_delay_max, changes, .. } = self.core.options;
+        let through = self.drain.through.is_some_and(|at| clock::now() < at + drain_delay_max);
+        if changes || through { Duration::ZERO } else { drain_delay_max }
     }
 
     /// Looks out, awake, for those who were just answered: they write through again at once, as a rule, and whoever is
@@ -150,31 +183,5 @@ impl Flusher {
                 return Ok(());
             }
         }
-    }
-}
-
-/// How long the flusher lingers at the most while more is being committed. No longer than asked where changes are told,
-/// since others wait for those.
-fn longest_linger(linger: Duration, tells_changes: bool) -> Duration {
-    let (times, at_most) = LINGER_LONGER;
-    match tells_changes {
-        true => linger,
-        false => linger.max(at_most.min(linger.saturating_mul(times))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_linger_grows_up_to_its_bound_unless_others_wait_for_what_is_applied() {
-        let ms = Duration::from_millis;
-        let cases = [(1, 10), (10, 100), (50, 100), (100, 100), (60_000, 60_000)];
-        for (linger, longest) in cases {
-            assert_eq!(longest_linger(ms(linger), false), ms(longest), "{linger} ms");
-            assert_eq!(longest_linger(ms(linger), true), ms(linger), "{linger} ms, and changes are told");
-        }
-        assert_eq!(longest_linger(Duration::MAX, false), Duration::MAX);
     }
 }

@@ -20,6 +20,10 @@ use crate::safeguard::Safeguard;
 use crate::seam::sync::Mutex;
 use crate::seam::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+/// The drain gives way to writers until one of so many parts of the queue's bounds is pending, and of the bound of what
+/// stays in memory.
+const GIVES_WAY_SHARE: u64 = 4;
+
 /// How far the layer has come and how it is; watched by all who wait.
 #[derive(Clone, Debug)]
 pub(crate) struct Status {
@@ -45,6 +49,8 @@ pub(crate) struct Core {
     waiting_writers: AtomicUsize,
     /// The newest sequence number whose apply somebody waits for; until then the flusher does not linger.
     hurry_to: AtomicU64,
+    /// When the flusher lingers, a whole batch is not enough.
+    drain_gives_way: AtomicBool,
     /// Wakes the flusher after a halt.
     pub(crate) resumed: Notify,
     /// Wakes readers of keys whose write-through has ended.
@@ -71,6 +77,7 @@ impl Core {
             urgent: Notify::new(),
             waiting_writers: AtomicUsize::new(0),
             hurry_to: AtomicU64::new(0),
+            drain_gives_way: AtomicBool::new(false),
             resumed: Notify::new(),
             settled: Notify::new(),
             closing: AtomicBool::new(false),
@@ -101,11 +108,16 @@ impl Core {
     }
 
     /// Whether the flusher should not linger: somebody waits for what comes after `applied`, or for room in the queue,
-    /// or a whole batch is there.
+    /// or enough is there.
     pub(crate) fn is_urgent(&self, applied: Seq) -> bool {
         self.hurry_to.load(Ordering::SeqCst) > applied.0
             || self.waiting_writers.load(Ordering::SeqCst) > 0
-            || self.fills_a_batch(self.pending.lock().backlog())
+            || self.is_enough(self.pending.lock().backlog())
+    }
+
+    /// The flusher is about to linger, and says whether it gives way to writers, so that a whole batch is not enough.
+    pub(crate) fn drain_gives_way(&self, gives_way: bool) {
+        self.drain_gives_way.store(gives_way, Ordering::SeqCst);
     }
 
     /// Tells the flusher that somebody waits until `seq` is applied.
@@ -121,9 +133,20 @@ impl Core {
         WaitingWriter(self)
     }
 
-    fn fills_a_batch(&self, backlog: Backlog) -> bool {
-        let records_max = u64::try_from(self.options.batch_records_max).unwrap_or(u64::MAX);
-        backlog.records >= records_max || backlog.bytes >= self.options.batch_bytes_max
+    /// Whether so much is pending that the flusher should not linger.
+    fn is_enough(&self, backlog: Backlog) -> bool {
+        let options = &self.options;
+        let (records, bytes) = match self.drain_gives_way.load(Ordering::SeqCst) {
+            true => {
+                let bytes = options.queue_bytes_max.min(options.pending_memory_bytes_max);
+                (options.queue_records_max / GIVES_WAY_SHARE, bytes / GIVES_WAY_SHARE)
+            }
+            false => {
+                let records = u64::try_from(options.batch_records_max).unwrap_or(u64::MAX);
+                (records, options.batch_bytes_max)
+            }
+        };
+        backlog.records >= records || backlog.bytes >= bytes
     }
 
     /// Ends all writing. The first failure stays the reason; whoever waits learns it.
@@ -245,7 +268,7 @@ impl Sink for Core {
         // Said before the flusher is woken: it may run at once, on this processor, and would begin to linger.
         match waited_for {
             Some(seq) => self.hurry(seq),
-            None if self.fills_a_batch(backlog) => self.urgent.notify_one(),
+            None if self.is_enough(backlog) => self.urgent.notify_one(),
             None => {}
         }
         self.work.notify_one();

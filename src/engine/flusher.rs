@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::applied::Applied;
+use crate::engine::batching::Drain;
 use crate::engine::commit::{Ticket, Until};
 use crate::engine::core::Core;
 use crate::engine::cursors::Cursors;
@@ -45,6 +46,7 @@ pub(crate) struct Flusher {
     pub(crate) refused: Cell<Seq>,
     /// How many writers the last batch answered.
     pub(crate) answered: Cell<usize>,
+    pub(crate) drain: Drain,
 }
 
 /// Why a batch was not applied.

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::disk::contract::Disk;
 use crate::engine::applied::Applied;
+use crate::engine::batching::Drain;
 use crate::engine::changes::ChangeSource;
 use crate::engine::core::Core;
 use crate::engine::cursors::Cursors;
@@ -248,6 +249,7 @@ fn start(
         source: Source::new(recovered),
         refused: Cell::new(Seq::ZERO),
         answered: Cell::new(0),
+        drain: Drain::default(),
     };
     let (runtime, thread) = run_flusher(flusher)?;
     let lifeline_store = Arc::clone(&store);

@@ -82,6 +82,7 @@ pub struct Setting {
     pub capacity: usize,
     pub coalesce: bool,
     pub linger: Duration,
+    pub drain_delay_max: Duration,
     pub queue_records_max: u64,
     pub backpressure: Backpressure,
     pub through_timeout: Duration,
@@ -211,6 +212,7 @@ impl Setting {
             capacity: 100,
             coalesce: true,
             linger: Duration::ZERO,
+            drain_delay_max: Duration::ZERO,
             queue_records_max: 1000,
             backpressure: Backpressure::Wait,
             through_timeout: Duration::from_secs(30),
@@ -240,6 +242,7 @@ impl Setting {
             parks: draw.one_in(3),
             // Drawn aside, so that a seed goes on as it did.
             changes: draw.clone().one_in(3),
+            drain_delay_max: Duration::from_millis(draw.clone().of(&[0, 20, 1000])),
         }
     }
 }

@@ -272,6 +272,7 @@ pub fn options(builder: Builder, setting: &Setting) -> Builder {
         .pending_memory_bytes_max(setting.pending_memory_bytes_max)
         .batch_records_max(setting.batch_records_max)
         .batch_linger(setting.linger)
+        .drain_delay_max(setting.drain_delay_max)
         .queue_records_max(setting.queue_records_max)
         .backpressure(setting.backpressure)
         .through_timeout(setting.through_timeout)

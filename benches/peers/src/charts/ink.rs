@@ -15,7 +15,7 @@ const FONT: &str = "sans-serif";
 pub(crate) fn colour(what: &str) -> RGBColor {
     match what {
         "forebay" => RGBColor(0, 82, 204),
-        "forebay-fjall" => RGBColor(93, 63, 211),
+        "forebay-drained" => RGBColor(93, 63, 211),
         "forebay-journal" => RGBColor(76, 154, 255),
         "forebay-through" => RGBColor(0, 135, 153),
         "raw" => RGBColor(0, 0, 0),

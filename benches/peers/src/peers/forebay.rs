@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use forebay::journal::queue::Journal;
-use forebay::store::contract::Store;
-use forebay::{BlockingCache, Cache, Durability, Forebay, JournalOptions, Seq, SledStore, WritePolicy};
+use forebay::{
+    BlockingCache, Builder, Cache, Durability, Forebay, JournalOptions, Seq, SledStore, WritePolicy,
+};
 
 use crate::figures::Taken;
 use crate::load::{Load, measure_tasks};
@@ -19,29 +20,30 @@ pub(crate) const BEHIND: Entry = Entry {
     classes: &[
         (
             Class::Synced,
-            "written behind, Durability::Sync, over SledStore; drained to the store all the while",
+            "written behind, Durability::Sync, over SledStore, whose drain gives way to writers for a second",
         ),
         (
             Class::Unsynced,
-            "written behind, Durability::Buffered synced every 100 ms, over SledStore; drained as well",
+            "written behind, Durability::Buffered synced every 100 ms, over SledStore, likewise",
         ),
     ],
     faces: &[Face::Threads, Face::Tasks],
-    open: |directory, class| Ok(Box::new(Layer::open(sled(directory)?, directory, Some(durability(class)))?)),
+    open: |directory, class| {
+        Ok(Box::new(Layer::open(Forebay::builder(sled(directory)?), directory, Some(durability(class)))?))
+    },
 };
 
-/// What the store is to what its drain leaves of the processors.
-#[cfg(feature = "fjall")]
-pub(crate) const OVER_FJALL: Entry = Entry {
-    name: "forebay-fjall",
+/// What the drain takes from the writers, whose puts are the same.
+pub(crate) const DRAINED: Entry = Entry {
+    name: "forebay-drained",
     classes: &[
-        (Class::Synced, "as forebay, over FjallStore"),
-        (Class::Unsynced, "as forebay, over FjallStore"),
+        (Class::Synced, "as forebay, with a drain that gives way to nobody: drain_delay_max is zero"),
+        (Class::Unsynced, "as forebay, with a drain that gives way to nobody: drain_delay_max is zero"),
     ],
     faces: &[Face::Threads, Face::Tasks],
     open: |directory, class| {
-        let store = forebay::FjallStore::open(directory.join("store"))?;
-        Ok(Box::new(Layer::open(store, directory, Some(durability(class)))?))
+        let builder = Forebay::builder(sled(directory)?).drain_delay_max(Duration::ZERO);
+        Ok(Box::new(Layer::open(builder, directory, Some(durability(class)))?))
     },
 };
 
@@ -49,7 +51,7 @@ pub(crate) const THROUGH: Entry = Entry {
     name: "forebay-through",
     classes: &[(Class::Synced, "written through to SledStore, without a journal")],
     faces: &[Face::Threads, Face::Tasks],
-    open: |directory, _| Ok(Box::new(Layer::open(sled(directory)?, directory, None)?)),
+    open: |directory, _| Ok(Box::new(Layer::open(Forebay::builder(sled(directory)?), directory, None)?)),
 };
 
 pub(crate) const JOURNAL: Entry = Entry {
@@ -87,8 +89,7 @@ struct Layer {
 
 impl Layer {
     /// Without a durability: without a journal, and the writes go through.
-    fn open(store: impl Store, directory: &Path, behind: Option<Durability>) -> Result<Layer> {
-        let builder = Forebay::builder(store);
+    fn open(builder: Builder, directory: &Path, behind: Option<Durability>) -> Result<Layer> {
         let (builder, policy) = match behind {
             Some(durability) => {
                 (builder.journal(directory.join("journal")).durability(durability), WritePolicy::Behind)

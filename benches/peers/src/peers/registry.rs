@@ -8,8 +8,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
     peers::raw::RAW,
     peers::raw::RAW_GROUP,
     peers::forebay::BEHIND,
-    #[cfg(feature = "fjall")]
-    peers::forebay::OVER_FJALL,
+    peers::forebay::DRAINED,
     peers::forebay::JOURNAL,
     peers::forebay::THROUGH,
     #[cfg(feature = "sled")]
