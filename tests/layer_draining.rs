@@ -135,9 +135,17 @@ fn the_drain_gives_way_no_longer_than_it_may() {
         let seen = writes_go_on(|builder| builder.queue_records_max(80));
         assert!(first(&seen) > LINGER + SEEN && first(&seen) <= 20 * PAUSE + SEEN, "{seen:?}");
     });
-    in_each_order("what stays in memory", || {
-        let seen = writes_go_on(|builder| builder.pending_memory_bytes_max(0));
-        assert!(first(&seen) <= SEEN, "{seen:?}");
+    in_each_order("a quarter of what may stay in memory", || {
+        let seen = writes_go_on(|builder| builder.pending_memory_bytes_max(4 * 1500).batch_bytes_max(100));
+        assert!(first(&seen) > LINGER + SEEN && first(&seen) < DELAY - 2 * LINGER, "{seen:?}");
+    });
+    in_each_order("nothing stays in memory, and a batch may be pending", || {
+        let seen = writes_go_on(|builder| builder.pending_memory_bytes_max(0).batch_bytes_max(1500));
+        assert!(first(&seen) > LINGER + SEEN && first(&seen) < DELAY - 2 * LINGER, "{seen:?}");
+    });
+    in_each_order("a queue of one record", || {
+        let seen = writes_go_on(|builder| builder.queue_records_max(1));
+        assert!(seen.len() >= 190, "nobody waits for room longer than for an apply: {seen:?}");
     });
     in_each_order("a short delay", || {
         let seen = writes_go_on(|builder| builder.drain_delay_max(LINGER / 2).batch_records_max(1 << 20));

@@ -20,8 +20,8 @@ use crate::safeguard::Safeguard;
 use crate::seam::sync::Mutex;
 use crate::seam::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// The drain gives way to writers until one of so many parts of the queue's bounds is pending, and of the bound of what
-/// stays in memory.
+/// The drain gives way to writers until one of so many parts of the queue's bounds is pending, or of what may stay in
+/// memory, unless a batch is more.
 const GIVES_WAY_SHARE: u64 = 4;
 
 /// How far the layer has come and how it is; watched by all who wait.
@@ -138,8 +138,10 @@ impl Core {
         let options = &self.options;
         let (records, bytes) = match self.drain_gives_way.load(Ordering::SeqCst) {
             true => {
-                let bytes = options.queue_bytes_max.min(options.pending_memory_bytes_max);
-                (options.queue_records_max / GIVES_WAY_SHARE, bytes / GIVES_WAY_SHARE)
+                let memory =
+                    (options.pending_memory_bytes_max / GIVES_WAY_SHARE).max(options.batch_bytes_max);
+                let queue = options.queue_bytes_max / GIVES_WAY_SHARE;
+                (options.queue_records_max.div_ceil(GIVES_WAY_SHARE), queue.min(memory))
             }
             false => {
                 let records = u64::try_from(options.batch_records_max).unwrap_or(u64::MAX);
