@@ -16,8 +16,9 @@ use std::time::Duration;
 use forebay::disk::contract::Disk;
 use forebay::disk::simulated::SimDisk;
 use forebay::seam::simulated;
+use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::testkit::flaky::FlakyStore;
-use forebay::{Builder, Cache, Forebay, MemoryStore, WritePolicy};
+use forebay::{Builder, Cache, Forebay, JournalId, Key, MemoryStore, WritePolicy};
 use shuttle::future::block_on;
 use simulation::order::in_orders;
 
@@ -29,6 +30,36 @@ const PAUSE: Duration = Duration::from_millis(5);
 const SEEN: Duration = Duration::from_millis(10);
 const ORDERS: u32 = 20;
 
+/// A store whose applies others hear of, as of one with an outbox.
+#[derive(Clone)]
+struct Telling(MemoryStore);
+
+impl Store for Telling {
+    fn tells_others(&self) -> bool {
+        true
+    }
+
+    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+        self.0.tenure()
+    }
+
+    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+        self.0.claim(journal)
+    }
+
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
+        self.0.load(key)
+    }
+
+    fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
+        self.0.load_many(keys)
+    }
+
+    fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.0.apply(batch)
+    }
+}
+
 /// When each batch had been applied, as seen between the puts of one writer, which makes so many within a second and
 /// does `also` after each.
 fn applied_after(
@@ -36,7 +67,16 @@ fn applied_after(
     configure: impl FnOnce(Builder) -> Builder,
     also: impl Fn(u32, &Forebay, &FlakyStore<MemoryStore>),
 ) -> Vec<Duration> {
-    let store = FlakyStore::new(MemoryStore::new());
+    applied_to(MemoryStore::new(), puts, configure, also)
+}
+
+fn applied_to<S: Store + Clone>(
+    store: S,
+    puts: u32,
+    configure: impl FnOnce(Builder) -> Builder,
+    also: impl Fn(u32, &Forebay, &FlakyStore<S>),
+) -> Vec<Duration> {
+    let store = FlakyStore::new(store);
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
     let builder = Forebay::builder(store.clone()).journal("/journal").disk(disk);
     let bay =
@@ -125,6 +165,11 @@ fn the_drain_lingers_once_where_nothing_more_is_written() {
 fn the_drain_gives_way_no_longer_than_it_may() {
     in_each_order("changes are told", || {
         let seen = writes_go_on(|builder| builder.changes(true).batch_records_max(1 << 20));
+        assert!(seen.len() >= 30 && first(&seen) <= LINGER + SEEN, "{seen:?}");
+    });
+    in_each_order("the store tells others", || {
+        let store = Telling(MemoryStore::new());
+        let seen = applied_to(store, 200, |builder| builder.batch_records_max(1 << 20), |_, _, _| {});
         assert!(seen.len() >= 30 && first(&seen) <= LINGER + SEEN, "{seen:?}");
     });
     in_each_order("no delay", || {

@@ -221,6 +221,8 @@ async fn applies_trim_the_outbox() {
     let events = Arc::new(|_: &Applying<'_>| Ok(vec![Bytes::from_static(b"an event"); 600]));
     let options = PostgresStoreOptions::new(server.server("postgres")).outbox_events("shop", events);
     let store = options.outbox_retained(50, Duration::from_secs(3600)).open().await.unwrap();
+    let without = PostgresStoreOptions::new(server.server("postgres")).open().await.unwrap();
+    assert_eq!((store.tells_others(), without.tells_others()), (true, false), "who waits for its events");
     let tenure = store.claim(None).await.unwrap();
     let client = server.client("postgres").await;
     let mut rows = Vec::new();

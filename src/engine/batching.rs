@@ -13,7 +13,6 @@ use crate::engine::pending::Pending;
 use crate::engine::queued::QueuedFrame;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
-use crate::options::LayerOptions;
 use crate::seam::clock;
 use crate::seam::sync::thread;
 
@@ -102,12 +101,12 @@ impl Flusher {
         }
     }
 
-    /// How old what is pending may become while the drain gives way. Where changes are told others wait for those; and
-    /// who wrote through a moment ago may do so again, and would wait for all that is pending by then.
+    /// How old what is pending may become while the drain gives way. Where others hear of changes they wait for those;
+    /// and who wrote through a moment ago may do so again, and would wait for all that is pending by then.
     fn delay_max(&self) -> Duration {
-        let LayerOptions { drain_delay_max, changes, .. } = self.core.options;
-        let through = self.drain.through.is_some_and(|at| clock::now() < at + drain_delay_max);
-        if changes || through { Duration::ZERO } else { drain_delay_max }
+        let delay_max = self.core.options.drain_delay_max;
+        let through = self.drain.through.is_some_and(|at| clock::now() < at + delay_max);
+        if self.tells || through { Duration::ZERO } else { delay_max }
     }
 
     /// Looks out, awake, for those who were just answered: they write through again at once, as a rule, and whoever is

@@ -47,6 +47,8 @@ pub(crate) struct Flusher {
     /// How many writers the last batch answered.
     pub(crate) answered: Cell<usize>,
     pub(crate) drain: Drain,
+    /// Whether others wait for what is applied: to hear of it.
+    pub(crate) tells: bool,
 }
 
 /// Why a batch was not applied.

@@ -230,6 +230,7 @@ fn start(
     };
     pending.lock().start_at(last, ticker.now());
     let durability = options.durability;
+    let tells = options.changes || store.tells_others();
     let core = Arc::new(Core::new(options, tenure.epoch, watermark, pending));
     let log = journal.as_ref().map(|journal| Arc::clone(&journal.log));
     let journal = journal.map(|journal| (journal.log, journal.writer));
@@ -250,6 +251,7 @@ fn start(
         refused: Cell::new(Seq::ZERO),
         answered: Cell::new(0),
         drain: Drain::default(),
+        tells,
     };
     let (runtime, thread) = run_flusher(flusher)?;
     let lifeline_store = Arc::clone(&store);

@@ -123,6 +123,12 @@ pub trait Store: Send + Sync + 'static {
         Atomicity::Batch
     }
 
+    /// Whether others hear of what an apply changes, such as those who read an outbox that it writes to. Then a layer
+    /// puts no apply off for its writers' sake. Asked once, when a layer opens.
+    fn tells_others(&self) -> bool {
+        false
+    }
+
     /// What the store knows of its owner, changing nothing.
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>>;
 
@@ -168,6 +174,10 @@ pub trait Store: Send + Sync + 'static {
 impl<S: Store + ?Sized> Store for Box<S> {
     fn atomicity(&self) -> Atomicity {
         (**self).atomicity()
+    }
+
+    fn tells_others(&self) -> bool {
+        (**self).tells_others()
     }
 
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {

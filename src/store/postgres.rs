@@ -314,6 +314,11 @@ impl Shared {
 }
 
 impl Store for PostgresStore {
+    /// With an outbox.
+    fn tells_others(&self) -> bool {
+        self.0.shared.outbox.is_some()
+    }
+
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
         Box::pin(async move {
             self.call("reading the tenure", |shared| async move { shared.tenure().await }).await

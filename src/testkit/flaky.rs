@@ -253,6 +253,10 @@ impl<S: Store> Store for FlakyStore<S> {
         self.inner.atomicity()
     }
 
+    fn tells_others(&self) -> bool {
+        self.inner.tells_others()
+    }
+
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
         Box::pin(async move {
             let failing = self.state().tenure_failing;
