@@ -284,6 +284,18 @@ fn a_journal_of_an_unknown_version_is_refused_and_left_untouched() {
     }
 }
 
+/// Opens the database past the store, and waits until it is let go: sled's own threads hold its lock for a moment
+/// longer than its handle.
+fn past_the_store<T>(path: &Path, with: impl FnOnce(&sled::Db) -> T) -> T {
+    let db = sled::Config::new().path(path).segment_size(4 << 20).flush_every_ms(None).open().unwrap();
+    let done = with(&db);
+    drop(db);
+    let file = fs::File::open(path.join("db")).unwrap();
+    file.lock().unwrap();
+    file.unlock().unwrap();
+    done
+}
+
 /// The store is sled's to open, and sled writes to its own files when it is: what the tree holds is compared.
 #[test]
 fn a_store_of_an_unknown_layout_is_refused_and_left_untouched() {
@@ -291,10 +303,7 @@ fn a_store_of_an_unknown_layout_is_refused_and_left_untouched() {
     {
         let top = layer_v1();
         let path = top.path().join("store");
-        let raw =
-            || sled::Config::new().path(&path).segment_size(4 << 20).flush_every_ms(None).open().unwrap();
-        {
-            let db = raw();
+        past_the_store(&path, |db| {
             let mut meta = db.remove(b"m").unwrap().unwrap().to_vec();
             if let Some(format) = format {
                 meta[0] = format;
@@ -304,8 +313,8 @@ fn a_store_of_an_unknown_layout_is_refused_and_left_untouched() {
                 db.insert(b"m", meta).unwrap();
             }
             db.flush().unwrap();
-        }
-        let content = || raw().iter().map(Result::unwrap).collect::<Vec<_>>();
+        });
+        let content = || past_the_store(&path, |db| db.iter().map(Result::unwrap).collect::<Vec<_>>());
         let before = content();
         let journal = image(&top.path().join("journal"));
         let error = open(top.path(), None).expect_err("it has to be refused");
