@@ -372,8 +372,8 @@ setters! {
     /// For how long the drain stays out of the way of writers that go on committing, since it shares processors and
     /// disk with them. It waits for a `batch_linger` in which nothing is committed, but not beyond this, nor for more
     /// than a quarter of the queue's bounds or of `pending_memory_bytes_max`, nor while somebody waits for an apply or
-    /// for room. Where changes are told ([`Builder::changes`]), and for so long after somebody waited for an apply (a
-    /// write-through, a flush), there is no such delay. Zero: whatever fills a batch is applied at once. Default: 1 s.
+    /// for room. Where changes are told ([`Builder::changes`], or an outbox of the store's), and for so long after a
+    /// write-through, there is no such delay. Zero: whatever fills a batch is applied at once. Default: 1 s.
     drain_delay_max: drain_delay_max: Duration,
     /// What a record does that the store rejects. Default: halt.
     on_rejected: on_rejected: OnRejected,

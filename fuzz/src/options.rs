@@ -53,6 +53,7 @@ pub fn options(data: &[u8]) {
     if choice & 32 != 0 {
         builder = builder.backpressure(Backpressure::WaitFor(Duration::from_nanos(number(1_000_000))));
     }
+    builder = builder.drain_delay_max(Duration::from_nanos(number(1_000_000)));
     let name = String::from_utf8_lossy(rest);
     if let Err(error) = NamespaceName::parse(&name) {
         assert_eq!(error.kind(), ErrorKind::InvalidName);
