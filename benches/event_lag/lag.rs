@@ -34,6 +34,10 @@ impl Store for Noting {
         self.store.atomicity()
     }
 
+    fn tells_others(&self) -> bool {
+        self.store.tells_others()
+    }
+
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
         self.store.tenure()
     }

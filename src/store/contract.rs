@@ -124,7 +124,8 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Whether others hear of what an apply changes, such as those who read an outbox that it writes to. Then a layer
-    /// puts no apply off for its writers' sake. Asked once, when a layer opens.
+    /// puts no apply off for its writers' sake. Asked once, when a layer opens. A store in front of another passes it
+    /// on.
     fn tells_others(&self) -> bool {
         false
     }
