@@ -226,7 +226,7 @@ impl Setting {
 
     pub fn draw(draw: &mut Draw, buffered: bool) -> Setting {
         let wait = Backpressure::WaitFor(Duration::from_millis(20));
-        Setting {
+        let mut setting = Setting {
             buffered,
             pending_memory_bytes_max: draw.of(&[0, 300, 1 << 20]),
             batch_records_max: draw.of(&[1, 3, 1000]),
@@ -240,10 +240,13 @@ impl Setting {
             zero_fill: draw.one_in(4),
             recycle: !draw.one_in(4),
             parks: draw.one_in(3),
-            // Drawn aside, so that a seed goes on as it did.
-            changes: draw.clone().one_in(3),
-            drain_delay_max: Duration::from_millis(draw.clone().of(&[0, 20, 1000])),
-        }
+            ..Setting::plain()
+        };
+        // Drawn aside, so that a seed goes on as it did.
+        let mut aside = draw.clone();
+        setting.changes = aside.one_in(3);
+        setting.drain_delay_max = Duration::from_millis(aside.of(&[0, 20, 1000]));
+        setting
     }
 }
 
