@@ -53,7 +53,6 @@ use clap::{Parser, ValueEnum};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use figures::{COLUMNS, Figures, Summary, Taken};
-use forebay::store::contract::Store;
 use forebay::testkit::flaky::FlakyStore;
 use forebay::{BlockingCache, Builder, Cache, Durability, Forebay, MemoryStore, SledStore, WritePolicy};
 use raw_file::RawFile;
@@ -211,28 +210,28 @@ struct Subject {
 impl Subjects {
     fn open(runtime: &tokio::runtime::Runtime, directory: &Path) -> Result<Subjects> {
         let buffered = Durability::Buffered { sync_interval: Duration::from_millis(100) };
-        let store = |name: &str| SledStore::open(directory.join(name).join("store"));
-        let open = |name: &str, durability, store: Box<dyn Store>| {
-            Subject::open(runtime, &directory.join(name), durability, store, |builder| builder)
+        let over_sled = |name: &str| -> Result<Builder> {
+            Ok(Forebay::builder(SledStore::open(directory.join(name).join("store"))?))
+        };
+        let open = |name: &str, durability, builder: Builder| {
+            Subject::open(runtime, &directory.join(name), durability, builder)
         };
         let stalled = FlakyStore::new(MemoryStore::new());
-        let through = open("through", None, Box::new(store("through")?))?;
+        let through = open("through", None, over_sled("through")?)?;
         Ok(Subjects {
             raw: Arc::new(RawFile::create(&directory.join("raw"))?),
             sled: Arc::new(BareSled::open(&directory.join("sled"))?),
             through_blocking: Arc::new(Blocking(through.cache.blocking())),
             through,
-            behind_sync: open("behind-sync", Some(Durability::Sync), Box::new(store("behind-sync")?))?,
-            behind_drained: Subject::open(
-                runtime,
-                &directory.join("behind-drained"),
+            behind_sync: open("behind-sync", Some(Durability::Sync), over_sled("behind-sync")?)?,
+            behind_drained: open(
+                "behind-drained",
                 Some(Durability::Sync),
-                Box::new(store("behind-drained")?),
-                |builder| builder.drain_delay_max(Duration::ZERO),
+                over_sled("behind-drained")?.drain_delay_max(Duration::ZERO),
             )?,
-            behind_undrained: open("undrained", Some(Durability::Sync), Box::new(stalled.clone()))?,
+            behind_undrained: open("undrained", Some(Durability::Sync), Forebay::builder(stalled.clone()))?,
             stalled,
-            behind_buffered: open("behind-buffered", Some(buffered), Box::new(store("behind-buffered")?))?,
+            behind_buffered: open("behind-buffered", Some(buffered), over_sled("behind-buffered")?)?,
         })
     }
 
@@ -284,10 +283,8 @@ impl Subject {
         runtime: &tokio::runtime::Runtime,
         directory: &Path,
         behind: Option<Durability>,
-        store: Box<dyn Store>,
-        configure: impl FnOnce(Builder) -> Builder,
+        builder: Builder,
     ) -> Result<Subject> {
-        let builder = configure(Forebay::builder(store));
         let (builder, policy) = match behind {
             Some(durability) => {
                 (builder.journal(directory.join("journal")).durability(durability), WritePolicy::Behind)

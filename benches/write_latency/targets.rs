@@ -32,55 +32,19 @@ pub(crate) enum Wanted {
 /// What a drain costs shows with one that gives way to nobody, or in measurements that are longer than it gives way
 /// (`--measure-ms 3000`).
 pub(crate) const TARGETS: [Target; 8] = [
-    Target {
-        what: (What::Through, 1),
-        of: (What::Sled, 1),
-        figure: Figure::P50,
-        wanted: Wanted::AtMost(1.1),
-    },
-    Target {
-        what: (What::Through, 64),
-        of: (What::Sled, 64),
-        figure: Figure::Rate,
-        wanted: Wanted::AtLeast(10.0),
-    },
-    Target {
-        what: (What::BehindDrained, 1),
-        of: (What::BehindUndrained, 1),
-        figure: Figure::P99,
-        wanted: Wanted::AtMost(1.5),
-    },
-    Target {
-        what: (What::BehindDrained, 64),
-        of: (What::BehindUndrained, 64),
-        figure: Figure::P99,
-        wanted: Wanted::AtMost(1.5),
-    },
-    Target {
-        what: (What::BehindSync, 1),
-        of: (What::BehindUndrained, 1),
-        figure: Figure::P99,
-        wanted: Wanted::AtMost(1.5),
-    },
-    Target {
-        what: (What::BehindSync, 64),
-        of: (What::BehindUndrained, 64),
-        figure: Figure::P99,
-        wanted: Wanted::AtMost(1.5),
-    },
-    Target {
-        what: (What::BehindSync, 1),
-        of: (What::Raw, 1),
-        figure: Figure::P50,
-        wanted: Wanted::AtMost(1.1),
-    },
-    Target {
-        what: (What::BehindSync, 64),
-        of: (What::Raw, 1),
-        figure: Figure::Rate,
-        wanted: Wanted::AtLeast(32.0),
-    },
+    target(Figure::P50, (What::Through, 1), (What::Sled, 1), Wanted::AtMost(1.1)),
+    target(Figure::Rate, (What::Through, 64), (What::Sled, 64), Wanted::AtLeast(10.0)),
+    target(Figure::P99, (What::BehindDrained, 1), (What::BehindUndrained, 1), Wanted::AtMost(1.5)),
+    target(Figure::P99, (What::BehindDrained, 64), (What::BehindUndrained, 64), Wanted::AtMost(1.5)),
+    target(Figure::P99, (What::BehindSync, 1), (What::BehindUndrained, 1), Wanted::AtMost(1.5)),
+    target(Figure::P99, (What::BehindSync, 64), (What::BehindUndrained, 64), Wanted::AtMost(1.5)),
+    target(Figure::P50, (What::BehindSync, 1), (What::Raw, 1), Wanted::AtMost(1.1)),
+    target(Figure::Rate, (What::BehindSync, 64), (What::Raw, 1), Wanted::AtLeast(32.0)),
 ];
+
+const fn target(figure: Figure, what: (What, usize), of: (What, usize), wanted: Wanted) -> Target {
+    Target { what, of, figure, wanted }
+}
 
 /// A target's ratio: the median over the rounds, and the lowest and highest.
 pub(crate) struct Ratio {

@@ -29,7 +29,7 @@ pub(crate) const BEHIND: Entry = Entry {
     ],
     faces: &[Face::Threads, Face::Tasks],
     open: |directory, class| {
-        Ok(Box::new(Layer::open(Forebay::builder(sled(directory)?), directory, Some(durability(class)))?))
+        Ok(Box::new(Layer::open(over_sled(directory)?, directory, Some(durability(class)))?))
     },
 };
 
@@ -42,7 +42,7 @@ pub(crate) const DRAINED: Entry = Entry {
     ],
     faces: &[Face::Threads, Face::Tasks],
     open: |directory, class| {
-        let builder = Forebay::builder(sled(directory)?).drain_delay_max(Duration::ZERO);
+        let builder = over_sled(directory)?.drain_delay_max(Duration::ZERO);
         Ok(Box::new(Layer::open(builder, directory, Some(durability(class)))?))
     },
 };
@@ -51,7 +51,7 @@ pub(crate) const THROUGH: Entry = Entry {
     name: "forebay-through",
     classes: &[(Class::Synced, "written through to SledStore, without a journal")],
     faces: &[Face::Threads, Face::Tasks],
-    open: |directory, _| Ok(Box::new(Layer::open(Forebay::builder(sled(directory)?), directory, None)?)),
+    open: |directory, _| Ok(Box::new(Layer::open(over_sled(directory)?, directory, None)?)),
 };
 
 pub(crate) const JOURNAL: Entry = Entry {
@@ -77,8 +77,8 @@ fn durability(class: Class) -> Durability {
     }
 }
 
-fn sled(directory: &Path) -> Result<SledStore> {
-    Ok(SledStore::open(directory.join("store"))?)
+fn over_sled(directory: &Path) -> Result<Builder> {
+    Ok(Forebay::builder(SledStore::open(directory.join("store"))?))
 }
 
 struct Layer {
