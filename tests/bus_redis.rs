@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bus::{
     channel, expect_error, expect_lost, expect_nothing, message, next, publish, publish_at_last, subscribe,
-    take, take_at_last,
+    take, take_at_last, within,
 };
 use bus_server::BusServer;
 use forebay::bus::contract::BoxFuture;
@@ -198,8 +198,12 @@ async fn a_deleted_stream_is_noticed() {
     let mut reader = subscribe(&bus, &channel, From::Now).await;
     publish(&bus, &channel, &["1"]).await;
     take(&mut reader, &["1"]).await;
-    // The stream alone: the numbering goes on, and nothing was missed.
+    // The stream alone: the numbering goes on, and nothing was missed. A server names an entry by its millisecond, and
+    // does not know after this which names it has given: one that is given anew is a lost position.
+    let last = server_millisecond(&server).await;
     let _: i64 = command(&server, &["DEL", "{forebay:c}"]).await;
+    within("the server's next millisecond", async { while server_millisecond(&server).await == last {} })
+        .await;
     publish(&bus, &channel, &["2"]).await;
     take(&mut reader, &["2"]).await;
     let _: i64 = command(&server, &["DEL", "{forebay:c}", "{forebay:c}:place"]).await;
@@ -212,6 +216,12 @@ async fn a_deleted_stream_is_noticed() {
     expect_lost(&mut reader).await;
     assert_eq!(next(&mut reader).await.unwrap(), Delivery::Message(last_position(&server).await, "4".into()));
     expect_nothing(&mut reader, Duration::from_millis(350)).await;
+}
+
+/// The server's clock, in milliseconds.
+async fn server_millisecond(server: &RedisServer) -> u64 {
+    let (seconds, micros): (u64, u64) = command(server, &["TIME"]).await;
+    seconds * 1_000 + micros / 1_000
 }
 
 async fn last_position(server: &RedisServer) -> Position {
