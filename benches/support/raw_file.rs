@@ -21,7 +21,8 @@ impl RawFile {
     /// There is one already; it cannot be written.
     pub(crate) fn create(path: &Path) -> Result<RawFile> {
         let file = File::create_new(path).with_context(|| format!("making {}", path.display()))?;
-        let zeros = vec![0; 1 << 20];
+        // In pieces as small as a journal's: what the page cache keeps in larger ones takes longer to write.
+        let zeros = vec![0; 64 << 10];
         for at in (0..FILE_BYTES).step_by(zeros.len()) {
             file.write_all_at(&zeros, at)?;
         }

@@ -17,7 +17,10 @@ use crate::seam::random;
 use crate::seam::sync::thread::{self, JoinHandle};
 use crate::seam::sync::{Condvar, Mutex, MutexGuard};
 
-const ZERO_CHUNK_BYTES: u64 = 1024 * 1024;
+/// What is written at once into a new file. The page cache keeps a file in pieces as large as it was written in, and on
+/// ext4 each later write into a piece looks at all its blocks: into one of 1 MiB a small write takes more than twice as
+/// long.
+const ZERO_CHUNK_BYTES: u64 = 64 * 1024;
 
 pub(crate) struct Pool {
     disk: Arc<dyn Disk>,
