@@ -14,8 +14,8 @@
 //!   once, tells the sink. While it syncs, the next group forms. A caller that may block and finds nobody at work does
 //!   that for itself: to wake the thread and to be woken by it costs a good part of a sync.
 //! - Under [`Durability::Buffered`], and without a journal, the submitting caller takes the baton if it is free, and
-//!   else leaves its submission to the one who has it. A thread syncs at the interval, and not while it holds
-//!   the baton: writers go on meanwhile.
+//!   else leaves its submission to the one who has it. Callers that may block come one after the other. A thread syncs
+//!   at the interval, and not while it holds the baton: writers go on meanwhile.
 //!
 //! The line itself has no bound: whoever submits has a gate in front of it, or waits for its ticket.
 
@@ -72,6 +72,9 @@ struct Shared<S: Sink> {
     poison: OnceLock<Error>,
     /// One sync at a time, so that synced offsets and failures are told in order.
     syncing: Mutex<()>,
+    /// Of those who may block and share no sync: who left its submission to another would have to be woken for the
+    /// answer, which takes longer than its write.
+    turn: Mutex<()>,
 }
 
 struct Line<T> {
@@ -123,6 +126,7 @@ impl<S: Sink> Committer<S> {
             work: Condvar::new(),
             poison: OnceLock::new(),
             syncing: Mutex::new(()),
+            turn: Mutex::new(()),
         });
         let thread = match mode {
             Mode::Sync => Some(spawn(&shared, "forebay-commit", Shared::commit_groups)?),
@@ -140,8 +144,11 @@ impl<S: Sink> Committer<S> {
         self.enter(submission, false);
     }
 
-    /// As [`Committer::submit`], on a thread that may wait for the disk: if nobody is committing, it does so itself.
+    /// As [`Committer::submit`], on a thread that may wait for the disk: if nobody is committing, it does so itself,
+    /// and under [`Durability::Buffered`] it waits for its turn to.
     pub fn submit_blocking(&self, submission: Submission<S::Ticket>) {
+        let one_at_a_time = matches!(self.shared.mode, Mode::Buffered(_));
+        let _turn = one_at_a_time.then(|| lock(&self.shared.turn));
         self.enter(submission, true);
     }
 
