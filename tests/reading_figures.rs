@@ -384,6 +384,13 @@ async fn lag_is_told_of_publishers_and_followers_and_the_manuals_rules_name_what
         let first = write(1).await;
         follower.wait_applied(first).await.unwrap();
         assert_eq!(publication.seen_by_all(&["eu"], first, Duration::from_secs(60)).await, []);
+        // It may have come so far by asking the store; the next heartbeat is an event, too. Nothing else signals it.
+        let heard = async {
+            while follower.following().unwrap().events == 0 {
+                tokio::task::yield_now().await
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), heard).await.expect("an event comes");
         metrics::with_local_recorder(&told, || follower.record_metrics());
         assert!(told.value("forebay_following_events_total{}") >= 1);
     }
