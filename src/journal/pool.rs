@@ -305,7 +305,7 @@ pub(crate) fn parse_spare_name(name: &str, extension: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::testdisk::MemDisk;
+    use crate::journal::testdisk::{Keep, MemDisk};
 
     /// A segment that was retired while the next spare was being made became one, too: 80 MiB were to be left of a
     /// burst, and there were 96.
@@ -324,6 +324,27 @@ mod tests {
             assert!(pool.retire(Arc::new(segment)).is_ok());
             assert_eq!(pool.state().ready.len(), spares);
             assert_eq!(disk.names().len(), spares, "{:?}", disk.names());
+        }
+    }
+    /// Filled in several writes, of which the last is a part of one; and as whole after a power cut, since it has its
+    /// name only then.
+    #[test]
+    fn a_spare_is_whole_under_its_name() {
+        let disk = MemDisk::default();
+        let segment_bytes = 2 * ZERO_CHUNK_BYTES + 4_097;
+        let options = JournalOptions { segment_bytes, ..JournalOptions::default() };
+        let pool = Pool::adopt(Arc::new(disk.clone()), PathBuf::from("journal"), options, &[]).unwrap();
+        assert_eq!(pool.make_spare().unwrap().bytes, segment_bytes);
+        let writes = disk.log().iter().filter(|operation| operation.contains("write")).count();
+        assert_eq!(writes, 3, "{:?}", disk.log());
+        for disk in [disk.clone(), disk.crash(Keep::Nothing)] {
+            let [name] = &disk.names()[..] else { panic!("{:?}", disk.names()) };
+            assert!(parse_spare_name(name, "seg").is_some(), "{name}");
+            assert!(
+                disk.content(name) == vec![0; segment_bytes as usize],
+                "{} bytes",
+                disk.content(name).len()
+            );
         }
     }
 }
