@@ -14,8 +14,8 @@
 //!   once, tells the sink. While it syncs, the next group forms. A caller that may block and finds nobody at work does
 //!   that for itself: to wake the thread and to be woken by it costs a good part of a sync.
 //! - Under [`Durability::Buffered`], and without a journal, the submitting caller takes the baton if it is free, and
-//!   else leaves its submission to the one who has it. Callers that may block come one after the other. A thread syncs
-//!   at the interval, and not while it holds the baton: writers go on meanwhile.
+//!   else leaves its submission to the one who has it. Under the first, callers that may block come one after the
+//!   other, and a thread syncs at the interval, and not while it holds the baton: writers go on meanwhile.
 //!
 //! The line itself has no bound: whoever submits has a gate in front of it, or waits for its ticket.
 
@@ -72,8 +72,8 @@ struct Shared<S: Sink> {
     poison: OnceLock<Error>,
     /// One sync at a time, so that synced offsets and failures are told in order.
     syncing: Mutex<()>,
-    /// Of those who may block and share no sync: who left its submission to another would have to be woken for the
-    /// answer, which takes longer than its write.
+    /// Of callers that may block, under [`Durability::Buffered`]: who left its submission to another would have to be
+    /// woken for the answer, which takes longer than its write.
     turn: Mutex<()>,
 }
 
