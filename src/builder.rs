@@ -18,20 +18,20 @@ use crate::cache::rules::{self, Stale};
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::disk::contract::Disk;
 use crate::disk::os::OsDisk;
-use crate::engine::change::{ChangesFrom, CursorStatus};
-use crate::engine::changes::ChangeStream;
-use crate::engine::follow::{Follow, FollowStatus};
-use crate::engine::health::{Closed, Health};
-use crate::engine::layer::Layer;
-use crate::engine::letter_list::DeadLetterList;
-use crate::engine::ownership::{OnOwned, Role};
-use crate::engine::publisher::{Publication, Publish};
-use crate::engine::recovery;
 use crate::error::{Error, ErrorKind, Result};
+use crate::feed::change::{ChangesFrom, CursorStatus};
+use crate::feed::changes::ChangeStream;
+use crate::feed::follow::{Follow, FollowStatus};
+use crate::feed::publisher::{Publication, Publish};
 use crate::ids::{NamespaceName, Seq};
 use crate::journal::options::{Durability, JournalOptions};
+use crate::layer::dead_letter_list::DeadLetterList;
+use crate::layer::layer::Layer;
+use crate::layer::opening;
+use crate::layer::ownership::{OnOwned, Role};
 use crate::metrics::Stats;
 use crate::options::{Backpressure, LayerOptions, OnRejected};
+use crate::queue::health::{Closed, Health};
 use crate::seam::clock::{Clock, Ticker, block_on};
 use crate::store::contract::Store;
 
@@ -457,7 +457,7 @@ impl Builder {
     /// A bad option; a journal that is locked, damaged, of an unknown format or not this store's; the store's.
     /// Dropping the future may leave the store claimed, which only fences its older owner.
     pub async fn open(self) -> Result<Forebay> {
-        let layer = recovery::open(self.store, self.options, self.disk, self.ticker, self.role).await?;
+        let layer = opening::open(self.store, self.options, self.disk, self.ticker, self.role).await?;
         Ok(Forebay { layer })
     }
 

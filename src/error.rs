@@ -110,6 +110,11 @@ impl Error {
         Error::with_source(if full { ErrorKind::DiskFull } else { ErrorKind::Io }, context, source)
     }
 
+    /// The answer of a layer that is closed.
+    pub(crate) fn layer_closed() -> Error {
+        Error::new(ErrorKind::Closed, "the layer is closed")
+    }
+
     /// This error as the cause of another.
     #[must_use]
     pub fn wrap(self, kind: ErrorKind, context: impl Into<String>) -> Error {

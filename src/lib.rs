@@ -6,10 +6,12 @@ pub mod builder;
 pub mod bus;
 pub mod cache;
 pub mod disk;
-pub mod engine;
 pub mod error;
+pub mod feed;
+pub mod flush;
 pub mod ids;
 pub mod journal;
+pub mod layer;
 pub mod manual;
 pub mod memory;
 pub mod metrics;
@@ -17,6 +19,7 @@ pub mod monitor;
 pub mod options;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+pub mod queue;
 #[cfg(not(feature = "mutation"))]
 mod safeguard;
 #[cfg(feature = "mutation")]
@@ -48,19 +51,17 @@ pub use crate::cache::receipt::Receipt;
 pub use crate::cache::rules::{Replacement, Stale};
 pub use crate::cache::typed::Cache;
 pub use crate::cache::versions::{VersionPlace, VersionReceipt};
-pub use crate::engine::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
-pub use crate::engine::changes::{BlockingChangeStream, ChangeStream};
-pub use crate::engine::dead_letters::DeadLetter;
-pub use crate::engine::follow::{Follow, FollowStatus};
-pub use crate::engine::health::{Closed, Health, HealthState};
-pub use crate::engine::letter_list::DeadLetterList;
-#[cfg(feature = "postgres")]
-pub use crate::engine::outbox::OutboxPuts;
-pub use crate::engine::ownership::OnOwned;
-pub use crate::engine::publisher::{FollowerStatus, Publication, Publish, PublishStatus};
 pub use crate::error::{Error, ErrorKind, Result};
+pub use crate::feed::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
+pub use crate::feed::changes::{BlockingChangeStream, ChangeStream};
+pub use crate::feed::follow::{Follow, FollowStatus};
+#[cfg(feature = "postgres")]
+pub use crate::feed::outbox::OutboxPuts;
+pub use crate::feed::publisher::{FollowerStatus, Publication, Publish, PublishStatus};
 pub use crate::ids::{Epoch, JournalId, Key, NamespaceName, Seq};
 pub use crate::journal::options::{Durability, JournalOptions};
+pub use crate::layer::dead_letter_list::DeadLetterList;
+pub use crate::layer::ownership::OnOwned;
 pub use crate::memory::advice::TtlAdvice;
 pub use crate::memory::freshness::OnUnverified;
 pub use crate::memory::servable::Excuse;
@@ -72,6 +73,8 @@ pub use crate::monitor::sampling::Monitor;
 pub use crate::options::{Backpressure, OnRejected, WritePolicy};
 #[cfg(feature = "postgres")]
 pub use crate::postgres::server::PostgresServer;
+pub use crate::queue::dead_letters::DeadLetter;
+pub use crate::queue::health::{Closed, Health, HealthState};
 pub use crate::seam::clock::{Clock, Moment, Ticker};
 pub use crate::store::contract::Store;
 #[cfg(feature = "fjall")]

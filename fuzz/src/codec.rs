@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use forebay::disk::contract::Disk;
 use forebay::disk::simulated::SimDisk;
-use forebay::engine::inspect;
+use forebay::layer::inspect;
 use forebay::journal::queue::Journal;
 use forebay::{Bincode, Codec, Durability, JournalOptions, Key, Postcard, Seq};
 use serde::de::DeserializeOwned;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use crate::builder::Forebay;
 use crate::cache::batch::Batch;
 use crate::cache::receipt::Receipt;
-use crate::engine::change::ChangesFrom;
-use crate::engine::changes::{BlockingChangeStream, ChangeStream};
-use crate::engine::health::Closed;
 use crate::error::Result;
+use crate::feed::change::ChangesFrom;
+use crate::feed::changes::{BlockingChangeStream, ChangeStream};
 use crate::ids::{Key, Seq};
+use crate::queue::health::Closed;
 use crate::seam::clock::block_on;
 
 /// A [`Forebay`] for callers without a runtime. What does not wait is the same on both.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::cache::entry::{Entry, ReadOptions};
 use crate::cache::reading::entry_held;
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
-use crate::engine::layer::Layer;
 use crate::error::{Error, ErrorKind, Result};
+use crate::layer::layer::Layer;
 use crate::memory::freshness::OnUnverified;
 use crate::memory::servable::{Ask, MissReason};
 

@@ -7,12 +7,12 @@ use crate::cache::receipt::Receipt;
 use crate::cache::rules::{self, Derives};
 use crate::cache::typed::Cache;
 use crate::cache::view::{CacheKey, CacheValue};
-use crate::engine::commit::{Effect, Effects};
-use crate::engine::layer::Layer;
-use crate::engine::record::Record;
 use crate::error::{ErrorKind, Result};
 use crate::journal::frame::{FrameBody, FrameBuilder};
+use crate::layer::layer::Layer;
 use crate::options::WritePolicy;
+use crate::queue::record::Record;
+use crate::queue::ticket::{Effect, Effects};
 use crate::seam::random::HashBuilder;
 
 /// Writes that take effect together. Nothing happens before [`Batch::commit`].

@@ -1,7 +1,7 @@
 //! What a cache's reads count.
 
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
-use crate::engine::layer::Layer;
+use crate::layer::layer::Layer;
 use crate::memory::entry::Held;
 use crate::memory::servable::{Excuse, MissReason};
 

@@ -14,8 +14,8 @@ use crate::cache::entry::{Entry, Loaded, ReadOptions};
 use crate::cache::source::LoadError;
 use crate::cache::typed::Cache;
 use crate::cache::view::{CacheKey, CacheValue};
-use crate::engine::layer::Layer;
 use crate::error::{Error, ErrorKind, Result};
+use crate::layer::layer::Layer;
 use crate::memory::scope::ReadSet;
 use crate::seam::sync::Mutex;
 

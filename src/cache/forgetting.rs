@@ -4,9 +4,9 @@ use crate::cache::codec::check_name;
 use crate::cache::group::Group;
 use crate::cache::typed::Cache;
 use crate::cache::view::{CacheKey, CacheValue};
-use crate::engine::directives::GROUP_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
+use crate::layer::invalidation::GROUP_BYTES_MAX;
 
 impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// Drops a key from memory only to make room; nothing is said about its value.

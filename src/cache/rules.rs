@@ -11,13 +11,13 @@ use crate::bus::event;
 use crate::cache::codec::{TAG_BYTES_MAX, check_name};
 use crate::cache::entry::ReadOptions;
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
-use crate::engine::commit::{Effect, Effects};
-use crate::engine::directives::{Aftermath, Directive};
-use crate::engine::layer::Layer;
-use crate::engine::views::Views;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, NamespaceName, Seq};
+use crate::layer::invalidation::{Aftermath, Directive};
+use crate::layer::layer::Layer;
 use crate::memory::scope::Scopes;
+use crate::memory::views::Views;
+use crate::queue::ticket::{Effect, Effects};
 use crate::store::contract::BoxFuture;
 
 /// How much one write may make stale.

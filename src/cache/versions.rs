@@ -12,13 +12,13 @@ use crate::cache::entry::WriteOptions;
 use crate::cache::receipt::Receipt;
 use crate::cache::typed::{Begun, Cache};
 use crate::cache::view::{CacheKey, CacheValue};
-use crate::engine::commit::Effects;
-use crate::engine::record::{Operation, push};
-use crate::engine::turns::Turn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
 use crate::journal::frame::FrameBuilder;
 use crate::options::WritePolicy;
+use crate::queue::key_locks::Turn;
+use crate::queue::record::{Operation, push};
+use crate::queue::ticket::Effects;
 use crate::safeguard::Safeguard;
 
 /// The most versions of a key that a cache can keep.

@@ -9,14 +9,11 @@ use serde::de::DeserializeOwned;
 
 use crate::cache::codec::{Coder, Decoded, with_scratch};
 use crate::cache::entry::WriteOptions;
+use crate::cache::flights::Flights;
 use crate::cache::group::GroupOf;
 use crate::cache::reading::Outcome;
 use crate::cache::rules::Rule;
-use crate::engine::commit::Effect;
-use crate::engine::loader::Flights;
-use crate::engine::record::{Operation, push};
-use crate::engine::throttle::Throttle;
-use crate::engine::views::{AnyKey, View};
+use crate::cache::throttle::Throttle;
 use crate::error::Result;
 use crate::ids::{Key, NamespaceName, Seq};
 use crate::journal::frame::FrameBuilder;
@@ -24,8 +21,11 @@ use crate::memory::entry::Own;
 use crate::memory::resident::Resident;
 use crate::memory::scope::{ReadSet, Ties};
 use crate::memory::servable::Generation;
+use crate::memory::views::{AnyKey, View};
 use crate::metrics::{CacheMetrics, CacheStats, Metrics};
 use crate::options::WritePolicy;
+use crate::queue::record::{Operation, push};
+use crate::queue::ticket::Effect;
 use crate::seam::clock::Moment;
 
 /// What a cache's keys have to be.

@@ -71,6 +71,7 @@
 //! is told, and nothing on the disk changes before all of them have found their segments sound.
 
 pub mod committer;
+pub mod cursors;
 pub mod frame;
 mod guard;
 pub mod log;

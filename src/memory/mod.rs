@@ -11,3 +11,4 @@ pub mod reloads;
 pub mod resident;
 pub mod scope;
 pub mod servable;
+pub mod views;

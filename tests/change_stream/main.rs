@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use forebay::disk::contract::Disk;
 use forebay::disk::simulated::{CrashPolicy, Fault, Op, SimDisk};
-use forebay::engine::inspect;
+use forebay::layer::inspect;
 use forebay::testkit::ManualClock;
 use forebay::{
     Builder, Cache, Change, ChangeKind, ChangeOutcome, ChangeStream, Durability, ErrorKind, Forebay,

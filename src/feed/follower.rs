@@ -1,0 +1,482 @@
+//! A layer that follows another process: hears its directives over buses, carries them out in memory, and knows how
+//! far it has come.
+//!
+//! What it has heard is proved by the store, not by the bus and not by a clock: the store is asked how far the owner
+//! has come, and once everything up to that number has been carried out, memory is known to be as current as the store
+//! was when it was asked. Events are published only after the store holds what they tell, so whoever loads after that
+//! loads nothing older. Where something is missing and cannot be had again, memory is emptied at once, at a cost that
+//! does not depend on how much there is, and the store's number is where it goes on.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::bus::contract::{Bus, Channel, Delivery, From, Identity, Message};
+use crate::bus::event::{Directive, Event, Said};
+use crate::bus::tracker::{Heard, Tracker};
+use crate::error::{Error, Result};
+use crate::feed::follow::{Follow, FollowFigures, FollowStatus, seen_channel};
+use crate::feed::tasks::Tasks;
+use crate::ids::{Epoch, Key, Seq};
+use crate::layer::invalidation;
+use crate::memory::freshness::Following;
+use crate::memory::views::{Finder, Views};
+use crate::queue::lookup::Reads;
+use crate::queue::state::Core;
+use crate::safeguard::Safeguard;
+use crate::seam::clock::{self, Moment, Ticker};
+use crate::seam::sync::{Mutex, MutexGuard};
+use crate::store::contract::Tenure;
+
+/// How many of the store's answers may wait for what they prove.
+const PROOFS_MAX: usize = 64;
+/// After so many probes a follower tells the owner where it stands though it has not moved.
+const SEEN_EVERY: u32 = 10;
+
+/// A follower, shared by what listens, what asks the store, and the layer.
+pub(crate) struct Follower {
+    follow: Follow,
+    core: Arc<Core>,
+    reads: Arc<Reads>,
+    views: Arc<Views>,
+    ticker: Ticker,
+    state: Mutex<State>,
+    figures: FollowFigures,
+    /// How many channels there are.
+    channels: usize,
+}
+
+#[derive(Default)]
+struct State {
+    /// How many of the channels are listened to.
+    begun: usize,
+    tracker: Tracker,
+    /// What the store said, and when it was asked; not reached yet.
+    proofs: VecDeque<(Seq, Moment)>,
+    /// The last number that the store said.
+    store_at: Seq,
+    heard_at: Option<Moment>,
+    bus_error: Option<Error>,
+    rule_error: Option<Error>,
+    store_error: Option<Error>,
+}
+
+/// What a listener does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// It goes on.
+    On,
+    /// Something is missing: the listener stands at this number.
+    Gap(Seq),
+}
+
+/// What a follower knew of the store.
+struct Known {
+    epoch: Epoch,
+    position: Seq,
+}
+
+impl Known {
+    /// Whether the store is behind what it was: restored from a copy, or another one.
+    fn is_of_another_history(&self, tenure: &Tenure) -> bool {
+        tenure.epoch < self.epoch || tenure.progress.applied < self.position
+    }
+}
+
+impl Follower {
+    /// Starts to follow. The store was at this tenure a moment ago.
+    pub(crate) fn start(
+        follow: Follow,
+        (core, reads, views): (&Arc<Core>, &Arc<Reads>, &Arc<Views>),
+        ticker: Ticker,
+        tenure: &Tenure,
+        tasks: &Tasks,
+    ) -> Result<Arc<Follower>> {
+        let channels = follow.channels()?;
+        let tracker = Tracker::new(tenure.epoch, tenure.progress.applied);
+        let (core, reads, views) = (Arc::clone(core), Arc::clone(reads), Arc::clone(views));
+        let state = Mutex::new(State { tracker, store_at: tenure.progress.applied, ..State::default() });
+        let (figures, count) = (FollowFigures::default(), channels.len());
+        let follower =
+            Arc::new(Follower { follow, core, reads, views, ticker, state, figures, channels: count });
+        for (bus, channel) in &channels {
+            let (follower, bus, channel) = (Arc::clone(&follower), Arc::clone(bus), channel.clone());
+            tasks.spawn(async move { follower.listen(&*bus, &channel).await });
+        }
+        let asking = Arc::clone(&follower);
+        let answers = channels.into_iter().map(|(bus, channel)| Ok((bus, seen_channel(&channel)?)));
+        let answers = answers.collect::<Result<Vec<_>>>()?;
+        tasks.spawn(async move { asking.keep_asking(&answers).await });
+        Ok(follower)
+    }
+
+    /// What holds of entries whose currency is not proved.
+    pub(crate) fn following(&self) -> Following {
+        self.follow.following()
+    }
+
+    /// How it goes.
+    pub(crate) fn status(&self) -> FollowStatus {
+        let state = self.state();
+        let now = self.ticker.now();
+        let behind = state.store_at.0.saturating_sub(state.tracker.position().0);
+        FollowStatus {
+            listening: state.begun == self.channels,
+            position: state.tracker.position(),
+            epoch: state.tracker.epoch(),
+            unverified_for: now.since(self.views.scopes().verified()),
+            behind_records: behind,
+            behind_bytes: self.figures.bytes_of(behind),
+            silent_for: state.heard_at.map(|at| now.since(at)),
+            error: {
+                let errors = [&state.store_error, &state.bus_error, &state.rule_error];
+                errors.into_iter().flatten().next().cloned()
+            },
+            has_gap: state.tracker.has_gap(),
+            ..self.figures.told()
+        }
+    }
+
+    /// Waits until the store holds everything up to `seq`; says whether memory may not show that yet.
+    pub(crate) async fn reach(&self, seq: Seq) -> Result<bool> {
+        loop {
+            if self.core.status.borrow().watermark >= seq {
+                return Ok(false);
+            }
+            if self.ask().await? >= seq {
+                return Ok(Safeguard::ReceiptReadsPastMemory.holds());
+            }
+            tokio::select! {
+                biased;
+                reached = self.core.wait_applied(seq) => return reached.map(|()| false),
+                () = clock::sleep(self.follow.interval()) => {}
+            }
+        }
+    }
+
+    /// Listens to one channel until the layer ends.
+    async fn listen(&self, bus: &dyn Bus, channel: &Channel) {
+        let mut from = From::Now;
+        let mut failures = 0;
+        // Where the listener stood when it asked for what is missing.
+        let mut asked_at = None;
+        let mut begun = false;
+        loop {
+            let mut subscription = match bus.subscribe(channel, from.clone()).await {
+                Ok(subscription) => subscription,
+                Err(error) => {
+                    self.bus_failed(error, &mut failures).await;
+                    continue;
+                }
+            };
+            if from == From::Now {
+                // What was published before it is not heard; what was applied before it is in the store.
+                self.begin_anew().await;
+            }
+            if !std::mem::replace(&mut begun, true) {
+                self.state().begun += 1;
+            }
+            loop {
+                let (at, next) = match subscription.next().await {
+                    Ok(Delivery::Message(position, body)) => {
+                        failures = 0;
+                        (Some(position), self.hear(&body).await)
+                    }
+                    Ok(Delivery::PositionLost) => {
+                        failures = 0;
+                        self.lose_position().await;
+                        continue;
+                    }
+                    Err(error) => {
+                        self.bus_failed(error, &mut failures).await;
+                        continue;
+                    }
+                };
+                match (next, at) {
+                    (Next::On, at) => from = at.map_or(from, From::After),
+                    // It was asked for, and is still missing; or nothing remembers from where to ask.
+                    (Next::Gap(stands), at) if asked_at == Some(stands) || from == From::Now => {
+                        self.lose_place().await;
+                        from = at.map_or(from, From::After);
+                    }
+                    (Next::Gap(stands), _) => {
+                        self.figures.gaps.add(1);
+                        asked_at = Some(stands);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in what came over a bus.
+    async fn hear(&self, body: &Bytes) -> Next {
+        self.figures.events.add(1);
+        let Ok(event) = Event::decode(body) else {
+            self.figures.refused.add(1);
+            return Next::On;
+        };
+        let Event { epoch, after, until, said, .. } = event;
+        let said = match said {
+            Said::Directives(directives) => directives,
+            Said::Heartbeat => Vec::new(),
+            Said::Seen(_) => {
+                self.figures.refused.add(1);
+                return Next::On;
+            }
+        };
+        let chained = until > Seq::ZERO;
+        if !chained {
+            match self.follow.takes_outside_directives() {
+                true => self.carry_out(&said),
+                false => self.figures.refused.add(1),
+            }
+            return Next::On;
+        }
+        if !self.knows_owner(epoch).await {
+            self.figures.refused_owner.add(1);
+            return Next::On;
+        }
+        if Safeguard::DirectivesBeforePosition.holds() {
+            self.carry_out(&said);
+        }
+        let heard = {
+            let mut state = self.state();
+            (state.heard_at, state.bus_error) = (Some(self.ticker.now()), None);
+            let before = state.tracker.position();
+            let heard = state.tracker.hear(epoch, after, until);
+            // What is told again, and heartbeats, say nothing of how much is missing.
+            if heard == Heard::InOrder && until > before {
+                self.figures.numbers_heard.add(until.0 - before.0);
+                self.figures.bytes_heard.add(body.len() as u64);
+            }
+            self.settle(&mut state);
+            (heard, state.tracker.position())
+        };
+        match heard {
+            (Heard::InOrder, _) => Next::On,
+            (Heard::Gap, position) => Next::Gap(position),
+            (Heard::OldEpoch, _) => {
+                self.figures.refused_owner.add(1);
+                Next::On
+            }
+        }
+    }
+
+    /// Whether an owner of this epoch is the one that the store knows. A newer one than is known here is asked for, so
+    /// that nobody can silence the owner by claiming an epoch that never was.
+    /// While the store does not answer, nothing can be believed, and what comes behind waits on the bus.
+    async fn knows_owner(&self, epoch: Epoch) -> bool {
+        let mut failures = 0;
+        loop {
+            let known = self.state().tracker.epoch();
+            if epoch <= known || !Safeguard::OldOwnerRefused.holds() {
+                return epoch >= known || !Safeguard::OldOwnerRefused.holds();
+            }
+            match self.ask().await {
+                Ok(_) => return self.state().tracker.epoch() == epoch,
+                Err(error) => self.state().store_error = Some(error),
+            }
+            failures += 1;
+            clock::sleep(patience(failures)).await;
+        }
+    }
+
+    fn carry_out(&self, directives: &[Directive]) {
+        self.figures.directives.add(directives.len() as u64);
+        let scopes = self.views.scopes();
+        // A cache that is opened from here on reads the store, which holds all that these directives tell of.
+        let mut finder = self.views.finder();
+        let mut changed = |key, version, value| self.changed(&mut finder, key, version, value);
+        for directive in directives {
+            match directive {
+                Directive::Invalidate(key, version) | Directive::Remove(key, version) => {
+                    changed(key, *version, None);
+                }
+                Directive::Put(key, version, value) => changed(key, *version, Some(value.as_ref())),
+                Directive::Namespace(name, _) | Directive::Schema(name, ..) => {
+                    invalidation::Directive::Namespace(name.clone()).carry_out(&self.views);
+                }
+                Directive::Group(name, group, _) => scopes.invalidate(scopes.group(name.as_str(), group)),
+                Directive::Tag(tag, _) => scopes.invalidate(scopes.tag(tag)),
+                Directive::Everything(_) => self.views.invalidate_everything(),
+            }
+            self.derive(directive);
+        }
+    }
+
+    fn changed<'a>(&self, finder: &mut Finder<'a>, key: &'a Key, version: Seq, value: Option<&[u8]>) {
+        match finder.view(key.namespace()) {
+            Some(view) => view.changed_elsewhere(key.key(), version, value),
+            None => self.figures.directives_elsewhere.add(1),
+        }
+    }
+
+    /// Carries out what the user's rule makes of a directive. If it cannot say, anything may be stale.
+    fn derive(&self, directive: &Directive) {
+        let Some(derive) = self.follow.derive() else { return };
+        match derive(directive, &self.views) {
+            Ok(derived) => {
+                derived.iter().for_each(|derived| derived.carry_out(&self.views));
+            }
+            Err(error) => {
+                self.figures.rules_failed.add(1);
+                self.state().rule_error = Some(error);
+                self.views.invalidate_everything();
+            }
+        }
+    }
+
+    /// Takes what is proved by now, and tells who waits where the layer stands.
+    fn settle(&self, state: &mut State) {
+        let position = state.tracker.position();
+        while let Some((proved, at)) = state.proofs.front().copied()
+            && proved <= position
+        {
+            state.proofs.pop_front();
+            self.views.scopes().verify(at);
+        }
+        self.core.status.send_if_modified(|status| {
+            let moved = status.watermark != position;
+            status.watermark = position;
+            moved
+        });
+    }
+
+    /// Asks the store how far the owner has come.
+    async fn ask(&self) -> Result<Seq> {
+        let (at, known) = (self.ticker.now(), self.known());
+        let tenure = self.reads.tenure().await?;
+        let applied = tenure.progress.applied;
+        let mut state = self.state();
+        if known.is_of_another_history(&tenure) {
+            self.views.invalidate_everything();
+            state.tracker = Tracker::new(tenure.epoch, applied);
+            state.proofs.clear();
+            self.figures.places_lost.add(1);
+        }
+        state.tracker.learn_epoch(tenure.epoch);
+        (state.store_at, state.store_error) = (applied, None);
+        if state.proofs.len() < PROOFS_MAX {
+            state.proofs.push_back((applied, at));
+        }
+        self.settle(&mut state);
+        Ok(applied)
+    }
+
+    /// What is known. To be taken before the store is asked: while its answer is on its way, events and other answers
+    /// may tell more.
+    fn known(&self) -> Known {
+        let state = self.state();
+        Known { epoch: state.tracker.epoch(), position: state.tracker.position() }
+    }
+
+    /// Asks the store again and again, and tells the owner where this layer stands.
+    async fn keep_asking(&self, answers: &[(Arc<dyn Bus>, Channel)]) {
+        let (mut said, mut quiet) = (Seq::ZERO, SEEN_EVERY);
+        loop {
+            match self.ask().await {
+                Ok(_) => self.lose_place_if_stalled().await,
+                Err(error) => self.state().store_error = Some(error),
+            }
+            let position = self.state().tracker.position();
+            if position != said || quiet >= SEEN_EVERY {
+                self.tell_position(answers, position).await;
+                (said, quiet) = (position, 0);
+            }
+            quiet += 1;
+            clock::sleep(self.follow.interval()).await;
+        }
+    }
+
+    async fn tell_position(&self, answers: &[(Arc<dyn Bus>, Channel)], position: Seq) {
+        let Some(name) = self.follow.known_as() else { return };
+        let epoch = self.state().tracker.epoch();
+        let said = Said::Seen(name.to_owned());
+        let event = Event { epoch, after: Seq::ZERO, until: position, as_of_us: 0, said };
+        for (bus, channel) in answers {
+            let told = async {
+                let identity =
+                    Identity::parse(&format!("{}.{position}.{}", epoch.0, crc32c::crc32c(name.as_bytes())))?;
+                bus.publish(channel, &[Message { identity, body: event.encode()? }]).await
+            };
+            // Told again in a moment; the owner sees who is silent.
+            if let Err(error) = told.await {
+                self.state().bus_error = Some(error);
+            }
+        }
+    }
+
+    /// If what the store has said was not reached for too long, it will not come any more.
+    async fn lose_place_if_stalled(&self) {
+        let lag_max = self.follow.following().lag_max;
+        let oldest = self.state().proofs.front().map(|(_, at)| *at);
+        if oldest.is_some_and(|at| self.ticker.now().since(at) >= lag_max) {
+            self.lose_place().await;
+        }
+    }
+
+    /// A bus cannot deliver what followed. Whether anything did, the owner's chain says with its next event, a
+    /// heartbeat at the latest; till then the store proves nothing that was not heard. Only what belongs to no chain
+    /// may be missing without a sign.
+    async fn lose_position(&self) {
+        self.figures.positions_lost.add(1);
+        if self.follow.takes_outside_directives() && Safeguard::OutsideMayBeMissing.holds() {
+            self.lose_place().await;
+        }
+    }
+
+    async fn lose_place(&self) {
+        self.figures.places_lost.add(1);
+        self.begin_anew().await;
+    }
+
+    /// Empties memory and goes on where the store is. Repeated until the store answers; until then nothing is known to
+    /// be current.
+    async fn begin_anew(&self) {
+        let mut failures = 0;
+        loop {
+            let (at, known) = (self.ticker.now(), self.known());
+            match self.reads.tenure().await {
+                Ok(tenure) => {
+                    if Safeguard::LostPlaceEmptiesMemory.holds() {
+                        self.views.invalidate_everything();
+                    }
+                    let applied = tenure.progress.applied;
+                    let mut state = self.state();
+                    if known.is_of_another_history(&tenure) {
+                        state.tracker = Tracker::new(tenure.epoch, applied);
+                    }
+                    state.tracker.learn_epoch(tenure.epoch);
+                    state.tracker.raise(applied);
+                    (state.store_at, state.store_error) = (applied, None);
+                    state.proofs.clear();
+                    state.proofs.push_back((applied, at));
+                    return self.settle(&mut state);
+                }
+                Err(error) => {
+                    self.state().store_error = Some(error);
+                    failures += 1;
+                    clock::sleep(patience(failures)).await;
+                }
+            }
+        }
+    }
+
+    async fn bus_failed(&self, error: Error, failures: &mut u32) {
+        self.state().bus_error = Some(error);
+        *failures = failures.saturating_add(1);
+        clock::sleep(patience(*failures)).await;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long to wait before a bus or the store is tried again: from 10 ms, doubled, to 2 s.
+pub(crate) fn patience(failures: u32) -> Duration {
+    Duration::from_millis(10 << failures.saturating_sub(1).min(8)).min(Duration::from_secs(2))
+}

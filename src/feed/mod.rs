@@ -1,0 +1,10 @@
+//! Telling others about changes: change streams, publishers, followers, the outbox.
+
+pub mod change;
+pub mod changes;
+pub mod follow;
+pub(crate) mod follower;
+#[cfg(feature = "postgres")]
+pub mod outbox;
+pub mod publisher;
+pub mod tasks;

@@ -1,0 +1,216 @@
+//! What a store writes in its outbox of a batch that it applies: the same as a publisher tells of a layer's changes.
+//!
+//! A batch is one event, and never several that follow each other. A layer applies only the last of several changes
+//! of a key: so no part of a batch says all that happened up to a number within it, which is what an event in the
+//! owner's chain claims. What does not fit is said more shortly instead: without the value, of the namespaces, of
+//! everything.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use crate::bus::contract::{BODY_BYTES_MAX, Channel};
+use crate::bus::event::{Directive, Event, Said};
+use crate::error::Result;
+use crate::ids::{Holding, NamespaceName, Seq};
+use crate::layer::invalidation::{Token, token_of};
+use crate::store::contract::Op;
+use crate::store::postgres::{Applying, PostgresStoreOptions};
+
+/// How many bytes of directives fit into one event.
+const DIRECTIVES_BYTES_MAX: usize = BODY_BYTES_MAX - 64;
+
+/// What is said of a key that was put. New kinds may come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OutboxPuts {
+    /// That it has another value: whoever needs it reads the store.
+    #[default]
+    Invalidate,
+    /// The value, as far as the values of a batch fit into one event of 512 KiB; of the others that they have changed.
+    Value,
+}
+
+impl PostgresStoreOptions {
+    /// Has each apply say, in its own transaction, on this channel of the schema's outbox what it did: who listens to a
+    /// [`PostgresBus`](crate::PostgresBus) over the same schema hears of every change that is in the database, and of
+    /// no other.
+    #[must_use]
+    pub fn outbox(self, channel: &Channel, puts: OutboxPuts) -> PostgresStoreOptions {
+        self.outbox_events(channel.as_str(), Arc::new(move |applying| events(applying, puts)))
+    }
+}
+
+/// The event of a batch.
+///
+/// # Errors
+/// None that a layer's batch could cause.
+pub fn events(applying: &Applying<'_>, puts: OutboxPuts) -> Result<Vec<Bytes>> {
+    let directives = said(applying, puts);
+    // The store's watermark is locked: it holds nothing beyond what it held before.
+    let as_of_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
+    let event = Event {
+        epoch: applying.epoch,
+        after: applying.after,
+        until: applying.until,
+        as_of_us: u64::try_from(as_of_us).unwrap_or_default(),
+        said: Said::Directives(directives),
+    };
+    Ok(vec![event.encode()?])
+}
+
+/// What is said of a batch: what fits into one event.
+fn said(applying: &Applying<'_>, puts: OutboxPuts) -> Vec<Directive> {
+    let bytes_of = |said: &[Directive]| said.iter().map(Directive::encoded_len).sum::<usize>();
+    let (ops, mut said): (Vec<_>, Vec<_>) =
+        applying.ops.iter().filter_map(|op| directive(op).map(|said| (*op, said))).unzip();
+    let bytes = bytes_of(&said);
+    if bytes > DIRECTIVES_BYTES_MAX {
+        let names: BTreeMap<NamespaceName, Seq> = said.iter().filter_map(named).collect();
+        said.retain(|directive| named(directive).is_none());
+        said.extend(names.into_iter().map(|(name, last)| Directive::Namespace(name, last)));
+        return match bytes_of(&said) <= DIRECTIVES_BYTES_MAX {
+            true => said,
+            false => vec![Directive::Everything(applying.until)],
+        };
+    }
+    let mut room = if puts == OutboxPuts::Value { DIRECTIVES_BYTES_MAX - bytes } else { 0 };
+    for (op, directive) in ops.into_iter().zip(&mut said) {
+        let is_of_key = matches!(directive, Directive::Invalidate(key, _) if *key == op.key);
+        let Some(value) = op.value.as_ref().filter(|_| is_of_key) else { continue };
+        let with_value = Directive::Put(op.key.clone(), op.seq, value.clone());
+        let more = with_value.encoded_len() - directive.encoded_len();
+        if more <= room {
+            room -= more;
+            *directive = with_value;
+        }
+    }
+    said
+}
+
+/// The namespace of the key that a directive is about, and its version.
+fn named(directive: &Directive) -> Option<(NamespaceName, Seq)> {
+    let (Directive::Invalidate(key, seq) | Directive::Remove(key, seq)) = directive else { return None };
+    NamespaceName::parse(key.namespace()).ok().map(|name| (name, *seq))
+}
+
+/// What a change says to whoever has read the key, without the value; nothing if nobody can have.
+fn directive(op: &Op) -> Option<Directive> {
+    let key = match op.key.holding() {
+        Holding::Value => op.key.clone(),
+        // Of a version nothing can be said but that its key is another. If a plain read returns it, that follows.
+        Holding::Version(key, _) => key,
+        Holding::VersionList => return None,
+    };
+    Some(match token_of(&key) {
+        Some(Token::Namespace(name)) => Directive::Namespace(name, op.seq),
+        Some(Token::Group(namespace, group)) => Directive::Group(namespace, group, op.seq),
+        Some(Token::Tag(tag)) => Directive::Tag(tag, op.seq),
+        Some(Token::Schema(name)) => match op.value.as_ref().and_then(|value| value.get(1)) {
+            Some(schema) => Directive::Schema(name, *schema, op.seq),
+            None => Directive::Namespace(name, op.seq),
+        },
+        // Of a name that no cache can have.
+        None if NamespaceName::parse(key.namespace()).is_err() => Directive::Everything(op.seq),
+        None if op.value.is_none() && key == op.key => Directive::Remove(key, op.seq),
+        None => Directive::Invalidate(key, op.seq),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Epoch, Key};
+
+    fn key(namespace: &str, key: &[u8]) -> Key {
+        Key::new(&NamespaceName::parse(namespace).unwrap(), key).unwrap()
+    }
+
+    fn op(seq: u64, key: &Key, value: Option<&[u8]>) -> Op {
+        Op { seq: Seq(seq), key: key.clone(), value: value.map(Bytes::copy_from_slice) }
+    }
+
+    fn told(after: u64, until: u64, ops: &[Op], puts: OutboxPuts) -> Vec<Event> {
+        let ops: Vec<&Op> = ops.iter().collect();
+        let applying = Applying { epoch: Epoch(3), after: Seq(after), until: Seq(until), ops: &ops };
+        events(&applying, puts).unwrap().iter().map(|body| Event::decode(body).unwrap()).collect()
+    }
+
+    fn directives(events: &[Event]) -> Vec<Directive> {
+        let said = events.iter().map(|event| match &event.said {
+            Said::Directives(directives) => directives.clone(),
+            other => panic!("{other:?}"),
+        });
+        said.collect::<Vec<_>>().concat()
+    }
+
+    #[test]
+    fn a_batch_is_one_event_of_what_it_did() {
+        let (a, b) = (key("shop", b"a"), key("shop", b"b"));
+        let ops = [op(8, &a, Some(b"1")), op(9, &b, None)];
+        let events = told(7, 12, &ops, OutboxPuts::Invalidate);
+        assert_eq!(events.len(), 1);
+        assert_eq!((events[0].epoch, events[0].after, events[0].until), (Epoch(3), Seq(7), Seq(12)));
+        assert!(events[0].as_of_us > 0);
+        let expected = [Directive::Invalidate(a.clone(), Seq(8)), Directive::Remove(b, Seq(9))];
+        assert_eq!(directives(&events), expected);
+        let value = directives(&told(7, 12, &ops[..1], OutboxPuts::Value));
+        assert_eq!(value, [Directive::Put(a, Seq(8), Bytes::from_static(b"1"))]);
+        assert_eq!(directives(&told(7, 8, &[], OutboxPuts::Value)), []);
+    }
+
+    #[test]
+    fn what_the_layer_keeps_for_itself_is_told_as_the_change_stream_tells_it() {
+        let a = key("shop", b"a");
+        let tokens =
+            |rest: &[u8]| Key::from_bytes(Bytes::from([b"!tokens\0".as_slice(), rest].concat())).unwrap();
+        let ops = [
+            op(1, &a.version(7).unwrap(), Some(b"v")),
+            op(2, &a.version_list().unwrap(), Some(b"l")),
+            op(3, &tokens(b"\x01shop/eu"), Some(&[1])),
+            op(4, &tokens(b"\x02shop\0blue"), Some(&[1])),
+            op(5, &tokens(b"\x09?"), Some(&[1])),
+        ];
+        let name = |name| NamespaceName::parse(name).unwrap();
+        let expected = [
+            Directive::Invalidate(a, Seq(1)),
+            Directive::Namespace(name("shop/eu"), Seq(3)),
+            Directive::Group(name("shop"), "blue".to_owned(), Seq(4)),
+            Directive::Everything(Seq(5)),
+        ];
+        assert_eq!(directives(&told(0, 5, &ops, OutboxPuts::Value)), expected);
+    }
+
+    /// Values are sent as far as they fit; what does not fit is said exactly, or of more.
+    #[test]
+    fn what_does_not_fit_is_said_more_shortly() {
+        let large = vec![0; 200 << 10];
+        let ops: Vec<Op> =
+            (1..=7).map(|seq| op(10 + seq, &key("shop", &[seq as u8]), Some(&large))).collect();
+        let events = told(10, 20, &ops, OutboxPuts::Value);
+        assert_eq!((events.len(), events[0].after, events[0].until), (1, Seq(10), Seq(20)));
+        let said = directives(&events);
+        let with_value = said.iter().filter(|said| matches!(said, Directive::Put(..))).count();
+        let without = said.iter().filter(|said| matches!(said, Directive::Invalidate(..))).count();
+        assert_eq!((with_value, without), (2, 5));
+        assert!(said.iter().map(Directive::version).eq((11..=17).map(Seq)));
+
+        let long = vec![b'k'; 30 << 10];
+        let many = |name: &dyn Fn(u64) -> String, count| {
+            let ops: Vec<Op> = (1..=count).map(|seq| op(seq, &key(&name(seq), &long), None)).collect();
+            directives(&told(0, count, &ops, OutboxPuts::Value))
+        };
+        let name = |name: &str| NamespaceName::parse(name).unwrap();
+        let expected = [Directive::Namespace(name("s0"), Seq(40)), Directive::Namespace(name("s1"), Seq(39))];
+        assert_eq!(many(&|seq| format!("s{}", seq % 2), 40), expected);
+        let names = many(&|seq| format!("{seq:0200}"), 3000);
+        assert_eq!(names, [Directive::Everything(Seq(3000))]);
+        let huge = [op(11, &key("shop", b"a"), Some(&vec![0; BODY_BYTES_MAX]))];
+        assert!(matches!(
+            directives(&told(10, 11, &huge, OutboxPuts::Value))[..],
+            [Directive::Invalidate(..)]
+        ));
+    }
+}

@@ -1,0 +1,8 @@
+//! Draining the queue into the store: batches, pacing, coalescing, parking.
+
+pub(crate) mod applied;
+pub(crate) mod batching;
+pub(crate) mod flusher;
+pub(crate) mod hand;
+pub(crate) mod parking;
+pub(crate) mod plan;

@@ -1,0 +1,524 @@
+//! From validated options to a running layer: claims the store, replays the journal, starts the threads.
+//!
+//! Nothing is written before it is certain that this journal and this store belong together. An existing
+//! journal is always replayed, whatever the caches' policies are. It is read once: what the store lacks of it is put
+//! into the pending view while its frames are checked, and that view is used when all of them are sound.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::disk::contract::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::feed::changes::ChangeSource;
+use crate::feed::follow::Follow;
+use crate::feed::follower::Follower;
+use crate::feed::publisher::Publishers;
+use crate::feed::tasks::Tasks;
+use crate::flush::applied::Applied;
+use crate::flush::batching::Drain;
+use crate::flush::flusher::Flusher;
+use crate::flush::hand::Source;
+use crate::ids::{Epoch, JournalId, Seq};
+use crate::journal::committer::Committer;
+use crate::journal::cursors::Cursors;
+use crate::journal::frame::Location;
+use crate::journal::log::Log;
+use crate::journal::options::JournalOptions;
+use crate::journal::recovery::Opened;
+use crate::layer::layer::{FlusherThread, Layer};
+use crate::layer::ownership::{Lifeline, OnOwned, Role, await_turn};
+use crate::memory::views::Views;
+use crate::options::LayerOptions;
+use crate::queue::dead_letters::DeadLetters;
+use crate::queue::inbox::PendingView;
+use crate::queue::key_locks::Turns;
+use crate::queue::lookup::Reads;
+use crate::queue::pending::Pending;
+use crate::queue::queued::QueuedFrame;
+use crate::queue::state::Core;
+use crate::queue::unapplied::Unapplied;
+use crate::safeguard::Safeguard;
+use crate::seam::clock::{self, Handle, Ticker};
+use crate::seam::priority;
+use crate::seam::span::Span;
+use crate::seam::sync::{Mutex, RwLock, thread};
+use crate::store::contract::{Batch, Progress, Pulse, Store, StoreError, Tenure};
+
+/// What a layer that starts is to its store.
+enum Part {
+    Owner { has_ear: bool },
+    Follower(Follow),
+}
+
+/// Opens a layer.
+///
+/// # Errors
+/// A bad option; a journal that is locked, damaged, of an unknown format, or not this store's; the store's.
+pub(crate) async fn open(
+    store: Arc<dyn Store>,
+    options: LayerOptions,
+    disk: Arc<dyn Disk>,
+    ticker: Ticker,
+    role: Role,
+) -> Result<Arc<Layer>> {
+    let span = Span::recovery();
+    let opened = match role {
+        Role::Owner(on_owned) => span.around(claim_and_start(store, options, disk, ticker, on_owned)).await,
+        Role::Follower(follow) => span.around(start_following(store, options, disk, ticker, follow)).await,
+    };
+    match &opened {
+        Ok(layer) => {
+            let health = layer.health();
+            span.note("epoch", health.epoch.0);
+            span.note("pending", health.queued_records);
+        }
+        Err(error) => span.failed(error.kind()),
+    }
+    opened
+}
+
+async fn claim_and_start(
+    store: Arc<dyn Store>,
+    options: LayerOptions,
+    disk: Arc<dyn Disk>,
+    ticker: Ticker,
+    on_owned: OnOwned,
+) -> Result<Arc<Layer>> {
+    options.validate()?;
+    await_turn(&*store, on_owned).await?;
+    let tenure = store.tenure().await.map_err(StoreError::into_error)?;
+    let (journal, backlog) = match &options.journal_dir {
+        Some(dir) => {
+            let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal.clone());
+            let applied = tenure.progress.applied;
+            let (journal, backlog) = blocking(move || open_journal(disk, &dir, &journal, applied)).await?;
+            (Some(journal), backlog)
+        }
+        None => Default::default(),
+    };
+    check_identity(&tenure, journal.as_ref(), options.replace_journal)?;
+    let id = journal.as_ref().map(|journal| journal.id);
+    let mut tenure = store.claim(id).await.map_err(StoreError::into_error)?;
+    forget_lost_journal(&*store, &mut tenure, journal.as_ref()).await?;
+    let has_ear = store.pulse().await.map_err(StoreError::into_error)? != Pulse::Unknown;
+    let part = Part::Owner { has_ear };
+    blocking(move || {
+        let backlog = backlog.without_applied(&tenure, journal.as_ref())?;
+        start(store, options, disk, ticker, tenure, journal.map(|journal| (journal, backlog)), part)
+    })
+    .await
+}
+
+/// Without a claim: the store has another owner.
+async fn start_following(
+    store: Arc<dyn Store>,
+    options: LayerOptions,
+    disk: Arc<dyn Disk>,
+    ticker: Ticker,
+    follow: Follow,
+) -> Result<Arc<Layer>> {
+    let options = LayerOptions { follows: true, ..options };
+    options.validate()?;
+    follow.validate()?;
+    let tenure = store.tenure().await.map_err(StoreError::into_error)?;
+    blocking(move || start(store, options, disk, ticker, tenure, None, Part::Follower(follow))).await
+}
+
+/// Whether this journal is the one that the store was fed from, and whole.
+fn check_identity(tenure: &Tenure, journal: Option<&Opened>, replace: bool) -> Result<()> {
+    let refuse = |context: String| Err(Error::new(ErrorKind::WrongJournal, context));
+    let Some(journal) = journal else {
+        return match tenure.journal {
+            Some(id) if !replace => refuse(format!(
+                "the store was fed from journal {id}, which may hold writes that the store lacks, and the layer \
+                 was opened without a journal; open it with that journal once more, or accept its loss with \
+                 replace_journal(true)"
+            )),
+            _ => Ok(()),
+        };
+    };
+    let watermark = tenure.progress.journaled;
+    if tenure.journal == Some(journal.id) {
+        if watermark > journal.last && !replace && Safeguard::JournalReachesWatermark.holds() {
+            return refuse(format!(
+                "the store holds journaled records up to {watermark}, but journal {} ends at {}: its end was \
+                 lost, with whatever else was queued there",
+                journal.id, journal.last
+            ));
+        }
+    } else if journal.last > Seq::ZERO && tenure.epoch > Epoch(0) {
+        // Its numbers say nothing about this store, so neither can its records be told from applied ones.
+        return refuse(match tenure.journal {
+            Some(id) => mismatch(journal.id, id, watermark),
+            None => format!("journal {} holds records, and the store was not fed from it", journal.id),
+        });
+    } else if let Some(id) = tenure.journal.filter(|_| !replace) {
+        return refuse(mismatch(journal.id, id, watermark));
+    }
+    if journal.first_prev > watermark && journal.last > Seq::ZERO {
+        return refuse(format!(
+            "the store holds journaled records up to {watermark}, but journal {} begins after {}: the records in \
+             between are in neither; the store was lost or swapped",
+            journal.id, journal.first_prev
+        ));
+    }
+    Ok(())
+}
+
+/// After a journal was replaced, the store must not go on expecting the old one's records in the new one.
+async fn forget_lost_journal(store: &dyn Store, tenure: &mut Tenure, journal: Option<&Opened>) -> Result<()> {
+    let last = journal.map_or(Seq::ZERO, |journal| journal.last);
+    if tenure.progress.journaled <= last {
+        return Ok(());
+    }
+    // Only a batch changes the progress, and only one with a number of its own.
+    let progress = Progress { applied: tenure.progress.applied.next(), journaled: last };
+    let batch = Batch { epoch: tenure.epoch, ops: Vec::new(), progress };
+    store.apply(&batch).await.map_err(StoreError::into_error)?;
+    tenure.progress = progress;
+    Ok(())
+}
+
+fn mismatch(found: JournalId, expected: JournalId, watermark: Seq) -> String {
+    format!(
+        "the store was fed from journal {expected} up to record {watermark}, and this is journal {found}: the \
+         journal was lost or swapped, and may have held writes that the store lacks"
+    )
+}
+
+fn start(
+    store: Arc<dyn Store>,
+    options: LayerOptions,
+    disk: Arc<dyn Disk>,
+    ticker: Ticker,
+    tenure: Tenure,
+    journal: Option<(Opened, Backlog)>,
+    part: Part,
+) -> Result<Arc<Layer>> {
+    let watermark = tenure.progress.applied;
+    let pending = PendingView::new(options.pending_memory_bytes_max, ticker.clone());
+    let cursors = match (&options.journal_dir, &journal) {
+        (Some(dir), Some((journal, _))) => {
+            let (disk, bytes_max) = (Arc::clone(&disk), options.changes_bytes_max);
+            let passed = tenure.progress.journaled;
+            Some(Arc::new(Cursors::open(disk, dir, journal.id, passed, bytes_max)?))
+        }
+        _ => None,
+    };
+    let (mut last, mut recovered, mut applied_end) = (watermark, Seq::ZERO, None);
+    let journal = journal.map(|(journal, backlog)| {
+        recovered = journal.last;
+        last = match Safeguard::NumbersNeverReused.holds() {
+            true => last.max(journal.last),
+            false => journal.last,
+        };
+        applied_end = backlog.begins.or(journal.log.end());
+        *pending.lock() = backlog.pending;
+        journal
+    });
+    let letters = match &options.journal_dir {
+        Some(dir) => {
+            let records_max = options.dead_letter_records_max;
+            let letters = DeadLetters::open(disk, dir, watermark, records_max)?;
+            letters.bury_all(&mut pending.lock());
+            Some(Arc::new(letters))
+        }
+        None => None,
+    };
+    pending.lock().start_at(last, ticker.now());
+    let durability = options.durability;
+    let tells = options.changes || store.tells_others();
+    let core = Arc::new(Core::new(options, tenure.epoch, watermark, pending));
+    let log = journal.as_ref().map(|journal| Arc::clone(&journal.log));
+    let journal = journal.map(|journal| (journal.log, journal.writer));
+    let committer = Arc::new(Committer::start(journal, durability, last, Arc::clone(&core))?);
+    let views = Arc::new(Views::default());
+    let applied = Arc::new(Applied::new(ticker.clone(), watermark, applied_end));
+    let flusher = Flusher {
+        core: Arc::clone(&core),
+        store: Arc::clone(&store),
+        committer: Arc::clone(&committer),
+        log: log.clone(),
+        letters: letters.clone(),
+        views: Arc::clone(&views),
+        cursors: cursors.clone(),
+        applied: Arc::clone(&applied),
+        progress: tenure.progress,
+        source: Source::new(recovered),
+        refused: Cell::new(Seq::ZERO),
+        answered: Cell::new(0),
+        drain: Drain::default(),
+        tells,
+    };
+    let (runtime, thread) = run_flusher(flusher)?;
+    let lifeline_store = Arc::clone(&store);
+    let reads = Arc::new(Reads {
+        core: Arc::clone(&core),
+        store: RwLock::new(Some(store)),
+        log: log.clone(),
+        letters: letters.clone(),
+        runtime: runtime.clone(),
+    });
+    let changes = match (&log, &cursors) {
+        (Some(log), Some(cursors)) => Some(Arc::new(ChangeSource {
+            core: Arc::clone(&core),
+            log: Arc::clone(log),
+            letters: letters.clone(),
+            cursors: Arc::clone(cursors),
+            applied,
+            runtime: runtime.clone(),
+        })),
+        _ => None,
+    };
+    let (flusher, tasks) = (Mutex::new(Some(thread)), Tasks::new(runtime.clone()));
+    let turns = Turns::default();
+    let (lifeline, follower) = match part {
+        Part::Follower(follow) => {
+            let parts = (&core, &reads, &views);
+            (None, Some(Follower::start(follow, parts, ticker.clone(), &tenure, &tasks)?))
+        }
+        Part::Owner { has_ear } => {
+            (has_ear.then(|| Lifeline::start(lifeline_store, Arc::clone(&core), &tasks)), None)
+        }
+    };
+    Ok(Arc::new(Layer {
+        core,
+        reads,
+        tasks,
+        ticker,
+        committer,
+        log,
+        letters,
+        cursors,
+        changes,
+        publishers: Publishers::default(),
+        views,
+        turns,
+        lifeline,
+        follower,
+        runtime,
+        flusher,
+    }))
+}
+
+/// What a journal has that the store lacked when it was asked.
+#[derive(Default)]
+struct Backlog {
+    pending: Pending,
+    /// Where it begins, if there is any.
+    begins: Option<Location>,
+    /// The watermark that the store told.
+    applied: Seq,
+}
+
+/// Opens a journal, and takes what lies behind `applied` from it while it is checked: the keys' hashes and places into
+/// memory, values stay on the disk. Nothing of that is to be used before the store is known to be this journal's.
+fn open_journal(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    options: &JournalOptions,
+    applied: Seq,
+) -> Result<(Opened, Backlog)> {
+    let nothing = Unapplied::after(applied);
+    let (opened, parts) = Log::open_heard(disk, dir, options, |before| nothing.part(before))?;
+    let found = parts.into_iter().try_fold(nothing, Unapplied::with)?;
+    let begins = found.begins;
+    Ok((opened, Backlog { pending: Pending::recovered(found), begins, applied }))
+}
+
+impl Backlog {
+    /// Without what the store took between telling its watermark and being claimed: an older owner's last apply may
+    /// have been under way.
+    fn without_applied(mut self, tenure: &Tenure, journal: Option<&Opened>) -> Result<Backlog> {
+        let applied = tenure.progress.applied;
+        let Some(journal) = journal.filter(|_| applied > self.applied && self.begins.is_some()) else {
+            return Ok(self);
+        };
+        self.begins = None;
+        let mut reader = journal.log.read_after(self.applied);
+        while let Some(frame) = reader.next_frame()? {
+            if frame.last() > applied {
+                self.begins = Some(frame.location);
+                break;
+            }
+            self.pending.recovered_before(&QueuedFrame::read(&frame))?;
+        }
+        Ok(self)
+    }
+}
+
+/// Starts the flusher on a thread and a runtime of its own. The runtime also drives the layer's timers.
+fn run_flusher(flusher: Flusher) -> Result<(Handle, FlusherThread)> {
+    // Without a journal every writer waits for the flusher.
+    let drains_behind = flusher.log.is_some();
+    let runtime = clock::runtime().map_err(|error| Error::io("starting the layer's runtime", error))?;
+    let handle = runtime.handle().clone();
+    let (stop, mut stopped) = watch::channel(false);
+    let thread = thread::Builder::new()
+        .name("forebay-flush".into())
+        .spawn(move || {
+            if drains_behind {
+                priority::give_way();
+            }
+            runtime.block_on(async {
+                // A sender that is gone means a layer that is gone, which is a stop as well.
+                let stop = async { drop(stopped.wait_for(|stop| *stop).await) };
+                tokio::pin!(stop);
+                tokio::select! {
+                    biased;
+                    () = &mut stop => return,
+                    () = flusher.run() => {}
+                }
+                stop.await;
+            });
+            runtime
+        })
+        .map_err(|error| Error::io("starting the flusher's thread", error))?;
+    Ok((handle, FlusherThread { stop, thread }))
+}
+
+/// Runs blocking work off the caller's runtime, which may be missing.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (sender, done) = tokio::sync::oneshot::channel();
+    thread::Builder::new()
+        .name("forebay-open".into())
+        .spawn(move || drop(sender.send(work())))
+        .map_err(|error| Error::io("starting the thread that opens the layer", error))?;
+    done.await.map_err(|_| Error::new(ErrorKind::Damaged, "opening the layer panicked"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::os::OsDisk;
+    use crate::ids::{Key, NamespaceName};
+    use crate::journal::frame::FrameBuilder;
+    use crate::journal::testdisk::MemDisk;
+    use crate::journal::writer::GroupFrame;
+    use crate::queue::pending::Sought;
+    use crate::queue::record::{Operation, push};
+    use crate::store::memory::MemoryStore;
+
+    fn key(number: u64) -> Key {
+        Key::new(&NamespaceName::parse("n").unwrap(), &number.to_le_bytes()).unwrap()
+    }
+
+    fn options() -> JournalOptions {
+        JournalOptions { segment_bytes: 64 << 10, zero_fill: false, recycle: true, spares_max: 0 }
+    }
+
+    fn open_after(disk: &MemDisk, applied: u64) -> Result<(Opened, Backlog)> {
+        open_journal(Arc::new(disk.clone()), Path::new("journal"), &options(), Seq(applied))
+    }
+
+    /// A journal with `count` frames of one record, each of a key of its own, and where they lie.
+    fn journal(disk: &MemDisk, count: u64, last: FrameBuilder) -> Vec<Location> {
+        journal_in(Arc::new(disk.clone()), Path::new("journal"), count, last)
+    }
+
+    fn journal_in(disk: Arc<dyn Disk>, dir: &Path, count: u64, last: FrameBuilder) -> Vec<Location> {
+        let mut opened = Log::open(disk, dir, &options()).unwrap();
+        let frames = (1..=count).map(|seq| {
+            let mut body = FrameBuilder::new();
+            push(&mut body, Operation::Put, true, key(seq).as_bytes(), &[7; 500]).unwrap();
+            GroupFrame { first: Seq(seq), body: body.finish() }
+        });
+        let mut frames: Vec<GroupFrame> = frames.collect();
+        frames.push(GroupFrame { first: Seq(count + 1), body: last.finish() });
+        let mut written = Vec::new();
+        opened.writer.append(&frames, &mut written).unwrap();
+        opened.writer.close().unwrap();
+        written
+    }
+
+    fn sound(seq: u64) -> FrameBuilder {
+        let mut body = FrameBuilder::new();
+        push(&mut body, Operation::Remove, true, key(seq).as_bytes(), b"").unwrap();
+        body
+    }
+
+    fn places(backlog: &mut Backlog, number: u64) -> Vec<Location> {
+        let Sought { journaled, .. } = backlog.pending.find(&key(number), None);
+        journaled
+    }
+
+    #[test]
+    fn one_pass_finds_what_lies_behind_the_watermark() {
+        let disk = MemDisk::default();
+        let written = journal(&disk, 299, sound(300));
+        let (opened, mut backlog) = open_after(&disk, 120).unwrap();
+        assert!(written.last().unwrap().segment > 1 && opened.last == Seq(300));
+        assert_eq!(backlog.begins, Some(written[120]));
+        assert_eq!(backlog.pending.backlog().records, 180);
+        assert_eq!(backlog.pending.spilled(), Some((Seq(120), Seq(300))));
+        for seq in 121..=300 {
+            assert!(places(&mut backlog, seq).contains(&written[seq as usize - 1]) || seq < 290, "{seq}");
+        }
+        assert!(places(&mut backlog, 120).iter().all(|place| *place > written[119]));
+    }
+
+    /// An older owner's apply was on its way when the store was asked how far it is, and had landed when the store was
+    /// claimed.
+    #[test]
+    fn what_the_store_took_before_it_was_claimed_is_not_pending() {
+        let disk = MemDisk::default();
+        let written = journal(&disk, 299, sound(300));
+        for (applied, records) in [(100, 200), (250, 50), (300, 0), (400, 0)] {
+            let (opened, backlog) = open_after(&disk, 100).unwrap();
+            let progress = Progress { applied: Seq(applied), journaled: Seq(applied.min(300)) };
+            let tenure = Tenure { progress, ..Tenure::default() };
+            let mut backlog = backlog.without_applied(&tenure, Some(&opened)).unwrap();
+            assert_eq!(backlog.pending.backlog().records, records, "applied up to {applied}");
+            assert_eq!(backlog.pending.backlog().bytes == 0, records == 0);
+            assert_eq!(backlog.begins, written.get(applied as usize).copied());
+            let spilled = (records > 0).then_some((Seq(applied), Seq(300)));
+            assert_eq!(backlog.pending.spilled(), spilled);
+            let before = written.get(applied as usize - 1).copied();
+            let none_before = |place: &Location| before.is_some_and(|before| *place > before);
+            assert!((1..=300).all(|seq| places(&mut backlog, seq).iter().all(none_before)));
+        }
+    }
+
+    /// In tests keys share sixteen pieces of hashes, so before the frame of a key come some of other keys, more than
+    /// are told at a time.
+    #[test]
+    fn every_key_of_a_backlog_is_read_though_other_keys_share_its_piece() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(OsDisk);
+        journal_in(Arc::clone(&disk) as Arc<dyn Disk>, dir.path(), 299, sound(7));
+        let options = LayerOptions {
+            journal_dir: Some(dir.path().to_owned()),
+            journal: options(),
+            // All of it stays pending.
+            batch_linger: std::time::Duration::from_secs(60),
+            batch_records_max: 1_000_000,
+            ..LayerOptions::default()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (store, role) = (Arc::new(MemoryStore::new()), Role::Owner(OnOwned::TakeOver));
+        let layer = runtime.block_on(open(store, options, disk, Ticker::default(), role)).unwrap();
+        for number in 1..=400 {
+            let answer = runtime.block_on(layer.reads.load(&key(number))).unwrap();
+            let there = (1..=299).contains(&number) && number != 7;
+            assert_eq!(answer.value.map(|value| value.version), there.then_some(Seq(number)), "{number}");
+            assert_eq!(answer.pending, number < 300, "{number}");
+        }
+    }
+
+    /// Its checksums hold, so somebody wrote it, but no record of a layer is in it.
+    #[test]
+    fn a_sound_frame_without_sound_records_is_told_with_its_place() {
+        let disk = MemDisk::default();
+        let mut junk = FrameBuilder::new();
+        junk.push(&[b"junk"]).unwrap();
+        let written = journal(&disk, 5, junk);
+        let error = open_after(&disk, 0).err().expect("it is refused");
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        let place = format!("damaged at byte {}", written[5].offset);
+        assert!(error.to_string().contains(&place), "{error}");
+        assert!(open_after(&disk, 6).is_ok(), "what the store has is not looked at");
+    }
+}
