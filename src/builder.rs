@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::builder::blocking::BlockingForebay;
 use crate::bus::contract::Bus;
 use crate::bus::event::Directive;
-use crate::cache::batch::Batch;
+use crate::cache::batch::WriteBatch;
 use crate::cache::codec::{SCHEMA_MAX, TAG_BYTES_MAX, check_name};
 use crate::cache::opening::CacheBuilder;
 use crate::cache::receipt::Receipt;
@@ -74,8 +74,8 @@ impl Forebay {
     }
 
     /// Starts an atomic batch over caches of this layer.
-    pub fn batch(&self) -> Batch {
-        Batch::new(Arc::clone(&self.layer))
+    pub fn batch(&self) -> WriteBatch {
+        WriteBatch::new(Arc::clone(&self.layer))
     }
 
     /// Waits until the store holds everything up to `seq`.

@@ -38,7 +38,7 @@ pub use crate::bus::contract::{Bus, Channel};
 pub use crate::bus::local::LocalBus;
 #[cfg(feature = "postgres")]
 pub use crate::bus::postgres::PostgresBus;
-pub use crate::cache::batch::Batch;
+pub use crate::cache::batch::WriteBatch;
 pub use crate::cache::blocking::BlockingCache;
 #[cfg(feature = "postcard")]
 pub use crate::cache::codec::Postcard;

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use crate::builder::Forebay;
-use crate::cache::batch::Batch;
+use crate::cache::batch::WriteBatch;
 use crate::cache::receipt::Receipt;
 use crate::error::Result;
 use crate::feed::change::ChangesFrom;
@@ -76,11 +76,11 @@ impl BlockingForebay {
         self.run(self.bay.namespace_token(name))
     }
 
-    /// Commits a batch; see [`Batch::commit`].
+    /// Commits a batch; see [`WriteBatch::commit`].
     ///
     /// # Errors
     /// As there.
-    pub fn commit(&self, batch: Batch) -> Result<Receipt> {
+    pub fn commit(&self, batch: WriteBatch) -> Result<Receipt> {
         self.run(batch.commit())
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::cache::receipt::Receipt;
-use crate::cache::rules::{self, Derives};
+use crate::cache::rules::{self, RuledChange};
 use crate::cache::typed::Cache;
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::error::{ErrorKind, Result};
@@ -15,26 +15,26 @@ use crate::queue::record::Record;
 use crate::queue::ticket::{Effect, Effects};
 use crate::seam::random::HashBuilder;
 
-/// Writes that take effect together. Nothing happens before [`Batch::commit`].
+/// Writes that take effect together. Nothing happens before [`WriteBatch::commit`].
 ///
 /// Of several writes of one key the last one counts. The batch is written through if any of its caches is, so
-/// that each cache's promise holds, unless [`Batch::write_policy`] says otherwise.
+/// that each cache's promise holds, unless [`WriteBatch::write_policy`] says otherwise.
 #[must_use = "a batch does nothing until it is committed"]
-pub struct Batch {
+pub struct WriteBatch {
     layer: Arc<Layer>,
     frame: FrameBuilder,
     effects: Vec<Box<dyn Effect>>,
     /// What drops each key from memory if the outcome stays unknown, and whether it is dropped before the write, too.
     drops: Vec<(Box<dyn Fn() + Send>, bool)>,
     /// What the rules of the caches have to be told.
-    changes: Vec<Box<dyn Derives>>,
+    changes: Vec<Box<dyn RuledChange>>,
     policy: Option<WritePolicy>,
     through: bool,
 }
 
-impl Batch {
-    pub(crate) fn new(layer: Arc<Layer>) -> Batch {
-        Batch {
+impl WriteBatch {
+    pub(crate) fn new(layer: Arc<Layer>) -> WriteBatch {
+        WriteBatch {
             layer,
             frame: FrameBuilder::new(),
             effects: Vec::new(),
@@ -63,7 +63,7 @@ impl Batch {
     /// Adds a removal.
     ///
     /// # Errors
-    /// As [`Batch::put`].
+    /// As [`WriteBatch::put`].
     pub fn remove<K: CacheKey, V: CacheValue>(&mut self, cache: &Cache<K, V>, key: &K) -> Result<&mut Self> {
         cache.add_to(self, key, None)?;
         Ok(self)
@@ -103,7 +103,7 @@ impl Batch {
             aftermath.push_tokens(&mut self.frame)?;
             // No other effect comes after the last one, or instead of it.
             if let Some(last) = self.effects.pop() {
-                self.effects.push(rules::followed(last, aftermath));
+                self.effects.push(rules::then_invalidate(last, aftermath));
             }
         }
         self.drops.iter().filter(|(_, before)| *before).for_each(|(drop, _)| drop());
@@ -120,7 +120,7 @@ impl Batch {
         &self.layer
     }
 
-    pub(crate) fn changes(&mut self, change: Option<Box<dyn Derives>>) {
+    pub(crate) fn changes(&mut self, change: Option<Box<dyn RuledChange>>) {
         self.changes.extend(change);
     }
 

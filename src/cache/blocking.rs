@@ -7,7 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::Poll;
 
-use crate::cache::batch::Batch;
+use crate::cache::batch::WriteBatch;
 use crate::cache::derive::{BlockingLoadContext, LoadContext};
 use crate::cache::entry::{Entry, Loaded, ReadOptions, WriteOptions};
 use crate::cache::get::{at_once, beyond};
@@ -135,7 +135,7 @@ impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
     ///
     /// # Errors
     /// As there.
-    pub fn group(&self, name: &str) -> Result<BlockingGroup<K, V>> {
+    pub fn group(&self, name: &str) -> Result<BlockingGroup> {
         Ok(self.cache.group(name)?.blocking())
     }
 
@@ -211,11 +211,11 @@ impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
         self.run(self.cache.remove_with(key, options))
     }
 
-    /// Commits a batch; see [`Batch::commit`].
+    /// Commits a batch; see [`WriteBatch::commit`].
     ///
     /// # Errors
     /// As there.
-    pub fn commit(&self, batch: Batch) -> Result<Receipt> {
+    pub fn commit(&self, batch: WriteBatch) -> Result<Receipt> {
         self.run(batch.commit())
     }
 

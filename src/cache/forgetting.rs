@@ -1,5 +1,7 @@
 //! What makes a cache forget: one key, a version of it, a group, everything.
 
+use std::sync::Arc;
+
 use crate::cache::codec::check_name;
 use crate::cache::group::Group;
 use crate::cache::typed::Cache;
@@ -49,12 +51,12 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// # Errors
     /// [`ErrorKind::Unsupported`] if the cache was opened without groups; [`ErrorKind::InvalidName`] if the name is
     /// empty or longer than 255 bytes.
-    pub fn group(&self, name: &str) -> Result<Group<K, V>> {
+    pub fn group(&self, name: &str) -> Result<Group> {
         if self.view.group_of.is_none() {
             let context = format!("cache \"{}\" was opened without groups", self.view.namespace);
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
         check_name("a group's name", name, GROUP_BYTES_MAX)?;
-        Ok(Group::new(self.clone(), name))
+        Ok(Group::new(Arc::clone(&self.layer), self.view.namespace.clone(), name))
     }
 }

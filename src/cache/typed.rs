@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::batch::Batch;
+use crate::cache::batch::WriteBatch;
 use crate::cache::blocking::BlockingCache;
 use crate::cache::codec::check_tags;
 use crate::cache::derive::LoadContext;
@@ -13,11 +13,13 @@ use crate::cache::entry::{Entry, Loaded, ReadOptions, WriteOptions};
 use crate::cache::get::Get;
 use crate::cache::opening::{LIFE_MAX, LIFE_MIN};
 use crate::cache::receipt::Receipt;
-use crate::cache::rules::{self, Changing, Derives};
+use crate::cache::rules::{self, Replacement, RuledChange};
 use crate::cache::source::{LoadError, deriver, loader, many_loader};
 use crate::cache::view::{CacheKey, CacheValue, TypedView};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Key;
 use crate::journal::frame::FrameBuilder;
+use crate::layer::invalidation::Directive;
 use crate::layer::layer::{Layer, Writing};
 use crate::memory::advice::TtlAdvice;
 use crate::memory::views::View;
@@ -357,7 +359,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
                     // The tokens first, so that the receipt's number is the value's version.
                     let tokens = aftermath.push_tokens(&mut frame)?;
                     let effect = self.view.encode(&mut frame, key, value, &options)?;
-                    let effects = rules::after_tokens(tokens, rules::followed(effect, aftermath));
+                    let effects = rules::after_tokens(tokens, rules::then_invalidate(effect, aftermath));
                     self.begin_frame(key, frame, policy, effects, None)
                 }))
             }
@@ -405,12 +407,12 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     }
 
     /// What the cache's rules have to be told of a write, if there are any.
-    fn changing(&self, key: &K, new: Option<&V>) -> Result<Option<Box<dyn Derives>>> {
+    fn changing(&self, key: &K, new: Option<&V>) -> Result<Option<Box<dyn RuledChange>>> {
         if self.view.rules.is_empty() {
             return Ok(None);
         }
-        let (view, stored) = (Arc::clone(&self.view), self.view.stored_key(key)?);
-        Ok(Some(Box::new(Changing { view, key: key.clone(), stored, new: new.cloned() })))
+        let (cache, stored) = (self.clone(), self.view.stored_key(key)?);
+        Ok(Some(Box::new(KeyChange { cache, key: key.clone(), stored, new: new.cloned() })))
     }
 
     /// Changes how long values are fresh; `None` is for as long as they are there. Holds at once for what is in memory,
@@ -483,7 +485,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     }
 
     /// Adds a write to a batch, after checking that both belong to one layer.
-    pub(crate) fn add_to(&self, batch: &mut Batch, key: &K, value: Option<V>) -> Result<()> {
+    pub(crate) fn add_to(&self, batch: &mut WriteBatch, key: &K, value: Option<V>) -> Result<()> {
         if !Arc::ptr_eq(&self.layer, batch.layer()) {
             let context =
                 format!("cache \"{}\" and the batch belong to different layers", self.view.namespace);
@@ -496,5 +498,28 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         let (invalidate, doubtful) = (self.clone(), key.clone());
         batch.added(effect, self.view.policy, Box::new(move || invalidate.invalidate(&doubtful)));
         Ok(())
+    }
+}
+
+/// One write of a cache with rules, before it is handed over.
+struct KeyChange<K, V> {
+    cache: Cache<K, V>,
+    key: K,
+    stored: Key,
+    new: Option<V>,
+}
+
+impl<K: CacheKey, V: CacheValue> RuledChange for KeyChange<K, V> {
+    fn stored_key(&self) -> &Key {
+        &self.stored
+    }
+
+    fn directives(&self) -> BoxFuture<'_, Result<Vec<Directive>>> {
+        Box::pin(async move {
+            let KeyChange { cache: Cache { layer, view }, key, new, .. } = self;
+            let old = view.read(layer, key, &ReadOptions::new(), false, || None).await?.value;
+            let change = Replacement { key, old: old.as_ref(), new: new.as_ref() };
+            rules::run(&view.namespace, &view.rules, &change, layer.views())
+        })
     }
 }
