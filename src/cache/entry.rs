@@ -3,14 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::receipt::Receipt;
-use crate::error::Error;
+use crate::cache::codec::check_tags;
+use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::memory::entry::Own;
 use crate::memory::freshness::OnUnverified;
 use crate::memory::scope::{ReadSet, Ties};
 use crate::memory::servable::{Ask, Excuse, Situation};
-use crate::options::WritePolicy;
+use crate::options::{WritePolicy, within_time};
+
+/// The shortest and the longest time to live or to idle.
+pub(crate) const LIFE_MIN: Duration = Duration::from_millis(1);
+pub(crate) const LIFE_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
 /// What a read found, with the proof of how current that is. Of a key without a value there is one, too.
 #[derive(Clone, Debug)]
@@ -64,6 +68,27 @@ pub enum MetBound {
 impl MetBound {
     pub(crate) fn of(bound: Option<Duration>) -> MetBound {
         bound.map_or(MetBound::Unbounded, MetBound::Within)
+    }
+}
+
+/// The proof of an acknowledged write: its place in the layer's order.
+///
+/// It can be sent to a process that follows this one, which then reads the write's effect:
+/// [`ReadOptions::at_least`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Receipt {
+    seq: Seq,
+}
+
+impl Receipt {
+    pub(crate) fn new(seq: Seq) -> Receipt {
+        Receipt { seq }
+    }
+
+    /// The write's sequence number; of an atomic batch, its last record's.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        self.seq
     }
 }
 
@@ -177,6 +202,14 @@ impl WriteOptions {
     pub fn tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> WriteOptions {
         self.tags = tags.into_iter().map(Into::into).collect();
         self
+    }
+
+    /// Checks lives and tags.
+    pub(crate) fn check(&self) -> Result<()> {
+        for (option, life) in [("time_to_live", self.time_to_live), ("time_to_idle", self.time_to_idle)] {
+            life.map_or(Ok(()), |life| within_time(option, life, LIFE_MIN, LIFE_MAX))?;
+        }
+        check_tags(&self.tags).map(drop)
     }
 
     pub(crate) fn chosen_policy(&self) -> Option<WritePolicy> {

@@ -4,12 +4,14 @@
 //! it came into memory.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 
-use crate::cache::receipt::Receipt;
+use crate::cache::entry::Receipt;
 use crate::error::Result;
 use crate::ids::{NamespaceName, Seq};
 use crate::layer::layer::Layer;
+use crate::seam::blocking::blocking_calls;
 use crate::seam::clock::block_on;
 
 /// Returns the group of a key, if it is in one.
@@ -63,30 +65,29 @@ impl Group {
     /// The same calls for callers without a runtime.
     #[must_use]
     pub fn blocking(&self) -> BlockingGroup {
-        BlockingGroup { group: self.clone() }
+        BlockingGroup { inner: self.clone() }
     }
 }
 
 /// A [`Group`] for callers without a runtime.
 #[derive(Clone, Debug)]
 pub struct BlockingGroup {
-    group: Group,
+    inner: Group,
 }
 
 impl BlockingGroup {
-    /// See [`Group::invalidate`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn invalidate(&self) -> Result<Receipt> {
-        block_on(Some(&self.group.layer.runtime), self.group.invalidate())
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        block_on(Some(&self.inner.layer.runtime), future)
     }
 
-    /// See [`Group::token`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn token(&self) -> Result<Seq> {
-        block_on(Some(&self.group.layer.runtime), self.group.token())
+    /// The group itself.
+    #[must_use]
+    pub fn group(&self) -> &Group {
+        &self.inner
+    }
+
+    blocking_calls! { Group:
+        fn invalidate() -> Result<Receipt>;
+        fn token() -> Result<Seq>;
     }
 }

@@ -4,12 +4,12 @@
 //! writers of a key take turns: from the look at the old value until the write has taken effect. What the rule names
 //! is dropped before the write is handed over, and again when it has taken effect.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::bus::event;
-use crate::cache::codec::{TAG_BYTES_MAX, check_name};
-use crate::cache::view::CacheKey;
+use crate::cache::codec::{CacheKey, TAG_BYTES_MAX, check_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, NamespaceName, Seq};
 use crate::layer::invalidation::{Aftermath, Directive};
@@ -41,7 +41,13 @@ pub struct Stale {
     refused: Option<Error>,
 }
 
-/// Says what a change makes stale.
+impl fmt::Debug for Stale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stale").field("named", &self.directives.len()).finish_non_exhaustive()
+    }
+}
+
+/// A rule of a cache: names what a change makes stale.
 pub(crate) type Rule<K, V> = Box<dyn Fn(&Replacement<'_, K, V>, &mut Stale) + Send + Sync>;
 
 impl Stale {

@@ -4,6 +4,7 @@
 //! simulator's, so that one seed decides which thread goes on, when a wait ends and what is drawn.
 
 pub(crate) mod beside;
+pub(crate) mod blocking;
 pub(crate) mod clock;
 pub(crate) mod priority;
 pub(crate) mod random;
