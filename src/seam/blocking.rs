@@ -38,6 +38,9 @@ mod tests {
         ("WriteBatch::commit", "BlockingForebay::commit"),
     ];
 
+    /// Types that need tokio in any case: their connections and their tasks live on a runtime.
+    const ASYNC_ONLY: &[&str] = &["Monitor", "PostgresBus", "PostgresStore"];
+
     /// Six calls were missing when the two faces were written by hand.
     #[test]
     fn every_public_async_call_has_a_blocking_counterpart() {
@@ -49,11 +52,12 @@ mod tests {
         sources.iter().for_each(|source| methods.add(source));
         let calls = |name: &str| methods.async_calls.get(name).map_or(0, BTreeSet::len);
         assert!(
-            calls("Cache") >= 20 && calls("Forebay") >= 12,
+            calls("Cache") >= 20 && calls("Forebay") >= 11,
             "the sources are not read as they are written"
         );
         let mut missing = Vec::new();
-        for (name, calls) in methods.async_calls.iter().filter(|(name, _)| exported.contains(*name)) {
+        let is_to_have = |name: &str| exported.contains(name) && !ASYNC_ONLY.contains(&name);
+        for (name, calls) in methods.async_calls.iter().filter(|(name, _)| is_to_have(name)) {
             for call in calls {
                 let full = format!("{name}::{call}");
                 let found = match ELSEWHERE.iter().find(|(known, _)| *known == full) {
