@@ -14,7 +14,7 @@ use crate::cache::entry::{Entry, MetBound, ReadOptions, Source};
 use crate::cache::flights::{FlightBuilder, Flights, Join};
 use crate::cache::loader::{Loader, ManyLoader, load_panicked};
 use crate::cache::throttle::is_source_failure;
-use crate::cache::view::{KeyLoad, LoadDone, LoadResult, TypedView};
+use crate::cache::view::{KeyLoad, LoadDone, LoadOutcome, TypedView};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
 use crate::layer::layer::Layer;
@@ -339,7 +339,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         }
     }
 
-    fn flights(&self, loader: Option<&Loader<K, V>>) -> &Arc<Flights<K, LoadResult<V>>> {
+    fn flights(&self, loader: Option<&Loader<K, V>>) -> &Arc<Flights<K, LoadOutcome<V>>> {
         match loader {
             None => &self.view.flights,
             Some(loader) if loader.derives => &self.view.derived_flights,
@@ -349,7 +349,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
 
     fn start_load(
         &self,
-        flight: FlightBuilder<K, LoadResult<V>>,
+        flight: FlightBuilder<K, LoadOutcome<V>>,
         load: KeyLoad<K>,
         loader: Option<Loader<K, V>>,
     ) {

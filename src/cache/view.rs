@@ -47,7 +47,7 @@ pub(crate) struct LoadDone<V> {
     pub(crate) ties: Option<Arc<Ties>>,
 }
 
-pub(crate) type LoadResult<V> = Result<LoadDone<V>>;
+pub(crate) type LoadOutcome<V> = Result<LoadDone<V>>;
 
 /// A key that a flight loads, and where its load starts.
 pub(crate) struct KeyLoad<K> {
@@ -68,11 +68,11 @@ pub(crate) struct TypedView<K, V> {
     pub(crate) rules: Vec<Rule<K, V>>,
     pub(crate) resident: Resident<K, V>,
     /// Loads from the layer's store.
-    pub(crate) flights: Arc<Flights<K, LoadResult<V>>>,
+    pub(crate) flights: Arc<Flights<K, LoadOutcome<V>>>,
     /// Loads from there and then from a loader. Apart, since "absent in the store" ends a plain read and not this one.
-    pub(crate) loader_flights: Arc<Flights<K, LoadResult<V>>>,
+    pub(crate) loader_flights: Arc<Flights<K, LoadOutcome<V>>>,
     /// Loads by loaders that record the keys they read. Apart, since a reader that joins one has to check those keys.
-    pub(crate) derived_flights: Arc<Flights<K, LoadResult<V>>>,
+    pub(crate) derived_flights: Arc<Flights<K, LoadOutcome<V>>>,
     pub(crate) throttle: Throttle<K>,
     /// The number of versions of a key that it keeps; `None` if its values have no versions.
     pub(crate) versions_kept: Option<usize>,
@@ -232,7 +232,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         reads: &Reads,
         load: KeyLoad<K>,
         loader: Option<Loader<K, V>>,
-    ) -> LoadResult<V> {
+    ) -> LoadOutcome<V> {
         let KeyLoad { key, stored, start } = load;
         let span = Span::load(self.namespace.as_str(), 1);
         let done = async {
@@ -257,7 +257,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         reads: &Reads,
         loads: Vec<KeyLoad<K>>,
         loader: Option<ManyLoader<K, V>>,
-    ) -> Vec<LoadResult<V>> {
+    ) -> Vec<LoadOutcome<V>> {
         let span = Span::load(self.namespace.as_str(), loads.len());
         let stored: Vec<Key> = loads.iter().map(|load| load.stored.clone()).collect();
         let found = catch_panic(async {
@@ -289,19 +289,19 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
                 self.note_end(key, &result);
                 result
             });
-        let results: Vec<LoadResult<V>> = results.collect();
+        let results: Vec<LoadOutcome<V>> = results.collect();
         note_in_span(&span, &results);
         results
     }
 
     /// Counts a failed load, and remembers the failure for the throttle.
-    fn note_end(&self, key: &K, result: &LoadResult<V>) {
+    fn note_end(&self, key: &K, result: &LoadOutcome<V>) {
         self.metrics.failed_loads.add(u64::from(result.is_err()));
         self.throttle.note(key, result.as_ref().err(), self.resident.ticker().now());
     }
 
     /// Decodes what was pending or in the store, and keeps it in memory unless something has changed since `start`.
-    pub(crate) fn keep_answer(&self, reads: &Reads, key: &K, answer: Answer, start: &Start) -> LoadResult<V> {
+    pub(crate) fn keep_answer(&self, reads: &Reads, key: &K, answer: Answer, start: &Start) -> LoadOutcome<V> {
         let source = if answer.pending { Source::Pending } else { Source::Store };
         let with_tags =
             |tags: &[&str]| Own { ties: self.ties(key, tags, ReadSet::default()), ..Own::default() };
@@ -319,7 +319,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     }
 
     /// Keeps what a loader brought likewise.
-    fn keep_loaded(&self, reads: &Reads, key: &K, loaded: Loaded<V>, start: &Start) -> LoadResult<V> {
+    fn keep_loaded(&self, reads: &Reads, key: &K, loaded: Loaded<V>, start: &Start) -> LoadOutcome<V> {
         let Loaded { value, own, tags, read } = loaded;
         check_tags(&tags)?;
         let own = Own { ties: self.ties(key, &tags, read), ..own };
@@ -390,7 +390,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
 }
 
 /// Notes in a span how many keys were found, or of what kind the first failure was.
-fn note_in_span<V>(span: &Span, results: &[LoadResult<V>]) {
+fn note_in_span<V>(span: &Span, results: &[LoadOutcome<V>]) {
     match results.iter().find_map(|result| result.as_ref().err()) {
         Some(error) => span.failed(error.kind()),
         None => {
