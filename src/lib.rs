@@ -64,7 +64,7 @@ pub use crate::layer::dead_letter_list::DeadLetterList;
 pub use crate::layer::ownership::OnOwned;
 pub use crate::memory::advice::TtlAdvice;
 pub use crate::memory::freshness::OnUnverified;
-pub use crate::memory::servable::Excuse;
+pub use crate::memory::servable::StaleReason;
 pub use crate::metrics::ages::AgeSummary;
 pub use crate::metrics::{CacheStats, EvictionStats, QueueStats, Stats};
 pub use crate::monitor::observer::{Observation, Observer};

@@ -34,9 +34,9 @@ impl Counter {
 #[derive(Debug, Default)]
 pub struct StripedCounter {
     /// Each is written by one thread only.
-    owned: [Line; OWNED],
+    owned: [PaddedCell; OWNED],
     /// All other threads'.
-    shared: Line,
+    shared: PaddedCell,
 }
 
 /// How many threads at a time have cells of their own; fewer than the bits of [`TAKEN`].
@@ -45,7 +45,7 @@ const OWNED: usize = 31;
 /// On a cache line of its own, with its neighbour that is fetched along.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Line(AtomicU64);
+struct PaddedCell(AtomicU64);
 
 /// Which cells have a thread, by bits; a cell's number is the same in all counters.
 static TAKEN: AtomicU64 = AtomicU64::new(0);
@@ -57,16 +57,16 @@ thread_local! {
     /// The number of this thread's cell, or one that no cell has. Without a destructor, so that it costs nothing to
     /// look at.
     static OWN: Cell<usize> = const { Cell::new(UNASKED) };
-    static TENURE: Tenure = Tenure::begin();
+    static LEASE: CellLease = CellLease::begin();
 }
 
 /// A thread's right to its cells; it ends with the thread.
-struct Tenure {
+struct CellLease {
     number: usize,
 }
 
-impl Tenure {
-    fn begin() -> Tenure {
+impl CellLease {
+    fn begin() -> CellLease {
         let lowest_free = |taken: u64| {
             let number = taken.trailing_ones();
             (number < OWNED as u32).then(|| taken | 1 << number)
@@ -75,11 +75,11 @@ impl Tenure {
         let before = TAKEN.fetch_update(Ordering::AcqRel, Ordering::Acquire, lowest_free);
         let number = before.map_or(OWNED, |taken| taken.trailing_ones() as usize);
         OWN.set(number);
-        Tenure { number }
+        CellLease { number }
     }
 }
 
-impl Drop for Tenure {
+impl Drop for CellLease {
     fn drop(&mut self) {
         // What else counts while the thread ends, counts with all others.
         OWN.set(OWNED);
@@ -95,7 +95,9 @@ impl StripedCounter {
     pub fn increment(&self) {
         match self.owned.get(OWN.get()) {
             // No other thread's addition can come between the two.
-            Some(Line(own)) => own.store(own.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed),
+            Some(PaddedCell(own)) => {
+                own.store(own.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed)
+            }
             None => self.increment_elsewhere(),
         }
     }
@@ -103,7 +105,7 @@ impl StripedCounter {
     #[cold]
     fn increment_elsewhere(&self) {
         // A thread that is ending gets no cell any more.
-        if OWN.get() == UNASKED && TENURE.try_with(|_| ()).is_ok() {
+        if OWN.get() == UNASKED && LEASE.try_with(|_| ()).is_ok() {
             return self.increment();
         }
         self.shared.0.fetch_add(1, Ordering::Relaxed);
@@ -112,7 +114,7 @@ impl StripedCounter {
     /// What has been added so far.
     #[must_use]
     pub fn value(&self) -> u64 {
-        self.owned.iter().chain([&self.shared]).map(|Line(line)| line.load(Ordering::Relaxed)).sum()
+        self.owned.iter().chain([&self.shared]).map(|PaddedCell(line)| line.load(Ordering::Relaxed)).sum()
     }
 }
 

@@ -7,7 +7,9 @@ mod support;
 use std::time::Duration;
 
 use forebay::testkit::ManualClock;
-use forebay::{Cache, CacheBuilder, ErrorKind, Excuse, Forebay, MetBound, ReadOptions, Source, WriteOptions};
+use forebay::{
+    Cache, CacheBuilder, ErrorKind, Forebay, MetBound, ReadOptions, Source, StaleReason, WriteOptions,
+};
 use support::held_loads::HeldLoads;
 use support::{Hand, Layer, poll_once};
 
@@ -262,7 +264,7 @@ async fn line_2_a_stale_value_is_served_while_one_load_runs_in_the_background() 
     for _ in 0..20 {
         let entry = cache.get_entry(&1).await.unwrap();
         assert_eq!((entry.value, entry.age), (Some(1), seconds(14)));
-        assert_eq!(entry.stale, Some(Excuse::WhileRevalidating));
+        assert_eq!(entry.stale, Some(StaleReason::WhileRevalidating));
         assert_eq!(entry.bound, MetBound::Within(seconds(15)));
     }
     bed.source.wait_for_loads(1).await;
@@ -311,7 +313,7 @@ async fn line_2_a_stale_value_is_served_if_its_load_fails_and_says_so() {
     bed.source.fail(true);
     let entry = cache.get_entry(&1).await.unwrap();
     assert_eq!((entry.value, entry.age), (Some(1), seconds(12)));
-    assert_eq!(entry.stale, Some(Excuse::LoadFailed));
+    assert_eq!(entry.stale, Some(StaleReason::LoadFailed));
     assert_eq!(entry.bound, MetBound::Within(seconds(60)));
     assert_eq!(entry.error.expect("the failure").kind(), ErrorKind::Transient);
     assert_eq!(cache.get_many(&[1]).await.unwrap(), [Some(1)]);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use forebay::testkit::ManualClock;
 use forebay::{
-    Cache, CacheBuilder, ErrorKind, Excuse, Forebay, MetBound, ReadOptions, Seq, Source, WritePolicy,
+    Cache, CacheBuilder, ErrorKind, Forebay, MetBound, ReadOptions, Seq, Source, StaleReason, WritePolicy,
 };
 use support::held_loads::HeldLoads;
 use support::{Layer, poll_once};
@@ -133,7 +133,7 @@ async fn line_3_an_entry_is_its_own_proof() {
     assert_eq!((entry.source, entry.bound), (Source::Store, MetBound::Current));
     clock.advance(seconds(11));
     let entry = cache.get_entry(&1).await.unwrap();
-    assert_eq!((entry.age, entry.stale), (seconds(11), Some(Excuse::WhileRevalidating)));
+    assert_eq!((entry.age, entry.stale), (seconds(11), Some(StaleReason::WhileRevalidating)));
     let load = |_| async { Ok::<_, String>(Some(5)) };
     let entry = cache.get_or_load_with(&3, &ReadOptions::new(), load).await.unwrap();
     assert_eq!((entry.value, entry.version, entry.source), (Some(5), None, Source::Loader));

@@ -308,8 +308,10 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     pub async fn put_with(&self, key: &K, value: V, options: impl Into<WriteOptions>) -> Result<Receipt> {
         self.check_unversioned(PUT_VERSION)?;
         let options = options.into();
-        let own = options.own();
-        for (option, life) in [("time_to_live", own.time_to_live), ("time_to_idle", own.time_to_idle)] {
+        let overrides = options.overrides();
+        for (option, life) in
+            [("time_to_live", overrides.time_to_live), ("time_to_idle", overrides.time_to_idle)]
+        {
             life.map_or(Ok(()), |life| within_time(option, life, LIFE_MIN, LIFE_MAX))?;
         }
         check_tags(options.chosen_tags())?;

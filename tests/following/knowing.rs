@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use forebay::testkit::{FlakyStore, ManualClock};
-use forebay::{Cache, ErrorKind, Excuse, Forebay, MemoryStore, MetBound, OnUnverified, ReadOptions, Source};
+use forebay::{
+    Cache, ErrorKind, Forebay, MemoryStore, MetBound, OnUnverified, ReadOptions, Source, StaleReason,
+};
 
 use super::{Bed, before, changed, eventually};
 
@@ -73,7 +75,7 @@ async fn a_reader_may_rather_have_an_error_or_the_old_value() {
     assert_eq!(prices.get_many(&[1]).await.unwrap_err().kind(), ErrorKind::Unverified);
     let serve = ReadOptions::new().on_unverified(OnUnverified::Serve);
     let entry = prices.get_entry_with(&1, &serve).await.unwrap();
-    assert_eq!((entry.value, entry.stale), (Some(10), Some(Excuse::Unverified)));
+    assert_eq!((entry.value, entry.stale), (Some(10), Some(StaleReason::Unverified)));
     assert_eq!((entry.bound, prices.stats().stale_unverified), (MetBound::Unbounded, 1));
     // A bound of the reader's own holds all the same.
     let bounded = serve.max_staleness(seconds(5));
