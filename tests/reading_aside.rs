@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use forebay::testkit::ManualClock;
 use forebay::{
-    Cache, ErrorKind, Forebay, Loaded, MemoryStore, ReadOptions, Seq, Source, StaleReason, WritePolicy,
+    Cache, ErrorKind, Forebay, Loaded, MemoryStore, MissReason, ReadOptions, Seq, Source, StaleReason,
+    WritePolicy,
 };
 use support::held_loads::HeldLoads;
 use support::{Hand, Layer, poll_once, stored};
@@ -477,10 +478,10 @@ fn line_5_a_blocking_read_is_counted_once_whether_memory_answers_or_not() {
     blocking.put(&1, 10).unwrap();
     assert_eq!(blocking.get(&1).unwrap(), Some(10));
     let stats = cache.stats();
-    assert_eq!((stats.memory_hits, stats.misses_absent, stats.store_hits), (1, 0, 0));
+    assert_eq!((stats.memory_hits, stats.misses[MissReason::Absent], stats.store_hits), (1, 0, 0));
     cache.evict(&1);
     assert_eq!(blocking.get(&1).unwrap(), Some(10));
     assert_eq!(blocking.get(&2).unwrap(), None);
     let stats = cache.stats();
-    assert_eq!((stats.memory_hits, stats.misses_absent, stats.store_hits), (1, 2, 1));
+    assert_eq!((stats.memory_hits, stats.misses[MissReason::Absent], stats.store_hits), (1, 2, 1));
 }

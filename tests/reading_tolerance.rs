@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use forebay::testkit::ManualClock;
 use forebay::{
-    Cache, CacheBuilder, ErrorKind, Forebay, MetBound, ReadOptions, Seq, Source, StaleReason, WritePolicy,
+    Cache, CacheBuilder, ErrorKind, Forebay, MetBound, MissReason, ReadOptions, Seq, Source, StaleReason,
+    WritePolicy,
 };
 use support::held_loads::HeldLoads;
 use support::{Layer, poll_once};
@@ -70,7 +71,7 @@ async fn line_3_a_reads_tolerance_caps_what_the_cache_allows() {
     let error = cache.get_with(&1, &at_most(seconds(20))).await.expect_err("nothing else is young enough");
     assert_eq!(error.kind(), ErrorKind::Transient);
     assert_eq!(cache.get_with(&1, &at_most(seconds(21))).await.unwrap(), Some(3));
-    assert_eq!(cache.stats().misses_too_old, 4);
+    assert_eq!(cache.stats().misses[MissReason::TooOld], 4);
 }
 
 #[tokio::test]

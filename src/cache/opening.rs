@@ -16,9 +16,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::NamespaceName;
 use crate::layer::layer::Layer;
 use crate::memory::freshness::Freshness;
+use crate::memory::metrics::CacheMetrics;
 use crate::memory::resident::{Capacity, Resident};
 use crate::memory::views::View;
-use crate::metrics::CacheMetrics;
 use crate::options::{WritePolicy, within_time};
 
 /// How many entries a cache holds in memory unless it says otherwise.

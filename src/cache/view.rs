@@ -18,11 +18,12 @@ use crate::error::Result;
 use crate::ids::{Key, NamespaceName, Seq};
 use crate::journal::frame::FrameBuilder;
 use crate::memory::entry::EntryOverrides;
+use crate::memory::metrics::{CacheMetrics, CacheStats};
 use crate::memory::resident::Resident;
 use crate::memory::scope::{Dependencies, ReadSet};
 use crate::memory::servable::Generation;
 use crate::memory::views::{AnyKey, View};
-use crate::metrics::{CacheMetrics, CacheStats, Metrics};
+use crate::metrics::Metrics;
 use crate::options::WritePolicy;
 use crate::queue::record::{Operation, push};
 use crate::queue::ticket::Effect;
@@ -112,7 +113,7 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
 
     fn stats(&self) -> CacheStats {
         let (reloads_unchanged, reloads_changed) = self.resident.reloads();
-        let evictions = self.resident.left().value();
+        let evictions = self.resident.evictions();
         CacheStats { evictions, reloads_unchanged, reloads_changed, ..self.metrics.snapshot() }
     }
 

@@ -282,7 +282,7 @@ impl ChangeStream {
         self.told = if self.read.ready.is_empty() { self.read.to } else { outcome.seq() };
         let metrics = &self.source.core.metrics;
         match &outcome {
-            ChangeOutcome::Change(_) => metrics.changes_told.add(1),
+            ChangeOutcome::Change(_) => metrics.changes_delivered.add(1),
             ChangeOutcome::PlaceLost { .. } => metrics.places_lost.add(1),
         }
         Some(outcome)

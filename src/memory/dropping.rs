@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, Hash};
 
 use crate::ids::Seq;
 use crate::memory::entry::{Entry, EntryMetadata, EntryOverrides};
+use crate::memory::metrics::EvictionCause;
 use crate::memory::resident::{MemoryFailed, Resident};
 use crate::safeguard::Safeguard;
 
@@ -18,7 +19,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 return;
             }
             self.fences.change(self.hasher.hash_one(key), || {
-                self.left.invalidated.add(u64::from(self.entries.remove(key).is_some()));
+                self.evictions.add(EvictionCause::Invalidated, u64::from(self.entries.remove(key).is_some()));
             });
         })
     }
@@ -35,7 +36,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 let proven =
                     there.is_some_and(|there| there.version() > Seq::ZERO && there.version() >= version);
                 if !proven {
-                    self.left.invalidated.add(u64::from(self.entries.remove(key).is_some()));
+                    self.evictions
+                        .add(EvictionCause::Invalidated, u64::from(self.entries.remove(key).is_some()));
                 }
                 !proven
             })
@@ -66,7 +68,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 let Some(there) = self.inspect(key, |_| {}) else { return };
                 // Neither an absence nor what a loader brought has a version.
                 if !self.is_current(&there) || there.version() == Seq::ZERO {
-                    self.left.invalidated.add(u64::from(self.entries.remove(key).is_some()));
+                    self.evictions
+                        .add(EvictionCause::Invalidated, u64::from(self.entries.remove(key).is_some()));
                     return;
                 }
                 if there.version() >= version {
@@ -87,6 +90,6 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 
     /// Drops `key` from memory only to make room: nothing has changed, so loads under way may land.
     pub fn evict(&self, key: &K) {
-        self.left.called.add(u64::from(self.entries.remove(key).is_some()));
+        self.evictions.add(EvictionCause::Called, u64::from(self.entries.remove(key).is_some()));
     }
 }

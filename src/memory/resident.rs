@@ -23,13 +23,14 @@ use crate::memory::evictions::Evictions;
 use crate::memory::extra::Extra;
 use crate::memory::fence::{FenceMark, Fences};
 use crate::memory::freshness::{Freshness, LiveDuration};
+use crate::memory::metrics::EvictionCause;
 use crate::memory::reloads::{CompareValues, ReloadWatch, VersionedRef};
 use crate::memory::scope::{Dependencies, Scopes};
 use crate::memory::servable::{
     CacheLimits, EntryFacts, LoadProgress, MissReason, ReadConstraints, Servable, StaleReason, invalidated,
     is_due_early, is_timed, life, servable,
 };
-use crate::metrics::EvictionMetrics;
+use crate::metrics::{Counters, Counts};
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{Moment, Ticker};
 use crate::seam::random::{self, HashBuilder};
@@ -48,7 +49,7 @@ pub enum Capacity<K, V> {
 /// The entries of one cache and its fences.
 pub struct Resident<K, V> {
     pub(super) entries: Cache<K, Entry<V>, ByEntry, HashBuilder, Evictions<K, Entry<V>>>,
-    pub(super) left: Arc<EvictionMetrics>,
+    pub(super) evictions: Arc<Counters<EvictionCause>>,
     watch: ReloadWatch<V>,
     pub(super) hasher: HashBuilder,
     pub(super) fences: Arc<Fences>,
@@ -81,12 +82,22 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             .build()
             .map_err(|error| Error::with_source(ErrorKind::InvalidOption, "capacity", error.to_string()))?;
         let hasher = HashBuilder::default();
-        let left = Arc::<EvictionMetrics>::default();
-        let evictions = Evictions::new(Arc::clone(&left));
-        let entries = Cache::with_options(options, ByEntry, hasher.clone(), evictions);
+        let counted = Arc::<Counters<EvictionCause>>::default();
+        let lifecycle = Evictions::new(Arc::clone(&counted));
+        let entries = Cache::with_options(options, ByEntry, hasher.clone(), lifecycle);
         let (fences, time_to_live) = (Arc::new(Fences::new(Arc::default())), LiveDuration::new(None));
         let watch = ReloadWatch::default();
-        Ok(Resident { entries, left, watch, hasher, fences, weigh, freshness, time_to_live, ticker })
+        Ok(Resident {
+            entries,
+            evictions: counted,
+            watch,
+            hasher,
+            fences,
+            weigh,
+            freshness,
+            time_to_live,
+            ticker,
+        })
     }
 
     /// Compares what loads bring with what they replace, where versions do not tell.
@@ -354,7 +365,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             let weight = value.as_ref().map_or(0, |value| self.weight(&key, value));
             let (share, extra) = (self.share(), self.extra(overrides, since));
             self.fences.change(self.hasher.hash_one(&key), || match value {
-                None => self.left.removed.add(u64::from(self.entries.remove(&key).is_some())),
+                None => {
+                    self.evictions.add(EvictionCause::Removed, u64::from(self.entries.remove(&key).is_some()))
+                }
                 Some(value) => {
                     let generation = self.fences.scopes().now();
                     let (took_us, of_loader) = (0, false);
@@ -424,13 +437,13 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 if !lost.get() && !others && keeps {
                     self.entries.insert(owned, entry);
                 } else if !lost.get() && !others && there.is_some() {
-                    self.left.removed.add(u64::from(self.entries.remove(key).is_some()));
+                    self.evictions.add(EvictionCause::Removed, u64::from(self.entries.remove(key).is_some()));
                 }
             });
             if !kept && start.anew {
                 // A key that shares the fence may be why, so that memory may still have what was read past.
                 let gone = self.entries.remove_if(key, |there| there.since() <= start.since);
-                self.left.removed.add(u64::from(gone.is_some()));
+                self.evictions.add(EvictionCause::Removed, u64::from(gone.is_some()));
             }
             (kept && !lost.get(), replaced.into_inner().filter(|_| kept))
         })?;
@@ -440,10 +453,10 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         Ok(kept)
     }
 
-    /// What left memory, by cause.
+    /// The number of entries that left memory, by cause.
     #[must_use]
-    pub fn left(&self) -> &EvictionMetrics {
-        &self.left
+    pub fn evictions(&self) -> Counts<EvictionCause> {
+        self.evictions.value()
     }
 
     /// How many entries there are, unservable ones included.

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use crate::memory::freshness::{Freshness, OnUnverified};
+use crate::metrics::labels;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
 
@@ -108,45 +109,45 @@ pub enum Servable {
     Miss(MissReason),
 }
 
-/// Why something whose time is up is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum StaleReason {
-    /// It is loaded again in the background.
-    WhileRevalidating,
-    /// Somebody loads it again, and the reader chose not to wait.
-    InsteadOfWaiting,
-    /// Loading it again failed.
-    LoadFailed,
-    /// The layer follows another process, has not been able to tell for too long whether this is current, and was told
-    /// to serve it all the same.
-    Unverified,
+labels! {
+    /// Why an entry is served though it is not known to be fresh.
+    pub enum StaleReason {
+        /// It is loaded again in the background.
+        WhileRevalidating = "revalidating",
+        /// Another reader loads it again, and this one chose not to wait.
+        InsteadOfWaiting = "instead_of_waiting",
+        /// Loading it again failed.
+        LoadFailed = "load_failed",
+        /// The layer follows another process, has not been able to tell for too long whether the entry is current, and
+        /// was told to serve it all the same.
+        Unverified = "unverified",
+    }
 }
 
-/// Why something is not served from memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum MissReason {
-    /// There is nothing; or only a note that the store lacks the key, and the reader has a loader to ask.
-    Absent,
-    /// Its time to live is up, and nothing excuses it.
-    Expired,
-    /// It was not used for its time to idle.
-    Idle,
-    /// Everything of its generation was invalidated.
-    Invalidated,
-    /// It is below the token of its namespace: everything of its generation there was invalidated.
-    NamespaceInvalidated,
-    /// It is below its group's.
-    GroupInvalidated,
-    /// It is below the floor of one of its tags.
-    TagInvalidated,
-    /// Something that it was derived from has changed.
-    DependencyChanged,
-    /// It is older than the reader accepts.
-    TooOld,
-    /// The layer follows another process, and has not been able to tell for too long whether this is current.
-    Unverified,
+labels! {
+    /// Why memory does not answer a read.
+    pub enum MissReason {
+        /// There is no entry; or only the knowledge that the store lacks the key, and the reader has a loader to ask.
+        Absent = "absent",
+        /// Its time to live is over, and nothing allows it to be served stale.
+        Expired = "expired",
+        /// It was not used for its time to idle.
+        Idle = "idle",
+        /// The whole cache was invalidated.
+        Invalidated = "invalidated",
+        /// Its namespace, or one above that, was invalidated.
+        NamespaceInvalidated = "namespace_invalidated",
+        /// Its group was invalidated.
+        GroupInvalidated = "group_invalidated",
+        /// One of its tags was invalidated.
+        TagInvalidated = "tag_invalidated",
+        /// A value that it was derived from has changed.
+        DependencyChanged = "dependency_changed",
+        /// It is older than the reader accepts.
+        TooOld = "too_old",
+        /// The layer follows another process, and has not been able to tell for too long whether the entry is current.
+        Unverified = "unverified",
+    }
 }
 
 /// By what an entry was invalidated, if it was.

@@ -6,9 +6,10 @@ use std::sync::{Arc, PoisonError};
 
 use crate::error::Result;
 use crate::ids::{NamespaceName, Seq};
+use crate::memory::metrics::CacheStats;
 use crate::memory::scope::Scopes;
 use crate::memory::servable::Generation;
-use crate::metrics::{CacheStats, Counter};
+use crate::metrics::Counter;
 use crate::seam::sync::{Mutex, MutexGuard};
 
 /// The memory of a typed cache, as far as the engine needs to know it.
