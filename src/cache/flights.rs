@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::sync::{Arc, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
-use crate::memory::entry::Start;
+use crate::memory::entry::LoadStart;
 use crate::safeguard::Safeguard;
 use crate::seam::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::seam::sync::{Mutex, MutexGuard};
@@ -32,7 +32,7 @@ pub struct Flights<K, T> {
 
 /// One key's place in the flight that loads it.
 struct Slot<T> {
-    start: Start,
+    start: LoadStart,
     flight: Weak<Flight<T>>,
     index: usize,
 }
@@ -129,7 +129,12 @@ impl<K: Hash + Eq, T> Flights<K, T> {
 impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> FlightBuilder<K, T> {
     /// Joins the flight that loads `key`, if it began where the fences stand now and `suits` accepts its start; else
     /// adds the key to this flight.
-    pub fn join_or_add(&mut self, key: &K, start: &Start, suits: impl FnOnce(&Start) -> bool) -> Join<T> {
+    pub fn join_or_add(
+        &mut self,
+        key: &K,
+        start: &LoadStart,
+        suits: impl FnOnce(&LoadStart) -> bool,
+    ) -> Join<T> {
         let mut slots = lock(&self.flights.slots);
         if let Some(slot) = slots.get(key)
             && (slot.start.mark == start.mark || !Safeguard::JoinNoOlderLoad.holds())

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::cache::codec::{CacheKey, CacheValue};
-use crate::cache::entry::{Entry, MetBound, ReadOptions, Source};
+use crate::cache::entry::{Entry, ReadOptions, Source, StalenessBound};
 use crate::cache::flights::{FlightBuilder, Flights, Join};
 use crate::cache::loader::{Loader, ManyLoader, load_panicked};
 use crate::cache::throttle::is_source_failure;
@@ -18,9 +18,9 @@ use crate::cache::view::{KeyLoad, LoadDone, LoadOutcome, TypedView};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
 use crate::layer::layer::Layer;
-use crate::memory::entry::{Held, Start, Unjudged};
+use crate::memory::entry::{Candidate, LoadStart, MemoryHit};
 use crate::memory::freshness::OnUnverified;
-use crate::memory::servable::{Ask, MissReason, Situation};
+use crate::memory::servable::{LoadProgress, MissReason, ReadConstraints};
 use crate::queue::lookup::Answer;
 use crate::store::contract::BoxFuture;
 
@@ -92,14 +92,14 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
 
     /// The rest of a plain read that memory did not answer.
     pub(crate) async fn get_beyond_memory(&self, key: &K) -> Result<Option<V>> {
-        self.read_beyond_memory(key, &Ask::default(), None, None).await.map(|entry| entry.value)
+        self.read_beyond_memory(key, &ReadConstraints::default(), None, None).await.map(|entry| entry.value)
     }
 
     /// Returns the value in memory if no time limits it, and counts the hit; else what is to be judged.
     #[inline]
-    fn glance(&self, key: &K) -> Result<Option<V>, Unjudged<V>> {
+    fn glance(&self, key: &K) -> Result<Option<V>, Candidate<V>> {
         self.layer.catch_up();
-        let value = self.view.resident.glance(key)?;
+        let value = self.view.resident.get(key)?;
         self.view.metrics.memory_hits.increment();
         Ok(value)
     }
@@ -107,8 +107,8 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     /// Returns what was found if it may be served, and loads it again if that is due. `None` if the read has to go
     /// beyond memory. Counts a hit or a miss.
     #[cold]
-    fn get_judged(&self, key: &K, found: Unjudged<V>) -> Option<Result<Option<V>>> {
-        match self.view.resident.judge(found, &Ask::default()) {
+    fn get_judged(&self, key: &K, found: Candidate<V>) -> Option<Result<Option<V>>> {
+        match self.view.resident.check(found, &ReadConstraints::default()) {
             Ok(held) => {
                 self.view.count_hit(&held);
                 if held.reload {
@@ -118,7 +118,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             }
             Err(reason) => {
                 self.view.count_miss(reason);
-                self.check_verifiable(reason, &Ask::default()).err().map(Err)
+                self.check_verifiable(reason, &ReadConstraints::default()).err().map(Err)
             }
         }
     }
@@ -131,9 +131,9 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         has_loader: bool,
         loader: impl FnOnce() -> Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
-        let ask = self.ask(options, has_loader).await?;
+        let constraints = self.constraints(options, has_loader).await?;
         self.layer.catch_up();
-        match self.view.resident.look_closely(key, &ask) {
+        match self.view.resident.look_closely(key, &constraints) {
             Ok(held) => {
                 self.view.count_hit(&held);
                 if held.reload {
@@ -143,8 +143,8 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             }
             Err(reason) => {
                 self.view.count_miss(reason);
-                self.check_verifiable(reason, &ask)?;
-                self.read_beyond_memory(key, &ask, options.instead_of_waiting(), loader()).await
+                self.check_verifiable(reason, &constraints)?;
+                self.read_beyond_memory(key, &constraints, options.instead_of_waiting(), loader()).await
             }
         }
     }
@@ -153,13 +153,13 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     async fn read_beyond_memory(
         &self,
         key: &K,
-        ask: &Ask,
+        constraints: &ReadConstraints,
         instead_of_waiting: Option<Duration>,
         loader: Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
         let OpenCache { layer, view } = self;
         let stored = view.stored_key(key)?;
-        let start = self.start(key, ask);
+        let start = self.start(key, constraints);
         // A pending value that is in memory needs no flight: nobody has to wait for it. A pending removal answers only
         // a reader without a loader; the key is absent then, and a loader has to be asked.
         if let Some(pending) = layer.reads().peek(&stored)
@@ -169,14 +169,14 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             let answer = Answer { value: pending, pending: true };
             let done = view.keep_answer(layer.reads(), key, answer, &start);
             let done = done.map_err(|error| view.in_namespace(error))?;
-            return Ok(self.entry_loaded(done, &start, ask));
+            return Ok(self.entry_loaded(done, &start, constraints));
         }
         if let Some(error) = view.throttle.recent(key, start.since) {
             view.metrics.throttled_loads.add(1);
-            return self.stale_or(key, ask, error);
+            return self.stale_or(key, constraints, error);
         }
         let mut flight = self.flights(loader.as_ref()).builder();
-        let suits = |other: &Start| view.resident.may_join(other.since, start.since, ask);
+        let suits = |other: &LoadStart| view.resident.may_join(other.since, start.since, constraints);
         let (waiter, retry) = match flight.join_or_add(key, &start, suits) {
             Join::Lead(waiter) => {
                 self.start_load(flight, KeyLoad { key: key.clone(), stored, start }, loader);
@@ -185,7 +185,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             Join::Follow(waiter) => {
                 drop(flight);
                 if let Some(most) = instead_of_waiting {
-                    let waiting = Ask { situation: Situation::Waiting(most), ..*ask };
+                    let waiting = ReadConstraints { progress: LoadProgress::InFlight(most), ..*constraints };
                     if let Ok(held) = view.resident.look_closely(key, &waiting) {
                         view.count_hit(&held);
                         return Ok(entry_in_memory(held, None));
@@ -199,11 +199,11 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             // Tags and read keys of a value are known only when it is loaded. If one of them was invalidated before
             // this reader came, the load that it joined is too old for it.
             (Ok(done), Some((stored, loader))) if view.is_invalidated(&done) => {
-                let load = KeyLoad { key: key.clone(), stored, start: self.start(key, ask) };
-                Box::pin(self.read_alone(load, ask, loader)).await
+                let load = KeyLoad { key: key.clone(), stored, start: self.start(key, constraints) };
+                Box::pin(self.read_alone(load, constraints, loader)).await
             }
-            (Ok(done), _) => Ok(self.entry_loaded(done, &start, ask)),
-            (Err(error), _) => self.stale_or(key, ask, error),
+            (Ok(done), _) => Ok(self.entry_loaded(done, &start, constraints)),
+            (Err(error), _) => self.stale_or(key, constraints, error),
         }
     }
 
@@ -211,7 +211,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     async fn read_alone(
         &self,
         load: KeyLoad<K>,
-        ask: &Ask,
+        constraints: &ReadConstraints,
         loader: Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
         let (key, start) = (load.key.clone(), load.start);
@@ -219,8 +219,8 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         let (Join::Lead(waiter) | Join::Follow(waiter)) = flight.join_or_add(&key, &start, |_| false);
         self.start_load(flight, load, loader);
         match waiter.await.unwrap_or_else(|| Err(load_panicked())) {
-            Ok(done) => Ok(self.entry_loaded(done, &start, ask)),
-            Err(error) => self.stale_or(&key, ask, error),
+            Ok(done) => Ok(self.entry_loaded(done, &start, constraints)),
+            Err(error) => self.stale_or(&key, constraints, error),
         }
     }
 
@@ -233,13 +233,13 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         loader: Option<ManyLoader<K, V>>,
     ) -> Result<Vec<Option<V>>> {
         let OpenCache { layer, view } = self;
-        let ask = self.ask(options, loader.is_some()).await?;
+        let constraints = self.constraints(options, loader.is_some()).await?;
         let mut values = Vec::with_capacity(keys.len());
         let mut missing = Vec::new();
         layer.catch_up();
         // All that can fail comes before a flight is joined or begun: a flight that has keys has to be started.
         for (at, key) in keys.iter().enumerate() {
-            match view.resident.look(key, &ask) {
+            match view.resident.lookup(key, &constraints) {
                 Ok(held) => {
                     view.count_hit(&held);
                     if held.reload && loader.is_none() {
@@ -250,13 +250,13 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
                 }
                 Err(reason) => {
                     view.count_miss(reason);
-                    self.check_verifiable(reason, &ask)?;
+                    self.check_verifiable(reason, &constraints)?;
                 }
             }
             match view.throttle.recent(key, view.resident.ticker().now()) {
                 Some(error) => {
                     view.metrics.throttled_loads.add(1);
-                    values.push(self.stale_or(key, &ask, error)?.value);
+                    values.push(self.stale_or(key, &constraints, error)?.value);
                 }
                 None => {
                     missing.push((at, key, view.stored_key(key)?));
@@ -274,9 +274,9 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         let newest = view.resident.fences().scopes().newest();
         let (mut loads, mut waiters) = (Vec::new(), Vec::new());
         for (at, key, stored) in missing {
-            let start = self.start(key, &ask);
-            let suits = |other: &Start| {
-                other.generation >= newest && view.resident.may_join(other.since, start.since, &ask)
+            let start = self.start(key, &constraints);
+            let suits = |other: &LoadStart| {
+                other.generation >= newest && view.resident.may_join(other.since, start.since, &constraints)
             };
             let waiter = match flight.join_or_add(key, &start, suits) {
                 Join::Lead(waiter) => {
@@ -297,8 +297,8 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         }
         for (at, key, start, waiter) in waiters {
             let entry = match waiter.await.unwrap_or_else(|| Err(load_panicked())) {
-                Ok(done) => self.entry_loaded(done, &start, &ask),
-                Err(error) => self.stale_or(key, &ask, error)?,
+                Ok(done) => self.entry_loaded(done, &start, &constraints),
+                Err(error) => self.stale_or(key, &constraints, error)?,
             };
             if let Some(value) = values.get_mut(at) {
                 *value = entry.value;
@@ -310,7 +310,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     /// Returns what memory would serve; neither counted nor a use.
     pub(crate) fn peek(&self, key: &K) -> Option<Entry<V>> {
         self.layer.catch_up();
-        self.view.resident.peek(key, &Ask::default()).ok().map(|held| entry_in_memory(held, None))
+        self.view.resident.peek(key, &ReadConstraints::default()).ok().map(|held| entry_in_memory(held, None))
     }
 
     /// Loads a key while its readers are served from memory; does nothing if it is being loaded already.
@@ -331,10 +331,10 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     }
 
     /// Notes where the fences of a key stand before a load for this reader.
-    fn start(&self, key: &K, ask: &Ask) -> Start {
-        match ask.max_staleness {
+    fn start(&self, key: &K, constraints: &ReadConstraints) -> LoadStart {
+        match constraints.max_staleness {
             // This reader wants the value of now, so no load that began earlier may replace what it finds.
-            Some(most) if most.is_zero() => self.view.resident.start_anew(key),
+            Some(most) if most.is_zero() => self.view.resident.begin_load_past_memory(key),
             _ => self.view.resident.start(key),
         }
     }
@@ -359,20 +359,20 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     }
 
     /// Translates a read's options, after waiting until the store has the write that the reader wants to see.
-    async fn ask(&self, options: &ReadOptions, has_loader: bool) -> Result<Ask> {
-        let ask = options.ask(has_loader);
+    async fn constraints(&self, options: &ReadOptions, has_loader: bool) -> Result<ReadConstraints> {
+        let constraints = options.constraints(has_loader);
         let past_memory = match options.least() {
             Some(least) => self.layer.reach(least).await?,
             None => false,
         };
-        let max_staleness = if past_memory { Some(Duration::ZERO) } else { ask.max_staleness };
-        Ok(Ask { max_staleness, ..ask })
+        let max_staleness = if past_memory { Some(Duration::ZERO) } else { constraints.max_staleness };
+        Ok(ReadConstraints { max_staleness, ..constraints })
     }
 
     /// Fails a read that wants nothing unverified, if memory has the key and cannot tell whether it is current.
-    fn check_verifiable(&self, reason: MissReason, ask: &Ask) -> Result<()> {
+    fn check_verifiable(&self, reason: MissReason, constraints: &ReadConstraints) -> Result<()> {
         let Some(following) = self.view.resident.freshness().following else { return Ok(()) };
-        let wanted = ask.on_unverified.unwrap_or(following.on_unverified);
+        let wanted = constraints.on_unverified.unwrap_or(following.on_unverified);
         if reason != MissReason::Unverified || wanted != OnUnverified::Fail {
             return Ok(());
         }
@@ -384,14 +384,18 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     }
 
     /// Returns a stale entry in the stead of a load that failed, or else the failure.
-    fn stale_or(&self, key: &K, ask: &Ask, error: Error) -> Result<Entry<V>> {
+    fn stale_or(&self, key: &K, constraints: &ReadConstraints, error: Error) -> Result<Entry<V>> {
         // "It must not be read" or "it does not decode" are answers: an older value would hide them.
         if !is_source_failure(&error) {
             return Err(error);
         }
         // What memory has now: the entry from before the load may have been invalidated while it ran.
         self.layer.catch_up();
-        match self.view.resident.look_closely(key, &Ask { situation: Situation::Failed, ..*ask }) {
+        match self
+            .view
+            .resident
+            .look_closely(key, &ReadConstraints { progress: LoadProgress::Failed, ..*constraints })
+        {
             Ok(held) => {
                 self.view.count_hit(&held);
                 Ok(entry_in_memory(held, Some(error)))
@@ -401,9 +405,9 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     }
 
     /// Makes a reader's entry of what its load, or one that it joined, brought.
-    fn entry_loaded(&self, done: LoadDone<V>, start: &Start, ask: &Ask) -> Entry<V> {
+    fn entry_loaded(&self, done: LoadDone<V>, start: &LoadStart, constraints: &ReadConstraints) -> Entry<V> {
         let metrics = &self.view.metrics;
-        let LoadDone { value, version, since, source, generation: _, ties } = done;
+        let LoadDone { value, version, since, source, generation: _, dependencies } = done;
         match (&value, source) {
             (None, _) => metrics.not_found.add(1),
             (_, Source::Pending) => metrics.pending_hits.add(1),
@@ -411,13 +415,15 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             _ => metrics.store_hits.add(1),
         }
         let bound = if source == Source::Pending || since >= start.since {
-            MetBound::Current
+            StalenessBound::Current
         } else {
             // A joined load that began before the read did.
-            MetBound::of(self.view.resident.time_to_live().into_iter().chain(ask.max_staleness).min())
+            StalenessBound::of(
+                self.view.resident.time_to_live().into_iter().chain(constraints.max_staleness).min(),
+            )
         };
         let age = self.view.resident.ticker().now().since(since);
-        Entry { value, version: known(version), age, source, bound, stale: None, error: None, ties }
+        Entry { value, version: known(version), age, source, bound, stale: None, error: None, dependencies }
     }
 
     fn count_join(&self) {
@@ -426,12 +432,12 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     }
 }
 
-fn entry_in_memory<V>(held: Held<V>, error: Option<Error>) -> Entry<V> {
-    let Held { value, version, age, excuse, reload: _, bound, ties } = held;
-    let (version, bound) = (known(version), MetBound::of(bound));
+fn entry_in_memory<V>(held: MemoryHit<V>, error: Option<Error>) -> Entry<V> {
+    let MemoryHit { value, version, age, stale, reload: _, bound, dependencies } = held;
+    let (version, bound) = (known(version), StalenessBound::of(bound));
     // A fresh entry, loaded by somebody else meanwhile, is not served in the stead of anything.
-    let error = error.filter(|_| excuse.is_some());
-    Entry { value, version, age, source: Source::Memory, bound, stale: excuse, error, ties }
+    let error = error.filter(|_| stale.is_some());
+    Entry { value, version, age, source: Source::Memory, bound, stale, error, dependencies }
 }
 
 fn known(version: Seq) -> Option<Seq> {

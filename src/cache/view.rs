@@ -20,12 +20,13 @@ use crate::cache::throttle::Throttle;
 use crate::error::{Error, Result};
 use crate::ids::{self, Key, NamespaceName, Seq};
 use crate::journal::frame::FrameBuilder;
-use crate::memory::entry::{Brought, Held, Own, Start};
+use crate::memory::entry::{EntryOverrides, LoadResult, LoadStart, MemoryHit};
+use crate::memory::metrics::{CacheMetrics, CacheStats};
 use crate::memory::resident::Resident;
-use crate::memory::scope::{ReadSet, Ties};
-use crate::memory::servable::{Excuse, Generation, MissReason};
+use crate::memory::scope::{Dependencies, ReadSet};
+use crate::memory::servable::{Generation, MissReason};
 use crate::memory::views::{AnyKey, View};
-use crate::metrics::{CacheMetrics, CacheStats, Metrics};
+use crate::metrics::Metrics;
 use crate::options::WritePolicy;
 use crate::queue::lookup::{Answer, Reads};
 use crate::queue::record::{Operation, push};
@@ -44,7 +45,7 @@ pub(crate) struct LoadDone<V> {
     pub(crate) since: Moment,
     pub(crate) source: Source,
     pub(crate) generation: Generation,
-    pub(crate) ties: Option<Arc<Ties>>,
+    pub(crate) dependencies: Option<Arc<Dependencies>>,
 }
 
 pub(crate) type LoadOutcome<V> = Result<LoadDone<V>>;
@@ -53,7 +54,7 @@ pub(crate) type LoadOutcome<V> = Result<LoadDone<V>>;
 pub(crate) struct KeyLoad<K> {
     pub(crate) key: K,
     pub(crate) stored: Key,
-    pub(crate) start: Start,
+    pub(crate) start: LoadStart,
 }
 
 /// The shared part of a cache, by its key and value types.
@@ -103,8 +104,11 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
         let decoded = value.and_then(|value| self.coder.decode(value).ok());
         let outcome = match decoded {
             Some(Decoded { value, tags }) => {
-                let own = Own { ties: self.ties(&key, &tags, ReadSet::default()), ..Own::default() };
-                self.resident.heard(&key, value, version, own)
+                let overrides = EntryOverrides {
+                    dependencies: self.dependencies(&key, &tags, ReadSet::default()),
+                    ..EntryOverrides::default()
+                };
+                self.resident.apply_remote_change(&key, value, version, overrides)
             }
             None if version == Seq::ZERO => self.resident.invalidate(&key),
             None => self.resident.invalidate_version(&key, version).map(drop),
@@ -128,7 +132,7 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
 
     fn stats(&self) -> CacheStats {
         let (reloads_unchanged, reloads_changed) = self.resident.reloads();
-        let evictions = self.resident.left().value();
+        let evictions = self.resident.evictions();
         CacheStats { evictions, reloads_unchanged, reloads_changed, ..self.metrics.snapshot() }
     }
 
@@ -143,13 +147,13 @@ struct CacheEffect<K, V> {
     key: K,
     value: Option<V>,
     since: Moment,
-    own: Own,
+    overrides: EntryOverrides,
 }
 
 impl<K: CacheKey, V: CacheValue> Effect for CacheEffect<K, V> {
     fn publish(self: Box<Self>, seq: Seq) {
-        let CacheEffect { view, key, value, since, own } = *self;
-        if view.resident.written(key, value, seq, since, own).is_err() {
+        let CacheEffect { view, key, value, since, overrides } = *self;
+        if view.resident.apply_write(key, value, seq, since, overrides).is_err() {
             view.memory_failed();
         }
     }
@@ -178,7 +182,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         options: &WriteOptions,
     ) -> Result<Box<dyn Effect>> {
         let tags = options.chosen_tags();
-        let ties = self.ties(key, tags, ReadSet::default());
+        let dependencies = self.dependencies(key, tags, ReadSet::default());
         with_scratch(|stored_key, encoded| {
             Key::write_prefix(&self.namespace, stored_key);
             self.coder.key(key, stored_key)?;
@@ -196,12 +200,17 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         let since = self.resident.ticker().now();
         let value = value.filter(|_| options.chosen_policy().unwrap_or(self.policy) != WritePolicy::Around);
         let (view, key) = (Arc::clone(self), key.clone());
-        let own = Own { ties, ..options.own() };
-        Ok(Box::new(CacheEffect { view, key, value, since, own }))
+        let overrides = EntryOverrides { dependencies, ..options.overrides() };
+        Ok(Box::new(CacheEffect { view, key, value, since, overrides }))
     }
 
     /// The group, tags and read keys that an entry of `key` depends on; `None` if there are none.
-    pub(crate) fn ties(&self, key: &K, tags: &[impl AsRef<str>], read: ReadSet) -> Option<Arc<Ties>> {
+    pub(crate) fn dependencies(
+        &self,
+        key: &K,
+        tags: &[impl AsRef<str>],
+        read: ReadSet,
+    ) -> Option<Arc<Dependencies>> {
         if self.group_of.is_none() && tags.is_empty() && read.is_empty() {
             return None;
         }
@@ -209,7 +218,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         let group = self.group_of.as_ref().and_then(|group_of| group_of(key));
         let group = group.map(|group| scopes.group(self.namespace.as_str(), &group));
         let tags = tags.iter().map(|tag| scopes.tag(tag.as_ref())).collect();
-        Ties::new(group, tags, read)
+        Dependencies::new(group, tags, read)
     }
 
     /// Drops a key from memory, so that no load of it that is under way is kept.
@@ -301,40 +310,50 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     }
 
     /// Decodes what was pending or in the store, and keeps it in memory unless something has changed since `start`.
-    pub(crate) fn keep_answer(&self, reads: &Reads, key: &K, answer: Answer, start: &Start) -> LoadOutcome<V> {
+    pub(crate) fn keep_answer(
+        &self,
+        reads: &Reads,
+        key: &K,
+        answer: Answer,
+        start: &LoadStart,
+    ) -> LoadOutcome<V> {
         let source = if answer.pending { Source::Pending } else { Source::Store };
-        let with_tags =
-            |tags: &[&str]| Own { ties: self.ties(key, tags, ReadSet::default()), ..Own::default() };
-        let (value, version, own) = match answer.value {
+        let with_tags = |tags: &[&str]| EntryOverrides {
+            dependencies: self.dependencies(key, tags, ReadSet::default()),
+            ..EntryOverrides::default()
+        };
+        let (value, version, overrides) = match answer.value {
             Some(Versioned { value, version }) => {
                 let Decoded { value, tags } = self.coder.decode(&value)?;
                 (Some(value), version, with_tags(&tags))
             }
             None => (None, Seq::ZERO, with_tags(&[])),
         };
-        let brought = Brought { value: value.as_ref(), version, of_loader: false, own };
-        self.keep(reads, key, &brought, start);
-        let (ties, generation) = (brought.own.ties, start.generation);
-        Ok(LoadDone { value, version, since: start.since, source, generation, ties })
+        let load_result = LoadResult { value: value.as_ref(), version, of_loader: false, overrides };
+        self.keep(reads, key, &load_result, start);
+        let (dependencies, generation) = (load_result.overrides.dependencies, start.generation);
+        Ok(LoadDone { value, version, since: start.since, source, generation, dependencies })
     }
 
     /// Keeps what a loader brought likewise.
-    fn keep_loaded(&self, reads: &Reads, key: &K, loaded: Loaded<V>, start: &Start) -> LoadOutcome<V> {
-        let Loaded { value, own, tags, read } = loaded;
+    fn keep_loaded(&self, reads: &Reads, key: &K, loaded: Loaded<V>, start: &LoadStart) -> LoadOutcome<V> {
+        let Loaded { value, overrides, tags, read } = loaded;
         check_tags(&tags)?;
-        let own = Own { ties: self.ties(key, &tags, read), ..own };
-        let brought = Brought { value: value.as_ref(), version: Seq::ZERO, of_loader: true, own };
-        self.keep(reads, key, &brought, start);
-        let (ties, generation, source) = (brought.own.ties, start.generation, Source::Loader);
-        Ok(LoadDone { value, version: Seq::ZERO, since: start.since, source, generation, ties })
+        let overrides = EntryOverrides { dependencies: self.dependencies(key, &tags, read), ..overrides };
+        let load_result =
+            LoadResult { value: value.as_ref(), version: Seq::ZERO, of_loader: true, overrides };
+        self.keep(reads, key, &load_result, start);
+        let (dependencies, generation, source) =
+            (load_result.overrides.dependencies, start.generation, Source::Loader);
+        Ok(LoadDone { value, version: Seq::ZERO, since: start.since, source, generation, dependencies })
     }
 
-    fn keep(&self, reads: &Reads, key: &K, brought: &Brought<'_, V>, start: &Start) {
+    fn keep(&self, reads: &Reads, key: &K, load_result: &LoadResult<'_, V>, start: &LoadStart) {
         let remembers_absence = self.resident.freshness().negative_time_to_live.is_some();
-        match self.resident.fill(key, brought, start) {
+        match self.resident.fill(key, load_result, start) {
             Ok(true) => {}
             // An absent key is not kept by a cache that remembers no absences: that is not a lost race.
-            Ok(false) if brought.value.is_none() && !remembers_absence => {}
+            Ok(false) if load_result.value.is_none() && !remembers_absence => {}
             Ok(false) => {
                 reads.metrics().refused_fills.add(1);
                 self.metrics.refused_fills.add(1);
@@ -346,8 +365,8 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     /// True if something that the value depends on was invalidated since its load began.
     pub(crate) fn is_invalidated(&self, done: &LoadDone<V>) -> bool {
         let scopes = self.resident.fences().scopes();
-        let broken = |ties: &Arc<Ties>| ties.are_broken(scopes, done.generation);
-        done.ties.as_ref().is_some_and(broken) && Safeguard::JoinNoBrokenLoad.holds()
+        let broken = |dependencies: &Arc<Dependencies>| dependencies.have_changed(scopes, done.generation);
+        done.dependencies.as_ref().is_some_and(broken) && Safeguard::JoinNoBrokenLoad.holds()
     }
 
     /// Adds the namespace to an error's context.
@@ -357,35 +376,17 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     }
 
     /// Counts a read that memory answered.
-    pub(crate) fn count_hit(&self, held: &Held<V>) {
+    pub(crate) fn count_hit(&self, held: &MemoryHit<V>) {
         self.metrics.memory_hits.increment();
-        if held.excuse.is_some() {
+        if let Some(reason) = held.stale {
             self.metrics.stale_ages.note(held.age);
-        }
-        match held.excuse {
-            None => {}
-            Some(Excuse::WhileRevalidating) => self.metrics.stale_while_revalidating.add(1),
-            Some(Excuse::InsteadOfWaiting) => self.metrics.stale_instead_of_waiting.add(1),
-            Some(Excuse::LoadFailed) => self.metrics.stale_if_error.add(1),
-            Some(Excuse::Unverified) => self.metrics.stale_unverified.add(1),
+            self.metrics.stale.add(reason, 1);
         }
     }
 
     /// Counts a read that memory could not answer.
     pub(crate) fn count_miss(&self, reason: MissReason) {
-        let counter = match reason {
-            MissReason::Absent => &self.metrics.misses_absent,
-            MissReason::Expired => &self.metrics.misses_expired,
-            MissReason::Idle => &self.metrics.misses_idle,
-            MissReason::Invalidated => &self.metrics.misses_invalidated,
-            MissReason::BelowNamespace => &self.metrics.misses_below_namespace,
-            MissReason::BelowGroup => &self.metrics.misses_below_group,
-            MissReason::BelowTag => &self.metrics.misses_below_tag,
-            MissReason::Outdated => &self.metrics.misses_outdated,
-            MissReason::TooOld => &self.metrics.misses_too_old,
-            MissReason::Unverified => &self.metrics.misses_unverified,
-        };
-        counter.add(1);
+        self.metrics.misses.add(reason, 1);
     }
 }
 

@@ -95,9 +95,9 @@ impl LoadContext {
         let mark = resident.start(key).mark;
         let entry = read.await;
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let ties = entry.as_ref().ok().and_then(|entry| entry.ties.as_deref());
+        let dependencies = entry.as_ref().ok().and_then(|entry| entry.dependencies.as_deref());
         // A failed read is a dependency, too: the loader may answer without it.
-        read.add(resident.fences(), mark, ties);
+        read.add(resident.fences(), mark, dependencies);
         if entry.as_ref().is_ok_and(|entry| entry.stale.is_some()) {
             read.spoil();
         }
