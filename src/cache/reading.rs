@@ -1,4 +1,4 @@
-//! Reads: memory, then pending writes, then the store, then the reader's loader; one load per key at a time.
+//! Lookup: memory, then pending writes, then the store, then the reader's loader; one load per key at a time.
 //!
 //! Whether an entry in memory may be served is decided by `memory::servable` alone. This file acts on the answer: it
 //! serves, loads, loads in the background, or, when a load fails, looks for a stale entry to serve in its stead.
@@ -21,7 +21,7 @@ use crate::layer::layer::Layer;
 use crate::memory::entry::{Candidate, LoadStart, MemoryHit};
 use crate::memory::freshness::OnUnverified;
 use crate::memory::servable::{LoadProgress, MissReason, ReadConstraints};
-use crate::queue::lookup::Answer;
+use crate::queue::lookup::LookupAnswer;
 use crate::store::contract::BoxFuture;
 
 /// An open cache: the shared part of its namespace, and the layer that it belongs to.
@@ -123,7 +123,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         }
     }
 
-    /// Reads with the proof. `loader` is made only if memory does not have the answer.
+    /// Lookup with the proof. `loader` is made only if memory does not have the answer.
     pub(crate) async fn read(
         &self,
         key: &K,
@@ -149,7 +149,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         }
     }
 
-    /// Reads a key that memory does not have: pending writes, then the store, then the loader.
+    /// Lookup a key that memory does not have: pending writes, then the store, then the loader.
     async fn read_beyond_memory(
         &self,
         key: &K,
@@ -166,7 +166,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             && (pending.is_some() || loader.is_none())
         {
             layer.metrics().pending_hits.add(1);
-            let answer = Answer { value: pending, pending: true };
+            let answer = LookupAnswer { value: pending, pending: true };
             let done = view.keep_answer(layer.reads(), key, answer, &start);
             let done = done.map_err(|error| view.in_namespace(error))?;
             return Ok(self.entry_loaded(done, &start, constraints));
@@ -224,7 +224,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         }
     }
 
-    /// Reads several keys, in their order. Keys that nobody loads yet are loaded in one call of the store and one of
+    /// Lookup several keys, in their order. Keys that nobody loads yet are loaded in one call of the store and one of
     /// the loader.
     pub(crate) async fn read_many(
         &self,

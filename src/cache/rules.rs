@@ -136,7 +136,7 @@ pub(crate) trait RuledChange: Send + Sync {
 /// stale; what is returned does so again when it is dropped, and holds the keys until then.
 pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Result<Aftermath> {
     let (wait, keys) = (layer.options().through_timeout, changes.iter().map(|change| change.stored_key()));
-    let turn = layer.within(wait, layer.turns.take(keys)).await.ok_or_else(|| {
+    let key_guard = layer.within(wait, layer.key_locks.lock(keys)).await.ok_or_else(|| {
         let context =
             format!("another write of the key has been under way for {wait:?}; nothing was written");
         Error::new(ErrorKind::Transient, context)
@@ -145,7 +145,7 @@ pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Re
     for change in changes {
         directives.extend(change.directives().await?);
     }
-    Aftermath::begin(layer, directives, turn)
+    Aftermath::begin(layer, directives, key_guard)
 }
 
 /// A write's effect on its own cache, and then what it makes stale elsewhere.

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
 use crate::journal::frame::FrameBuilder;
 use crate::options::WritePolicy;
-use crate::queue::key_locks::Turn;
+use crate::queue::key_locks::KeyGuard;
 use crate::queue::record::{Operation, push};
 use crate::queue::ticket::Effects;
 use crate::safeguard::Safeguard;
@@ -99,7 +99,7 @@ pub(crate) async fn put<K: CacheKey, V: CacheValue>(
 ) -> Result<VersionReceipt> {
     let view = &cache.view;
     let stored = view.stored_key(key)?;
-    let (turn, mut list) = begin(cache, &stored, view.policy).await?;
+    let (key_guard, mut list) = begin(cache, &stored, view.policy).await?;
     let (place, dropped) = list.take(version, kept(cache)?);
     if place == VersionPlace::NotKept {
         return Ok(VersionReceipt { place, seq: None });
@@ -115,7 +115,7 @@ pub(crate) async fn put<K: CacheKey, V: CacheValue>(
         push(&mut frame, Operation::Remove, coalesce, stored.version(dropped)?.as_bytes(), &[])?;
     }
     let plain = (place == VersionPlace::Latest).then_some(Some(value));
-    let receipt = end(cache, key, plain, frame, view.policy, turn).await?;
+    let receipt = end(cache, key, plain, frame, view.policy, key_guard).await?;
     Ok(VersionReceipt { place, seq: Some(receipt.seq()) })
 }
 
@@ -144,13 +144,13 @@ pub(crate) async fn remove<K: CacheKey, V: CacheValue>(
     policy: WritePolicy,
 ) -> Result<Receipt> {
     let (stored, coalesce) = (cache.view.stored_key(key)?, cache.view.coalesce);
-    let (turn, list) = begin(cache, &stored, policy).await?;
+    let (key_guard, list) = begin(cache, &stored, policy).await?;
     let mut frame = FrameBuilder::new();
     for version in list.0 {
         push(&mut frame, Operation::Remove, coalesce, stored.version(version)?.as_bytes(), &[])?;
     }
     push(&mut frame, Operation::Remove, coalesce, stored.version_list()?.as_bytes(), &[])?;
-    end(cache, key, Some(None), frame, policy, turn).await
+    end(cache, key, Some(None), frame, policy, key_guard).await
 }
 
 /// Waits until no other writer of the key is under way, and reads which versions there are.
@@ -158,11 +158,11 @@ async fn begin<K: CacheKey, V: CacheValue>(
     cache: &OpenCache<K, V>,
     stored: &Key,
     policy: WritePolicy,
-) -> Result<(Turn, List)> {
+) -> Result<(KeyGuard, List)> {
     kept(cache)?;
     let begun = async {
-        let turn = cache.layer.turns.take(iter::once(stored)).await;
-        Ok((turn, read_list(cache, stored).await?))
+        let key_guard = cache.layer.key_locks.lock(iter::once(stored)).await;
+        Ok((key_guard, read_list(cache, stored).await?))
     };
     if policy == WritePolicy::Behind {
         return begun.await;
@@ -183,7 +183,7 @@ async fn end<K: CacheKey, V: CacheValue>(
     plain: Option<Option<V>>,
     mut frame: FrameBuilder,
     policy: WritePolicy,
-    turn: Turn,
+    key_guard: KeyGuard,
 ) -> Result<Receipt> {
     let mut effects = Effects::None;
     if let Some(value) = plain {
@@ -195,8 +195,8 @@ async fn end<K: CacheKey, V: CacheValue>(
     }
     // Held by the frame until that has ended: this future may be dropped before, and the next writer has to see the
     // list as this one left it.
-    let mut turn = Some(turn);
-    let held_by_frame = turn.take_if(|_| Safeguard::VersionsHeldToTheEnd.holds());
+    let mut key_guard = Some(key_guard);
+    let held_by_frame = key_guard.take_if(|_| Safeguard::VersionsHeldToTheEnd.holds());
     let begun = KeyWrite::new(cache, key, policy).begin_frame(frame, effects, held_by_frame);
     writing::end(cache, key, Begun::Now(begun)).await
 }

@@ -28,7 +28,7 @@ use crate::memory::servable::{Generation, MissReason};
 use crate::memory::views::{AnyKey, View};
 use crate::metrics::Metrics;
 use crate::options::WritePolicy;
-use crate::queue::lookup::{Answer, Reads};
+use crate::queue::lookup::{Lookup, LookupAnswer};
 use crate::queue::record::{Operation, push};
 use crate::queue::ticket::Effect;
 use crate::safeguard::Safeguard;
@@ -238,7 +238,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     /// Loads a key from what is pending, from the store, or from `loader` if those have nothing.
     pub(crate) async fn load(
         &self,
-        reads: &Reads,
+        reads: &Lookup,
         load: KeyLoad<K>,
         loader: Option<Loader<K, V>>,
     ) -> LoadOutcome<V> {
@@ -263,7 +263,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     /// Loads several keys likewise, with one call of the store and one of the loader. Results are in the keys' order.
     pub(crate) async fn load_many(
         &self,
-        reads: &Reads,
+        reads: &Lookup,
         loads: Vec<KeyLoad<K>>,
         loader: Option<ManyLoader<K, V>>,
     ) -> Vec<LoadOutcome<V>> {
@@ -283,8 +283,8 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             Ok((answers, loaded)) => (answers.into_iter().map(Ok).collect(), loaded),
             Err(error) => (vec![Err(error); loads.len()], None),
         };
-        let results =
-            loads.iter().zip::<Vec<Result<Answer>>>(answers).map(|(KeyLoad { key, start, .. }, answer)| {
+        let results = loads.iter().zip::<Vec<Result<LookupAnswer>>>(answers).map(
+            |(KeyLoad { key, start, .. }, answer)| {
                 let result = answer.and_then(|answer| match &mut loaded {
                     // The loader answers in the order of the keys that it was asked for, which is this one.
                     Some(loaded) if answer.value.is_none() => {
@@ -297,7 +297,8 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
                 let result = result.map_err(|error| self.in_namespace(error));
                 self.note_end(key, &result);
                 result
-            });
+            },
+        );
         let results: Vec<LoadOutcome<V>> = results.collect();
         note_in_span(&span, &results);
         results
@@ -312,9 +313,9 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     /// Decodes what was pending or in the store, and keeps it in memory unless something has changed since `start`.
     pub(crate) fn keep_answer(
         &self,
-        reads: &Reads,
+        reads: &Lookup,
         key: &K,
-        answer: Answer,
+        answer: LookupAnswer,
         start: &LoadStart,
     ) -> LoadOutcome<V> {
         let source = if answer.pending { Source::Pending } else { Source::Store };
@@ -336,7 +337,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     }
 
     /// Keeps what a loader brought likewise.
-    fn keep_loaded(&self, reads: &Reads, key: &K, loaded: Loaded<V>, start: &LoadStart) -> LoadOutcome<V> {
+    fn keep_loaded(&self, reads: &Lookup, key: &K, loaded: Loaded<V>, start: &LoadStart) -> LoadOutcome<V> {
         let Loaded { value, overrides, tags, read } = loaded;
         check_tags(&tags)?;
         let overrides = EntryOverrides { dependencies: self.dependencies(key, &tags, read), ..overrides };
@@ -348,7 +349,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         Ok(LoadDone { value, version: Seq::ZERO, since: start.since, source, generation, dependencies })
     }
 
-    fn keep(&self, reads: &Reads, key: &K, load_result: &LoadResult<'_, V>, start: &LoadStart) {
+    fn keep(&self, reads: &Lookup, key: &K, load_result: &LoadResult<'_, V>, start: &LoadStart) {
         let remembers_absence = self.resident.freshness().negative_time_to_live.is_some();
         match self.resident.fill(key, load_result, start) {
             Ok(true) => {}

@@ -10,7 +10,7 @@ use crate::journal::frame::FrameBuilder;
 use crate::layer::invalidation::Directive;
 use crate::layer::layer::Writing;
 use crate::options::WritePolicy;
-use crate::queue::key_locks::Turn;
+use crate::queue::key_locks::KeyGuard;
 use crate::queue::ticket::Effects;
 use crate::safeguard::Safeguard;
 use crate::store::contract::BoxFuture;
@@ -61,12 +61,12 @@ impl<'a, K: CacheKey, V: CacheValue> KeyWrite<'a, K, V> {
         }
     }
 
-    /// Hands a frame over in which nothing but this key's value is in memory. `turn` is held until the frame has ended.
+    /// Hands a frame over in which nothing but this key's value is in memory. `key_guard` is held until the frame has ended.
     pub(crate) fn begin_frame(
         &self,
         frame: FrameBuilder,
         mut effects: Effects,
-        turn: Option<Turn>,
+        key_guard: Option<KeyGuard>,
     ) -> Result<Writing> {
         let OpenCache { layer, view } = self.cache;
         if self.policy == WritePolicy::Around {
@@ -80,7 +80,7 @@ impl<'a, K: CacheKey, V: CacheValue> KeyWrite<'a, K, V> {
                 effects = Effects::None;
             }
         }
-        layer.begin_write(frame.finish(), self.policy, effects, turn)
+        layer.begin_write(frame.finish(), self.policy, effects, key_guard)
     }
 }
 
