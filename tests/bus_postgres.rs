@@ -355,7 +355,7 @@ async fn errors_say_whether_they_pass_and_show_no_secret() {
     let bus = open(&server);
     let error = bus.publish(&channel(), &[message(1)]).await.expect_err("down");
     assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
-    assert!(error.to_string().contains("Postgres at 127.0.0.1"), "{error}");
+    assert!(format!("{error:#}").contains("Postgres at 127.0.0.1"), "{error}");
 }
 
 /// Rows that another program writes, in its own transaction.

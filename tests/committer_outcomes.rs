@@ -215,7 +215,7 @@ fn a_failed_sync_ends_all_writing_and_everybody_is_told_what_they_can_know() {
         let tickets: Vec<u64> = told.refused.iter().map(|(ticket, _)| *ticket).collect();
         assert_eq!(tickets, (1..=12).collect::<Vec<_>>());
         for (ticket, error) in &told.refused {
-            let sentence = error.to_string();
+            let sentence = format!("{error:#}");
             assert_eq!(error.kind(), ErrorKind::Poisoned);
             assert_eq!(sentence.starts_with("outcome unknown"), *ticket == 1, "{ticket}: {sentence}");
             assert!(sentence.contains("os error 5"), "names the first cause: {sentence}");
@@ -236,8 +236,8 @@ fn a_failed_write_poisons_and_what_was_not_to_be_written_is_refused_for_certain(
     gate.open();
     let told = sink.wait(3, 1);
     assert_eq!(told.committed, [(1, 1)]);
-    assert!(told.refused[0].1.to_string().starts_with("outcome unknown"));
-    assert!(told.refused[1].1.to_string().starts_with("refused and not written"));
+    assert!(format!("{:#}", told.refused[0].1).starts_with("outcome unknown"));
+    assert!(format!("{:#}", told.refused[1].1).starts_with("refused and not written"));
 }
 
 #[test]
@@ -319,7 +319,7 @@ fn a_failed_periodic_sync_poisons() {
     let told = sink.wait(2, 1);
     assert_eq!(told.committed, [(1, 1)]);
     assert_eq!(told.refused[0].1.kind(), ErrorKind::Poisoned);
-    assert!(told.refused[0].1.to_string().contains("os error 5"));
+    assert!(format!("{:#}", told.refused[0].1).contains("os error 5"));
 }
 
 #[test]

@@ -278,7 +278,7 @@ fn a_journal_of_an_unknown_version_is_refused_and_left_untouched() {
         let before = image(&top.path().join("journal"));
         let error = open(top.path(), None).expect_err("it has to be refused");
         assert_eq!(error.kind(), ErrorKind::UnknownFormat, "{error}");
-        let told = error.to_string();
+        let told = format!("{error:#}");
         assert!(told.contains(file) && told.contains("format version 2"), "{told}");
         assert!(image(&top.path().join("journal")) == before, "{file}: something was changed");
     }
@@ -319,7 +319,7 @@ fn a_store_of_an_unknown_layout_is_refused_and_left_untouched() {
         let journal = image(&top.path().join("journal"));
         let error = open(top.path(), None).expect_err("it has to be refused");
         assert_eq!(error.kind(), ErrorKind::UnknownFormat, "{error}");
-        assert!(error.to_string().contains(what), "{error}");
+        assert!(format!("{error:#}").contains(what), "{error}");
         assert!(content() == before && before.len() > 2, "the store was changed");
         assert!(image(&top.path().join("journal")) == journal, "the journal was changed");
     }

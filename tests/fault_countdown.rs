@@ -77,7 +77,7 @@ fn given_seed() -> Option<u64> {
 /// An error that names what failed, and is of a kind that a failing disk explains.
 fn check_clear(error: &Error) -> Result<(), String> {
     let known = [ErrorKind::Io, ErrorKind::DiskFull, ErrorKind::Poisoned, ErrorKind::InDoubt];
-    if known.contains(&error.kind()) && error.to_string().contains("/journal") {
+    if known.contains(&error.kind()) && format!("{error:#}").contains("/journal") {
         return Ok(());
     }
     Err(format!("not a clear error: {error:?}"))

@@ -92,7 +92,7 @@ async fn transient_failures_are_retried_in_order_and_shown() {
     failures.wait_for(|failures| *failures >= 3).await.unwrap();
     let health = bay.health();
     assert_eq!(health.state, HealthState::Retrying);
-    assert!(health.error.unwrap().to_string().contains("out of order"), "the reason is shown");
+    assert!(format!("{:#}", health.error.unwrap()).contains("out of order"), "the reason is shown");
     cache.put(&1, 2).await.expect("the journal takes it all the same");
     bay.flush().await.unwrap();
     assert_eq!(bay.health().state, HealthState::Healthy);
@@ -178,7 +178,7 @@ async fn a_failed_sync_poisons_the_layer_and_everybody_learns_it() {
     layer.disk.plan(Fault::on(Op::Sync).named("0").kind(io::ErrorKind::Other));
     let error = cache.put(&2, 2).await.expect_err("the sync failed");
     assert_eq!(error.kind(), ErrorKind::Poisoned, "{error}");
-    assert!(error.to_string().contains("unknown"), "{error}");
+    assert!(format!("{error:#}").contains("unknown"), "{error}");
     let error = cache.put(&3, 3).await.expect_err("no write goes on after a failed sync");
     assert_eq!(error.kind(), ErrorKind::Poisoned);
     let through = cache.put_with(&3, 3, WritePolicy::Through).await.expect_err("refused as well");
@@ -256,7 +256,7 @@ async fn damage_stops_the_opening_with_file_and_offset() {
     after.disk.overwrite(&Path::new("/journal").join(segment), 4096 + 100, &[0xff]).unwrap();
     let error = after.builder().open().await.expect_err("the first record is damaged");
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
-    let text = error.to_string();
+    let text = format!("{error:#}");
     assert!(text.contains(segment) && text.contains("4096"), "file and offset: {text}");
     let error = after.builder().open().await.expect_err("and stays so");
     assert_eq!(error.kind(), ErrorKind::Damaged);
@@ -441,7 +441,7 @@ async fn a_discard_whose_files_stay_behind_is_done_and_the_health_warns() {
     assert_eq!((bay.dead_letters().list().unwrap().len(), cache.get(&2).await.unwrap()), (0, None));
     let health = bay.health();
     assert_eq!(health.state, HealthState::Healthy);
-    let warning = health.error.unwrap().to_string();
+    let warning = format!("{:#}", health.error.unwrap());
     assert!(warning.contains("dead-letters"), "{warning}");
     layer.disk.heal();
     for n in 2..4 {

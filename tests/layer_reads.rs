@@ -219,7 +219,7 @@ async fn a_stored_value_of_another_type_is_an_error_that_names_the_namespace() {
     let cache: Cache<u32, u8> = bay.cache("n").open().unwrap();
     let error = cache.get(&1).await.expect_err("not a number");
     assert_eq!(error.kind(), ErrorKind::Decode);
-    assert!(error.to_string().contains("namespace n"), "{error}");
+    assert!(format!("{error:#}").contains("namespace n"), "{error}");
 }
 
 /// A user may change from the one to the other: they are the same bytes.

@@ -391,7 +391,7 @@ async fn close_says_what_is_left_and_the_next_opening_drains_it() {
     }
     let closed = bay.close_within(Duration::from_millis(20)).await.unwrap();
     assert_eq!(closed.queued, 5);
-    assert!(closed.reason.unwrap().to_string().contains("20ms"));
+    assert!(format!("{:#}", closed.reason.unwrap()).contains("20ms"));
     assert_eq!(cache.put(&9, 1).await.expect_err("closed").kind(), ErrorKind::Closed);
     assert_eq!(bay.flush().await.expect_err("closed").kind(), ErrorKind::Closed);
     let again = bay.close().await.unwrap();
@@ -434,7 +434,7 @@ async fn values_up_to_64_mib_and_a_clear_error_beyond() {
     assert!(cache.get(&1).await.unwrap().is_some_and(|value| value == largest));
     let error = cache.put(&1, vec![7; forebay::ids::VALUE_BYTES_MAX]).await.expect_err("too large");
     assert_eq!(error.kind(), ErrorKind::TooLarge);
-    assert!(error.to_string().contains("67108864"), "{error}");
+    assert!(format!("{error:#}").contains("67108864"), "{error}");
     bay.flush().await.unwrap();
     cache.evict(&1);
     assert!(cache.get(&1).await.unwrap().is_some_and(|value| value == largest), "nothing else was written");
@@ -451,7 +451,7 @@ async fn a_namespace_is_open_once_and_its_handles_share_memory() {
     let error = bay.cache::<u32, String>("n").open().expect_err("other types");
     assert_eq!(error.kind(), ErrorKind::NamespaceInUse, "{error}");
     let error = bay.cache::<u32, u64>("n").capacity(5).open().expect_err("other options");
-    assert!(error.to_string().contains("5 entries"), "{error}");
+    assert!(format!("{error:#}").contains("5 entries"), "{error}");
     assert_eq!(bay.cache::<u32, u64>("../n").open().expect_err("a path").kind(), ErrorKind::InvalidName);
     assert_eq!(
         bay.cache::<u32, u64>("m").capacity(0).open().expect_err("none").kind(),
@@ -539,8 +539,9 @@ async fn buffered_writes_behave_the_same() {
 
 #[tokio::test]
 async fn bad_options_are_errors_that_name_them() {
-    let open =
-        |builder: forebay::Builder| async { builder.open().await.expect_err("a bad option").to_string() };
+    let open = |builder: forebay::Builder| async {
+        format!("{:#}", builder.open().await.expect_err("a bad option"))
+    };
     let error = open(Layer::new().builder().queue_records_max(0)).await;
     assert!(error.contains("queue_records_max is 0; allowed are 1 to"), "{error}");
     let builder = Forebay::builder(MemoryStore::new()).on_rejected(OnRejected::Park);

@@ -298,7 +298,7 @@ async fn bad_options_and_names_are_told() {
     let refused = |builder: forebay::monitor::MonitorBuilder| {
         let error = builder.build().expect_err("a bad option");
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
-        error.to_string()
+        format!("{error:#}")
     };
     let builder = Monitor::builder;
     assert!(refused(builder().share(0.0)).starts_with("share is 0; allowed is"));

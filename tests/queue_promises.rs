@@ -147,10 +147,10 @@ fn p12_after_a_failed_sync_no_append_succeeds_until_the_journal_is_opened_again(
     disk.plan(Fault::on(Op::Sync).named("0"));
     let error = journal.append(&[b"in doubt"]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Poisoned);
-    assert!(error.to_string().starts_with("outcome unknown"), "{error}");
+    assert!(format!("{error:#}").starts_with("outcome unknown"), "{error}");
     let error = journal.append(&[b"refused"]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Poisoned);
-    assert!(error.to_string().contains("os error 5"), "{error}");
+    assert!(format!("{error:#}").contains("os error 5"), "{error}");
     assert!(journal.close().is_err());
 
     let image = open(&disk.crash(CrashPolicy::Everything), Durability::Sync).unwrap();

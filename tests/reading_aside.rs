@@ -234,7 +234,7 @@ async fn line_5_a_failing_loader_is_tried_once_per_interval_and_a_stale_value_se
             assert_eq!((entry.value, entry.stale), (Some(7), Some(Excuse::LoadFailed)));
             let error = cache.get_or_load(&2, source.load()).await.expect_err("nothing to serve");
             assert_eq!(error.kind(), ErrorKind::LoadFailed);
-            assert!(error.to_string().contains("down"), "{error}");
+            assert!(format!("{error:#}").contains("down"), "{error}");
         }
         assert_eq!(source.asked(), 1 + 2 * attempt);
         clock.advance(seconds(5));
@@ -295,7 +295,7 @@ async fn line_5_of_many_only_what_is_missing_is_loaded_in_one_call() {
     let short = |_| async { Ok::<Vec<Option<u64>>, String>(vec![]) };
     let error = cache.get_many_or_load(&[6], short).await.expect_err("it answered no key");
     assert_eq!(error.kind(), ErrorKind::LoadFailed);
-    assert!(error.to_string().contains("0 keys out of 1"), "{error}");
+    assert!(format!("{error:#}").contains("0 keys out of 1"), "{error}");
 }
 
 #[tokio::test]

@@ -371,7 +371,7 @@ async fn line_7_a_value_of_another_schema_is_upgraded_or_refused_never_garbage()
         for _ in 0..2 {
             let error = cache.get(&1).await.expect_err("without an upgrade");
             assert!(
-                error.kind() == ErrorKind::Decode && error.to_string().contains("schema version 1"),
+                error.kind() == ErrorKind::Decode && format!("{error:#}").contains("schema version 1"),
                 "{error}"
             );
         }
@@ -400,7 +400,7 @@ async fn line_7_a_value_of_another_schema_is_upgraded_or_refused_never_garbage()
     let third: Cache<u32, Second> =
         bay.cache("n").schema_version(3).upgrade(|_, _| Err("no".into())).open().unwrap();
     let error = third.get(&1).await.expect_err("the upgrade refuses");
-    assert!(error.kind() == ErrorKind::Decode && error.to_string().contains("from"), "{error}");
+    assert!(error.kind() == ErrorKind::Decode && format!("{error:#}").contains("from"), "{error}");
     for bad in [0, 128] {
         let refused = bay.cache::<u32, u32>("bad").schema_version(bad).open().unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InvalidOption);

@@ -152,7 +152,7 @@ async fn line_6_retention_by_count_keeps_the_highest() {
         let cache: CacheBuilder<u32, u64> = bay.cache("other");
         let error = cache.versions_kept(bad).open().expect_err("out of range");
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
-        assert_eq!(error.to_string(), format!("versions_kept is {bad}; allowed are 1 to 1024"));
+        assert_eq!(format!("{error:#}"), format!("versions_kept is {bad}; allowed are 1 to 1024"));
     }
     let cache: CacheBuilder<u32, u64> = bay.cache("n");
     assert_eq!(cache.versions_kept(2).open().expect_err("open").kind(), ErrorKind::NamespaceInUse);

@@ -90,7 +90,7 @@ async fn another_layout_is_refused_and_left_as_it_is() {
         set_raw(kind, directory.path(), b"m", &later);
         let error = refused(kind, directory.path());
         assert_eq!(error.kind(), ErrorKind::UnknownFormat, "{kind:?}: {error}");
-        assert!(error.to_string().contains("format 9"), "{error}");
+        assert!(format!("{error:#}").contains("format 9"), "{error}");
         assert_eq!(get_raw(kind, directory.path(), b"m"), later);
         let mut broken = good.clone();
         broken[3] ^= 1;
@@ -210,7 +210,7 @@ async fn damage_before_the_last_batch_of_fjall_is_told() {
         std::fs::write(&journal, &content).unwrap();
         let error = refused(Kind::Fjall, directory.path());
         assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
-        assert!(error.to_string().contains("0.jnl: damaged at byte"), "{error}");
+        assert!(format!("{error:#}").contains("0.jnl: damaged at byte"), "{error}");
         assert!(std::fs::read(&journal).unwrap() == content, "the journal was changed");
     }
     std::fs::write(&journal, &good).unwrap();

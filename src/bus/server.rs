@@ -119,7 +119,7 @@ mod tests {
     fn an_error_holds_no_secret() {
         let server = Server::new("redis", "h:1", ["s3cret".to_string(), String::new()].into_iter());
         let error = server.error(ErrorKind::BusFailed, "connecting", "unknown command 'AUTH' 's3cret'");
-        assert_eq!(error.to_string(), "the redis bus at h:1: connecting: unknown command 'AUTH' '***'");
+        assert_eq!(format!("{error:#}"), "the redis bus at h:1: connecting: unknown command 'AUTH' '***'");
     }
 
     #[test]
@@ -135,7 +135,7 @@ mod tests {
         ];
         for (result, expected) in refused {
             let error = result.expect_err(expected);
-            assert!(error.kind() == ErrorKind::InvalidOption && error.to_string().starts_with(expected));
+            assert!(error.kind() == ErrorKind::InvalidOption && format!("{error:#}").starts_with(expected));
         }
     }
 }

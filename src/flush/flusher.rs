@@ -211,7 +211,7 @@ impl Flusher {
             Some(_) if self.can_park() => {
                 // Taken out first, so that it is not found among those behind it and ended twice.
                 parked.push(frames.remove(at));
-                let rejected = parked.last().map_or(Ok(()), |frame| self.park(frame, &error.to_string()));
+                let rejected = parked.last().map_or(Ok(()), |frame| self.park(frame, &format!("{error:#}")));
                 rejected.and_then(|()| self.set_parked_apart(frames, parked))
             }
             _ => {

@@ -518,7 +518,7 @@ mod tests {
         let error = open_after(&disk, 0).err().expect("it is refused");
         assert_eq!(error.kind(), ErrorKind::Damaged);
         let place = format!("damaged at byte {}", written[5].offset);
-        assert!(error.to_string().contains(&place), "{error}");
+        assert!(format!("{error:#}").contains(&place), "{error}");
         assert!(open_after(&disk, 6).is_ok(), "what the store has is not looked at");
     }
 }

@@ -467,7 +467,7 @@ async fn a_batch_of_many_ops_is_one(subject: &impl Subject) -> Verdict {
 const NAMESPACE: &str = "conformance";
 
 async fn opened<S: Subject>(subject: &S) -> Result<S::Store, String> {
-    subject.open().await.map_err(|error| format!("it does not open: {error}"))
+    subject.open().await.map_err(|error| format!("it does not open: {error:#}"))
 }
 
 fn seen(error: StoreError) -> String {

@@ -16,8 +16,8 @@ pub async fn run<S: Subject>(subject: &S) -> Result<(), Broken> {
 }
 
 async fn rule<S: Subject>(subject: &S) -> Result<(), String> {
-    let store = subject.open().await.map_err(|error| format!("it does not open: {error}"))?;
-    let said = |error: StoreError| error.into_error().to_string();
+    let store = subject.open().await.map_err(|error| format!("it does not open: {error:#}"))?;
+    let said = |error: StoreError| format!("{:#}", error.into_error());
     let pulse = async || store.pulse().await.map_err(said);
     expect("a store that nobody has claimed", pulse().await?, false)?;
     let first = store.claim(None).await.map_err(said)?.epoch;

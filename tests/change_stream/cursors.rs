@@ -124,7 +124,7 @@ async fn line_9_a_cursor_that_cannot_be_written_stays_where_it_was() {
         drain(&bay, &mut changes).await;
         layer.disk.plan(Fault::on(op).named("cursors.tmp"));
         let error = changes.acknowledge(Seq(1)).await.expect_err("the disk fails");
-        assert!(error.to_string().contains("cursors.tmp"), "{error}");
+        assert!(format!("{error:#}").contains("cursors.tmp"), "{error}");
         assert_eq!(bay.cursors().unwrap()[0].acknowledged, Seq::ZERO, "{op:?}");
         layer.disk.heal();
         changes.acknowledge(Seq(1)).await.unwrap();
@@ -145,7 +145,7 @@ async fn line_9_a_damaged_file_of_cursors_stops_the_opening_and_is_named() {
     layer.disk.overwrite(Path::new("/journal/cursors"), 20, &[0xff]).unwrap();
     let error = telling(layer.builder()).open().await.map(drop).expect_err("damaged");
     assert_eq!(error.kind(), ErrorKind::Damaged);
-    assert!(error.to_string().contains("/journal/cursors: damaged at byte"), "{error}");
+    assert!(format!("{error:#}").contains("/journal/cursors: damaged at byte"), "{error}");
     layer.disk.overwrite(Path::new("/journal/cursors"), 0, &[2]).unwrap();
     let error = telling(layer.builder()).open().await.map(drop).expect_err("of the future");
     assert_eq!(error.kind(), ErrorKind::UnknownFormat);

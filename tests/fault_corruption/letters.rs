@@ -79,7 +79,7 @@ fn fault_corruption_of_the_dead_letters() {
                     tally.whole += 1;
                 }
                 Err(error) => {
-                    let text = error.to_string();
+                    let text = format!("{error:#}");
                     let named = text.contains(&format!("{LETTERS}/{name}"));
                     let placed = error.kind() == ErrorKind::UnknownFormat || text.contains("at byte ");
                     assert!(named && placed, "byte {at}: {error:?}");
@@ -117,7 +117,7 @@ fn fault_corruption_of_what_a_dead_letter_says() {
             queue.close().unwrap();
             let error = sample.open(&disk).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
-            let text = error.to_string();
+            let text = format!("{error:#}");
             assert!(
                 text.contains(LETTERS) && text.contains(".seg: damaged at byte 4096"),
                 "{record:?}: {text}"

@@ -196,7 +196,7 @@ impl Sample {
             }
             Err(error) => {
                 tally.told += 1;
-                let text = error.to_string();
+                let text = format!("{error:#}");
                 let kind_is_ours = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::UnknownFormat);
                 let has_offset = error.kind() == ErrorKind::UnknownFormat
                     || text

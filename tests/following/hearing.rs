@@ -387,7 +387,7 @@ async fn a_bus_that_fails_is_listened_to_again_and_says_so_meanwhile() {
     let (bay, _prices) = bed.follower().await;
     bed.bus.fail(Error::new(ErrorKind::Transient, "the bus is away"));
     bed.bus.heard().await;
-    assert!(bay.following().unwrap().error.unwrap().to_string().contains("the bus is away"));
+    assert!(format!("{:#}", bay.following().unwrap().error.unwrap()).contains("the bus is away"));
     let next = bed.write(1, 11).await;
     bed.bus.hand(&bed.event(seq, next, vec![changed(1, next)]));
     bed.bus.heard().await;

@@ -170,7 +170,7 @@ async fn a_receipt_of_what_the_store_does_not_hold_yet_is_waited_for_and_not_for
     let options = ReadOptions::new().at_least(receipt);
     let error = prices.get_with(&1, &options).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Transient);
-    assert!(error.to_string().contains(&format!("has not come to record {}", seq.0 + 1)), "{error}");
+    assert!(format!("{error:#}").contains(&format!("has not come to record {}", seq.0 + 1)), "{error}");
 }
 
 #[tokio::test]

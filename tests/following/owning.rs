@@ -42,7 +42,7 @@ async fn who_waits_takes_over_from_an_owner_that_is_silent_and_that_is_fenced() 
     let second = open(&store, OnOwned::Wait(ms(80))).await.unwrap();
     assert!(began.elapsed() >= ms(80), "it waits for the silence");
     let error = cache.put(&1, 2).await.unwrap_err();
-    assert!(error.to_string().contains("a newer owner holds the store"), "{error}");
+    assert!(format!("{error:#}").contains("a newer owner holds the store"), "{error}");
     assert_eq!(second.cache::<u64, u64>("n").open().unwrap().get(&1).await.unwrap(), Some(1));
 }
 
@@ -72,7 +72,7 @@ async fn a_store_that_cannot_say_whether_its_owner_lives_cannot_be_waited_for() 
     let error = Forebay::builder(store).on_owned(OnOwned::Wait(ms(100))).open().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     let error = open(&MemoryStore::new(), OnOwned::Wait(Duration::ZERO)).await.unwrap_err();
-    assert!(error.to_string().starts_with("on_owned (quiet) is 0ns"), "{error}");
+    assert!(format!("{error:#}").starts_with("on_owned (quiet) is 0ns"), "{error}");
 }
 
 #[tokio::test]
@@ -124,5 +124,5 @@ async fn a_rule_says_what_else_a_directive_makes_stale() {
     assert_eq!(sources().await, [loader, loader, loader]);
     let status = bay.following().unwrap();
     assert_eq!(status.rules_failed, 2);
-    assert!(status.error.unwrap().to_string().contains("rule on directives"));
+    assert!(format!("{:#}", status.error.unwrap()).contains("rule on directives"));
 }

@@ -209,7 +209,7 @@ async fn line_8_a_stale_read_is_not_built_upon_and_another_layer_is_not_read() {
     let elsewhere = Forebay::builder(MemoryStore::new()).open().await.unwrap();
     let others: Cache<u32, u64> = elsewhere.cache("parts").open().unwrap();
     let error = sums.get_or_derive(&1, derive(&others)).await.unwrap_err();
-    assert!(error.to_string().contains("different layers"), "{error}");
+    assert!(format!("{error:#}").contains("different layers"), "{error}");
 }
 
 #[test]
