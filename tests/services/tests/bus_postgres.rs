@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 
-#[path = "support/postgres.rs"]
+#[path = "../../support/postgres.rs"]
 mod postgres;
 
 use std::fs;

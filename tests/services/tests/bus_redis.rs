@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 
-#[path = "support/bus.rs"]
+#[path = "../../support/bus.rs"]
 mod bus;
-#[path = "support/bus_server.rs"]
+#[path = "../../support/bus_server.rs"]
 mod bus_server;
-#[path = "support/servers/mod.rs"]
+#[path = "../../support/servers/mod.rs"]
 mod servers;
 
 use std::net::SocketAddr;

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 
-#[path = "support/servers/certificates.rs"]
+#[path = "../../support/servers/certificates.rs"]
 mod certificates;
-#[path = "support/postgres.rs"]
+#[path = "../../support/postgres.rs"]
 mod postgres;
 
 use std::path::Path;
