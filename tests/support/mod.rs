@@ -1,10 +1,14 @@
-//! What the integration tests share: a layer on a simulated disk, and a store that is stopped by hand.
+//! What the programs of tests share: a layer on a simulated disk, a store that is stopped by hand, and helpers.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
+#![allow(dead_code, unreachable_pub, reason = "each program uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "these are tests")]
 
+pub mod budget;
+pub mod child;
 pub mod held_loads;
 pub mod refusing;
+pub mod stores;
+pub mod watchdog;
 
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -18,10 +22,11 @@ use forebay::{
     Bincode, Builder, Codec, Error, ErrorKind, Forebay, JournalId, JournalOptions, Key, MemoryStore,
     NamespaceName, Seq,
 };
-use refusing::Refusing;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
+
+use crate::support::refusing::Refusing;
 
 /// A layer's disk and store, which outlive the layers that are opened on them.
 pub struct Layer {

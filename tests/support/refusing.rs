@@ -1,7 +1,5 @@
 //! A store that refuses the applies that a test wants refused.
 
-#![allow(unreachable_pub, reason = "some test files have it within a module")]
-
 use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::{JournalId, Key};
 

@@ -1,7 +1,5 @@
 //! The embedded stores, for tests that all of them have to pass.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
-
 use std::path::Path;
 
 use forebay::store::contract::Store;
