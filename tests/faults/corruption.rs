@@ -20,7 +20,7 @@ use forebay::disk::simulated::{CrashPolicy, SimDisk};
 use forebay::{Error, ErrorKind, JournalOptions};
 
 use crate::ALLOCATOR;
-use crate::journal_run::{Acknowledge, DIR, Draw, History, Run, Shared, layout};
+use crate::journal_run::{self, Acknowledge, DIR, Draw, History, Run, Shared, layout};
 use crate::support::budget::{budget, say};
 use crate::support::child::alone;
 use crate::support::watchdog::within;

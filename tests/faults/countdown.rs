@@ -16,7 +16,7 @@ use forebay::journal::writer::GroupFrame;
 use forebay::{Durability, Error, ErrorKind, HealthState, Seq, WritePolicy};
 
 use crate::history_store::HistoryStore;
-use crate::journal_run::{Acknowledge, Draw, Run, Shared, layout};
+use crate::journal_run::{self, Acknowledge, Draw, Run, Shared, layout};
 use crate::layer_run::{DISCARDED, Kind, PLAIN, REPLAYED, Run as LayerRun, Shared as LayerShared, key_of};
 use crate::support::budget::{budget, say};
 use crate::support::watchdog::within;
@@ -139,7 +139,7 @@ fn journal(
     let options = layout(!zero_fill, zero_fill, if zero_fill { 0 } else { 2 });
     let reopen = |fault: &mut Countdown| loop {
         match journal_run::open(&disk, &options) {
-            Ok(opened) => match Run::start(opened, &options, acknowledge, &history, false) {
+            Ok(opened) => match Run::start(opened, acknowledge, &history, false) {
                 // What is read back to be checked may be what fails, too.
                 Err(what)
                     if (what.starts_with("reading: Io") || what.starts_with("reading: DiskFull"))
@@ -157,7 +157,7 @@ fn journal(
     // A failed sync may take what was written and not synced.
     let forgive = || {
         let mut history = history.lock();
-        history.written = history.durable;
+        history.promised.power_cut();
     };
     for _ in 0..2 {
         let mut run = reopen(&mut fault)?;
@@ -280,7 +280,7 @@ fn check_failed(run: &LayerRun, error: &Error) -> Result<(), String> {
 /// A failed sync may take what was written and not synced.
 fn forgive(history: &LayerShared) {
     let mut history = history.lock();
-    history.written = history.durable;
+    history.promised.power_cut();
 }
 
 fn recovered(run: LayerRun) -> Result<LayerRun, String> {

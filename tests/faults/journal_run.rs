@@ -15,6 +15,8 @@ use forebay::journal::recovery::Opened;
 use forebay::journal::writer::GroupFrame;
 use forebay::{Error, JournalOptions, Seq};
 
+use crate::support::order::Promised;
+
 pub const DIR: &str = "/journal";
 
 /// A small generator: the same seed, the same work.
@@ -55,10 +57,7 @@ pub struct History {
     pub issued: Vec<Arc<[u8]>>,
     /// The last records of frames: between them a crash must not cut.
     pub frames: BTreeSet<u64>,
-    /// What survives a killed process.
-    pub written: u64,
-    /// What survives a power cut: it was synced, or it was served after recovery.
-    pub durable: u64,
+    pub promised: Promised,
     /// What may have been let go of.
     pub trimmed: u64,
     serial: u64,
@@ -90,17 +89,17 @@ impl History {
     fn cut_after(&mut self, last: u64) {
         self.issued.truncate(last as usize);
         self.frames.retain(|end| *end <= last);
-        (self.written, self.durable) = (last, last);
+        self.promised.cut_after(last);
     }
 
     /// The same records, none of which has to be there.
     pub fn unpromised(&self) -> History {
-        History { written: 0, durable: 0, ..self.clone() }
+        History { promised: Promised::default(), ..self.clone() }
     }
 
     /// Whether a journal holds what it must hold, and nothing else. Says what is wrong.
     pub fn verify(&self, opened: &Opened, power_cut: bool) -> Result<(), String> {
-        let least = if power_cut { self.durable } else { self.written };
+        let least = self.promised.least(power_cut);
         let (first_prev, last) = (opened.first_prev.0, opened.last.0);
         if last < least {
             return Err(format!("ends at record {last}, and {least} were to survive"));
@@ -160,27 +159,26 @@ pub enum Acknowledge {
 }
 
 /// A journal at work.
-pub struct Run<'a> {
-    pub options: &'a JournalOptions,
+pub struct Run {
     pub acknowledge: Acknowledge,
     pub history: Shared,
     pub opened: Opened,
 }
 
-impl<'a> Run<'a> {
+impl Run {
     /// Opens the journal; see [`Run::start`].
     ///
     /// # Errors
     /// The journal's, or what is wrong with what it holds.
     pub fn open(
         disk: &SimDisk,
-        options: &'a JournalOptions,
+        options: &JournalOptions,
         acknowledge: Acknowledge,
         history: &Shared,
         power_cut: bool,
-    ) -> Result<Run<'a>, String> {
+    ) -> Result<Run, String> {
         let opened = open(disk, options).map_err(|error| format!("opening: {error:?}"))?;
-        Run::start(opened, options, acknowledge, history, power_cut)
+        Run::start(opened, acknowledge, history, power_cut)
     }
 
     /// Starts with a journal that was just opened. What it serves from now on must stay.
@@ -189,15 +187,14 @@ impl<'a> Run<'a> {
     /// What is wrong with what it holds.
     pub fn start(
         opened: Opened,
-        options: &'a JournalOptions,
         acknowledge: Acknowledge,
         history: &Shared,
         power_cut: bool,
-    ) -> Result<Run<'a>, String> {
+    ) -> Result<Run, String> {
         // Not under the lock, which an observer of the disk needs.
         history.now().verify(&opened, power_cut)?;
         history.lock().cut_after(opened.last.0);
-        Ok(Run { options, acknowledge, history: history.clone(), opened })
+        Ok(Run { acknowledge, history: history.clone(), opened })
     }
 
     /// Appends frames, given by the sizes of their records, as one group.
@@ -224,7 +221,7 @@ impl<'a> Run<'a> {
         }
         match self.acknowledge {
             Acknowledge::Synced => self.sync()?,
-            Acknowledge::Written => self.history.lock().written = self.opened.writer.last().0,
+            Acknowledge::Written => self.history.lock().promised.written(self.opened.writer.last().0),
         }
         self.opened.writer.publish(self.opened.writer.last());
         Ok(())
@@ -237,16 +234,14 @@ impl<'a> Run<'a> {
     }
 
     fn synced(&self, last: u64) {
-        let mut history = self.history.lock();
-        history.durable = history.durable.max(last);
-        history.written = history.written.max(last);
+        self.history.lock().promised.durable(last);
     }
 
     /// Lets go of what a consumer that has come `behind` records short of the end no longer needs.
     pub fn trim(&mut self, behind: u64) -> Result<(), Error> {
         let up_to = {
             let mut history = self.history.lock();
-            let up_to = history.durable.saturating_sub(behind);
+            let up_to = history.promised.durable.saturating_sub(behind);
             history.trimmed = history.trimmed.max(up_to);
             history.trimmed
         };

@@ -15,6 +15,7 @@ use forebay::{
 
 use crate::history_store::HistoryStore;
 use crate::journal_run::{self, Draw, layout};
+use crate::support::order::{Order, Promised};
 
 /// A cache's number and a key in it. The store takes every op of `PLAIN`, coalesced ones of `COALESCED`, and none of
 /// `REJECTED` unless it is told to.
@@ -42,24 +43,28 @@ pub type Write = Vec<(Place, Option<u64>)>;
 #[derive(Clone, Default)]
 pub struct History {
     pub issued: Vec<Write>,
-    /// How many writes survive a killed process.
-    pub written: usize,
-    /// How many writes survive a power cut.
-    pub durable: usize,
+    /// In how many writes.
+    pub promised: Promised,
     serial: u64,
 }
 
 impl History {
     /// What every key shows after the first `count` writes.
     pub fn state_after(&self, count: usize) -> BTreeMap<Place, u64> {
-        let mut state = BTreeMap::new();
-        for (place, value) in self.issued[..count].iter().flatten() {
-            match value {
-                Some(serial) => drop(state.insert(*place, *serial)),
-                None => drop(state.remove(place)),
+        let mut order = Order::default();
+        for (number, write) in self.issued.iter().enumerate() {
+            for (place, value) in write {
+                order.insert(*place, number + 1, *value);
             }
         }
-        state
+        order.content(count)
+    }
+
+    fn promise(&mut self, count: usize, durable: bool) {
+        match durable {
+            true => self.promised.durable(count as u64),
+            false => self.promised.written(count as u64),
+        }
     }
 
     fn issue(&mut self, write: Write) -> Write {
@@ -75,7 +80,7 @@ impl History {
     /// What was recovered is what there is, from now on and for good.
     pub fn cut_after(&mut self, count: usize) {
         self.issued.truncate(count);
-        (self.written, self.durable) = (count, count);
+        self.promised.cut_after(count as u64);
     }
 
     /// How many writes include the one that gave this value.
@@ -160,10 +165,7 @@ impl Run {
         let serial = serial_of(&value)?;
         let mut history = self.history.lock();
         let count = history.count_up_to(serial).ok_or(format!("value {serial} was never written"))?;
-        history.written = history.written.max(count);
-        if self.kind.is_sync() {
-            history.durable = history.durable.max(count);
-        }
+        history.promise(count, self.kind.is_sync());
         Ok(())
     }
 
@@ -188,10 +190,8 @@ impl Run {
 
     pub fn acknowledged(&self, durable: bool) {
         let mut history = self.history.lock();
-        history.written = history.issued.len();
-        if durable || self.kind.is_sync() {
-            history.durable = history.issued.len();
-        }
+        let all = history.issued.len();
+        history.promise(all, durable || self.kind.is_sync());
     }
 
     /// # Errors
@@ -272,7 +272,7 @@ impl Run {
     /// What is wrong.
     pub fn verify(&self, power_cut: bool) -> Result<(), String> {
         let history = self.history.now();
-        let least = if power_cut { history.durable } else { history.written };
+        let least = history.promised.least(power_cut) as usize;
         let shown = self.read_all()?;
         let fits = |count: &usize| history.state_after(*count) == shown;
         let mut counts: Vec<usize> = (least..=history.issued.len()).filter(fits).collect();

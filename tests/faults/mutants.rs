@@ -53,53 +53,53 @@ const fn layer(filter: &'static str) -> Test {
 }
 
 /// Who is to notice, in the order in which they are asked.
-fn witnesses(safeguard: Safeguard) -> &'static [Test] {
+fn witnesses(safeguard: Safeguard) -> Vec<Test> {
     use Safeguard as S;
     match safeguard {
-        S::DirectorySync | S::SegmentSync | S::TrimSync | S::SyncBeforeSuccessor => &[IMAGES],
-        S::Nonce => &[LAYER_IMAGES, IMAGES],
-        S::TailWrittenAgain => &[COUNTDOWN, LAYER_IMAGES],
-        S::NumberInChecksum | S::BodyChecksum | S::SyncedOffset | S::FormatVersion => &[CORRUPTION],
-        S::Continuity | S::Seal => &[UNIT],
-        S::PoisonAfterFailedSync => &[COUNTDOWN],
-        S::AcknowledgeAfterSync => &[LAYER_IMAGES, SIMULATION],
-        S::SyncBeforeApply => &[LAYER_IMAGES, layer("watermark::a_power_cut_under_buffered")],
-        S::TrimBehindWatermark => &[layer("watermark::what_the_store_lacks")],
-        S::NumbersNeverReused | S::RetireByNumber | S::MemoryCatchesUp => &[SIMULATION],
-        S::SpillInOrder => &[layer("watermark::writes_between_two_spills")],
-        S::ThroughUnseenUntilApplied => &[SIMULATION],
-        S::FenceOnFill | S::FenceForAbsentKeys | S::GenerationOnFill | S::JoinNoOlderLoad => &[RACES],
-        S::RefreshBarsOlderLoads => &[cache("cache_aside::what_a_refresh_found")],
-        S::AgeFromLoadStart | S::LoadThrottle => &[cache("expiration::")],
-        S::ZeroToleranceReadsTheStore => &[cache("staleness_bound::")],
-        S::AroundDropsBefore | S::AroundDropsAfter => &[cache("write_around")],
-        S::NamespaceBelow => &[cache("namespaces::a_namespace_is_invalidated_with")],
-        S::TokenIsDurable => &[cache("token")],
-        S::GroupFloor => &[cache("namespaces::a_group")],
-        S::SchemaIsCompared => &[cache("schema")],
-        S::TagFloor | S::TagsAreStored => &[cache("tags_and_rules::")],
-        S::ReadSetChecked | S::JoinNoBrokenLoad => &[cache("read_sets::a_derived_value")],
-        S::DirectivesAgain => &[cache("tags_and_rules::what_was_loaded_while")],
-        S::WritersTakeTurns => &[cache("tags_and_rules::a_rule_is_told_exactly")],
-        S::VersionsHeldToTheEnd | S::LateVersionStaysBehind => &[cache("versions::")],
+        S::DirectorySync | S::SegmentSync | S::TrimSync | S::SyncBeforeSuccessor => vec![IMAGES],
+        S::Nonce => vec![LAYER_IMAGES, IMAGES],
+        S::TailWrittenAgain => vec![COUNTDOWN, LAYER_IMAGES],
+        S::NumberInChecksum | S::BodyChecksum | S::SyncedOffset | S::FormatVersion => vec![CORRUPTION],
+        S::Continuity | S::Seal => vec![UNIT],
+        S::PoisonAfterFailedSync => vec![COUNTDOWN],
+        S::AcknowledgeAfterSync => vec![LAYER_IMAGES, SIMULATION],
+        S::SyncBeforeApply => vec![LAYER_IMAGES, layer("watermark::a_power_cut_under_buffered")],
+        S::TrimBehindWatermark => vec![layer("watermark::what_the_store_lacks")],
+        S::NumbersNeverReused | S::RetireByNumber | S::MemoryCatchesUp => vec![SIMULATION],
+        S::SpillInOrder => vec![layer("watermark::writes_between_two_spills")],
+        S::ThroughUnseenUntilApplied => vec![SIMULATION],
+        S::FenceOnFill | S::FenceForAbsentKeys | S::GenerationOnFill | S::JoinNoOlderLoad => vec![RACES],
+        S::RefreshBarsOlderLoads => vec![cache("cache_aside::what_a_refresh_found")],
+        S::AgeFromLoadStart | S::LoadThrottle => vec![cache("expiration::")],
+        S::ZeroToleranceReadsTheStore => vec![cache("staleness_bound::")],
+        S::AroundDropsBefore | S::AroundDropsAfter => vec![cache("write_around")],
+        S::NamespaceBelow => vec![cache("namespaces::a_namespace_is_invalidated_with")],
+        S::TokenIsDurable => vec![cache("token")],
+        S::GroupFloor => vec![cache("namespaces::a_group")],
+        S::SchemaIsCompared => vec![cache("schema")],
+        S::TagFloor | S::TagsAreStored => vec![cache("tags_and_rules::")],
+        S::ReadSetChecked | S::JoinNoBrokenLoad => vec![cache("read_sets::a_derived_value")],
+        S::DirectivesAgain => vec![cache("tags_and_rules::what_was_loaded_while")],
+        S::WritersTakeTurns => vec![cache("tags_and_rules::a_rule_is_told_exactly")],
+        S::VersionsHeldToTheEnd | S::LateVersionStaysBehind => vec![cache("versions::")],
         S::ChangesBehindWatermark
         | S::CursorHoldsJournal
         | S::LostPlaceIsTold
         | S::ThroughLeavesNotice
-        | S::CursorSync => &[feed("change_stream::")],
+        | S::CursorSync => vec![feed("change_stream::")],
         S::GapIsNoticed | S::LostPlaceEmptiesMemory | S::DirectivesBeforePosition | S::OldOwnerRefused => {
-            &[feed("following::events"), FOLLOWERS]
+            vec![feed("following::events"), FOLLOWERS]
         }
-        S::OutsideMayBeMissing => &[feed("following::events")],
-        S::ProofBeforeLook => &[("forebay", None, "a_proof_counts"), FOLLOWERS],
-        S::SilenceIsStaleness | S::ReceiptReadsPastMemory => &[feed("following::staleness")],
-        S::PublishBeforeAcknowledge => &[feed("following::publishing")],
-        S::DropWhatIsInDoubt | S::UnsettledReads => &[layer("writes::")],
-        S::ParkLaterWrites => &[LAYER_IMAGES, layer("parked")],
-        S::JournalReachesWatermark => &[layer("watermark::a_journal_that_ends")],
-        S::EpochFence => &[SIMULATION],
-        S::ApplyOnce => &[CONFORMANCE],
-        S::WatermarkInTransaction | S::StoreSync => &[POWER_CUT],
+        S::OutsideMayBeMissing => vec![feed("following::events")],
+        S::ProofBeforeLook => vec![("forebay", None, "a_proof_counts"), FOLLOWERS],
+        S::SilenceIsStaleness | S::ReceiptReadsPastMemory => vec![feed("following::staleness")],
+        S::PublishBeforeAcknowledge => vec![feed("following::publishing")],
+        S::DropWhatIsInDoubt | S::UnsettledReads => vec![layer("writes::")],
+        S::ParkLaterWrites => vec![LAYER_IMAGES, layer("parked")],
+        S::JournalReachesWatermark => vec![layer("watermark::a_journal_that_ends")],
+        S::EpochFence => vec![SIMULATION],
+        S::ApplyOnce => vec![CONFORMANCE],
+        S::WatermarkInTransaction | S::StoreSync => vec![POWER_CUT],
     }
 }
 
@@ -120,7 +120,7 @@ fn every_missing_safeguard_is_noticed() {
         .filter(|(_, name, _)| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == *name)))
         .collect();
     assert!(!mutants.is_empty(), "FOREBAY_MUTANT names no safeguard");
-    let binaries = build(mutants.iter().flat_map(|(safeguard, _, _)| witnesses(*safeguard)));
+    let binaries = build(mutants.iter().flat_map(|(safeguard, _, _)| witnesses(*safeguard)).collect());
     let scratch = tempfile::tempdir().unwrap();
     let next = AtomicUsize::new(0);
     let found = Mutex::new(BTreeMap::new());
@@ -130,8 +130,8 @@ fn every_missing_safeguard_is_noticed() {
                 while let Some((at, (safeguard, name, _))) =
                     mutants.iter().enumerate().nth(next.fetch_add(1, Relaxed))
                 {
-                    let noticed = witnesses(*safeguard).iter().find_map(|test| {
-                        match run(&binaries[test], test.2, name, &scratch.path().join(name)) {
+                    let noticed = witnesses(*safeguard).into_iter().find_map(|test| {
+                        match run(&binaries[&test], test.2, name, &scratch.path().join(name)) {
                             Verdict::Passed => None,
                             Verdict::Failed(seeds) => Some(Ok((format!("{} {}", test.0, test.2), seeds))),
                             Verdict::Hung => Some(Err(format!("{name}: {} {} hangs", test.0, test.2))),
@@ -158,8 +158,7 @@ fn every_missing_safeguard_is_noticed() {
 }
 
 /// Builds the programs of tests, as far as they are not built, and finds them.
-fn build<'a>(tests: impl Iterator<Item = &'a Test>) -> BTreeMap<&'a Test, PathBuf> {
-    let tests: BTreeSet<&Test> = tests.collect();
+fn build(tests: BTreeSet<Test>) -> BTreeMap<Test, PathBuf> {
     let features: BTreeSet<Option<&str>> = tests.iter().map(|(_, feature, _)| *feature).collect();
     let mut built: BTreeMap<(Option<&str>, String), PathBuf> = BTreeMap::new();
     for feature in features {
@@ -192,7 +191,7 @@ fn build<'a>(tests: impl Iterator<Item = &'a Test>) -> BTreeMap<&'a Test, PathBu
     let path = |test: &Test| built.get(&(test.1, test.0.to_owned())).cloned();
     tests
         .into_iter()
-        .map(|test| (test, path(test).unwrap_or_else(|| panic!("cargo built no {}", test.0))))
+        .map(|test| (test, path(&test).unwrap_or_else(|| panic!("cargo built no {}", test.0))))
         .collect()
 }
 

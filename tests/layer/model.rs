@@ -13,6 +13,7 @@ use forebay::{Bincode, Cache, Codec, Forebay, MemoryStore, Seq, WritePolicy};
 use proptest::prelude::*;
 
 use crate::support::Layer;
+use crate::support::order::Order;
 
 const NAMES: [&str; 2] = ["a", "b"];
 const KEYS: u32 = 6;
@@ -87,8 +88,8 @@ struct Subject {
     layer: Layer,
     flaky: FlakyStore<MemoryStore>,
     open: Option<(Forebay, [Cache<u32, u64>; 2])>,
-    /// The content after each sequence number; the first is before the first write.
-    history: Vec<Content>,
+    order: Order<Place, Seq, Option<u64>>,
+    last: Seq,
     watermark: Seq,
 }
 
@@ -96,8 +97,8 @@ impl Subject {
     async fn new(setting: Setting) -> Subject {
         let layer = Layer::new();
         let flaky = FlakyStore::new(layer.store.clone());
-        let history = vec![Content::new()];
-        let mut subject = Subject { layer, flaky, open: None, history, watermark: Seq::ZERO };
+        let (order, last) = (Order::default(), Seq::ZERO);
+        let mut subject = Subject { layer, flaky, open: None, order, last, watermark: Seq::ZERO };
         subject.reopen(setting).await;
         subject
     }
@@ -127,17 +128,13 @@ impl Subject {
         &self.open.as_ref().unwrap().1[at]
     }
 
-    /// Takes an acknowledged write into the history. Its records have numbers of their own.
+    /// Takes an acknowledged write into the order. Its records have numbers of their own.
     fn acknowledged(&mut self, changes: &[(Place, Option<u64>)], last: Seq) {
         for (at, to) in changes {
-            let mut content = self.history.last().unwrap().clone();
-            match to {
-                Some(value) => drop(content.insert(*at, *value)),
-                None => drop(content.remove(at)),
-            }
-            self.history.push(content);
+            self.last = self.last.next();
+            self.order.insert(*at, self.last, *to);
         }
-        assert_eq!(last.0, self.history.len() as u64 - 1, "numbers are dense and never used twice");
+        assert_eq!(last, self.last, "numbers are dense and never used twice");
     }
 
     async fn take(&mut self, step: &Step) {
@@ -165,7 +162,7 @@ impl Subject {
             }
             Step::Flush => {
                 let reached = self.bay().flush().await.unwrap();
-                assert_eq!(reached.0, self.history.len() as u64 - 1);
+                assert_eq!(reached, self.last);
                 assert!(self.bay().watermark() >= reached);
                 assert_eq!(self.bay().pending(), 0);
             }
@@ -199,7 +196,7 @@ impl Subject {
 
     /// P4: everything acknowledged is read. P2 and P3: the store holds exactly the history up to its watermark.
     async fn check(&mut self) {
-        let now = self.history.last().unwrap();
+        let now = self.order.content(self.last);
         for at in 0..NAMES.len() {
             let keys: Vec<u32> = (0..KEYS).collect();
             let expected: Vec<Option<u64>> = keys.iter().map(|key| now.get(&(at, *key)).copied()).collect();
@@ -226,8 +223,8 @@ impl Subject {
             let value: u64 = decode(&versioned.value);
             content.insert((at, Bincode::decode(key.key()).unwrap()), value);
         }
-        let prefix = &self.history[usize::try_from(watermark.0).unwrap()];
-        assert_eq!(&content, prefix, "the store equals the history up to {watermark}");
+        assert!(watermark <= self.last, "nothing was applied that was not written");
+        assert_eq!(content, self.order.content(watermark), "the store equals the order up to {watermark}");
     }
 }
 

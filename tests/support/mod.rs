@@ -6,6 +6,7 @@
 pub mod budget;
 pub mod child;
 pub mod held_loads;
+pub mod order;
 pub mod refusing;
 pub mod stores;
 pub mod watchdog;

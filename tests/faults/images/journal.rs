@@ -67,7 +67,7 @@ impl Kind {
         let power_cut = policy != CrashPolicy::ProcessKilled;
         let mut history = moment.history.clone();
         if power_cut {
-            history.written = history.durable;
+            history.promised.power_cut();
         }
         let history = Shared::new(history);
         let seen = watch(&image, &history);

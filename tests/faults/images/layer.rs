@@ -84,7 +84,7 @@ fn recover(
     let mut history = moment.history.clone();
     let power_cut = policy != CrashPolicy::ProcessKilled;
     if power_cut {
-        history.written = history.durable;
+        history.promised.power_cut();
     }
     let history = Shared::new(history);
     let seen = watch(&image, &store, &history);

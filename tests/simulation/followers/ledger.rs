@@ -12,6 +12,7 @@ use crate::harness::linear::Value;
 use crate::harness::plan::Place;
 use crate::harness::run::number_of;
 use crate::harness::world::Applied;
+use crate::support::order::Order;
 
 /// A record of a key: its value, and when the store had it.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +49,7 @@ pub struct Proof {
 
 pub struct Ledger {
     keys: BTreeMap<Key, Place>,
-    steps: BTreeMap<Place, BTreeMap<Seq, Step>>,
+    steps: Order<Place, Seq, Step>,
     /// Every record that took effect.
     applied: BTreeMap<Seq, Key>,
     pub violations: Vec<Violation>,
@@ -57,13 +58,13 @@ pub struct Ledger {
 impl Ledger {
     pub fn new(applied: &[Applied], keys: BTreeMap<Key, Place>) -> Ledger {
         let mut ledger =
-            Ledger { keys, steps: BTreeMap::new(), applied: BTreeMap::new(), violations: Vec::new() };
+            Ledger { keys, steps: Order::default(), applied: BTreeMap::new(), violations: Vec::new() };
         let mut watermark = Seq::ZERO;
         for Applied { watermark: next, ops, at, .. } in applied {
             for op in ops.iter().filter(|op| op.seq > watermark) {
                 let Some(place) = ledger.keys.get(&op.key).copied() else { continue };
                 let value = op.value.as_ref().map(|value| number_of(value));
-                ledger.steps.entry(place).or_default().insert(op.seq, Step { value, at: *at });
+                ledger.steps.insert(place, op.seq, Step { value, at: *at });
                 ledger.applied.insert(op.seq, op.key.clone());
             }
             watermark = *next;
@@ -82,14 +83,15 @@ impl Ledger {
             let Said::Directives(directives) = &event.said else { continue };
             for directive in directives {
                 let Directive::Put(key, seq, value) = directive else { continue };
-                let Some(place) = self.keys.get(key) else { continue };
-                let steps = self.steps.entry(*place).or_default();
+                let Some(place) = self.keys.get(key).copied() else { continue };
                 let number = number_of(value);
-                match (steps.get(seq).copied(), steps.range(seq.next()..).next()) {
-                    (Some(known), _) if known.value == Some(number) => {}
-                    (None, Some((_, Step { at, .. }))) => {
-                        let step = Step { value: Some(number), at: *at };
-                        steps.insert(*seq, step);
+                let known = self.steps.newest(place, *seq).filter(|(newest, _)| newest == seq);
+                let replaced_at = self.steps.after(place, *seq).map(|(_, step)| step.at);
+                match (known, replaced_at) {
+                    (Some((_, known)), _) if known.value == Some(number) => {}
+                    (None, Some(at)) => {
+                        let step = Step { value: Some(number), at };
+                        self.steps.insert(place, *seq, step);
                     }
                     _ => unknown.push(format!("{directive:?} was published, and is not what the store got")),
                 }
@@ -130,16 +132,15 @@ impl Ledger {
     /// When the store got something newer than this value of the place, and the number of the value; the last of them,
     /// if it had the value more than once. Nothing if it never had it.
     fn life_of(&self, at: Place, value: Value) -> Option<(Seq, Option<Duration>)> {
-        let steps = self.steps.get(&at);
-        let found = steps.and_then(|steps| steps.iter().rfind(|(_, step)| step.value == value));
+        let found = self.steps.of(at).rfind(|(_, step)| step.value == value);
         let seq = match (found, value) {
-            (Some((seq, _)), _) => *seq,
+            (Some((seq, _)), _) => seq,
             // Before anything was written.
             (None, None) => Seq::ZERO,
             (None, Some(_)) => return None,
         };
-        let next = steps.and_then(|steps| steps.range(seq.next()..).next());
-        Some((seq, next.map(|(_, step)| step.at)))
+        let replaced = self.steps.after(at, seq).map(|(_, step)| step.at);
+        Some((seq, replaced))
     }
 
     /// Whether the answers may be explained.
@@ -168,9 +169,8 @@ impl Ledger {
                 }
             }
             if let Some(least) = answer.least {
-                let steps = self.steps.get(&answer.at);
-                let newest = steps.and_then(|steps| steps.range(..=least).next_back());
-                if let Some((newest, _)) = newest.filter(|(newest, _)| **newest > seq) {
+                let newest = self.steps.newest(answer.at, least);
+                if let Some((newest, _)) = newest.filter(|(newest, _)| *newest > seq) {
                     found.push(("P4", format!("{answer:?}, which is version {seq}, and there was {newest}")));
                 }
             }

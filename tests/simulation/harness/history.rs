@@ -12,6 +12,7 @@ use forebay::Seq;
 use crate::harness::linear::{Action, Timed, Value, linearizable};
 use crate::harness::plan::Place;
 use crate::harness::world::Applied;
+use crate::support::order::Order;
 
 /// A promise that was not kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,7 +182,7 @@ impl History {
     pub fn restart(&mut self, found: BTreeMap<Place, Value>) {
         let (committed, known) = (self.floor, known(&self.writes));
         for (at, value) in &found {
-            let last = known.get(at).and_then(|writes| writes.range(..=committed).next_back());
+            let last = known.newest(*at, committed);
             let expected = last.map(|(_, value)| *value).or_else(|| self.initial.get(at).copied()).flatten();
             let doubtful = self.writes.iter().filter(|write| write.fate == Fate::Doubtful);
             let mut doubtful = doubtful.flat_map(|write| &write.changes);
@@ -227,7 +228,7 @@ impl History {
         let mut found = Vec::new();
         for Applied { watermark, content, .. } in applied {
             for (at, key) in &places {
-                let expected = known.get(at).and_then(|writes| writes.range(..=*watermark).next_back());
+                let expected = known.newest(*at, *watermark);
                 let Some(held) = content.get(*key) else {
                     if expected.is_some_and(|(_, value)| value.is_some()) && !removes_doubtfully.contains(at)
                     {
@@ -239,7 +240,7 @@ impl History {
                 if version > *watermark {
                     found.push(format!("at {watermark} the store holds record {version} of {at:?}"));
                 }
-                if let Some((seq, _)) = expected.filter(|(seq, _)| **seq > version) {
+                if let Some((seq, _)) = expected.filter(|(seq, _)| *seq > version) {
                     found.push(format!(
                         "at {watermark} {at:?} is that of {version}, and {seq} was written later"
                     ));
@@ -330,13 +331,13 @@ impl History {
 }
 
 /// The acknowledged records of each place, by number.
-fn known(writes: &[Write]) -> BTreeMap<Place, BTreeMap<Seq, Value>> {
-    let mut known: BTreeMap<Place, BTreeMap<Seq, Value>> = BTreeMap::new();
+fn known(writes: &[Write]) -> Order<Place, Seq, Value> {
+    let mut known = Order::default();
     for write in writes {
         if let Fate::Acknowledged(last) = write.fate {
             let first = last.0 + 1 - write.changes.len() as u64;
             for ((at, value), seq) in write.changes.iter().zip(first..) {
-                known.entry(*at).or_default().insert(Seq(seq), *value);
+                known.insert(*at, Seq(seq), *value);
             }
         }
     }
