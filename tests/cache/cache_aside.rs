@@ -151,7 +151,7 @@ async fn a_panicking_loader_releases_its_waiters() {
     assert_eq!(cache.get_or_load(&1, Outside::new(2).load()).await.unwrap(), Some(2));
 }
 
-/// What may happen to a key while a loader is under way.
+/// Changes of a key while a loader is under way.
 const CHANGES: [&str; 8] = [
     "put",
     "put through",

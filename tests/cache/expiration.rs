@@ -349,7 +349,7 @@ async fn a_failing_load_is_tried_once_per_interval() {
     assert_eq!((entry.value, entry.source), (Some(1), Source::Store));
 }
 
-/// What runs in the background ends with the layer, wherever it stands, and holds nothing of it afterwards.
+/// Background loads end with the layer, at whatever point they are, and hold nothing of it afterwards.
 #[tokio::test]
 async fn background_loads_end_with_the_layer() {
     let bed = Bed::new().await;

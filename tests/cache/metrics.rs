@@ -1,4 +1,4 @@
-//! What a cache and its layer tell about themselves: advice on the time to live, figures, the `metrics` facade, and
+//! Figures of a cache and its layer: advice on the time to live, counters, the `metrics` facade, and
 //! spans.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,7 +46,7 @@ impl Draw {
     }
 }
 
-/// How the source changes.
+/// The way in which the source changes.
 #[derive(Clone, Copy)]
 enum Process {
     /// At any moment alike, once in so many seconds on average.

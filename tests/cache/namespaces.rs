@@ -77,7 +77,7 @@ async fn a_namespace_is_invalidated_with_all_that_lies_below_it_and_nothing_besi
     assert_eq!(bay.invalidate_namespace("a//b").await.unwrap_err().kind(), ErrorKind::InvalidName);
 }
 
-/// What is pending, or in the store, is the truth: only memory forgets.
+/// Pending and stored records are the truth: an invalidation drops only what is in memory.
 #[tokio::test]
 async fn what_was_written_is_read_again_from_where_it_is() {
     let layer = Layer::new();
@@ -95,7 +95,7 @@ async fn what_was_written_is_read_again_from_where_it_is() {
     assert_eq!(cache.get_entry(&1).await.unwrap().source, Source::Memory, "and kept");
 }
 
-/// What may make all entries of `eu`'s tenant 1 with the tag red unservable.
+/// Invalidations that make all entries of `eu`'s tenant 1 with the tag red unservable.
 const CHANGES: [&str; 6] =
     ["namespace", "namespace above", "group", "tag", "everything", "blocking namespace"];
 
@@ -266,7 +266,7 @@ async fn a_token_that_cannot_be_read_or_written_is_never_taken_for_none() {
     );
 }
 
-/// What a later release may have written there is not guessed at.
+/// A token of a later release's format is an error, not a guess.
 #[tokio::test]
 async fn a_token_of_an_unknown_format_is_told() {
     let store = MemoryStore::new();

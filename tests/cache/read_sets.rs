@@ -1,4 +1,4 @@
-//! What a loader read: its value is stale when any of that changes, while it is made and later.
+//! Read sets: a derived value is stale when anything that its loader read changes, while it is made and later.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};

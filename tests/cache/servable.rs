@@ -1,4 +1,4 @@
-//! What may be served from memory, against a plain specification: the rules as the manual states them, in whole
+//! The decision to serve from memory, against a plain specification: the rules as the manual states them, in whole
 //! nanoseconds, without the library's types and in no clever order.
 
 use std::time::Duration;
@@ -96,7 +96,7 @@ fn specified(case: &Case) -> Result<Option<Excuse>, MissReason> {
     excuse.map(|(_, excuse)| Some(excuse)).ok_or(MissReason::Expired)
 }
 
-/// How long ago the entry was last known to be current.
+/// Returns the time since the entry was last known to be current.
 fn staleness(case: &Case) -> u64 {
     let verified =
         if case.following.is_some() && (!case.of_loader || case.derived) { case.verified } else { 0 };
@@ -155,7 +155,7 @@ fn inputs<'a>(case: &Case, freshness: &'a Freshness) -> (Stamp, Rules<'a>, Ask) 
     (stamp, rules, ask)
 }
 
-/// Whether two decisions are the same but for the age in them.
+/// True if two decisions are the same but for the age in them.
 fn same(one: Servable, other: Servable) -> bool {
     let outcome = |decision| match decision {
         Servable::Fresh { .. } => Ok(None),

@@ -1,4 +1,4 @@
-//! What one read may ask for: a bound on staleness, which caps everything that the cache would allow, and the proof.
+//! Reads with a bound on staleness, which caps everything that the cache would allow, and the proof that they return.
 
 use std::time::Duration;
 

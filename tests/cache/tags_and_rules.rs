@@ -99,10 +99,10 @@ fn of(category: &str) -> Product {
     Product { category: category.into() }
 }
 
-/// What a rule was told: the key, and the categories before and after.
+/// The arguments that a rule was called with: the key, and the categories before and after.
 type Told = Arc<Mutex<Vec<(u32, Option<String>, Option<String>)>>>;
 
-/// When products/{id} changes, catalogue/{category} and page/home are stale.
+/// A change of products/{id} makes catalogue/{category} and page/home stale.
 fn with_rule(builder: CacheBuilder<u32, Product>, told: &Told) -> Cache<u32, Product> {
     let told = Arc::clone(told);
     let rule = move |change: &forebay::Replacement<'_, u32, Product>, stale: &mut forebay::Stale| {
@@ -155,7 +155,7 @@ impl Shop {
         self.feeds.get_or_load(&"all".into(), load).await.unwrap();
     }
 
-    /// What of it is not in memory any more.
+    /// Returns the names of those that are not in memory any more.
     async fn gone(&self) -> Vec<String> {
         let mut gone = Vec::new();
         let look = [
@@ -232,7 +232,7 @@ async fn rules_hold_for_batches_and_the_old_value_may_be_anywhere() {
     assert_eq!(shop.gone().await, ["tools", "home", "prices", "all"]);
 }
 
-/// What was loaded after the write was handed over, and before the store had it, was derived from the old value.
+/// A value loaded after the write was handed over, and before the store had it, was derived from the old value.
 #[tokio::test]
 async fn what_was_loaded_while_the_write_was_under_way_is_dropped_when_it_has_taken_effect() {
     for policy in [WritePolicy::Through, WritePolicy::Around] {

@@ -25,7 +25,8 @@ use crate::support::budget::{budget, say};
 use crate::support::child::alone;
 use crate::support::watchdog::within;
 
-/// An opening needs a window of a megabyte and little else. A damaged length that were believed would ask for up to 4 GiB.
+/// An opening needs a window of a megabyte and little else. A damaged length that were believed would ask for up to
+/// 4 GiB.
 const OPENING_BYTES_MAX: usize = 96 << 20;
 
 type Files = BTreeMap<String, Vec<u8>>;
@@ -153,7 +154,7 @@ impl Sample {
         }
     }
 
-    /// How far the records must be there, or an error, once these bytes of a file are not what they were.
+    /// The last record that an opening must find, unless it fails, once these bytes of a file are damaged.
     fn least(&self, name: &str, harmed: &Range<usize>) -> u64 {
         if name != self.last_name() {
             return self.all();

@@ -21,11 +21,11 @@ use crate::layer_run::{DISCARDED, Kind, PLAIN, REPLAYED, Run as LayerRun, Shared
 use crate::support::budget::{budget, say};
 use crate::support::watchdog::within;
 
-/// How an operation fails.
+/// The way in which an operation fails.
 #[derive(Clone, Copy, Debug)]
 struct Way {
     full: bool,
-    /// What a failing write still writes.
+    /// The bytes that a failing write still writes.
     written: usize,
     failed_sync: FailedSync,
     lasting: bool,
@@ -70,7 +70,7 @@ fn check_clear(error: &Error) -> Result<(), String> {
     Err(format!("not a clear error: {error:?}"))
 }
 
-/// What a machine may show after the next power cut, too.
+/// Power cuts that a machine has to survive after the failure, too.
 const CUTS: [CrashPolicy; 4] = [
     CrashPolicy::ProcessKilled,
     CrashPolicy::OnlySynced,

@@ -32,7 +32,7 @@ impl HistoryStore {
         HistoryStore(Arc::new(Shared { state: Mutex::new(state), watcher: Mutex::default() }))
     }
 
-    /// What it holds.
+    /// Returns its content.
     pub fn data(&self) -> BTreeMap<Key, Versioned> {
         self.state().data.clone()
     }
@@ -68,7 +68,7 @@ impl HistoryStore {
 }
 
 impl State {
-    /// Whether the batch is to take effect.
+    /// True if the batch is to take effect.
     fn accepts(&self, batch: &Batch) -> Result<bool, StoreError> {
         if batch.epoch < self.tenure.epoch {
             return Err(StoreError::Fenced { current: self.tenure.epoch });

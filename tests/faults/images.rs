@@ -16,7 +16,7 @@ use forebay::disk::simulated::{CrashPolicy, SimDisk};
 
 use crate::support::budget::{self, say};
 
-/// What was tried.
+/// The count of what was tried.
 #[derive(Default)]
 struct Tally {
     operations: u64,

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-/// What `FOREBAY_BUDGET` and `FOREBAY_SEED` say goes on to them. They write to this test's own output.
+/// Passes `FOREBAY_BUDGET` and `FOREBAY_SEED` on to them. They write to this test's own output.
 #[test]
 fn tests_on_simulated_threads_pass() {
     let mut cargo = Command::new(env!("CARGO"));

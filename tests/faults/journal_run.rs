@@ -37,7 +37,7 @@ impl Draw {
     }
 }
 
-/// How a journal lays out its files in these runs; the segments are as small as they may be.
+/// The layout of a journal's files in these runs; the segments are as small as they may be.
 pub fn layout(recycle: bool, zero_fill: bool, spares_max: usize) -> JournalOptions {
     let mut options = JournalOptions::default();
     options.segment_bytes = 64 << 10;
@@ -50,7 +50,7 @@ pub fn open(disk: &SimDisk, options: &JournalOptions) -> Result<Opened, Error> {
     Log::open(disk, Path::new(DIR), options)
 }
 
-/// What is known of a journal at one moment.
+/// Everything known of a journal at one moment.
 #[derive(Clone, Default)]
 pub struct History {
     /// Record `n` is at `n - 1`. No two are alike, whatever was cut off and written anew.
@@ -58,7 +58,7 @@ pub struct History {
     /// The last records of frames: between them a crash must not cut.
     pub frames: BTreeSet<u64>,
     pub promised: Promised,
-    /// What may have been let go of.
+    /// The last record that may have been trimmed.
     pub trimmed: u64,
     serial: u64,
 }
@@ -85,7 +85,7 @@ impl History {
         GroupFrame { first: Seq(first), body: builder.finish() }
     }
 
-    /// What was recovered is what there is, from now on and for good.
+    /// Takes what was recovered for all there is, from now on and for good.
     fn cut_after(&mut self, last: u64) {
         self.issued.truncate(last as usize);
         self.frames.retain(|end| *end <= last);
@@ -97,7 +97,7 @@ impl History {
         History { promised: Promised::default(), ..self.clone() }
     }
 
-    /// Whether a journal holds what it must hold, and nothing else. Says what is wrong.
+    /// Checks that a journal holds what it must hold, and nothing else. Says what is wrong.
     pub fn verify(&self, opened: &Opened, power_cut: bool) -> Result<(), String> {
         let least = self.promised.least(power_cut);
         let (first_prev, last) = (opened.first_prev.0, opened.last.0);
@@ -149,7 +149,7 @@ impl<H: Clone> Shared<H> {
     }
 }
 
-/// What is worked with.
+/// The moment of an acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acknowledge {
     /// After the sync.
@@ -184,7 +184,7 @@ impl Run {
     /// Starts with a journal that was just opened. What it serves from now on must stay.
     ///
     /// # Errors
-    /// What is wrong with what it holds.
+    /// Says what is wrong with the journal's content.
     pub fn start(
         opened: Opened,
         acknowledge: Acknowledge,
@@ -299,7 +299,7 @@ fn sizes(draw: &mut Draw) -> Vec<usize> {
 /// The whole work of a seed: opens the journal again and again, at the end by a clean close or without one.
 ///
 /// # Errors
-/// What is wrong, or what failed.
+/// Says what is wrong, or what failed.
 pub fn work(
     disk: &SimDisk,
     options: &JournalOptions,

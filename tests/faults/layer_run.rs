@@ -39,7 +39,7 @@ pub fn key_of((cache, key): Place) -> Key {
 /// One atomic write: what it makes of which keys. Values are known by their serial number.
 pub type Write = Vec<(Place, Option<u64>)>;
 
-/// What is known of a layer at one moment.
+/// Everything known of a layer at one moment.
 #[derive(Clone, Default)]
 pub struct History {
     pub issued: Vec<Write>,
@@ -49,7 +49,7 @@ pub struct History {
 }
 
 impl History {
-    /// What every key shows after the first `count` writes.
+    /// Returns what every key shows after the first `count` writes.
     pub fn state_after(&self, count: usize) -> BTreeMap<Place, u64> {
         let mut order = Order::default();
         for (number, write) in self.issued.iter().enumerate() {
@@ -77,13 +77,13 @@ impl History {
         Some(self.serial)
     }
 
-    /// What was recovered is what there is, from now on and for good.
+    /// Takes what was recovered for all there is, from now on and for good.
     pub fn cut_after(&mut self, count: usize) {
         self.issued.truncate(count);
         self.promised.cut_after(count as u64);
     }
 
-    /// How many writes include the one that gave this value.
+    /// Returns the number of writes up to the one that gave this value.
     fn count_up_to(&self, serial: u64) -> Option<usize> {
         let holds = |write: &Write| write.iter().any(|(_, value)| *value == Some(serial));
         self.issued.iter().rposition(holds).map(|at| at + 1)
@@ -92,7 +92,7 @@ impl History {
 
 pub type Shared = journal_run::Shared<History>;
 
-/// How a layer is opened.
+/// The options of a layer.
 #[derive(Clone, Debug)]
 pub struct Kind {
     pub durability: Durability,
@@ -138,7 +138,7 @@ impl Run {
         Ok(Run { kind, bay, caches, store, history })
     }
 
-    /// What every key shows.
+    /// Reads every key.
     ///
     /// # Errors
     /// The layer's, or a value that nobody wrote.
@@ -265,11 +265,11 @@ impl Run {
         }
     }
 
-    /// Whether the layer, and then the store, shows what it must. Returns how many writes of the history that is; they
-    /// are all there is from then on.
+    /// Checks that the layer, and then the store, shows what it must: a prefix of the history, which is all there is
+    /// from then on.
     ///
     /// # Errors
-    /// What is wrong.
+    /// Says what is wrong.
     pub fn verify(&self, power_cut: bool) -> Result<(), String> {
         let history = self.history.now();
         let least = history.promised.least(power_cut) as usize;

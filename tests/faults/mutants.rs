@@ -1,4 +1,4 @@
-//! What keeps the promises is taken away, one safeguard at a time, and the tests have to notice.
+//! Mutants: one safeguard at a time is left out, and the tests have to notice.
 //!
 //! Each mutant runs the tests that are named for it, in processes of their own with `FOREBAY_WITHOUT` set, until one of
 //! them fails. One that none of them notices is a missing test. A test that hangs has noticed nothing.
@@ -22,7 +22,7 @@ use crate::support::budget;
 /// Longer than any of these tests takes where it passes.
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// How many mutants run beside each other.
+/// The number of mutants that run at once.
 const AT_ONCE: usize = 2;
 
 /// A program of tests, the feature it is built with, and a part of its tests' paths.
@@ -52,7 +52,7 @@ const fn layer(filter: &'static str) -> Test {
     ("layer", None, filter)
 }
 
-/// Who is to notice, in the order in which they are asked.
+/// The tests that have to notice, in the order in which they run.
 fn witnesses(safeguard: Safeguard) -> Vec<Test> {
     use Safeguard as S;
     match safeguard {
@@ -103,7 +103,7 @@ fn witnesses(safeguard: Safeguard) -> Vec<Test> {
     }
 }
 
-/// What became of a test.
+/// The outcome of a test.
 enum Verdict {
     Passed,
     /// After how many seeds.

@@ -7,7 +7,7 @@
 //! opened: it has to hold everything that was acknowledged, and exactly the batches that its watermark says, and go on
 //! from there.
 //!
-//! What it found when it was new:
+//! It found when it was new:
 //! - While it opens, sled renames its new snapshot into place and then zeroes the segments that the snapshot does not
 //!   need, without syncing the directory. With the zeros and without the name, sled's recovery took a store of thirty
 //!   acknowledged batches for empty, for one of twenty-five, or for corrupt.
@@ -48,10 +48,10 @@ const POINTS_PER_PASS: usize = 40;
 /// One batch: per change the key and the value's size; `None` removes.
 type Plan = Vec<(u64, Option<usize>)>;
 
-/// What one process does.
+/// The work of one process.
 struct Phase {
     batches: Vec<Plan>,
-    /// Whether it closes the store, or just ends.
+    /// True if it closes the store and does not just end.
     closes: bool,
 }
 
@@ -119,7 +119,7 @@ fn value(seq: u64, size: usize) -> Bytes {
     Bytes::from(text)
 }
 
-/// What the store holds after a number of batches.
+/// The store's content after a number of batches.
 #[derive(Clone, Default)]
 struct Model {
     watermark: u64,
@@ -218,7 +218,7 @@ fn record(kind: Kind, name: &str, directory: &Path) -> Vec<Call> {
     calls
 }
 
-/// How many of the children's calls had begun and returned.
+/// The numbers of the children's calls that had begun and returned.
 struct Told {
     claims: (u64, u64),
     applies: (usize, usize),
@@ -255,7 +255,7 @@ async fn check(kind: Kind, image: &Path, models: &[Model], told: &Told) -> Resul
     Ok(())
 }
 
-/// Whether the store is what one of `models` says, and not too old. Returns its watermark.
+/// Checks that the store is what one of `models` says, and not too old. Returns its watermark.
 async fn holds(store: &dyn Store, models: &[Model], told: &Told) -> Result<u64, String> {
     let tenure = store.tenure().await.map_err(|error| format!("reading the tenure: {error:?}"))?;
     let watermark = tenure.progress.applied.0;
@@ -395,7 +395,7 @@ fn assert_opened_in_order(calls: &[Call], store: &Path) {
     assert!(renames > 0, "sled wrote no snapshot, so nothing was checked");
 }
 
-/// What was tried, and what came of it.
+/// The count of what was tried, by outcome.
 #[derive(Default)]
 struct Tried {
     passes: u64,

@@ -33,7 +33,7 @@ fn cache(bay: &Forebay) -> Cache<u32, Vec<u8>> {
     bay.cache("n").open().unwrap()
 }
 
-/// What a change is about, and a letter for what happened.
+/// Returns the number of a change and a short text for what happened.
 fn told(outcome: &ChangeOutcome) -> (u64, String) {
     let what = match outcome {
         ChangeOutcome::PlaceLost { after, .. } => format!("lost after {after}"),
@@ -134,7 +134,7 @@ async fn puts_removes_batches_and_versions_are_told_in_order() {
     assert_eq!(drain(&bay, &mut later).await, expected(&list[4..]), "from the middle of a batch");
 }
 
-/// What others have to forget as well is told as that, and not as a record of the layer's own.
+/// An invalidation that others have to carry out is in the stream as such, and not as a record of the layer's own.
 #[tokio::test]
 async fn invalidations_of_namespaces_and_groups_are_told() {
     let layer = Layer::new();

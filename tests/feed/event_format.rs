@@ -1,4 +1,4 @@
-//! What another language writes is an event: the bytes of the manual's page and of the Python example are those that
+//! Events from another language: the bytes of the manual's page and of the Python example are those that
 //! the crate makes, and the example sends them to a server as it says.
 
 use std::io::{BufRead, BufReader, Read, Write};

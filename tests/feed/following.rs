@@ -61,7 +61,7 @@ impl Bed {
         self.owner.health().epoch
     }
 
-    /// What the owner would say of this range.
+    /// Makes the event in which the owner reports this range.
     fn event(&self, after: Seq, until: Seq, directives: Vec<Directive>) -> Event {
         Event { epoch: self.epoch(), after, until, as_of_us: 0, said: Said::Directives(directives) }
     }

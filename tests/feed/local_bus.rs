@@ -14,7 +14,7 @@ use forebay::error::Result;
 use forebay::testkit::bus_conformance::{self, BusFixture};
 use forebay::testkit::faulty_bus::{BusFaults, FaultyBus};
 
-/// How a bus is broken.
+/// The defect of a bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
@@ -50,7 +50,7 @@ enum Fault {
 struct Broken {
     inner: LocalBus,
     fault: Fault,
-    /// What was published by its body, and who gets the next message.
+    /// Published messages by their body, and the listener that gets the next one.
     state: Arc<Mutex<(Vec<Bytes>, usize, usize)>>,
 }
 
@@ -130,7 +130,7 @@ impl Broken {
 }
 
 impl BrokenListener {
-    /// Whether a fault replaces this delivery by others, or by nothing.
+    /// True if a fault replaces this delivery by others, or by nothing.
     fn deal_with(&mut self, mut delivery: Delivery) {
         if self.bus.fault == Fault::Garbles
             && let Delivery::Message(_, body) = &mut delivery
@@ -216,7 +216,7 @@ fn broken(fault: Fault) -> Broken {
     Broken { inner: LocalBus::default(), fault, state: Arc::default() }
 }
 
-/// What a check says of a bus with this fault. Time is the runtime's and passes at once where everybody waits.
+/// Returns the finding of a check on a bus with this fault. Time is the runtime's and passes at once when all wait.
 async fn found(fault: Fault, check: impl AsyncFnOnce(&dyn BusFixture)) -> String {
     let bus = broken(fault);
     panic_of(check(&bus)).await.unwrap_or_else(|| panic!("{fault:?} was not noticed"))
@@ -244,7 +244,7 @@ async fn the_local_bus_passes_on_one_thread_also() {
     bus_conformance::check(&broken(Fault::None)).await;
 }
 
-/// What a network does to it: everything twice now and then, failing publishes, connections that are cut.
+/// A network's faults: everything twice now and then, failing publishes, connections that are cut.
 struct Faulty {
     inner: LocalBus,
     bus: FaultyBus<LocalBus>,
@@ -316,7 +316,7 @@ async fn a_publisher_that_repeats_loses_nothing_to_failing_publishes() {
     assert!(counts.failed_before > 10 && counts.failed_after > 10 && counts.refused > 5, "{counts:?}");
 }
 
-/// What is dropped, overtaken or lost breaks the contract, and the checks of failures see it, too.
+/// Dropped, reordered and lost messages break the contract, and the checks of failures see it, too.
 #[tokio::test(start_paused = true)]
 async fn what_a_faulty_bus_may_not_do_is_found() {
     let each = [

@@ -1,4 +1,4 @@
-//! How others learn of changes: change streams, buses, events, publishers and followers, and the monitor of their lag.
+//! Changes for others: change streams, buses, events, publishers and followers, and the monitor of their lag.
 
 #![allow(
     clippy::unwrap_used,

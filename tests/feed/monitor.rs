@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// How a follower behaves.
+/// The behaviour of a follower.
 #[derive(Clone, Copy, Debug)]
 enum Script {
     /// Serves what was written.
@@ -241,7 +241,7 @@ async fn no_more_are_in_flight_than_was_said_and_the_others_are_counted() {
     assert_eq!(consistent(&report.overall), [5; 4]);
 }
 
-/// What waited for its turn meanwhile is asked late, and the report says so.
+/// A question that waited for its turn is asked late, and the report says so.
 #[tokio::test(start_paused = true)]
 async fn being_asked_late_shows() {
     let world = World::new(all(), &[("prompt", Script::Prompt)]);
@@ -405,7 +405,7 @@ async fn the_metrics_facade_is_told_all_of_it_and_the_manual_names_it() {
     }
 }
 
-/// What a layer's change stream tells is what the monitor is told; a follower that is fed from the same stream is
+/// Feeds the monitor from a layer's change stream; a follower that is fed from the same stream is
 /// consistent at once, and one that nobody feeds never is.
 #[tokio::test]
 async fn the_change_stream_of_a_layer_feeds_it() {

@@ -4,7 +4,7 @@ use crate::text::{code_only, line_of, report, sources};
 
 const LINE_CHARS_MAX: usize = 120;
 const FILE_LINES_MAX: usize = 900;
-/// What a finished file does not hold.
+/// Words that no finished file holds.
 const UNFINISHED: &[&str] = &["todo!", "unimplemented!", "dbg!"];
 /// A table of contents declares and re-exports; these words define or do something.
 const LOGIC: &[&str] =

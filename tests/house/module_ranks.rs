@@ -1,5 +1,5 @@
-//! Which module may import which: a module imports from ranks below its own, never from one above and never from a
-//! sibling. The ranks are those of the manual.
+//! The ranks of the modules: a module imports from ranks below its own, never from one above and never from a
+//! sibling.
 
 use crate::text::{code_only, identifier, line_of, report, sources};
 

@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const NEVER: Durability = Durability::Buffered { sync_interval: Duration::from_secs(3600) };
 const SOON: Durability = Durability::Buffered { sync_interval: Duration::from_millis(1) };
 
-/// How the sink behaves.
+/// The behaviour of the sink.
 #[derive(Clone, Copy, PartialEq)]
 enum Mood {
     Sound,
@@ -53,7 +53,7 @@ impl Recorder {
         Arc::new(Recorder { mood, told: Mutex::default(), changed: Condvar::new() })
     }
 
-    /// What was told once `count` tickets are answered and `poisoned` poisonings told.
+    /// Waits for `count` answered tickets and `poisoned` reports of poisoning; returns all that was reported.
     fn wait(&self, count: usize, poisoned: usize) -> std::sync::MutexGuard<'_, Told> {
         let told = self.told.lock().unwrap();
         let waiting = |told: &mut Told| {

@@ -1,4 +1,4 @@
-//! What both disks must do alike, and what only the operating system's can be asked.
+//! The behaviour that both disks share, and what can be tested on the operating system's alone.
 
 use std::io::ErrorKind;
 use std::path::Path;

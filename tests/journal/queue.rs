@@ -1,4 +1,4 @@
-//! What a standalone journal acknowledged is there after the crash that it promised to survive (P1).
+//! A standalone journal: every acknowledged append survives the crash that its durability names (P1).
 
 use std::sync::{Arc, Mutex};
 use std::thread;

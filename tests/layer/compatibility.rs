@@ -1,4 +1,4 @@
-//! What older versions wrote opens with what they put in; what a later version wrote is refused and left as it is.
+//! Files of older versions open with their content; files of a later version are refused and left as they are.
 //!
 //! `tests/fixtures/README.md` says what each fixture holds and how to make them anew.
 
@@ -122,7 +122,7 @@ fn open(top: &Path, applies: Option<bool>) -> forebay::Result<(Forebay, Blocking
     Ok((bay, cache))
 }
 
-/// What the layer's fixture is made by: applied writes, one of them in chunks, two dead letters of one key, and three
+/// Makes the layer's fixture: applied writes, one of them in chunks, two dead letters of one key, and three
 /// pending records.
 fn write_layer(top: &Path) {
     let (bay, shelf) = open(top, Some(true)).unwrap();

@@ -1,4 +1,4 @@
-//! What happens when something fails: the store, the disk, the owner, the layer's own promises to its callers.
+//! Failures: of the store, of the disk, of the owner, and of the layer itself.
 
 use std::io;
 use std::path::Path;

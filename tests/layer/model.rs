@@ -18,7 +18,7 @@ use crate::support::order::Order;
 const NAMES: [&str; 2] = ["a", "b"];
 const KEYS: u32 = 6;
 
-/// Which cache, which key.
+/// A cache and a key in it.
 type Place = (usize, u32);
 type Content = BTreeMap<Place, u64>;
 
@@ -36,7 +36,7 @@ enum Step {
     Crash(u8, u64, Setting),
 }
 
-/// What a layer is opened with.
+/// The options of a layer.
 #[derive(Clone, Copy, Debug)]
 struct Setting {
     pending_memory_bytes_max: u64,

@@ -6,7 +6,7 @@ use forebay::{Cache, ErrorKind, Forebay, WritePolicy};
 use crate::support::held_loads::HeldLoads;
 use crate::support::{Layer, poll_once};
 
-/// What may happen to a key while an older load of it is on its way.
+/// Changes of a key while an older load of it is on its way.
 #[derive(Clone, Copy, Debug)]
 enum Change {
     Put,

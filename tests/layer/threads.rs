@@ -10,7 +10,7 @@ use forebay::{Cache, Forebay, SledStore};
 use crate::support::Layer;
 use crate::support::child::alone;
 
-/// What niceness this process's threads of this name have, beyond that of the thread that asks.
+/// Returns the niceness of this process's threads of this name, beyond that of the calling thread.
 fn niceness_of(name: &str) -> Vec<i64> {
     let mut found = BTreeSet::new();
     for task in std::fs::read_dir("/proc/self/task").unwrap() {

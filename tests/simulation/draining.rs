@@ -1,4 +1,4 @@
-//! How the drain of a whole layer gives way to its writers, and that it goes on all the same: in simulated time, where
+//! The drain of a whole layer gives way to its writers, and goes on all the same: in simulated time, where
 //! no wait ends before everything else has been done.
 
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use crate::harness::order::in_orders;
 
 const LINGER: Duration = Duration::from_millis(20);
 const DELAY: Duration = Duration::from_millis(300);
-/// How long a writer waits between two puts.
+/// The pause of a writer between two puts.
 const PAUSE: Duration = Duration::from_millis(5);
-/// What is due at a moment is seen by then.
+/// The time within which something due is seen.
 const SEEN: Duration = Duration::from_millis(10);
 const ORDERS: u32 = 20;
 
@@ -53,7 +53,7 @@ impl Store for Telling {
     }
 }
 
-/// When each batch had been applied, as seen between the puts of one writer, which makes so many within a second and
+/// Returns the time of each apply, as seen between the puts of one writer, which makes so many within a second and
 /// does `also` after each.
 fn applied_after(
     puts: u32,
@@ -120,7 +120,7 @@ fn the_drain_gives_way_to_writers_for_its_delay_and_then_drains_all_that_was_the
     });
 }
 
-/// What came while a drain went on is no older than the delay, either, when the next one begins.
+/// Records that came while a drain went on are no older than the delay, either, when the next one begins.
 #[test]
 fn the_delay_counts_from_what_is_oldest_however_long_a_drain_takes() {
     in_each_order("a store that stands for a while", || {
@@ -191,7 +191,7 @@ fn the_drain_gives_way_no_longer_than_it_may() {
     });
 }
 
-/// When batches had been applied, with `also` after the 21st put.
+/// Returns the times of applies, with `also` after the 21st put.
 fn after_20_puts(also: impl Fn(&Forebay)) -> Vec<Duration> {
     let seen = applied_after(
         200,
@@ -206,7 +206,7 @@ fn after_20_puts(also: impl Fn(&Forebay)) -> Vec<Duration> {
     seen
 }
 
-/// Who wrote through a moment ago may do so again, and would wait for all that was put off.
+/// A caller that wrote through a moment ago may do so again, and would wait for all that was put off.
 #[test]
 fn after_a_write_through_nothing_is_put_off_for_as_long_as_the_delay() {
     let put_off = |seen: &[Duration]| {

@@ -20,12 +20,12 @@ use crate::harness::plan::Seed;
 use crate::harness::{self, Simulated};
 use crate::support::budget::{budget, say};
 
-/// What came of a run.
+/// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub seed: Seed,
     pub tally: Tally,
-    /// How often the threads changed.
+    /// The number of thread switches.
     pub steps: u64,
 }
 
@@ -68,7 +68,7 @@ fn followers_serve_nothing_beyond_their_bounds() {
     }
 }
 
-/// What the runs did, all in all.
+/// The sum of what the runs did.
 #[derive(Default)]
 struct Sum {
     seeds: u64,

@@ -38,7 +38,7 @@ fn in_many_orders(name: &str, body: impl Fn() + Send + Sync + Clone + 'static) {
     in_orders(name, Some(budget(5, Duration::from_secs(6)) / TESTS), || true, move |_| body());
 }
 
-/// What a sink was told, by submitter and number.
+/// The reports to a sink, by submitter and number.
 #[derive(Default)]
 struct Told {
     committed: Mutex<Vec<(Seq, Ticket)>>,

@@ -20,14 +20,14 @@ use self::bay::{Bay, GROUP, NEW_VERSION, OLD_VERSION, OTHER, OTHER_VALUE, TAG};
 use crate::harness::order::{begin_trace, in_orders, trace};
 use crate::support::budget::{budget, say};
 
-/// How many interleavings of each way are tried, unless `FOREBAY_BUDGET` says how long.
+/// The number of interleavings of each way, unless `FOREBAY_BUDGET` says how long.
 const INTERLEAVINGS: usize = 10_000;
 /// Races of one order, on one layer: to open it costs more than a race.
 const RACES_OF_AN_ORDER: u64 = 25;
 /// As many steps as others need to load in between.
 const LATE_BY: u32 = 40;
 
-/// What a way does to what is true of the key.
+/// The effect of a way on the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Effect {
     /// The layer writes the new value.
@@ -81,7 +81,7 @@ const WAYS: &[Way] = &[
     },
 ];
 
-/// How a key is read.
+/// The way in which a key is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Read {
     Get,
@@ -126,10 +126,10 @@ enum Before {
     Nowhere,
 }
 
-/// How one race goes.
+/// The course of one race.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
-    /// How the reader reads who may begin before the change.
+    /// The read that may begin before the change.
     load: Read,
     before: Before,
     /// Others have removed the value, instead of changing it.
@@ -189,7 +189,7 @@ impl Plan {
         exists.then_some(2)
     }
 
-    /// How others read.
+    /// Returns the way in which others read.
     fn other_load(&self, effect: Effect) -> Read {
         // With a loader or without one they find the same only if the store has it.
         let alike =
@@ -382,7 +382,7 @@ fn races(order: u64, plans: &[Vec<Plan>], tried: &Mutex<Vec<Tried>>) {
     }
 }
 
-/// Whether the races end with the time, rather than with their number.
+/// True if the races end with the time, rather than with their number.
 fn is_raised() -> bool {
     std::env::var_os("FOREBAY_BUDGET").is_some()
 }

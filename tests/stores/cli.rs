@@ -19,7 +19,7 @@ use crate::support::refusing::Refusing;
 const SECRET: &str = "sesame-open-the-vault";
 const SEGMENT: u64 = 64 << 10;
 
-/// What was run and what came of it.
+/// A finished run of the binary.
 struct Run {
     status: i32,
     out: String,

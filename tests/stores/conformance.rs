@@ -75,7 +75,7 @@ async fn the_fjall_store_keeps_the_largest_value() {
     conformance::run_huge(OnDisk::of(Kind::Fjall)).await.unwrap();
 }
 
-/// What a faulty double gets wrong.
+/// The defect of a faulty double.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     NoFence,

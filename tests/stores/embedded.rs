@@ -1,5 +1,5 @@
-//! What the redb and the fjall store make of a directory that is not what it should be: open elsewhere, somebody
-//! else's, of a later format, damaged. It is told, and left as it is. (sled's own tests of this are beside its source.)
+//! Directories that are not as the redb and the fjall store left them: open elsewhere, somebody else's, of a later
+//! format, damaged. The store reports it and leaves it as it is. (sled's own tests of this are beside its source.)
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -126,7 +126,7 @@ async fn somebody_elses_directory_is_refused_and_left_as_it_is() {
     assert_eq!(refused(Kind::Redb, directory.path()).kind(), ErrorKind::UnknownFormat, "no table of ours");
 }
 
-/// What a crash in the middle of making a store leaves.
+/// A crash in the middle of making a store leaves a directory that is made anew.
 #[tokio::test]
 async fn a_half_made_store_is_made_anew() {
     for kind in KINDS {

@@ -1,4 +1,4 @@
-//! What the programs of tests share: a layer on a simulated disk, a store that is stopped by hand, and helpers.
+//! Shared by the programs of tests: a layer on a simulated disk, a store that is stopped by hand, and helpers.
 
 #![allow(dead_code, unreachable_pub, reason = "each program uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "these are tests")]
@@ -67,7 +67,7 @@ pub fn key_of<K: Serialize + 'static>(namespace: &str, key: &K) -> Key {
     Key::new(&NamespaceName::parse(namespace).unwrap(), &encoded).unwrap()
 }
 
-/// What the store holds for a cache's key, past the layer.
+/// Reads a cache's key from the store, past the layer.
 pub async fn stored<K: Serialize + 'static, V: DeserializeOwned + 'static>(
     store: &impl Store,
     namespace: &str,
@@ -92,9 +92,9 @@ pub struct Hand(Arc<Inner>);
 
 struct Inner {
     store: MemoryStore,
-    /// How many applies may still go through.
+    /// The number of applies that may still go through.
     allowed: watch::Sender<u64>,
-    /// How many have been asked for.
+    /// The number of applies that have been asked for.
     asked: watch::Sender<u64>,
     rejected: Mutex<HashSet<Key>>,
     applied: Mutex<Vec<Batch>>,

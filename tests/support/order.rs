@@ -33,25 +33,25 @@ impl<P: Ord + Copy, N: Ord + Copy, V> Order<P, N, V> {
         self.0.keys().copied()
     }
 
-    /// What became of a place, in order.
+    /// Iterates over the records of a place, in order.
     pub fn of(&self, place: P) -> impl DoubleEndedIterator<Item = (N, &V)> {
         self.0.get(&place).into_iter().flatten().map(|(number, value)| (*number, value))
     }
 
-    /// What a place is where everything up to `number` has taken effect, and nothing else.
+    /// Returns the record of a place that counts if everything up to `number` has taken effect, and nothing else.
     pub fn newest(&self, place: P, number: N) -> Option<(N, &V)> {
         let (number, value) = self.0.get(&place)?.range(..=number).next_back()?;
         Some((*number, value))
     }
 
-    /// What replaces record `number` of a place.
+    /// Returns the record that replaces `number` of a place.
     pub fn after(&self, place: P, number: N) -> Option<(N, &V)> {
         self.of(place).find(|(other, _)| *other > number)
     }
 }
 
 impl<P: Ord + Copy, N: Ord + Copy, V: Clone> Order<P, N, Option<V>> {
-    /// What all places hold where everything up to `number` has taken effect; `None` is a removal.
+    /// Returns what all places hold if everything up to `number` has taken effect; `None` is a removal.
     pub fn content(&self, number: N) -> BTreeMap<P, V> {
         let held = |place: P| Some((place, self.newest(place, number)?.1.clone()?));
         self.places().filter_map(held).collect()
@@ -77,17 +77,17 @@ impl Promised {
         self.durable = self.durable.max(last);
     }
 
-    /// What has to be there at the least after this kind of death.
+    /// Returns the last record that has to be there after this kind of death.
     pub fn least(&self, power_cut: bool) -> u64 {
         if power_cut { self.durable } else { self.written }
     }
 
-    /// What a power cut leaves is recovered: no more than this is promised.
+    /// Promises no more than a power cut leaves.
     pub fn power_cut(&mut self) {
         self.written = self.durable;
     }
 
-    /// What was recovered is what there is, from now on and for good.
+    /// Takes what was recovered for all there is, from now on and for good.
     pub fn cut_after(&mut self, last: u64) {
         *self = Promised { written: last, durable: last };
     }

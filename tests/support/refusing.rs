@@ -3,7 +3,7 @@
 use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::{JournalId, Key};
 
-/// What it does not refuse, another store takes.
+/// Passes to another store whatever it does not refuse.
 #[derive(Clone)]
 pub struct Refusing<S, F> {
     store: S,

@@ -7,7 +7,7 @@ use forebay::store::fjall::FjallOptions;
 use forebay::store::redb::RedbOptions;
 use forebay::store::sled::SledStore;
 
-/// Which store, and how it is opened.
+/// A store, and its options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Sled,

@@ -38,7 +38,7 @@ impl Sample {
         Sample { disk, store, kind, history }
     }
 
-    /// How many letters a layer on this disk lists.
+    /// Returns the number of letters that a layer on this disk lists.
     fn open(&self, disk: &SimDisk) -> Result<usize, forebay::Error> {
         let run = Run::open(disk, &self.store.copy(), &self.kind, &self.history)?;
         Ok(run.bay.dead_letters().list()?.len())

@@ -64,7 +64,7 @@ impl std::fmt::Display for Call {
 /// The offset of a write to a file that was opened for appending.
 pub const APPENDED: usize = usize::MAX;
 
-/// What `strace` has to be told for [`parse`] to understand it.
+/// The options of `strace` whose output [`parse`] understands.
 pub const STRACE: [&str; 6] = [
     "-f",
     "-y",

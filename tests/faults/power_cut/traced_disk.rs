@@ -13,7 +13,7 @@ use super::strace::{Action, Call, moved_path};
 
 const SECTOR: usize = 512;
 
-/// What a directory entry leads to.
+/// The target of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Node {
     Directory,
@@ -41,7 +41,7 @@ struct Content {
     pending: Vec<usize>,
 }
 
-/// How the survivors among what was not synced are chosen.
+/// The choice of survivors among what was not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Survivors {
     Nothing,
@@ -76,7 +76,7 @@ pub struct Disk<'a> {
     calls: &'a [Call],
     /// Only what is below this directory is modelled.
     top: PathBuf,
-    /// What the process sees.
+    /// The files as the process sees them.
     live: BTreeMap<PathBuf, Node>,
     durable: BTreeMap<PathBuf, Node>,
     /// Changes of names that no sync has covered.
@@ -109,12 +109,12 @@ impl<'a> Disk<'a> {
         }
     }
 
-    /// Whether a power cut could leave more than one image now.
+    /// True if a power cut could leave more than one image now.
     pub fn is_in_doubt(&self) -> bool {
         !self.names.is_empty() || self.files.iter().any(|file| !file.pending.is_empty())
     }
 
-    /// How many bytes were written and not synced.
+    /// Returns the number of bytes that were written and not synced.
     pub fn bytes_in_doubt(&self) -> usize {
         let changes = self.files.iter().flat_map(|file| &file.pending);
         changes.map(|change| sectors_of(&self.calls[*change].action).count() * SECTOR).sum()

@@ -1,4 +1,4 @@
-//! What a follower makes of what it hears.
+//! Events: a follower carries out what it receives, and notices what it did not receive.
 
 use forebay::bus::contract::{From, Position};
 use forebay::bus::event::{Directive, Event, Said};
@@ -63,7 +63,7 @@ async fn directives_of_one_event_reach_each_the_cache_of_their_namespace() {
     assert_eq!(bay.following().unwrap().directives_elsewhere, 4);
 }
 
-/// What it has not heard it cannot weigh, so it goes by what it has: 100 bytes for a number, say.
+/// It cannot weigh events that have not come, so it goes by those that have: 100 bytes for a number, say.
 #[tokio::test]
 async fn a_follower_says_about_how_many_bytes_of_events_it_is_behind() {
     let bed = Bed::new().await;

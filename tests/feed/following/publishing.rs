@@ -117,7 +117,7 @@ async fn followers_over_a_bus_see_what_the_owner_writes_and_the_owner_sees_that(
     }
 }
 
-/// What becomes of one publishing.
+/// The outcome of one publishing.
 enum Fate {
     Succeeds,
     /// The messages are lost, and that is told.
@@ -155,7 +155,7 @@ impl<F: Fn() -> Fate + Clone + Send + Sync + 'static> Bus for Unreliable<F> {
     }
 }
 
-/// What a follower says to its owner.
+/// The report of a follower to its owner.
 fn seen(bed: &Bed, name: &str, until: Seq) -> Event {
     let said = Said::Seen(name.to_owned());
     Event { epoch: bed.epoch(), after: Seq::ZERO, until, as_of_us: 0, said }

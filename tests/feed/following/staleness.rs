@@ -1,4 +1,4 @@
-//! What a follower knows of how current it is, and what reads make of that.
+//! A follower's proof that it is current, and reads that depend on it.
 
 use std::time::Duration;
 
@@ -115,7 +115,7 @@ async fn events_that_do_not_come_empty_memory_in_the_end() {
     assert_eq!(bay.following().unwrap().places_lost, 1);
 }
 
-/// What a loader brings is as old as its load, unless it was read from what the owner's events vouch for.
+/// A loaded value is as old as its load, unless it was read from what the owner's events vouch for.
 #[tokio::test]
 async fn a_derived_value_is_as_current_as_what_it_was_read_from() {
     let bed = Bed::new().await;

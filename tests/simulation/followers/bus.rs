@@ -23,7 +23,7 @@ pub struct Published {
     pub event: Event,
 }
 
-/// What was published over all buses, and how far the store was. The lock is std's, held over no point.
+/// Events published over all buses, and how far the store was. The lock is std's, held over no point.
 #[derive(Clone, Default)]
 pub struct Record(Arc<Mutex<Inner>>);
 
@@ -116,7 +116,7 @@ fn present_thread() -> usize {
     usize::from(shuttle::current::me())
 }
 
-/// What a follower hears over a bus. An event of an owner of which it knows a successor must have no effect.
+/// A follower's side of a bus. An event of an owner whose successor it knows must have no effect.
 #[derive(Clone)]
 pub struct Ear {
     pub bus: FaultyBus<Tap>,
@@ -175,7 +175,7 @@ impl Ear {
     }
 }
 
-/// What an event says of a record: whether it names the key with this number, or all keys.
+/// True if an event names this record: its key with this number, or all keys.
 pub fn names(event: &Event, key: &forebay::Key, seq: Seq) -> bool {
     let Said::Directives(directives) = &event.said else { return false };
     directives.iter().any(|directive| match directive {

@@ -1,4 +1,4 @@
-//! Who writes to an owner and who reads from a follower: they do what the plan says, and note what they were told.
+//! Writers to an owner and readers of a follower: they do what the plan says, and note the answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,7 +114,7 @@ pub struct Reader {
     pub notes: Notes,
 }
 
-/// What a read is to be judged by.
+/// The state by which a read is judged.
 #[derive(Clone, Copy)]
 struct Asked {
     most: Option<Duration>,

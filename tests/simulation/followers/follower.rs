@@ -14,18 +14,18 @@ use crate::followers::plan::{BUSES, FollowerSetting};
 use crate::followers::stores::{FollowerStore, Terms};
 use crate::harness::run::NAMES;
 
-/// What was done and what came of it. The lock is std's, held over no point.
+/// Notes of what was done and what came of it. The lock is std's, held over no point.
 #[derive(Clone, Default)]
 pub struct Notes(Arc<Mutex<NotesInner>>);
 
 #[derive(Default)]
 pub struct NotesInner {
     pub answers: Vec<Answer>,
-    /// What was acknowledged last.
+    /// The last acknowledged record.
     pub receipt: Option<Seq>,
     pub writes: u64,
     pub reads: u64,
-    /// How many reads and writes began or ended.
+    /// The number of reads and writes that began or ended.
     pub events: u64,
     pub gaps: u64,
     pub places_lost: u64,
@@ -66,7 +66,7 @@ pub struct Follower {
     pub state: Mutex<FollowerState>,
 }
 
-/// What it is at present.
+/// Its present state.
 #[derive(Default)]
 pub struct FollowerState {
     open: Option<(Open, Slot)>,

@@ -1,4 +1,4 @@
-//! What the store held and when, and whether what followers answered may be explained by it.
+//! The store's content over time, and the check that the answers of followers are explained by it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,26 +21,26 @@ struct Step {
     at: Duration,
 }
 
-/// What a follower answered.
+/// The answer of a follower.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub follower: usize,
     /// Of which of its lives.
     pub life: u64,
     pub at: Place,
-    /// When the read began; simulated time, and the count of all that began and ended.
+    /// The begin of the read: in simulated time, and in the count of all that began and ended.
     pub from: Duration,
     pub began: u64,
     pub ended: u64,
     pub value: Value,
     pub proof: Option<Proof>,
-    /// How old the answer may be; nothing if the follower serves what it cannot verify, and said so.
+    /// The age that the answer may have; nothing if the follower serves what it cannot verify, and said so.
     pub bound: Option<Duration>,
-    /// What the reader wants to see at the least.
+    /// The record that the reader wants to see at the least.
     pub least: Option<Seq>,
 }
 
-/// What an answer says of itself.
+/// The proof that an answer brings along.
 #[derive(Clone, Copy, Debug)]
 pub struct Proof {
     pub version: Option<Seq>,
@@ -129,7 +129,7 @@ impl Ledger {
         found.into_iter().for_each(|what| self.violated("P8", what));
     }
 
-    /// When the store got something newer than this value of the place, and the number of the value; the last of them,
+    /// Returns the number of this value of the place, and when the store got something newer; the last of them,
     /// if it had the value more than once. Nothing if it never had it.
     fn life_of(&self, at: Place, value: Value) -> Option<(Seq, Option<Duration>)> {
         let found = self.steps.of(at).rfind(|(_, step)| step.value == value);
@@ -143,7 +143,7 @@ impl Ledger {
         Some((seq, replaced))
     }
 
-    /// Whether the answers may be explained.
+    /// Checks that the answers can be explained.
     pub fn check_answers(&mut self, answers: &[Answer]) {
         let mut found = Vec::new();
         for answer in answers {
@@ -178,8 +178,8 @@ impl Ledger {
         found.into_iter().for_each(|(promise, what)| self.violated(promise, what));
     }
 
-    /// How often a read returned an older version than one that had ended before it began, of the same follower and
-    /// key.
+    /// Counts the reads that returned an older version than a read of the same follower and key which had ended before
+    /// they began.
     pub fn went_back(&self, answers: &[Answer]) -> u64 {
         let mut of_key: BTreeMap<(usize, u64, Place), Vec<&Answer>> = BTreeMap::new();
         for answer in answers {

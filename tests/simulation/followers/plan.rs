@@ -1,4 +1,4 @@
-//! What an owner, its followers and those around them do in a run: drawn from a seed, and cut down by a mask as the
+//! The plan of an owner, its followers and those around them: drawn from a seed, and cut down by a mask as the
 //! plans of one layer are.
 
 use std::time::Duration;
@@ -10,14 +10,14 @@ use crate::harness::plan::{CACHES, Draw, End, Kept, Place, Setting, Weather, pla
 
 pub const FOLLOWERS: usize = 3;
 pub const BUSES: usize = 2;
-/// How many writes a burst hands over at once, at the most.
+/// The largest number of writes that a burst hands over at once.
 const BURST_MAX: u64 = 24;
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// What a client of the owner does.
+/// A step of a client of the owner.
 #[derive(Clone, Debug)]
 pub enum Write {
     One {
@@ -36,7 +36,7 @@ pub enum Write {
     Sleep(Duration),
 }
 
-/// What a reader of a follower does.
+/// A step of a reader of a follower.
 #[derive(Clone, Debug)]
 pub enum Read {
     Get(Place),
@@ -68,7 +68,7 @@ pub enum Party {
     Follower(usize),
 }
 
-/// What goes wrong around the layers.
+/// A fault around the layers.
 #[derive(Clone, Debug)]
 pub enum Upset {
     Cut(Party),
@@ -85,10 +85,10 @@ pub struct FollowerSetting {
     pub lag_max: Duration,
     pub on_unverified: OnUnverified,
     pub probe_interval: Duration,
-    /// Which buses it listens to: the first, the second, both.
+    /// The buses that it listens to: the first, the second, both.
     pub listens: [bool; BUSES],
     pub capacity: usize,
-    /// Whether it remembers that a key has no value.
+    /// True if it remembers that a key has no value.
     pub remembers_absence: bool,
     pub faults: BusFaults,
     pub load_percent: u64,
@@ -96,7 +96,7 @@ pub struct FollowerSetting {
     pub slow: Option<Duration>,
 }
 
-/// How an owner's tenure ends.
+/// The end of an owner's tenure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     Of(End),
@@ -119,9 +119,9 @@ pub struct Tenure {
 
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// How many buses the owner publishes to.
+    /// The number of buses that the owner publishes to.
     pub buses: usize,
-    /// Whether values travel.
+    /// True if values travel.
     pub values: bool,
     pub heartbeat: Duration,
     pub followers: Vec<FollowerSetting>,
@@ -141,7 +141,7 @@ impl Plan {
         Plan { buses, values, heartbeat, followers, tenures }
     }
 
-    /// How many atoms there are.
+    /// Returns the number of atoms.
     pub fn atoms(&self) -> usize {
         let of_tenure = |tenure: &Tenure| {
             let writes: usize = tenure.clients.iter().map(Vec::len).sum();
@@ -151,7 +151,7 @@ impl Plan {
         1 + 2 * FOLLOWERS + self.tenures.iter().map(of_tenure).sum::<usize>()
     }
 
-    /// What is left with those atoms alone: a tenure without atoms is gone.
+    /// Returns the plan of these atoms alone: a tenure without atoms is gone.
     pub fn with(&self, kept: &Kept) -> Plan {
         let mut at = 0..;
         let mut keeps = || at.next().is_some_and(|atom| kept.holds(atom));
@@ -220,7 +220,7 @@ impl FollowerSetting {
     }
 }
 
-/// What a follower's part of the network does to what it hears.
+/// Draws the faults of a follower's part of the network.
 fn listening(draw: &mut Draw) -> BusFaults {
     if draw.one_in(4) {
         return BusFaults::default();

@@ -25,11 +25,11 @@ use crate::harness::plan::{Draw, End, Setting, Weather};
 use crate::harness::run::{NAMES, cut_of, number_of, options, places, stored_key};
 use crate::harness::world::{Cut, State, World, tenure_of};
 
-/// How long everything may take to come to rest in good weather: longer than any wait that a failure leaves behind.
+/// The time for everything to come to rest in good weather: longer than any wait that a failure leaves behind.
 const REST_MAX: Duration = Duration::from_secs(20);
 const REST_LOOK: Duration = Duration::from_millis(10);
 
-/// What came of a run.
+/// The outcome of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     pub violations: Vec<Violation>,
@@ -52,7 +52,7 @@ pub struct Tally {
     pub went_back: u64,
 }
 
-/// What outlives the layers of a run.
+/// Everything that outlives the layers of a run.
 #[derive(Clone)]
 pub struct Bench {
     pub world: World,
@@ -377,7 +377,7 @@ impl Director {
         }
     }
 
-    /// What a follower that has heard of everything says of every key.
+    /// Compares what a follower that has every event says of every key.
     fn compare(&self, follower: &Follower) {
         let Some((open, _)) = follower.open() else { return };
         let content = self.bench.world.lock().store.snapshot();

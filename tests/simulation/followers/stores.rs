@@ -16,7 +16,7 @@ pub struct OwnerStore {
     pub tenure: usize,
     pub inner: CutStore,
     pub store: MemoryStore,
-    /// Who claimed the store, with which journal.
+    /// The owners that claimed the store, each with its journal.
     pub claims: Claims,
 }
 
@@ -35,7 +35,7 @@ impl Claims {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who claims from now on does so with this journal.
+    /// Notes this journal for whoever claims from now on.
     pub fn use_journal(&self, journal: usize) {
         self.lock().present = journal;
     }
@@ -95,7 +95,7 @@ impl Store for OwnerStore {
     }
 }
 
-/// How the store is to one follower.
+/// The store as one follower sees it.
 #[derive(Clone)]
 pub struct Terms(Arc<Mutex<TermsInner>>);
 
@@ -117,7 +117,7 @@ impl Terms {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it does not tell how far the owner has come.
+    /// True if it does not tell how far the owner has come.
     pub fn mute(&self, mute: bool) {
         self.lock().mute = mute;
     }

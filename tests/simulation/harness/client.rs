@@ -1,6 +1,6 @@
 //! A client of a layer: does what its plan says, and notes what it was told, for as long as its layer lives.
 //!
-//! What a layer says after it was cut off is heard by nobody: a dead process answers no caller.
+//! Answers of a layer that was cut off count for nothing: a dead process answers no caller.
 
 use std::future::Future;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::harness::plan::{KEYS, Op, Place};
 use crate::harness::run::{Content, EXTERNAL, Open, is_filler, key_of, polled};
 use crate::harness::world::{State, World, tenure_of};
 
-/// What makes a segment full after a few writes.
+/// A value that fills a segment after a few writes.
 const LARGE_BYTES: usize = 12 << 10;
 
 pub struct Client {

@@ -1,4 +1,4 @@
-//! What was asked of the layers of a run and what they answered, and whether the promises allow it.
+//! The calls of a run and their answers, and the check that the promises allow them.
 //!
 //! Every write has a value of its own, so that what is read or found in the store names its write. A write is
 //! *acknowledged* (then it has a sequence number), *refused* (then nobody may ever see it) or *doubtful*: it was in
@@ -21,7 +21,7 @@ pub struct Violation {
     pub what: String,
 }
 
-/// What the caller was told.
+/// The answer to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// Nothing yet.
@@ -55,7 +55,7 @@ struct ExternalChange {
     key: u32,
     value: u64,
     from: u64,
-    /// When the layer had been told.
+    /// The end of the call that reported it to the layer.
     told: u64,
 }
 
@@ -140,7 +140,7 @@ impl History {
         self.external_reads.push(Read { at: (usize::MAX, key), from, to, value });
     }
 
-    /// What was acknowledged up to `seq` cannot be lost, whatever the durability is.
+    /// Forbids the loss of anything acknowledged up to `seq`, whatever the durability is.
     pub fn raise_floor(&mut self, seq: Seq) {
         self.floor = self.floor.max(seq);
     }
@@ -200,7 +200,7 @@ impl History {
         self.initial = found;
     }
 
-    /// What the store was after each apply is a prefix of the order, and no batch is torn. P2.
+    /// Checks that the store was a prefix of the order after each apply, and that no batch is torn. P2.
     ///
     /// `place_of` reads a stored key, `value_of` a stored value.
     pub fn check_prefixes(

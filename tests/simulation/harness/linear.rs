@@ -21,11 +21,11 @@ pub struct Timed {
     /// `u64::MAX` if it may take effect at any later time.
     pub to: u64,
     pub action: Action,
-    /// Whether it may not have happened at all.
+    /// True if it may not have happened at all.
     pub doubtful: bool,
 }
 
-/// Whether the operations can be put into an order in which every read returns what was written last.
+/// True if the operations can be put into an order in which every read returns what was written last.
 pub fn linearizable(initial: Value, ops: &[Timed]) -> bool {
     let mut search = Search { ops, seen: HashSet::new(), placed: vec![0; ops.len().div_ceil(64)] };
     search.goes_on(initial, 0)
@@ -42,7 +42,7 @@ impl Search<'_> {
         self.placed[at / 64] & (1 << (at % 64)) != 0
     }
 
-    /// Whether what is not placed can follow on `value`; the latest operation placed began at `began`.
+    /// True if what is not placed can follow on `value`; the latest operation placed began at `began`.
     fn goes_on(&mut self, value: Value, began: u64) -> bool {
         let left = (0..self.ops.len()).filter(|at| !self.is_placed(*at) && !self.ops[*at].doubtful);
         // Nothing may be placed that began after the end of something that is not placed yet.

@@ -24,7 +24,7 @@ use crate::harness::plan::{Plan, Seed};
 
 const STACK_BYTES: usize = 1 << 20;
 
-/// What comes of a run, and how it is made.
+/// The outcome of a run, and the way to it.
 pub trait Simulated: Sized + Send + 'static {
     /// More steps than any run takes that ends at all.
     const STEPS_MAX: usize;
@@ -32,33 +32,33 @@ pub trait Simulated: Sized + Send + 'static {
     /// Runs a seed, in the present shuttle execution.
     fn of(seed: &Seed) -> Self;
 
-    /// What came of a run that broke off.
+    /// Makes the outcome of a run that broke off.
     fn broken_off(seed: Seed, violation: Violation) -> Self;
 
-    /// Which run it was.
+    /// Returns the seed of the run.
     fn seed(&self) -> &Seed;
 
     fn violations(&self) -> &[Violation];
 
-    /// How many atoms the whole plan of a seed has.
+    /// Returns the number of atoms of the whole plan of a seed.
     fn atoms(plan: u64) -> usize;
 
-    /// What a seed does, to read.
+    /// Returns the plan of a seed as text.
     fn plan(seed: &Seed) -> String;
 }
 
-/// What came of a run of one layer after the other.
+/// The outcome of a run of one layer after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub seed: Seed,
     pub violations: Vec<Violation>,
-    /// What the clients asked for.
+    /// The number of calls that clients made.
     pub operations: u64,
-    /// How many layers were cut off at some point.
+    /// The number of layers that were cut off at some point.
     pub cuts: u64,
-    /// How often the store failed.
+    /// The number of failures of the store.
     pub faults: u64,
-    /// How often the threads changed.
+    /// The number of thread switches.
     pub steps: u64,
 }
 
@@ -96,7 +96,7 @@ impl Simulated for Outcome {
     }
 }
 
-/// What is on its way.
+/// A search under way.
 struct Search<T> {
     seeds: Box<dyn Iterator<Item = Seed> + Send>,
     each: Box<dyn FnMut(T) -> bool + Send>,

@@ -1,4 +1,4 @@
-//! Who runs next: a scheduler for shuttle that draws the order of the threads, and takes the next plan when a run ends.
+//! A scheduler for shuttle that draws the order of the threads, and takes the next plan when a run ends.
 //!
 //! Some runs change threads at every step, some stay with one for long, and some follow priorities that change a few
 //! times (Burckhardt et al., "A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", ASPLOS 2010).
@@ -67,7 +67,7 @@ pub fn in_orders(
     }
 }
 
-/// Which threads have run since the trace began, in which order. A thread is known by when it ran first.
+/// The threads that have run since the trace began, in order. A thread is known by when it ran first.
 #[derive(Default)]
 struct Trace {
     known: Vec<usize>,

@@ -1,4 +1,4 @@
-//! What a simulated run does: drawn from a seed, cut down by a mask, and written as a short text.
+//! The plan of a simulated run: drawn from a seed, cut down by a mask, and written as a short text.
 //!
 //! A plan is a list of atoms (a tenure's faults, its end, each operation of each client); shrinking takes atoms
 //! away. The order of the threads is drawn from a second seed, so that a smaller plan can be tried in several orders.
@@ -36,7 +36,7 @@ impl Draw {
     }
 }
 
-/// Which cache, which key.
+/// A cache and a key in it.
 pub type Place = (usize, u32);
 
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ pub enum Op {
     Sleep(Duration),
 }
 
-/// What a layer is opened with.
+/// The options of a layer.
 #[derive(Clone, Debug)]
 pub struct Setting {
     pub buffered: bool,
@@ -94,7 +94,7 @@ pub struct Setting {
     pub changes: bool,
 }
 
-/// How the store behaves during a tenure.
+/// The behaviour of the store during a tenure.
 #[derive(Clone, Debug, Default)]
 pub struct Weather {
     /// Of a hundred applies, so many fail before they do anything, and so many after they did it.
@@ -109,7 +109,7 @@ pub struct Weather {
     pub disk_fault: bool,
 }
 
-/// How a tenure ends, besides by having nothing left to do.
+/// The end of a tenure that has something left to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     Close,
@@ -144,12 +144,12 @@ impl Plan {
         Plan { tenures: (0..count).map(|_| Tenure::draw(&mut draw, buffered)).collect() }
     }
 
-    /// How many atoms there are.
+    /// Returns the number of atoms.
     pub fn atoms(&self) -> usize {
         self.tenures.iter().map(|tenure| 2 + tenure.clients.iter().map(Vec::len).sum::<usize>()).sum()
     }
 
-    /// What is left with those atoms alone: a tenure without atoms is gone.
+    /// Returns the plan of these atoms alone: a tenure without atoms is gone.
     pub fn with(&self, kept: &Kept) -> Plan {
         let mut at = 0..;
         let mut keeps = || at.next().is_some_and(|atom| kept.holds(atom));
@@ -297,7 +297,7 @@ impl Op {
     }
 }
 
-/// Which atoms of a plan are kept; all, unless it says otherwise.
+/// The atoms of a plan that are kept; all, unless it says otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kept(pub Option<Vec<usize>>);
 

@@ -54,7 +54,7 @@ struct Director {
     world: World,
     /// Layers that lost their disk and do not know yet.
     zombies: Vec<Open>,
-    /// Whether records were parked, which then come late.
+    /// True if records were parked, which then come late.
     parks: bool,
 }
 
@@ -238,7 +238,7 @@ impl Director {
         Ok(())
     }
 
-    /// What the store holds in the end is what was read last, and is read once more.
+    /// Compares the store's content in the end with what was read last, and reads it once more.
     fn compare(&self, _: &Open) {
         let mut world = self.world.lock();
         let content = world.store.snapshot();

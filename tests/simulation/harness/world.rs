@@ -1,4 +1,4 @@
-//! What outlives the layers of a run: the disk, the store, the faults, and the record of all that happened.
+//! The world of a run, which outlives its layers: the disk, the store, the faults, and the record of all that happened.
 //!
 //! Every access of a layer to its disk and its store passes a *point*, where the order of the threads may change and
 //! the tenure may end: then its disk image is taken, and from there on the layer's own disk and store do nothing any
@@ -20,7 +20,7 @@ use forebay::{Epoch, Error, ErrorKind, JournalId, Key, MemoryStore, Seq};
 use crate::harness::history::History;
 use crate::harness::plan::{Draw, Weather};
 
-/// How a tenure is.
+/// The state of a tenure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     Lives,
@@ -43,16 +43,16 @@ pub struct Cut {
 pub struct Applied {
     pub watermark: Seq,
     pub content: BTreeMap<Key, Versioned>,
-    /// What it was told to change.
+    /// The changes of the batch.
     pub ops: Vec<Op>,
-    /// When, by the simulated clock.
+    /// The time by the simulated clock.
     pub at: Duration,
 }
 
 pub struct Inner {
     pub disk: SimDisk,
     pub store: MemoryStore,
-    /// How each tenure is; the last is the present one.
+    /// The state of each tenure; the last is the present one.
     pub states: Vec<State>,
     pub cut: Option<Cut>,
     pub points: u64,
@@ -65,14 +65,14 @@ pub struct Inner {
     pub applied: Vec<Applied>,
     /// Every change that took effect.
     pub changes: BTreeSet<(Seq, Key)>,
-    /// What a tenure's store shows of an apply before it is durable.
+    /// Changes that a tenure's store shows before they are durable.
     pub shown: Option<(usize, BTreeMap<Key, Option<Versioned>>)>,
-    /// What somebody else holds in the store.
+    /// Values of the store that somebody else writes.
     pub external: BTreeMap<Key, Versioned>,
     pub history: History,
-    /// Whether writes are acknowledged before they are synced.
+    /// True if writes are acknowledged before they are synced.
     pub buffered: bool,
-    /// Whether a power cut may have taken back what was acknowledged so.
+    /// True if a power cut may have taken back what was acknowledged so.
     pub lossy: bool,
     pub cuts_made: u64,
     pub faults_met: u64,
@@ -164,7 +164,7 @@ impl Inner {
         Some(longest.mul_f64(self.draw.below(1000) as f64 / 1000.0))
     }
 
-    /// Whether the store rejects this batch now, and for which record.
+    /// Returns the record for which the store rejects this batch now.
     fn rejects(&mut self, batch: &Batch) -> Option<Seq> {
         let rejected = self.rejected.as_ref()?;
         let found = batch.ops.iter().find(|op| op.key == *rejected)?.seq;
@@ -176,7 +176,7 @@ impl Inner {
         Some(found)
     }
 
-    /// What can be said of an apply by itself: P3 and P9. P2 is looked at in the end, when more is known.
+    /// Checks an apply by itself: P3 and P9. P2 is checked in the end, when more is known.
     fn applied(&mut self, batch: &Batch, before: &(Tenure, BTreeMap<Key, Versioned>)) {
         let (tenure, content) = (tenure_of(&self.store), self.store.snapshot());
         let (was, had) = before;
@@ -208,7 +208,7 @@ impl Inner {
     }
 }
 
-/// What the store knows of its owner. Its future is ready at once.
+/// Returns the store's present tenure. Its future is ready at once.
 pub fn tenure_of(store: &MemoryStore) -> Tenure {
     ready(store.tenure()).expect("the store in memory does not fail")
 }

@@ -21,9 +21,9 @@ pub const NEW_VERSION: Seq = Seq(2);
 /// A key that nobody changes.
 pub const OTHER: u32 = 0;
 pub const OTHER_VALUE: u64 = 7;
-/// What every key belongs to.
+/// The group of every key.
 pub const GROUP: &str = "all";
-/// What every value has, if the layer did not write it.
+/// The tag of every value that the layer did not write.
 pub const TAG: &str = "t";
 
 /// An open layer with two caches, which remember absences and do not.
@@ -71,13 +71,13 @@ pub struct Truth {
 
 #[derive(Default)]
 struct Others {
-    /// What others have made of the store.
+    /// Changes that others made to the store.
     stored: BTreeMap<Key, Option<Versioned>>,
     source: BTreeMap<u32, u64>,
     hold: Option<Held>,
 }
 
-/// Which load is held back.
+/// The load that is held back.
 struct Held {
     key: Place,
     taken: watch::Sender<bool>,
@@ -138,7 +138,7 @@ impl Truth {
         Hold { taken: taking, _over: ends }
     }
 
-    /// What a loader loads.
+    /// Loads as a cache's loader does.
     pub async fn load(&self, keys: &[u32]) -> Vec<Option<u64>> {
         self.answer(keys.iter().map(|key| Place::Source(*key)).collect(), |others| {
             keys.iter().map(|key| others.source.get(key).copied()).collect()
