@@ -10,10 +10,15 @@ use std::time::{Duration, SystemTime};
 
 use forebay::journal::survey::{Finding, Survey};
 use forebay::store::contract::{Batch, Store, StoreError};
-use forebay::{BlockingCache, Error, ErrorKind, Forebay, JournalOptions, Key, OnRejected, SledStore};
+use forebay::testkit::FlakyStore;
+use forebay::testkit::flaky::Fault;
+use forebay::{
+    BlockingCache, Error, ErrorKind, Forebay, JournalOptions, Key, OnRejected, Seq, SledStore, WritePolicy,
+};
 use tempfile::TempDir;
 
 use crate::support::refusing::Refusing;
+use crate::support::stores::Kind;
 
 /// In every value, so in nothing that is printed.
 const SECRET: &str = "sesame-open-the-vault";
@@ -297,6 +302,36 @@ fn drain_carries_everything_to_the_store() {
     let told: serde_json::Value = serde_json::from_str(&told.out).unwrap();
     assert_eq!(told["pending_records"], 0);
     assert_eq!(files.stored(), (0..60).collect::<Vec<u32>>());
+}
+
+/// A layer whose store takes nothing, closed with twenty records in the journal.
+async fn leave_a_backlog(kind: Kind, store: &Path, journal: &Path) {
+    let store = FlakyStore::new(kind.open(store).unwrap());
+    store.script(std::iter::repeat_n(Some(Fault::TransientBefore), 10_000));
+    let bay = Forebay::builder(store).journal(journal).open().await.unwrap();
+    let shelf = bay.cache::<u64, String>("shelf").write_policy(WritePolicy::Behind).open().unwrap();
+    for number in 0..20 {
+        shelf.put(&number, format!("{number}")).await.unwrap();
+    }
+    let closed = bay.close_within(Duration::ZERO).await.unwrap();
+    assert!(closed.queued > 0, "nothing is left to drain");
+}
+
+#[tokio::test]
+async fn drain_carries_everything_to_the_store_of_the_kind_that_is_named() {
+    for (kind, name) in [(Kind::Redb, "redb"), (Kind::Fjall, "fjall")] {
+        let top = tempfile::tempdir().unwrap();
+        let (store, journal) = (top.path().join("store"), top.path().join("journal"));
+        leave_a_backlog(kind, &store, &journal).await;
+        let journal = journal.to_str().unwrap();
+        let elsewhere = format!("{name}:{}", top.path().join("elsewhere").display());
+        forebay(&["drain", journal, "--store", &elsewhere])
+            .expect(2, &[&format!("there is no {name} store in")]);
+        assert!(!top.path().join("elsewhere").exists(), "something was made there");
+        forebay(&["drain", journal, "--store", &format!("{name}:{}", store.display())])
+            .expect(0, &["the store holds everything up to 20"]);
+        assert_eq!(kind.open(&store).unwrap().tenure().await.unwrap().progress.applied, Seq(20), "{name}");
+    }
 }
 
 #[test]

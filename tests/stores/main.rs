@@ -9,7 +9,6 @@
 )]
 
 mod cli;
-mod cli_drain;
 mod conformance;
 mod crash;
 mod embedded;
