@@ -177,7 +177,7 @@ async fn an_identity_is_published_once() {
     assert_eq!(count.get::<_, i64>(0), 4);
 }
 
-/// Who publishes much trims, by rows and by age, and a listener that was too slow is told.
+/// A publisher trims by rows and by age, and a listener that was too slow learns of it.
 #[tokio::test]
 async fn publishing_trims_what_goes_beyond_the_retention() {
     let server = Postgres::start();

@@ -38,7 +38,7 @@ async fn publish(bus: &PostgresBus, body: &'static str) -> Result<(), Error> {
     bus.publish(&channel(), &[message]).await
 }
 
-/// What the store says who opens it, and the bus who publishes and who listens.
+/// Opens the store, publishes and listens, and collects what each says.
 async fn refused(server: &PostgresServer) -> [(Error, ErrorKind); 3] {
     let bus = PostgresBus::open(server.clone()).unwrap();
     let Err(listens) = bus.subscribe(&channel(), From::Now).await else { panic!("it listens") };

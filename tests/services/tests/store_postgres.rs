@@ -369,7 +369,7 @@ fn a_layer_works_without_a_runtime() {
     }
 }
 
-/// What does not pass by itself says so, and shows no password.
+/// Failures that do not pass by themselves say so, and show no password.
 #[tokio::test]
 async fn what_does_not_pass_is_fatal_and_shows_no_secret() {
     let mut server = Postgres::start();
