@@ -125,7 +125,7 @@ impl Position {
 
 /// Where a subscription begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum From {
+pub enum StartPosition {
     /// With the first message that is published after [`Bus::subscribe`] has returned, or one that was shortly before.
     Now,
     /// With the oldest message that the bus still holds.
@@ -163,7 +163,7 @@ pub trait Bus: Send + Sync + 'static {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>>;
 }
 
@@ -185,7 +185,7 @@ impl<B: Bus + ?Sized> Bus for Box<B> {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         (**self).subscribe(channel, from)
     }
@@ -200,7 +200,7 @@ impl<B: Bus + ?Sized> Bus for std::sync::Arc<B> {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         (**self).subscribe(channel, from)
     }

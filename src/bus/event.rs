@@ -58,13 +58,13 @@ pub struct Event {
     /// When the store was known to hold nothing beyond `until`, in microseconds of Unix time; zero if nobody knows.
     pub as_of_us: u64,
     /// What is said.
-    pub said: Said,
+    pub payload: Payload,
 }
 
 /// What an event says. New kinds may come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Said {
+pub enum Payload {
     /// What happened. May be empty.
     Directives(Vec<Directive>),
     /// Nothing happened: the owner is alive.
@@ -193,24 +193,24 @@ impl Event {
     /// empty or longer than [`FOLLOWER_BYTES_MAX`].
     pub fn encode(&self) -> Result<Bytes> {
         let mut out = BytesMut::with_capacity(HEADER_BYTES + CHECKSUM_BYTES + 64);
-        let kind = match &self.said {
-            Said::Directives(_) => DIRECTIVES,
-            Said::Heartbeat => HEARTBEAT,
-            Said::Seen(_) => SEEN,
+        let kind = match &self.payload {
+            Payload::Directives(_) => DIRECTIVES,
+            Payload::Heartbeat => HEARTBEAT,
+            Payload::Seen(_) => SEEN,
         };
         out.put_slice(&[FORMAT, kind]);
         for number in [self.epoch.0, self.after.0, self.until.0, self.as_of_us] {
             out.put_u64_le(number);
         }
-        match &self.said {
-            Said::Directives(directives) => {
+        match &self.payload {
+            Payload::Directives(directives) => {
                 directives.iter().for_each(|directive| directive.encode(&mut out))
             }
-            Said::Heartbeat => {}
-            Said::Seen(follower) if (1..=FOLLOWER_BYTES_MAX).contains(&follower.len()) => {
+            Payload::Heartbeat => {}
+            Payload::Seen(follower) if (1..=FOLLOWER_BYTES_MAX).contains(&follower.len()) => {
                 out.put_slice(follower.as_bytes());
             }
-            Said::Seen(follower) => {
+            Payload::Seen(follower) => {
                 let context = format!("a follower's name of {} bytes; allowed are 1 to 64", follower.len());
                 return Err(Error::new(ErrorKind::InvalidName, context));
             }
@@ -249,20 +249,20 @@ impl Event {
         if after > until {
             return Err(refused("ends before it begins"));
         }
-        let said = match kind {
+        let payload = match kind {
             DIRECTIVES => {
                 let (mut directives, mut keys) = (Vec::new(), Keys::within(rest.len()));
                 while !rest.is_empty() {
                     directives.push(Directive::decode(bytes, &mut rest, &mut keys)?);
                 }
-                Said::Directives(directives)
+                Payload::Directives(directives)
             }
-            HEARTBEAT if rest.is_empty() => Said::Heartbeat,
-            SEEN if (1..=FOLLOWER_BYTES_MAX).contains(&rest.len()) => Said::Seen(text(rest)?),
+            HEARTBEAT if rest.is_empty() => Payload::Heartbeat,
+            SEEN if (1..=FOLLOWER_BYTES_MAX).contains(&rest.len()) => Payload::Seen(text(rest)?),
             HEARTBEAT | SEEN => return Err(refused("has a body of a wrong length")),
             _ => return Err(refused("is of an unknown kind")),
         };
-        Ok(Event { epoch, after, until, as_of_us, said })
+        Ok(Event { epoch, after, until, as_of_us, payload })
     }
 
     /// Whether it belongs to an owner's chain.
@@ -318,8 +318,8 @@ mod tests {
         NamespaceName::parse(name).unwrap()
     }
 
-    fn event(said: Said) -> Event {
-        Event { epoch: Epoch(3), after: Seq(41), until: Seq(42), as_of_us: 7, said }
+    fn event(payload: Payload) -> Event {
+        Event { epoch: Epoch(3), after: Seq(41), until: Seq(42), as_of_us: 7, payload }
     }
 
     fn all() -> Vec<Event> {
@@ -336,9 +336,14 @@ mod tests {
             Directive::Schema(name("products"), 2, Seq(42)),
             Directive::Everything(Seq(42)),
         ];
-        [Said::Directives(directives), Said::Directives(vec![]), Said::Heartbeat, Said::Seen("eu-1".into())]
-            .map(event)
-            .into()
+        [
+            Payload::Directives(directives),
+            Payload::Directives(vec![]),
+            Payload::Heartbeat,
+            Payload::Seen("eu-1".into()),
+        ]
+        .map(event)
+        .into()
     }
 
     #[test]
@@ -360,7 +365,7 @@ mod tests {
     fn the_bytes_are_the_documented_ones_and_their_length_is_known() {
         let key = Key::new(&name("products"), b"123").unwrap();
         let directive = Directive::Invalidate(key, Seq(42));
-        let bytes = event(Said::Directives(vec![directive.clone()])).encode().unwrap();
+        let bytes = event(Payload::Directives(vec![directive.clone()])).encode().unwrap();
         let mut expected = vec![1, 1];
         [3_u64, 41, 42, 7].iter().for_each(|number| expected.extend(number.to_le_bytes()));
         expected.push(1);
@@ -372,7 +377,7 @@ mod tests {
         assert_eq!(bytes[..bytes.len() - 4], expected);
         assert_eq!(directive.encoded_len(), bytes.len() - HEADER_BYTES - CHECKSUM_BYTES);
         for event in all() {
-            let Said::Directives(directives) = &event.said else { continue };
+            let Payload::Directives(directives) = &event.payload else { continue };
             let length: usize = directives.iter().map(Directive::encoded_len).sum();
             assert_eq!(event.encode().unwrap().len(), HEADER_BYTES + length + CHECKSUM_BYTES);
         }
@@ -382,13 +387,13 @@ mod tests {
     fn what_is_too_large_or_badly_named_is_refused() {
         let key = Key::new(&name("n"), b"k").unwrap();
         let large = Directive::Put(key, Seq(1), Bytes::from(vec![0; BODY_BYTES_MAX]));
-        let error = event(Said::Directives(vec![large])).encode().expect_err("large");
+        let error = event(Payload::Directives(vec![large])).encode().expect_err("large");
         assert_eq!(error.kind(), ErrorKind::TooLarge);
-        assert!(event(Said::Seen(String::new())).encode().is_err());
-        let backwards = Event { after: Seq(43), ..event(Said::Heartbeat) };
+        assert!(event(Payload::Seen(String::new())).encode().is_err());
+        let backwards = Event { after: Seq(43), ..event(Payload::Heartbeat) };
         assert!(Event::decode(&backwards.encode().unwrap()).is_err());
         // A name that no cache can have, with a checksum that holds.
-        let mut bytes = event(Said::Directives(vec![Directive::Namespace(name("ab"), Seq(1))]))
+        let mut bytes = event(Payload::Directives(vec![Directive::Namespace(name("ab"), Seq(1))]))
             .encode()
             .unwrap()
             .to_vec();

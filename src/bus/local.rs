@@ -6,7 +6,9 @@ use std::sync::{Arc, PoisonError};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::bus::contract::{BoxFuture, Bus, Channel, Delivery, From, Message, Position, Subscription};
+use crate::bus::contract::{
+    BoxFuture, Bus, Channel, Delivery, Message, Position, StartPosition, Subscription,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::seam::sync::{Mutex, MutexGuard};
 
@@ -113,16 +115,16 @@ impl Bus for LocalBus {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         Box::pin(async move {
             let log = self.log(channel);
             let (next, lost) = {
                 let held = log.held();
                 match &from {
-                    From::Now => (held.end(), false),
-                    From::Oldest => (held.first, false),
-                    From::After(position) => {
+                    StartPosition::Now => (held.end(), false),
+                    StartPosition::Oldest => (held.first, false),
+                    StartPosition::After(position) => {
                         let next = number(position)?.saturating_add(1);
                         // A number that was never given is of another bus, or of this one's earlier life.
                         (next.min(held.end()), next > held.end())

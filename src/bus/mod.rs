@@ -15,12 +15,12 @@ pub mod redis;
 mod server;
 pub mod tracker;
 
-pub use contract::{Bus, Channel, Delivery, From, Identity, Message, Position, Subscription};
-pub use event::{Directive, Event, Said};
+pub use contract::{Bus, Channel, Delivery, Identity, Message, Position, StartPosition, Subscription};
+pub use event::{Directive, Event, Payload};
 pub use local::LocalBus;
 #[cfg(feature = "nats")]
 pub use nats::{NatsBus, NatsBusOptions};
 #[cfg(feature = "postgres")]
-pub use postgres::{HeldUp, PostgresBus, PostgresBusOptions};
+pub use postgres::{OutboxBacklog, PostgresBus, PostgresBusOptions};
 #[cfg(feature = "redis")]
 pub use redis::{RedisBus, RedisBusOptions};

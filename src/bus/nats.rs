@@ -22,7 +22,7 @@ use async_nats::ServerAddr;
 use percent_encoding::percent_decode_str;
 use tokio::sync::Mutex;
 
-use crate::bus::contract::{BoxFuture, Bus, Channel, From, Message, Subscription};
+use crate::bus::contract::{BoxFuture, Bus, Channel, Message, StartPosition, Subscription};
 use crate::bus::nats::link::Link;
 use crate::bus::nats::listener::Listener;
 use crate::bus::nats::stream::Place;
@@ -299,12 +299,12 @@ impl Bus for NatsBus {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         Box::pin(async move {
             let wanted = match &from {
-                From::After(position) => Some(Place::parse(position)?),
-                From::Now | From::Oldest => None,
+                StartPosition::After(position) => Some(Place::parse(position)?),
+                StartPosition::Now | StartPosition::Oldest => None,
             };
             let listener = Listener::begin(Arc::clone(&self.0), channel, &from, wanted).await?;
             Ok(Box::new(listener) as Box<dyn Subscription>)

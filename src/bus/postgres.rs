@@ -4,7 +4,7 @@
 //! `NOTIFY` only wakes listeners up. What they hear is what they read from the table, behind a wake-up or after the
 //! poll interval, in the order (transaction, number) and only from transactions that are older than every one that
 //! still runs in the whole cluster. So a row that commits late is never passed over; but one long transaction that has
-//! written anything, anywhere in the cluster, holds every channel up until it ends: [`PostgresBus::held_up`] tells.
+//! written anything, anywhere in the cluster, holds every channel up until it ends: [`PostgresBus::outbox_backlog`] tells.
 //!
 //! # Rows that other programs write
 //! Into the table `outbox` of the schema, in the transaction that makes the change:
@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::bus::contract::{BoxFuture, Bus, Channel, From, Message, Subscription};
+use crate::bus::contract::{BoxFuture, Bus, Channel, Message, StartPosition, Subscription};
 use crate::bus::postgres_reading::{Listener, ReadSql, Reader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::NamespaceName;
@@ -143,7 +143,7 @@ pub(crate) struct Shared {
 /// What holds a channel up.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
-pub struct HeldUp {
+pub struct OutboxBacklog {
     /// How many rows of the channel are committed and cannot be delivered yet.
     pub rows: u64,
     /// How long ago the oldest of them was written.
@@ -188,14 +188,14 @@ impl PostgresBus {
     ///
     /// # Errors
     /// As [`Bus::publish`].
-    pub async fn held_up(&self, channel: &Channel) -> Result<HeldUp> {
+    pub async fn outbox_backlog(&self, channel: &Channel) -> Result<OutboxBacklog> {
         let channel = channel.as_str().to_owned();
         self.call("asking what holds a channel up", move |shared| async move {
             let mut lease = shared.lease().await?;
             let session = lease.session();
             let statement = session.statement(&shared.read.held_up).await?;
             let rows = session.rows("asking what holds a channel up", &statement, &[&channel]).await?;
-            let mut held = HeldUp::default();
+            let mut held = OutboxBacklog::default();
             if let Some(row) = rows.first() {
                 let seconds = |at| column::<Option<f64>>(row, at).map(|s| s.map(|s| s.max(0.0)));
                 held.rows = u64::try_from(column::<i64>(row, 0)?).unwrap_or_default();
@@ -321,7 +321,7 @@ impl Bus for PostgresBus {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         Box::pin(async move {
             let mut reader = Reader::new(Arc::clone(&self.0.shared), channel);

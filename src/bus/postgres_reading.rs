@@ -8,8 +8,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use tokio::task::JoinHandle;
 use tokio_postgres::Row;
 
-use crate::bus::contract::{BoxFuture, Channel, Delivery, From, Position, Subscription};
-use crate::bus::event::{Directive, Event, Said};
+use crate::bus::contract::{BoxFuture, Channel, Delivery, Position, StartPosition, Subscription};
+use crate::bus::event::{Directive, Event, Payload};
 use crate::bus::postgres::Shared;
 use crate::error::Result;
 use crate::ids::{Epoch, Key, NamespaceName, Seq};
@@ -156,21 +156,21 @@ impl Reader {
     }
 
     /// Connects and resolves where to begin.
-    pub(crate) async fn begin(&mut self, from: &From) -> Result<(), Failure> {
+    pub(crate) async fn begin(&mut self, from: &StartPosition) -> Result<(), Failure> {
         const DOING: &str = "finding where to begin";
         let mut session = self.connected().await?;
         let place = match from {
-            From::After(position) => Place::parse(position).ok_or_else(|| {
+            StartPosition::After(position) => Place::parse(position).ok_or_else(|| {
                 let shown = position.as_str().escape_debug();
                 Failure::new(Sort::Lasting, format!("it has no position \"{shown}\""))
             })?,
-            From::Oldest => {
+            StartPosition::Oldest => {
                 let statement = session.statement(&self.shared.read.oldest).await?;
                 let rows = session.rows(DOING, &statement, &[&self.channel]).await?;
                 let row = rows.first().ok_or_else(no_answer)?;
                 edge(column(row, 0)?, xid(row, 1)?, column(row, 2)?, 0)
             }
-            From::Now => {
+            StartPosition::Now => {
                 let statement = session.statement(&self.shared.read.now).await?;
                 let rows = session.rows(DOING, &statement, &[&self.channel]).await?;
                 let row = rows.first().ok_or_else(no_answer)?;
@@ -324,8 +324,8 @@ fn body(row: &Row) -> Result<Bytes, Failure> {
     let key = encoded_key(column(row, 11)?, column(row, 12)?, column(row, 13)?);
     let version = column::<Option<i64>>(row, 14)?.and_then(|version| u64::try_from(version).ok());
     let directive = directive(operation, namespace, key.as_deref(), Seq(version.unwrap_or_default()));
-    let said = Said::Directives(vec![directive]);
-    let event = Event { epoch: Epoch(0), after: Seq::ZERO, until: Seq::ZERO, as_of_us: 0, said };
+    let payload = Payload::Directives(vec![directive]);
+    let event = Event { epoch: Epoch(0), after: Seq::ZERO, until: Seq::ZERO, as_of_us: 0, payload };
     event.encode().map_err(|error| Failure::new(Sort::Lasting, error.to_string()))
 }
 

@@ -21,7 +21,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncConnectionConfig, Client, RedisError, ServerErrorKind};
 use tokio::sync::Mutex;
 
-use crate::bus::contract::{BoxFuture, Bus, Channel, From, Message, Subscription};
+use crate::bus::contract::{BoxFuture, Bus, Channel, Message, StartPosition, Subscription};
 use crate::bus::redis::entry::Place;
 use crate::bus::redis::listener::Listener;
 use crate::bus::redis::script::{Keys, Scripts};
@@ -290,12 +290,12 @@ impl Bus for RedisBus {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         Box::pin(async move {
             let wanted = match &from {
-                From::After(position) => Some(Place::parse(position)?),
-                From::Now | From::Oldest => None,
+                StartPosition::After(position) => Some(Place::parse(position)?),
+                StartPosition::Now | StartPosition::Oldest => None,
             };
             let listener = Listener::begin(Arc::clone(&self.0), channel, &from, wanted).await?;
             Ok(Box::new(listener) as Box<dyn Subscription>)

@@ -23,7 +23,7 @@ pub struct Tracker {
 /// What an event is to a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Heard {
+pub enum Continuity {
     /// It goes on where the listener stands, or repeats what it knows.
     InOrder,
     /// Something is missing before it.
@@ -63,9 +63,9 @@ impl Tracker {
     }
 
     /// Notes an event of this epoch that tells what happened after one number and up to another.
-    pub fn hear(&mut self, epoch: Epoch, after: Seq, until: Seq) -> Heard {
+    pub fn observe(&mut self, epoch: Epoch, after: Seq, until: Seq) -> Continuity {
         if epoch < self.epoch && Safeguard::OldOwnerRefused.holds() {
-            return Heard::OldEpoch;
+            return Continuity::OldEpoch;
         }
         self.learn_epoch(epoch);
         if after > self.position && Safeguard::GapIsNoticed.holds() {
@@ -73,10 +73,10 @@ impl Tracker {
                 let known = self.beyond.entry(after).or_insert(until);
                 *known = until.max(*known);
             }
-            return Heard::Gap;
+            return Continuity::Gap;
         }
         self.raise(until);
-        Heard::InOrder
+        Continuity::InOrder
     }
 
     /// Notes that nothing up to `position` is missing any more, whether it was heard or not.
@@ -91,7 +91,7 @@ impl Tracker {
 
     /// Up to where something was heard, with or without gaps.
     #[must_use]
-    pub fn heard_of(&self) -> Seq {
+    pub fn newest(&self) -> Seq {
         self.beyond.values().copied().max().unwrap_or_default().max(self.position)
     }
 }
@@ -104,13 +104,17 @@ mod tests {
     #[test]
     fn a_gap_is_noticed_and_closed_in_any_order() {
         let mut tracker = Tracker::new(Epoch(1), Seq(10));
-        assert_eq!(tracker.hear(Epoch(1), Seq(10), Seq(12)), Heard::InOrder);
-        assert_eq!(tracker.hear(Epoch(1), Seq(14), Seq(16)), Heard::Gap);
-        assert_eq!(tracker.hear(Epoch(1), Seq(16), Seq(17)), Heard::Gap);
-        assert!(tracker.position() == Seq(12) && tracker.has_gap() && tracker.heard_of() == Seq(17));
-        assert_eq!(tracker.hear(Epoch(1), Seq(11), Seq(14)), Heard::InOrder, "it overlaps what is known");
+        assert_eq!(tracker.observe(Epoch(1), Seq(10), Seq(12)), Continuity::InOrder);
+        assert_eq!(tracker.observe(Epoch(1), Seq(14), Seq(16)), Continuity::Gap);
+        assert_eq!(tracker.observe(Epoch(1), Seq(16), Seq(17)), Continuity::Gap);
+        assert!(tracker.position() == Seq(12) && tracker.has_gap() && tracker.newest() == Seq(17));
+        assert_eq!(
+            tracker.observe(Epoch(1), Seq(11), Seq(14)),
+            Continuity::InOrder,
+            "it overlaps what is known"
+        );
         assert!(tracker.position() == Seq(17) && !tracker.has_gap());
-        assert_eq!(tracker.hear(Epoch(1), Seq(0), Seq(9)), Heard::InOrder, "a duplicate");
+        assert_eq!(tracker.observe(Epoch(1), Seq(0), Seq(9)), Continuity::InOrder, "a duplicate");
         assert_eq!(tracker.position(), Seq(17));
     }
 
@@ -118,10 +122,10 @@ mod tests {
     fn an_older_epoch_does_not_count() {
         let mut tracker = Tracker::new(Epoch(1), Seq(10));
         tracker.learn_epoch(Epoch(2));
-        assert_eq!(tracker.hear(Epoch(1), Seq(10), Seq(11)), Heard::OldEpoch);
+        assert_eq!(tracker.observe(Epoch(1), Seq(10), Seq(11)), Continuity::OldEpoch);
         assert_eq!((tracker.position(), tracker.has_gap()), (Seq(10), false));
-        assert_eq!(tracker.hear(Epoch(3), Seq(10), Seq(11)), Heard::InOrder);
-        assert_eq!(tracker.hear(Epoch(2), Seq(11), Seq(12)), Heard::OldEpoch);
+        assert_eq!(tracker.observe(Epoch(3), Seq(10), Seq(11)), Continuity::InOrder);
+        assert_eq!(tracker.observe(Epoch(2), Seq(11), Seq(12)), Continuity::OldEpoch);
     }
 
     proptest! {
@@ -133,7 +137,7 @@ mod tests {
             let mut tracker = Tracker::new(Epoch(1), Seq::ZERO);
             let mut heard = [false; 64];
             for (after, count) in ranges {
-                prop_assert_ne!(tracker.hear(Epoch(1), Seq(after), Seq(after + count)), Heard::OldEpoch);
+                prop_assert_ne!(tracker.observe(Epoch(1), Seq(after), Seq(after + count)), Continuity::OldEpoch);
                 heard[after as usize..(after + count) as usize].fill(true);
                 let first_missing = heard.iter().position(|heard| !heard).unwrap();
                 prop_assert_eq!(tracker.position(), Seq(first_missing as u64));

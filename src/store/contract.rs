@@ -39,7 +39,7 @@ pub struct Tenure {
 /// Whether a store's owner lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Pulse {
+pub enum OwnerStatus {
     /// The store cannot say: only one process can have it open, for example.
     Unknown,
     /// It has no owner, or the owner has said that it ends.
@@ -79,18 +79,6 @@ pub struct Batch {
     pub progress: Progress,
 }
 
-/// What a store can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Atomicity {
-    /// A batch, its progress and the epoch check are one durable transaction.
-    Batch,
-    /// Only single keys are atomic. The store then keeps each key's version and skips an op that is not newer,
-    /// and writes the progress last. While a batch is being repeated, readers of the *store* may see a mixture
-    /// of two prefixes of the history; once it is applied they see the later one.
-    Key,
-}
-
 /// Why a store did not do what it was asked.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -118,15 +106,10 @@ pub enum StoreError {
 /// Only [`Store::apply`] may block the thread that polls it, and then the layer cannot be stopped before it is done: a
 /// layer calls it from a thread of its own. It calls [`Store::load`] from its caller's.
 pub trait Store: Send + Sync + 'static {
-    /// What the store can do. Asked once, when a layer opens.
-    fn atomicity(&self) -> Atomicity {
-        Atomicity::Batch
-    }
-
     /// Whether others hear of what an apply changes, such as those who read an outbox that it writes to. Then a layer
     /// puts no apply off for its writers' sake. Asked once, when a layer opens. A store in front of another passes it
     /// on.
-    fn tells_others(&self) -> bool {
+    fn has_change_feed(&self) -> bool {
         false
     }
 
@@ -150,8 +133,8 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Whether the store's owner lives. A claim counts as saying so.
-    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
-        Box::pin(async { Ok(Pulse::Unknown) })
+    fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
+        Box::pin(async { Ok(OwnerStatus::Unknown) })
     }
 
     /// Loads one value: of what was applied, or of a batch that is being applied. A power cut may still take
@@ -173,12 +156,8 @@ pub trait Store: Send + Sync + 'static {
 
 /// A store that was chosen at run time.
 impl<S: Store + ?Sized> Store for Box<S> {
-    fn atomicity(&self) -> Atomicity {
-        (**self).atomicity()
-    }
-
-    fn tells_others(&self) -> bool {
-        (**self).tells_others()
+    fn has_change_feed(&self) -> bool {
+        (**self).has_change_feed()
     }
 
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
@@ -193,8 +172,8 @@ impl<S: Store + ?Sized> Store for Box<S> {
         (**self).renew(epoch, ends)
     }
 
-    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
-        (**self).pulse()
+    fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
+        (**self).owner_status()
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ids::{Epoch, JournalId, Key, Seq};
 use crate::safeguard::Safeguard;
-use crate::store::contract::{Batch, BoxFuture, Progress, Pulse, Store, StoreError, Tenure, Versioned};
+use crate::store::contract::{Batch, BoxFuture, OwnerStatus, Progress, Store, StoreError, Tenure, Versioned};
 
 /// A store in memory; clones share what it holds.
 #[derive(Clone, Debug, Default)]
@@ -108,13 +108,13 @@ impl Store for MemoryStore {
         })
     }
 
-    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
+    fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
         Box::pin(async {
             let state = self.state();
             Ok(match state.tenure.epoch {
-                Epoch(0) => Pulse::Free,
-                _ if state.ended => Pulse::Free,
-                _ => Pulse::Owned(state.renewals),
+                Epoch(0) => OwnerStatus::Free,
+                _ if state.ended => OwnerStatus::Free,
+                _ => OwnerStatus::Owned(state.renewals),
             })
         })
     }

@@ -28,7 +28,7 @@ mod sled_open;
 mod sled_single;
 mod worker;
 
-pub use contract::{Atomicity, Batch, BoxFuture, Op, Progress, Pulse, Store, StoreError, Tenure, Versioned};
+pub use contract::{Batch, BoxFuture, Op, OwnerStatus, Progress, Store, StoreError, Tenure, Versioned};
 #[cfg(feature = "fjall")]
 pub use fjall::{FjallOptions, FjallStore};
 pub use memory::MemoryStore;

@@ -33,7 +33,7 @@ use crate::postgres::failure::{Failure, Sort};
 use crate::postgres::outbox::{Outbox, Retention};
 use crate::postgres::pool::{Pool, within};
 use crate::postgres::server::PostgresServer;
-use crate::store::contract::{Batch, BoxFuture, Op, Pulse, Store, StoreError, Tenure, Versioned};
+use crate::store::contract::{Batch, BoxFuture, Op, OwnerStatus, Store, StoreError, Tenure, Versioned};
 use crate::store::postgres_pulse::Liveness;
 use crate::store::postgres_sql::{Applied, Sql};
 
@@ -298,7 +298,7 @@ impl Shared {
         Ok(current)
     }
 
-    async fn pulse(&self) -> Result<Pulse, Failure> {
+    async fn owner_status(&self) -> Result<OwnerStatus, Failure> {
         let mut lease = self.loads.lease().await?;
         let pulse = self.liveness.pulse(lease.session()).await?;
         lease.keep();
@@ -315,7 +315,7 @@ impl Shared {
 
 impl Store for PostgresStore {
     /// With an outbox.
-    fn tells_others(&self) -> bool {
+    fn has_change_feed(&self) -> bool {
         self.0.shared.outbox.is_some()
     }
 
@@ -341,9 +341,10 @@ impl Store for PostgresStore {
         })
     }
 
-    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
+    fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
         Box::pin(async move {
-            self.call("asking for the owner's pulse", |shared| async move { shared.pulse().await }).await
+            self.call("asking for the owner's pulse", |shared| async move { shared.owner_status().await })
+                .await
         })
     }
 

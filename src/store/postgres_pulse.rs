@@ -4,7 +4,7 @@
 use crate::ids::Epoch;
 use crate::postgres::failure::Failure;
 use crate::postgres::pool::{Session, column};
-use crate::store::contract::Pulse;
+use crate::store::contract::OwnerStatus;
 use crate::store::postgres_sql::{no_tenure, signed, unsigned};
 
 /// The statements for one schema.
@@ -48,11 +48,11 @@ impl Liveness {
         column(current, 0).map(|current| Some(Epoch(unsigned(current))))
     }
 
-    pub(crate) async fn pulse(&self, session: &mut Session) -> Result<Pulse, Failure> {
+    pub(crate) async fn pulse(&self, session: &mut Session) -> Result<OwnerStatus, Failure> {
         let statement = session.statement(&self.pulse).await?;
         let rows = session.rows("asking for the owner's pulse", &statement, &[]).await?;
         let row = rows.first().ok_or_else(no_tenure)?;
         let (epoch, renewals, ended): (i64, i64, bool) = (column(row, 0)?, column(row, 1)?, column(row, 2)?);
-        Ok(if epoch == 0 || ended { Pulse::Free } else { Pulse::Owned(unsigned(renewals)) })
+        Ok(if epoch == 0 || ended { OwnerStatus::Free } else { OwnerStatus::Owned(unsigned(renewals)) })
     }
 }

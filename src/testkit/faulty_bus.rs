@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::bus::contract::{BoxFuture, Bus, Channel, Delivery, From, Message, Subscription};
+use crate::bus::contract::{BoxFuture, Bus, Channel, Delivery, Message, StartPosition, Subscription};
 use crate::error::{Error, ErrorKind, Result};
 use crate::seam::sync::{Mutex, MutexGuard};
 use crate::testkit::draw::Draw;
@@ -198,18 +198,18 @@ impl<B: Bus> Bus for FaultyBus<B> {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         Box::pin(async move {
             self.shared.refuse_if_cut("subscribing")?;
             let (draw, lost) = {
                 let mut state = self.shared.state();
                 let mut draw = Draw::new(state.seed.next());
-                let lost = matches!(from, From::After(_)) && draw.hits(state.faults.lose_percent);
+                let lost = matches!(from, StartPosition::After(_)) && draw.hits(state.faults.lose_percent);
                 state.counts.lost += u64::from(lost);
                 (draw, lost)
             };
-            let inner = self.inner.subscribe(channel, if lost { From::Now } else { from }).await?;
+            let inner = self.inner.subscribe(channel, if lost { StartPosition::Now } else { from }).await?;
             let ready = lost.then_some(Delivery::PositionLost).into_iter().collect();
             let turns = self.shared.turns.subscribe();
             let told = turns.borrow().next_multiple_of(2);
@@ -349,7 +349,7 @@ mod tests {
         }
     }
 
-    fn subscribe(bus: &FaultyBus<LocalBus>, from: From) -> Result<Box<dyn Subscription>> {
+    fn subscribe(bus: &FaultyBus<LocalBus>, from: StartPosition) -> Result<Box<dyn Subscription>> {
         now(bus.subscribe(&channel(), from)).unwrap()
     }
 
@@ -369,7 +369,7 @@ mod tests {
     fn run(seed: u64, faults: BusFaults) -> (Vec<Option<u64>>, BusFaultCounts) {
         let bus = FaultyBus::new(LocalBus::default(), seed);
         bus.set(faults);
-        let mut subscription = subscribe(&bus, From::Now).unwrap();
+        let mut subscription = subscribe(&bus, StartPosition::Now).unwrap();
         for number in 0..MESSAGES {
             // Whether it failed is in the counts.
             drop(now(bus.publish(&channel(), &[message(number)])));
@@ -435,7 +435,7 @@ mod tests {
         bus.set(BusFaults { publish_after_percent: 100, ..BusFaults::default() });
         let mut lengths = std::collections::BTreeSet::new();
         for _ in 0..50 {
-            let mut subscription = subscribe(&bus, From::Now).unwrap();
+            let mut subscription = subscribe(&bus, StartPosition::Now).unwrap();
             let messages: Vec<Message> = (0..4).map(message).collect();
             let error =
                 now(bus.publish(&channel(), &messages)).unwrap().expect_err("it is told that it failed");
@@ -450,13 +450,13 @@ mod tests {
     #[test]
     fn who_is_cut_off_is_told_once_and_goes_on_where_it_stood() {
         let bus = FaultyBus::new(LocalBus::default(), 1);
-        let mut subscription = subscribe(&bus, From::Now).unwrap();
+        let mut subscription = subscribe(&bus, StartPosition::Now).unwrap();
         now(bus.publish(&channel(), &[message(0)])).unwrap().unwrap();
         bus.cut();
         bus.cut();
         let refused = |result: Result<()>| assert_eq!(result.expect_err("cut").kind(), ErrorKind::Transient);
         refused(now(bus.publish(&channel(), &[message(9)])).unwrap());
-        refused(subscribe(&bus, From::Oldest).map(drop));
+        refused(subscribe(&bus, StartPosition::Oldest).map(drop));
         refused(now(subscription.next()).unwrap().map(drop));
         assert!(now(subscription.next()).is_none(), "told once; then it waits");
         // The rest of the network goes on.
@@ -474,7 +474,7 @@ mod tests {
         let bus = FaultyBus::new(LocalBus::default(), 1);
         now(bus.publish(&channel(), &[message(0), message(1)])).unwrap().unwrap();
         bus.set(BusFaults { lose_percent: 100, ..BusFaults::default() });
-        let mut subscription = subscribe(&bus, From::After(Position::new("0"))).unwrap();
+        let mut subscription = subscribe(&bus, StartPosition::After(Position::new("0"))).unwrap();
         bus.set(BusFaults::default());
         now(bus.publish(&channel(), &[message(2)])).unwrap().unwrap();
         assert_eq!(heard(subscription.as_mut()), [None, Some(2)]);

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::error::{Error, ErrorKind};
 use crate::ids::{Epoch, JournalId, Key};
 use crate::store::contract::{
-    Atomicity, Batch, BoxFuture, Op, Progress, Pulse, Store, StoreError, Tenure, Versioned,
+    Batch, BoxFuture, Op, OwnerStatus, Progress, Store, StoreError, Tenure, Versioned,
 };
 use crate::testkit::draw::Draw;
 
@@ -249,12 +249,8 @@ impl Drop for Waiting<'_> {
 }
 
 impl<S: Store> Store for FlakyStore<S> {
-    fn atomicity(&self) -> Atomicity {
-        self.inner.atomicity()
-    }
-
-    fn tells_others(&self) -> bool {
-        self.inner.tells_others()
+    fn has_change_feed(&self) -> bool {
+        self.inner.has_change_feed()
     }
 
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
@@ -280,8 +276,8 @@ impl<S: Store> Store for FlakyStore<S> {
         self.inner.renew(epoch, ends)
     }
 
-    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
-        self.inner.pulse()
+    fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
+        self.inner.owner_status()
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

@@ -9,8 +9,8 @@ pub mod conformance;
 mod draw;
 pub mod faulty_bus;
 pub mod flaky;
+pub mod heartbeat_conformance;
 pub mod proxy;
-pub mod pulse_conformance;
 
 pub use clock::ManualClock;
 pub use faulty_bus::FaultyBus;

@@ -14,7 +14,7 @@ mod support;
 
 use std::time::Duration;
 
-use forebay::bus::event::{Directive, Event, Said};
+use forebay::bus::event::{Directive, Event, Payload};
 use forebay::{Cache, Epoch, Follow, Forebay, Seq};
 use hand_bus::HandBus;
 use support::{Layer, key_of};
@@ -67,7 +67,7 @@ impl Bed {
 
     /// What the owner would say of this range.
     fn event(&self, after: Seq, until: Seq, directives: Vec<Directive>) -> Event {
-        Event { epoch: self.epoch(), after, until, as_of_us: 0, said: Said::Directives(directives) }
+        Event { epoch: self.epoch(), after, until, as_of_us: 0, payload: Payload::Directives(directives) }
     }
 }
 

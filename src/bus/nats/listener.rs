@@ -12,7 +12,7 @@ use async_nats::{StatusCode, Subscriber};
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
-use crate::bus::contract::{BoxFuture, Channel, Delivery, From, Subscription};
+use crate::bus::contract::{BoxFuture, Channel, Delivery, StartPosition, Subscription};
 use crate::bus::nats::Inner;
 use crate::bus::nats::link::Link;
 use crate::bus::nats::stream::{self, Holding, Place, Received};
@@ -78,7 +78,7 @@ impl Listener {
     pub(super) async fn begin(
         bus: Arc<Inner>,
         channel: &Channel,
-        from: &From,
+        from: &StartPosition,
         wanted: Option<Place>,
     ) -> Result<Listener> {
         let link = bus.link().await?;
@@ -87,7 +87,7 @@ impl Listener {
         let (place, lost) = match wanted {
             Some(place) if follows(&link, &bus, channel, &holding, &place).await? => (place, false),
             Some(_) => (holding.start(), true),
-            None if *from == From::Oldest => (holding.start(), false),
+            None if *from == StartPosition::Oldest => (holding.start(), false),
             None => (holding.end(), false),
         };
         let channel = channel.clone();

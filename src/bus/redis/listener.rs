@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ::redis::aio::MultiplexedConnection;
 use bytes::Bytes;
 
-use crate::bus::contract::{BoxFuture, Channel, Delivery, From, Subscription};
+use crate::bus::contract::{BoxFuture, Channel, Delivery, StartPosition, Subscription};
 use crate::bus::redis::Inner;
 use crate::bus::redis::entry::{Entry, EntryId, Place};
 use crate::bus::redis::script::{Holding, Keys};
@@ -45,7 +45,7 @@ impl Listener {
     pub(super) async fn begin(
         bus: Arc<Inner>,
         channel: &Channel,
-        from: &From,
+        from: &StartPosition,
         wanted: Option<Place>,
     ) -> Result<Listener> {
         let mut connection = bus.connect_to_listen().await?;
@@ -54,7 +54,7 @@ impl Listener {
         let (place, lost) = match wanted {
             Some(place) if holding.follows(&place) => (place, false),
             Some(_) => (holding.start(), true),
-            None if *from == From::Oldest => (holding.start(), false),
+            None if *from == StartPosition::Oldest => (holding.start(), false),
             None => (holding.end(), false),
         };
         let (channel, connection) = (channel.clone(), Some(connection));

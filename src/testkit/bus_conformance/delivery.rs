@@ -9,10 +9,12 @@ use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use crate::bus::contract::{BODY_BYTES_MAX, Channel, Delivery, From, IDENTITY_BYTES_MAX, Identity, Message};
+use crate::bus::contract::{
+    BODY_BYTES_MAX, Channel, Delivery, IDENTITY_BYTES_MAX, Identity, Message, StartPosition,
+};
 use crate::error::ErrorKind;
 use crate::testkit::bus_conformance::listening::{
-    Heard, Listener, Publisher, all, body, channel, message, publish, within,
+    Judgement, Listener, Publisher, all, body, channel, message, publish, within,
 };
 use crate::testkit::bus_conformance::{BusFixture, DEADLINE, QUIET};
 use crate::testkit::draw::Draw;
@@ -25,7 +27,8 @@ pub async fn order_within_a_publisher(fixture: &dyn BusFixture) {
     const MESSAGES: u64 = 400;
     let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
     let channel = channel("order");
-    let mut listener = Listener::new("order within a publisher", &listens, &channel, From::Now, [1]).await;
+    let mut listener =
+        Listener::new("order within a publisher", &listens, &channel, StartPosition::Now, [1]).await;
     let mut publisher = Publisher::new(&publishes, &channel, 1);
     let mut draw = Draw::new(1);
     all([tokio::spawn(async move {
@@ -52,7 +55,7 @@ pub async fn several_publishers_and_listeners(fixture: &dyn BusFixture) {
         let own = fixture.connect().await;
         let bus = if number == 0 { &shared } else { &own };
         let name = format!("several publishers, listener {number}");
-        let mut listener = Listener::new(name, bus, &channel, From::Now, 0..PUBLISHERS).await;
+        let mut listener = Listener::new(name, bus, &channel, StartPosition::Now, 0..PUBLISHERS).await;
         listeners.push(tokio::spawn(async move { drop(listener.hear_until(MESSAGES).await) }));
     }
     let mut publishers = Vec::new();
@@ -82,7 +85,7 @@ pub async fn many_listeners(fixture: &dyn BusFixture) {
     for number in 0..LISTENERS {
         let client = if number % 2 == 0 { &clients[0] } else { &clients[1] };
         let name = format!("many listeners, number {number}");
-        let mut listener = Listener::new(name, client, &channel, From::Now, [1]).await;
+        let mut listener = Listener::new(name, client, &channel, StartPosition::Now, [1]).await;
         listening.push(tokio::spawn(async move { drop(listener.hear_until(MESSAGES).await) }));
     }
     let mut publisher = Publisher::new(&clients[0], &channel, 1);
@@ -106,7 +109,8 @@ pub async fn channels_are_apart(fixture: &dyn BusFixture) {
     let mut pairs = Vec::new();
     for (id, name) in (0..).zip(names) {
         let channel = Channel::parse(&name).expect("the check chose a good name");
-        let listener = Listener::new(format!("channel {name}"), &client, &channel, From::Now, [id, 9]).await;
+        let listener =
+            Listener::new(format!("channel {name}"), &client, &channel, StartPosition::Now, [id, 9]).await;
         pairs.push((channel.clone(), Publisher::new(&client, &channel, id), listener));
     }
     for number in 0..MESSAGES {
@@ -123,7 +127,7 @@ pub async fn channels_are_apart(fixture: &dyn BusFixture) {
         let last = Message { identity, body: body(9, MESSAGES) };
         publish(&client, channel, &[last]).await;
         // Comes at last, however often the others come again.
-        while listener.hear().await == Heard::Again {}
+        while listener.hear().await == Judgement::Again {}
     }
 }
 
@@ -138,7 +142,7 @@ pub async fn now_misses_nothing_that_comes_later(fixture: &dyn BusFixture) {
     let mut publisher = Publisher::new(&publishes, &channel, 1);
     for round in 0..ROUNDS {
         publisher.publish(3).await;
-        let subscribed = within("subscribing", listens.subscribe(&channel, From::Now)).await;
+        let subscribed = within("subscribing", listens.subscribe(&channel, StartPosition::Now)).await;
         let mut subscription = subscribed.expect("subscribing, with nothing wrong around");
         publisher.publish(2).await;
         let (first, last) = (body(1, 5 * round + 3), body(1, 5 * round + 4));
@@ -167,7 +171,8 @@ pub async fn publishing_again_does_no_harm(fixture: &dyn BusFixture) {
     let channel = channel("again");
     let mut publisher = Publisher::new(&publishes, &channel, 1);
     publisher.publish(10).await;
-    let mut listener = Listener::new("publishing again", &listens, &channel, From::Oldest, [1]).await;
+    let mut listener =
+        Listener::new("publishing again", &listens, &channel, StartPosition::Oldest, [1]).await;
     publisher.again(0, 10).await;
     publisher.again(5, 10).await;
     publisher.again(9, 11).await;
@@ -203,7 +208,7 @@ pub async fn publishing_again_does_no_harm(fixture: &dyn BusFixture) {
 pub async fn bodies_of_every_size(fixture: &dyn BusFixture) {
     let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
     let channel = channel("sizes");
-    let subscribed = within("subscribing", listens.subscribe(&channel, From::Now)).await;
+    let subscribed = within("subscribing", listens.subscribe(&channel, StartPosition::Now)).await;
     let mut subscription = subscribed.expect("subscribing, with nothing wrong around");
     let sizes =
         [0, 1, 2, 255, 256, 257, 4_095, 4_096, 65_535, 65_536, 65_537, BODY_BYTES_MAX - 1, BODY_BYTES_MAX];
@@ -256,7 +261,7 @@ fn noise(draw: &mut Draw, bytes: usize) -> Bytes {
 pub async fn too_large_is_refused_as_a_whole(fixture: &dyn BusFixture) {
     let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
     let channel = channel("large");
-    let mut listener = Listener::new("too large", &listens, &channel, From::Now, [1, 2]).await;
+    let mut listener = Listener::new("too large", &listens, &channel, StartPosition::Now, [1, 2]).await;
     let large = known(0, 0, &Bytes::from(vec![7; BODY_BYTES_MAX + 1]));
     let calls = [
         vec![large.clone()],
@@ -299,7 +304,7 @@ pub async fn waits_while_nothing_is_published(fixture: &dyn BusFixture) {
     let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
     let channel = channel("waits");
     let mut publisher = Publisher::new(&publishes, &channel, 1);
-    let mut listener = Listener::new("waiting", &listens, &channel, From::Now, [1]).await;
+    let mut listener = Listener::new("waiting", &listens, &channel, StartPosition::Now, [1]).await;
     for round in 0..2 {
         let mut polls = 0;
         let delivery = {
@@ -319,7 +324,7 @@ pub async fn waits_while_nothing_is_published(fixture: &dyn BusFixture) {
             within("a message, after a while without any", next).await
         };
         let delivery = delivery.expect("listening, with nothing wrong around");
-        assert!(matches!(listener.judge(delivery), Heard::New(_)), "a message, in round {round}");
+        assert!(matches!(listener.judge(delivery), Judgement::New(_)), "a message, in round {round}");
     }
 }
 
@@ -333,7 +338,8 @@ pub async fn cancelled_waits_lose_nothing(fixture: &dyn BusFixture) {
     const POLLS_MAX: u64 = 8;
     let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
     let channel = channel("cancel");
-    let mut listener = Listener::new("dropped while waiting", &listens, &channel, From::Now, [1]).await;
+    let mut listener =
+        Listener::new("dropped while waiting", &listens, &channel, StartPosition::Now, [1]).await;
     let mut publisher = Publisher::new(&publishes, &channel, 1);
     let mut draw = Draw::new(3);
     let (waits, mut waiting) = watch::channel(0_u64);

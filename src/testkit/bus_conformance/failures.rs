@@ -4,7 +4,7 @@
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, yield_now};
 
-use crate::bus::contract::{Channel, From};
+use crate::bus::contract::{Channel, StartPosition};
 use crate::testkit::bus_conformance::BusFixture;
 use crate::testkit::bus_conformance::listening::{Listener, Losses, Publisher, all, channel, within};
 use crate::testkit::draw::Draw;
@@ -72,7 +72,7 @@ impl Run {
         for number in 0..2 {
             let client = fixture.connect().await;
             let name = format!("{what}, listener {number}");
-            let listener = Listener::new(name, &client, &channel, From::Now, [1]).await;
+            let listener = Listener::new(name, &client, &channel, StartPosition::Now, [1]).await;
             let (mut listener, end) = (listener.allowing(losses), end.clone());
             tasks.push(tokio::spawn(async move { listener.hear_until_despite_errors(&end).await }));
         }
@@ -123,7 +123,13 @@ impl Run {
         let end = self.end.borrow().expect("who publishes says where it ends, and then ends");
         // Whoever comes afterwards finds it all, too.
         let client = fixture.connect().await;
-        let late = Listener::new("afterwards, from the oldest on", &client, &self.channel, From::Oldest, [1]);
+        let late = Listener::new(
+            "afterwards, from the oldest on",
+            &client,
+            &self.channel,
+            StartPosition::Oldest,
+            [1],
+        );
         late.await.allowing(self.losses).hear_until(end).await;
     }
 }

@@ -11,7 +11,9 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use crate::bus::contract::{Bus, Channel, Delivery, From, Identity, Message, Position, Subscription};
+use crate::bus::contract::{
+    Bus, Channel, Delivery, Identity, Message, Position, StartPosition, Subscription,
+};
 use crate::error::{Error, ErrorKind};
 use crate::seam::random;
 use crate::testkit::bus_conformance::{ATTEMPT, DEADLINE};
@@ -147,7 +149,7 @@ pub(super) enum Losses {
 
 /// What a listener heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum Judgement {
     /// The next message of a publisher, and its place.
     New(Position),
     /// A message once more.
@@ -177,7 +179,7 @@ impl Listener {
         name: impl Display,
         bus: &Arc<dyn Bus>,
         channel: &Channel,
-        from: From,
+        from: StartPosition,
         publishers: impl IntoIterator<Item = u32>,
     ) -> Listener {
         let name = name.to_string();
@@ -210,7 +212,7 @@ impl Listener {
     }
 
     /// The next delivery, which has to come, and be a good one.
-    pub(super) async fn hear(&mut self) -> Heard {
+    pub(super) async fn hear(&mut self) -> Judgement {
         let waits_for = format!("{}: the next delivery, {}", self.name, self.missing());
         match within(waits_for, self.subscription.next()).await {
             Ok(delivery) => self.judge(delivery),
@@ -222,7 +224,7 @@ impl Listener {
     pub(super) async fn hear_until(&mut self, end: u64) -> Vec<Position> {
         let mut places = Vec::new();
         while !self.has_all_before(end) {
-            if let Heard::New(place) = self.hear().await {
+            if let Judgement::New(place) = self.hear().await {
                 places.push(place);
             }
         }
@@ -254,7 +256,7 @@ impl Listener {
     }
 
     /// What it says of a delivery; fails the check if the delivery should not have come.
-    pub(super) fn judge(&mut self, delivery: Delivery) -> Heard {
+    pub(super) fn judge(&mut self, delivery: Delivery) -> Judgement {
         let name = &self.name;
         let (place, delivered) = match delivery {
             Delivery::Message(place, delivered) => (place, delivered),
@@ -265,7 +267,7 @@ impl Listener {
                 );
                 self.times_lost += 1;
                 self.may_jump.extend(self.next.keys());
-                return Heard::Lost;
+                return Judgement::Lost;
             }
         };
         let Some((publisher, number)) = read(&delivered) else {
@@ -276,7 +278,7 @@ impl Listener {
         };
         if number < *next {
             assert!(self.repeats, "{name}: message {number} of publisher {publisher} came again");
-            return Heard::Again;
+            return Judgement::Again;
         }
         let may_jump = self.may_jump.remove(&publisher);
         assert!(
@@ -288,7 +290,7 @@ impl Listener {
             "{name}: told that its position is lost before message {number}, and nothing was lost there"
         );
         *next = number + 1;
-        Heard::New(place)
+        Judgement::New(place)
     }
 
     fn missing(&self) -> String {

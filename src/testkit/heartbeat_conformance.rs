@@ -1,8 +1,8 @@
 //! What a store must do that several processes share, so that one can wait for another's end: see
-//! [`Store::renew`] and [`Store::pulse`]. Apart from [`crate::testkit::conformance`], because a store that only one
+//! [`Store::renew`] and [`Store::owner_status`]. Apart from [`crate::testkit::conformance`], because a store that only one
 //! process can have open need not.
 
-use crate::store::contract::{Pulse, Store, StoreError};
+use crate::store::contract::{OwnerStatus, Store, StoreError};
 use crate::testkit::conformance::{Broken, Subject};
 
 const RULE: &str = "an_owners_pulse_is_seen";
@@ -18,7 +18,7 @@ pub async fn run<S: Subject>(subject: &S) -> Result<(), Broken> {
 async fn rule<S: Subject>(subject: &S) -> Result<(), String> {
     let store = subject.open().await.map_err(|error| format!("it does not open: {error}"))?;
     let said = |error: StoreError| error.into_error().to_string();
-    let pulse = async || store.pulse().await.map_err(said);
+    let pulse = async || store.owner_status().await.map_err(said);
     expect("a store that nobody has claimed", pulse().await?, false)?;
     let first = store.claim(None).await.map_err(said)?.epoch;
     let claimed = expect("a claim", pulse().await?, true)?;
@@ -45,9 +45,9 @@ async fn rule<S: Subject>(subject: &S) -> Result<(), String> {
     Ok(())
 }
 
-fn expect(after: &str, pulse: Pulse, owned: bool) -> Result<Pulse, String> {
+fn expect(after: &str, pulse: OwnerStatus, owned: bool) -> Result<OwnerStatus, String> {
     match (pulse, owned) {
-        (Pulse::Owned(_), true) | (Pulse::Free, false) => Ok(pulse),
+        (OwnerStatus::Owned(_), true) | (OwnerStatus::Free, false) => Ok(pulse),
         _ => Err(format!("after {after} its pulse is {pulse:?}")),
     }
 }
