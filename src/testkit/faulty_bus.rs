@@ -321,7 +321,8 @@ impl Subscription for FaultyListener {
     }
 }
 
-#[cfg(all(test, not(feature = "simulation")))]
+#[cfg(test)]
+#[cfg(not(feature = "simulation"))]
 mod tests {
     use super::*;
     use crate::bus::contract::{Identity, Position};

@@ -249,7 +249,8 @@ async fn arrive(
     drop(to.shutdown().await);
 }
 
-#[cfg(all(test, not(feature = "simulation")))]
+#[cfg(test)]
+#[cfg(not(feature = "simulation"))]
 mod tests {
     use super::*;
     use tokio::time::timeout;
