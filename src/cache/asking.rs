@@ -8,24 +8,29 @@ use crate::cache::view::{CacheKey, CacheValue, TypedView};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::layer::Layer;
 use crate::memory::freshness::OnUnverified;
-use crate::memory::servable::{Ask, MissReason};
+use crate::memory::servable::{MissReason, ReadConstraints};
 
 impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     /// What a read asks for, once the store has what it wants to see at the least.
-    pub(super) async fn asked(&self, layer: &Layer, options: &ReadOptions, has_loader: bool) -> Result<Ask> {
-        let ask = options.ask(has_loader);
+    pub(super) async fn constraints(
+        &self,
+        layer: &Layer,
+        options: &ReadOptions,
+        has_loader: bool,
+    ) -> Result<ReadConstraints> {
+        let constraints = options.constraints(has_loader);
         let past_memory = match options.least() {
             Some(least) => layer.reach(least).await?,
             None => false,
         };
-        let max_staleness = if past_memory { Some(Duration::ZERO) } else { ask.max_staleness };
-        Ok(Ask { max_staleness, ..ask })
+        let max_staleness = if past_memory { Some(Duration::ZERO) } else { constraints.max_staleness };
+        Ok(ReadConstraints { max_staleness, ..constraints })
     }
 
     /// Whether a read may go on to the store.
-    pub(super) fn check_verifiable(&self, reason: MissReason, ask: &Ask) -> Result<()> {
+    pub(super) fn check_verifiable(&self, reason: MissReason, constraints: &ReadConstraints) -> Result<()> {
         let Some(following) = self.resident.freshness().following else { return Ok(()) };
-        let wanted = ask.on_unverified.unwrap_or(following.on_unverified);
+        let wanted = constraints.on_unverified.unwrap_or(following.on_unverified);
         if reason != MissReason::Unverified || wanted != OnUnverified::Fail {
             return Ok(());
         }
@@ -39,6 +44,6 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     /// What memory would serve.
     pub(crate) fn peek(&self, layer: &Layer, key: &K) -> Option<Entry<V>> {
         layer.catch_up();
-        self.resident.peek(key, &Ask::default()).ok().map(|held| entry_held(held, None))
+        self.resident.peek(key, &ReadConstraints::default()).ok().map(|held| entry_held(held, None))
     }
 }

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::memory::reloads::Same;
+use crate::memory::reloads::CompareValues;
 use crate::safeguard::Safeguard;
 
 /// The schema version of a cache that says nothing else.
@@ -171,7 +171,7 @@ const COMPARED_BYTES_MAX: usize = 64 << 10;
 impl<K, V: 'static> Coder<K, V> {
     /// Tells whether two values are the same by what they encode to; nothing of large ones, and of those that do not
     /// encode.
-    pub(crate) fn comparison(&self) -> Same<V> {
+    pub(crate) fn comparison(&self) -> CompareValues<V> {
         let encode = self.encode_value;
         Box::new(move |one, other| {
             let (mut first, mut second) = (Vec::new(), Vec::new());

@@ -90,8 +90,8 @@ impl LoadContext {
         let mark = resident.start(key).mark;
         let entry = read.await;
         let mut noted = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let ties = entry.as_ref().ok().and_then(|entry| entry.ties.as_deref());
-        noted.add(resident.fences(), mark, ties);
+        let dependencies = entry.as_ref().ok().and_then(|entry| entry.dependencies.as_deref());
+        noted.add(resident.fences(), mark, dependencies);
         if entry.as_ref().is_ok_and(|entry| entry.stale.is_some()) {
             noted.spoil();
         }

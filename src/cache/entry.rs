@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::cache::receipt::Receipt;
 use crate::error::Error;
 use crate::ids::Seq;
-use crate::memory::entry::Own;
+use crate::memory::entry::EntryOverrides;
 use crate::memory::freshness::OnUnverified;
-use crate::memory::scope::{ReadSet, Ties};
-use crate::memory::servable::{Ask, Excuse, Situation};
+use crate::memory::scope::{Dependencies, ReadSet};
+use crate::memory::servable::{LoadProgress, ReadConstraints, StaleReason};
 use crate::options::WritePolicy;
 
 /// What a read found, with the proof of how current that is. Of a key without a value there is one, too.
@@ -28,11 +28,11 @@ pub struct Entry<V> {
     /// The bound that it met.
     pub bound: MetBound,
     /// If it is served though its time is up: why.
-    pub stale: Option<Excuse>,
+    pub stale: Option<StaleReason>,
     /// The failure in whose stead it is served.
     pub error: Option<Error>,
     /// What it hangs on beside its key and cache.
-    pub(crate) ties: Option<Arc<Ties>>,
+    pub(crate) dependencies: Option<Arc<Dependencies>>,
 }
 
 /// Where a read found its answer.
@@ -118,9 +118,9 @@ impl ReadOptions {
         self
     }
 
-    pub(crate) fn ask(&self, has_loader: bool) -> Ask {
+    pub(crate) fn constraints(&self, has_loader: bool) -> ReadConstraints {
         let (max_staleness, on_unverified) = (self.max_staleness, self.on_unverified);
-        Ask { max_staleness, on_unverified, has_loader, situation: Situation::Looking }
+        ReadConstraints { max_staleness, on_unverified, has_loader, progress: LoadProgress::NotStarted }
     }
 
     pub(crate) fn least(&self) -> Option<Seq> {
@@ -183,8 +183,12 @@ impl WriteOptions {
         self.policy
     }
 
-    pub(crate) fn own(&self) -> Own {
-        Own { time_to_live: self.time_to_live, time_to_idle: self.time_to_idle, ties: None }
+    pub(crate) fn overrides(&self) -> EntryOverrides {
+        EntryOverrides {
+            time_to_live: self.time_to_live,
+            time_to_idle: self.time_to_idle,
+            dependencies: None,
+        }
     }
 
     pub(crate) fn chosen_tags(&self) -> &[String] {
@@ -202,7 +206,7 @@ impl From<WritePolicy> for WriteOptions {
 #[derive(Clone, Debug)]
 pub struct Loaded<V> {
     pub(crate) value: Option<V>,
-    pub(crate) own: Own,
+    pub(crate) overrides: EntryOverrides,
     pub(crate) tags: Vec<String>,
     pub(crate) read: ReadSet,
 }
@@ -223,14 +227,14 @@ impl<V> Loaded<V> {
     /// How long this is fresh in memory, instead of as long as the cache says.
     #[must_use]
     pub fn time_to_live(mut self, time_to_live: Duration) -> Loaded<V> {
-        self.own.time_to_live = Some(time_to_live);
+        self.overrides.time_to_live = Some(time_to_live);
         self
     }
 
     /// How long it stays in memory unused, instead of as long as the cache says.
     #[must_use]
     pub fn time_to_idle(mut self, time_to_idle: Duration) -> Loaded<V> {
-        self.own.time_to_idle = Some(time_to_idle);
+        self.overrides.time_to_idle = Some(time_to_idle);
         self
     }
 
@@ -244,6 +248,6 @@ impl<V> Loaded<V> {
 
 impl<V> From<Option<V>> for Loaded<V> {
     fn from(value: Option<V>) -> Loaded<V> {
-        Loaded { value, own: Own::default(), tags: Vec::new(), read: ReadSet::default() }
+        Loaded { value, overrides: EntryOverrides::default(), tags: Vec::new(), read: ReadSet::default() }
     }
 }

@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::sync::{Arc, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
-use crate::memory::entry::Start;
+use crate::memory::entry::LoadStart;
 use crate::safeguard::Safeguard;
 use crate::seam::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::seam::sync::{Mutex, MutexGuard};
@@ -32,7 +32,7 @@ pub struct Flights<K, T> {
 
 /// Where the flight of a key is found.
 struct Listed<T> {
-    start: Start,
+    start: LoadStart,
     flight: Weak<Flight<T>>,
     seat: usize,
 }
@@ -115,7 +115,7 @@ impl<K: Hash + Eq + Clone, T> Flights<K, T> {
 
 impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> Departure<K, T> {
     /// Joins the flight of `key` that began where the fences stand now and that `suits`; or takes the key on this one.
-    pub fn board(&mut self, key: &K, start: &Start, suits: impl FnOnce(&Start) -> bool) -> Turn<T> {
+    pub fn board(&mut self, key: &K, start: &LoadStart, suits: impl FnOnce(&LoadStart) -> bool) -> Turn<T> {
         let mut flights = lock(&self.flights.flights);
         if let Some(listed) = flights.get(key)
             && (listed.start.mark == start.mark || !Safeguard::JoinNoOlderLoad.holds())

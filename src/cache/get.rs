@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use crate::cache::typed::Cache;
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::error::Result;
-use crate::memory::servable::Ask;
+use crate::memory::servable::ReadConstraints;
 use crate::store::contract::BoxFuture;
 
 /// A read. By hand, because what an `async` block returns at once is moved through the block's own memory, and that is
@@ -61,6 +61,6 @@ pub(crate) fn at_once<K: CacheKey, V: CacheValue>(cache: &Cache<K, V>, key: &K) 
 
 /// The rest of a read that memory did not answer.
 pub(crate) async fn beyond<K: CacheKey, V: CacheValue>(cache: &Cache<K, V>, key: &K) -> Result<Option<V>> {
-    let ask = Ask::default();
-    cache.view.read_beyond(&cache.layer, key, &ask, None, None).await.map(|entry| entry.value)
+    let constraints = ReadConstraints::default();
+    cache.view.read_beyond(&cache.layer, key, &constraints, None, None).await.map(|entry| entry.value)
 }

@@ -19,9 +19,9 @@ use crate::cache::view::{CacheKey, CacheValue, TypedView};
 use crate::error::{Error, Result};
 use crate::ids::{Key, Seq};
 use crate::layer::layer::Layer;
-use crate::memory::entry::{Brought, Held, Own, Start, Unjudged};
-use crate::memory::scope::{ReadSet, Ties};
-use crate::memory::servable::{Ask, Generation, Situation};
+use crate::memory::entry::{Candidate, EntryOverrides, LoadResult, LoadStart, MemoryHit};
+use crate::memory::scope::{Dependencies, ReadSet};
+use crate::memory::servable::{Generation, LoadProgress, ReadConstraints};
 use crate::queue::lookup::{Answer, Reads};
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
@@ -36,7 +36,7 @@ pub(crate) struct Landed<V> {
     since: Moment,
     source: Source,
     generation: Generation,
-    ties: Option<Arc<Ties>>,
+    dependencies: Option<Arc<Dependencies>>,
 }
 
 pub(crate) type Outcome<V> = Result<Landed<V>>;
@@ -45,15 +45,15 @@ pub(crate) type Outcome<V> = Result<Landed<V>>;
 struct Led<K> {
     key: K,
     stored: Key,
-    start: Start,
+    start: LoadStart,
 }
 
 impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     /// What memory has, counted, if no time limits it; else what there is to judge.
     #[inline]
-    pub(crate) fn hit(&self, layer: &Layer, key: &K) -> Result<Option<V>, Unjudged<V>> {
+    pub(crate) fn hit(&self, layer: &Layer, key: &K) -> Result<Option<V>, Candidate<V>> {
         layer.catch_up();
-        let value = self.resident.glance(key)?;
+        let value = self.resident.get(key)?;
         self.metrics.memory_hits.increment();
         Ok(value)
     }
@@ -65,9 +65,9 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         self: &Arc<Self>,
         layer: &Layer,
         key: &K,
-        found: Unjudged<V>,
+        found: Candidate<V>,
     ) -> Option<Result<Option<V>>> {
-        match self.resident.judge(found, &Ask::default()) {
+        match self.resident.check(found, &ReadConstraints::default()) {
             Ok(held) => {
                 self.count_hit(&held);
                 if held.reload {
@@ -77,7 +77,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             }
             Err(reason) => {
                 self.count_miss(reason);
-                self.check_verifiable(reason, &Ask::default()).err().map(Err)
+                self.check_verifiable(reason, &ReadConstraints::default()).err().map(Err)
             }
         }
     }
@@ -91,9 +91,9 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         has_loader: bool,
         loader: impl FnOnce() -> Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
-        let ask = self.asked(layer, options, has_loader).await?;
+        let constraints = self.constraints(layer, options, has_loader).await?;
         layer.catch_up();
-        match self.resident.look_closely(key, &ask) {
+        match self.resident.look_closely(key, &constraints) {
             Ok(held) => {
                 self.count_hit(&held);
                 if held.reload {
@@ -103,8 +103,8 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             }
             Err(reason) => {
                 self.count_miss(reason);
-                self.check_verifiable(reason, &ask)?;
-                self.read_beyond(layer, key, &ask, options.instead_of_waiting(), loader()).await
+                self.check_verifiable(reason, &constraints)?;
+                self.read_beyond(layer, key, &constraints, options.instead_of_waiting(), loader()).await
             }
         }
     }
@@ -114,12 +114,12 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         self: &Arc<Self>,
         layer: &Layer,
         key: &K,
-        ask: &Ask,
+        constraints: &ReadConstraints,
         instead_of_waiting: Option<Duration>,
         loader: Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
         let stored = self.stored_key(key)?;
-        let start = self.start(key, ask);
+        let start = self.start(key, constraints);
         if let Some(pending) = layer.reads().peek(&stored)
             && (pending.is_some() || loader.is_none())
         {
@@ -127,14 +127,14 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             let answer = Answer { value: pending, pending: true };
             let landed = self.keep_answer(layer.reads(), key, answer, &start);
             let landed = landed.map_err(|error| self.in_namespace(error))?;
-            return Ok(self.entry_landed(landed, &start, ask));
+            return Ok(self.entry_landed(landed, &start, constraints));
         }
         if let Some(error) = self.throttle.recent(key, start.since) {
             self.metrics.throttled_loads.add(1);
-            return self.instead_of(layer, key, ask, error);
+            return self.instead_of(layer, key, constraints, error);
         }
         let mut departure = self.flights(loader.as_ref()).departure();
-        let suits = |other: &Start| self.resident.may_join(other.since, start.since, ask);
+        let suits = |other: &LoadStart| self.resident.may_join(other.since, start.since, constraints);
         let (join, left) = match departure.board(key, &start, suits) {
             Turn::Lead(join) => {
                 self.depart(layer.reads(), departure, Led { key: key.clone(), stored, start }, loader);
@@ -143,7 +143,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             Turn::Join(join) => {
                 drop(departure);
                 if let Some(most) = instead_of_waiting {
-                    let waiting = Ask { situation: Situation::Waiting(most), ..*ask };
+                    let waiting = ReadConstraints { progress: LoadProgress::InFlight(most), ..*constraints };
                     if let Ok(held) = self.resident.look_closely(key, &waiting) {
                         self.count_hit(&held);
                         return Ok(entry_held(held, None));
@@ -156,11 +156,11 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         match (join.await.unwrap_or_else(|| Err(panicked())), left) {
             // What it hangs on may have been invalidated before this reader came.
             (Ok(landed), Some((stored, loader))) if self.is_broken(&landed) => {
-                let led = Led { key: key.clone(), stored, start: self.start(key, ask) };
-                Box::pin(self.read_alone(layer, led, ask, loader)).await
+                let led = Led { key: key.clone(), stored, start: self.start(key, constraints) };
+                Box::pin(self.read_alone(layer, led, constraints, loader)).await
             }
-            (Ok(landed), _) => Ok(self.entry_landed(landed, &start, ask)),
-            (Err(error), _) => self.instead_of(layer, key, ask, error),
+            (Ok(landed), _) => Ok(self.entry_landed(landed, &start, constraints)),
+            (Err(error), _) => self.instead_of(layer, key, constraints, error),
         }
     }
 
@@ -169,7 +169,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         self: &Arc<Self>,
         layer: &Layer,
         led: Led<K>,
-        ask: &Ask,
+        constraints: &ReadConstraints,
         loader: Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
         let (key, start) = (led.key.clone(), led.start);
@@ -177,15 +177,15 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         let (Turn::Lead(join) | Turn::Join(join)) = departure.board(&key, &start, |_| false);
         self.depart(layer.reads(), departure, led, loader);
         match join.await.unwrap_or_else(|| Err(panicked())) {
-            Ok(landed) => Ok(self.entry_landed(landed, &start, ask)),
-            Err(error) => self.instead_of(layer, &key, ask, error),
+            Ok(landed) => Ok(self.entry_landed(landed, &start, constraints)),
+            Err(error) => self.instead_of(layer, &key, constraints, error),
         }
     }
 
     fn is_broken(&self, landed: &Landed<V>) -> bool {
         let scopes = self.resident.fences().scopes();
-        let broken = |ties: &Arc<Ties>| ties.are_broken(scopes, landed.generation);
-        landed.ties.as_ref().is_some_and(broken) && Safeguard::JoinNoBrokenLoad.holds()
+        let broken = |dependencies: &Arc<Dependencies>| dependencies.have_changed(scopes, landed.generation);
+        landed.dependencies.as_ref().is_some_and(broken) && Safeguard::JoinNoBrokenLoad.holds()
     }
 
     /// The values of several keys, in their order; what nobody loads yet in one call, of the store and of the loader.
@@ -196,13 +196,13 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         options: &ReadOptions,
         loader: Option<ManyLoader<K, V>>,
     ) -> Result<Vec<Option<V>>> {
-        let ask = self.asked(layer, options, loader.is_some()).await?;
+        let constraints = self.constraints(layer, options, loader.is_some()).await?;
         let mut values = Vec::with_capacity(keys.len());
         let mut missing = Vec::new();
         layer.catch_up();
         // What can fail comes first: a flight that has been boarded has to depart.
         for (at, key) in keys.iter().enumerate() {
-            match self.resident.look(key, &ask) {
+            match self.resident.lookup(key, &constraints) {
                 Ok(held) => {
                     self.count_hit(&held);
                     if held.reload && loader.is_none() {
@@ -213,13 +213,13 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
                 }
                 Err(reason) => {
                     self.count_miss(reason);
-                    self.check_verifiable(reason, &ask)?;
+                    self.check_verifiable(reason, &constraints)?;
                 }
             }
             match self.throttle.recent(key, self.resident.ticker().now()) {
                 Some(error) => {
                     self.metrics.throttled_loads.add(1);
-                    values.push(self.instead_of(layer, key, &ask, error)?.value);
+                    values.push(self.instead_of(layer, key, &constraints, error)?.value);
                 }
                 None => {
                     missing.push((at, key, self.stored_key(key)?));
@@ -236,9 +236,9 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         let newest = self.resident.fences().scopes().newest();
         let (mut led, mut joins) = (Vec::new(), Vec::new());
         for (at, key, stored) in missing {
-            let start = self.start(key, &ask);
-            let suits = |other: &Start| {
-                other.generation >= newest && self.resident.may_join(other.since, start.since, &ask)
+            let start = self.start(key, &constraints);
+            let suits = |other: &LoadStart| {
+                other.generation >= newest && self.resident.may_join(other.since, start.since, &constraints)
             };
             let join = match departure.board(key, &start, suits) {
                 Turn::Lead(join) => {
@@ -259,8 +259,8 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         }
         for (at, key, start, join) in joins {
             let entry = match join.await.unwrap_or_else(|| Err(panicked())) {
-                Ok(landed) => self.entry_landed(landed, &start, &ask),
-                Err(error) => self.instead_of(layer, key, &ask, error)?,
+                Ok(landed) => self.entry_landed(landed, &start, &constraints),
+                Err(error) => self.instead_of(layer, key, &constraints, error)?,
             };
             if let Some(value) = values.get_mut(at) {
                 *value = entry.value;
@@ -287,10 +287,10 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     }
 
     /// Where a load for this reader starts.
-    fn start(&self, key: &K, ask: &Ask) -> Start {
-        match ask.max_staleness {
+    fn start(&self, key: &K, constraints: &ReadConstraints) -> LoadStart {
+        match constraints.max_staleness {
             // The value of now: what began earlier must not come after it.
-            Some(most) if most.is_zero() => self.resident.start_anew(key),
+            Some(most) if most.is_zero() => self.resident.begin_load_past_memory(key),
             _ => self.resident.start(key),
         }
     }
@@ -381,37 +381,42 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     }
 
     /// Decodes what was found and keeps it in memory, if nothing has changed since the start.
-    fn keep_answer(&self, reads: &Reads, key: &K, answer: Answer, start: &Start) -> Outcome<V> {
+    fn keep_answer(&self, reads: &Reads, key: &K, answer: Answer, start: &LoadStart) -> Outcome<V> {
         let source = if answer.pending { Source::Pending } else { Source::Store };
-        let tied = |tags: &[&str]| Own { ties: self.ties(key, tags, ReadSet::default()), ..Own::default() };
-        let (value, version, own) = match answer.value {
+        let tied = |tags: &[&str]| EntryOverrides {
+            dependencies: self.dependencies(key, tags, ReadSet::default()),
+            ..EntryOverrides::default()
+        };
+        let (value, version, overrides) = match answer.value {
             Some(Versioned { value, version }) => {
                 let Decoded { value, tags } = self.coder.decode(&value)?;
                 (Some(value), version, tied(&tags))
             }
             None => (None, Seq::ZERO, tied(&[])),
         };
-        let brought = Brought { value: value.as_ref(), version, of_loader: false, own };
-        self.keep(reads, key, &brought, start);
-        let (ties, generation) = (brought.own.ties, start.generation);
-        Ok(Landed { value, version, since: start.since, source, generation, ties })
+        let load_result = LoadResult { value: value.as_ref(), version, of_loader: false, overrides };
+        self.keep(reads, key, &load_result, start);
+        let (dependencies, generation) = (load_result.overrides.dependencies, start.generation);
+        Ok(Landed { value, version, since: start.since, source, generation, dependencies })
     }
 
-    fn keep_loaded(&self, reads: &Reads, key: &K, loaded: Loaded<V>, start: &Start) -> Outcome<V> {
-        let Loaded { value, own, tags, read } = loaded;
+    fn keep_loaded(&self, reads: &Reads, key: &K, loaded: Loaded<V>, start: &LoadStart) -> Outcome<V> {
+        let Loaded { value, overrides, tags, read } = loaded;
         check_tags(&tags)?;
-        let own = Own { ties: self.ties(key, &tags, read), ..own };
-        let brought = Brought { value: value.as_ref(), version: Seq::ZERO, of_loader: true, own };
-        self.keep(reads, key, &brought, start);
-        let (ties, generation, source) = (brought.own.ties, start.generation, Source::Loader);
-        Ok(Landed { value, version: Seq::ZERO, since: start.since, source, generation, ties })
+        let overrides = EntryOverrides { dependencies: self.dependencies(key, &tags, read), ..overrides };
+        let load_result =
+            LoadResult { value: value.as_ref(), version: Seq::ZERO, of_loader: true, overrides };
+        self.keep(reads, key, &load_result, start);
+        let (dependencies, generation, source) =
+            (load_result.overrides.dependencies, start.generation, Source::Loader);
+        Ok(Landed { value, version: Seq::ZERO, since: start.since, source, generation, dependencies })
     }
 
-    fn keep(&self, reads: &Reads, key: &K, brought: &Brought<'_, V>, start: &Start) {
-        match self.resident.fill(key, brought, start) {
+    fn keep(&self, reads: &Reads, key: &K, load_result: &LoadResult<'_, V>, start: &LoadStart) {
+        match self.resident.fill(key, load_result, start) {
             Ok(true) => {}
             // Nothing was to be kept.
-            Ok(false) if brought.value.is_none() && !self.remembers_absences() => {}
+            Ok(false) if load_result.value.is_none() && !self.remembers_absences() => {}
             Ok(false) => {
                 reads.metrics().refused_fills.add(1);
                 self.metrics.refused_fills.add(1);
@@ -426,12 +431,21 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
 
     /// What may be served in the stead of a load that failed: what memory has *now*, since what was there before the
     /// load may have been invalidated meanwhile.
-    fn instead_of(&self, layer: &Layer, key: &K, ask: &Ask, error: Error) -> Result<Entry<V>> {
+    fn instead_of(
+        &self,
+        layer: &Layer,
+        key: &K,
+        constraints: &ReadConstraints,
+        error: Error,
+    ) -> Result<Entry<V>> {
         if !is_failing_source(&error) {
             return Err(error);
         }
         layer.catch_up();
-        match self.resident.look_closely(key, &Ask { situation: Situation::Failed, ..*ask }) {
+        match self
+            .resident
+            .look_closely(key, &ReadConstraints { progress: LoadProgress::Failed, ..*constraints })
+        {
             Ok(held) => {
                 self.count_hit(&held);
                 Ok(entry_held(held, Some(error)))
@@ -440,8 +454,8 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         }
     }
 
-    fn entry_landed(&self, landed: Landed<V>, start: &Start, ask: &Ask) -> Entry<V> {
-        let Landed { value, version, since, source, generation: _, ties } = landed;
+    fn entry_landed(&self, landed: Landed<V>, start: &LoadStart, constraints: &ReadConstraints) -> Entry<V> {
+        let Landed { value, version, since, source, generation: _, dependencies } = landed;
         match (&value, source) {
             (None, _) => self.metrics.not_found.add(1),
             (_, Source::Pending) => self.metrics.pending_hits.add(1),
@@ -451,10 +465,10 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         let bound = if source == Source::Pending || since >= start.since {
             MetBound::Current
         } else {
-            MetBound::of(self.resident.time_to_live().into_iter().chain(ask.max_staleness).min())
+            MetBound::of(self.resident.time_to_live().into_iter().chain(constraints.max_staleness).min())
         };
         let age = self.resident.ticker().now().since(since);
-        Entry { value, version: known(version), age, source, bound, stale: None, error: None, ties }
+        Entry { value, version: known(version), age, source, bound, stale: None, error: None, dependencies }
     }
 
     fn in_namespace(&self, error: Error) -> Error {
@@ -484,12 +498,12 @@ async fn caught<T>(load: impl Future<Output = Result<T>>) -> Result<T> {
     .await
 }
 
-pub(super) fn entry_held<V>(held: Held<V>, error: Option<Error>) -> Entry<V> {
-    let Held { value, version, age, excuse, reload: _, bound, ties } = held;
+pub(super) fn entry_held<V>(held: MemoryHit<V>, error: Option<Error>) -> Entry<V> {
+    let MemoryHit { value, version, age, stale, reload: _, bound, dependencies } = held;
     let (version, bound) = (known(version), MetBound::of(bound));
     // What is fresh stands in nobody's stead.
-    let error = error.filter(|_| excuse.is_some());
-    Entry { value, version, age, source: Source::Memory, bound, stale: excuse, error, ties }
+    let error = error.filter(|_| stale.is_some());
+    Entry { value, version, age, source: Source::Memory, bound, stale, error, dependencies }
 }
 
 fn known(version: Seq) -> Option<Seq> {

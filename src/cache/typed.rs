@@ -20,8 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::journal::frame::FrameBuilder;
 use crate::layer::layer::{Layer, Writing};
 use crate::memory::advice::TtlAdvice;
+use crate::memory::metrics::CacheStats;
 use crate::memory::views::View;
-use crate::metrics::CacheStats;
 use crate::options::{WritePolicy, within_time};
 use crate::queue::key_locks::Turn;
 use crate::queue::ticket::Effects;
@@ -308,8 +308,10 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     pub async fn put_with(&self, key: &K, value: V, options: impl Into<WriteOptions>) -> Result<Receipt> {
         self.check_unversioned(PUT_VERSION)?;
         let options = options.into();
-        let own = options.own();
-        for (option, life) in [("time_to_live", own.time_to_live), ("time_to_idle", own.time_to_idle)] {
+        let overrides = options.overrides();
+        for (option, life) in
+            [("time_to_live", overrides.time_to_live), ("time_to_idle", overrides.time_to_idle)]
+        {
             life.map_or(Ok(()), |life| within_time(option, life, LIFE_MIN, LIFE_MAX))?;
         }
         check_tags(options.chosen_tags())?;

@@ -17,12 +17,13 @@ use crate::cache::throttle::Throttle;
 use crate::error::Result;
 use crate::ids::{Key, NamespaceName, Seq};
 use crate::journal::frame::FrameBuilder;
-use crate::memory::entry::Own;
+use crate::memory::entry::EntryOverrides;
+use crate::memory::metrics::{CacheMetrics, CacheStats};
 use crate::memory::resident::Resident;
-use crate::memory::scope::{ReadSet, Ties};
+use crate::memory::scope::{Dependencies, ReadSet};
 use crate::memory::servable::Generation;
 use crate::memory::views::{AnyKey, View};
-use crate::metrics::{CacheMetrics, CacheStats, Metrics};
+use crate::metrics::Metrics;
 use crate::options::WritePolicy;
 use crate::queue::record::{Operation, push};
 use crate::queue::ticket::Effect;
@@ -84,8 +85,11 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
         let decoded = value.and_then(|value| self.coder.decode(value).ok());
         let outcome = match decoded {
             Some(Decoded { value, tags }) => {
-                let own = Own { ties: self.ties(&key, &tags, ReadSet::default()), ..Own::default() };
-                self.resident.heard(&key, value, version, own)
+                let overrides = EntryOverrides {
+                    dependencies: self.dependencies(&key, &tags, ReadSet::default()),
+                    ..EntryOverrides::default()
+                };
+                self.resident.apply_remote_change(&key, value, version, overrides)
             }
             None if version == Seq::ZERO => self.resident.invalidate(&key),
             None => self.resident.invalidate_version(&key, version).map(drop),
@@ -109,7 +113,7 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
 
     fn stats(&self) -> CacheStats {
         let (reloads_unchanged, reloads_changed) = self.resident.reloads();
-        let evictions = self.resident.left().value();
+        let evictions = self.resident.evictions();
         CacheStats { evictions, reloads_unchanged, reloads_changed, ..self.metrics.snapshot() }
     }
 
@@ -124,13 +128,13 @@ struct Written<K, V> {
     key: K,
     value: Option<V>,
     since: Moment,
-    own: Own,
+    overrides: EntryOverrides,
 }
 
 impl<K: CacheKey, V: CacheValue> Effect for Written<K, V> {
     fn publish(self: Box<Self>, seq: Seq) {
-        let Written { view, key, value, since, own } = *self;
-        if view.resident.written(key, value, seq, since, own).is_err() {
+        let Written { view, key, value, since, overrides } = *self;
+        if view.resident.apply_write(key, value, seq, since, overrides).is_err() {
             view.memory_failed();
         }
     }
@@ -159,7 +163,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         options: &WriteOptions,
     ) -> Result<Box<dyn Effect>> {
         let tags = options.chosen_tags();
-        let ties = self.ties(key, tags, ReadSet::default());
+        let dependencies = self.dependencies(key, tags, ReadSet::default());
         with_scratch(|stored_key, encoded| {
             Key::write_prefix(&self.namespace, stored_key);
             self.coder.key(key, stored_key)?;
@@ -177,12 +181,17 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         let since = self.resident.ticker().now();
         let value = value.filter(|_| options.chosen_policy().unwrap_or(self.policy) != WritePolicy::Around);
         let (view, key) = (Arc::clone(self), key.clone());
-        let own = Own { ties, ..options.own() };
-        Ok(Box::new(Written { view, key, value, since, own }))
+        let overrides = EntryOverrides { dependencies, ..options.overrides() };
+        Ok(Box::new(Written { view, key, value, since, overrides }))
     }
 
     /// What an entry of `key` hangs on.
-    pub(crate) fn ties(&self, key: &K, tags: &[impl AsRef<str>], read: ReadSet) -> Option<Arc<Ties>> {
+    pub(crate) fn dependencies(
+        &self,
+        key: &K,
+        tags: &[impl AsRef<str>],
+        read: ReadSet,
+    ) -> Option<Arc<Dependencies>> {
         if self.group_of.is_none() && tags.is_empty() && read.is_empty() {
             return None;
         }
@@ -190,7 +199,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         let group = self.group_of.as_ref().and_then(|group_of| group_of(key));
         let group = group.map(|group| scopes.group(self.namespace.as_str(), &group));
         let tags = tags.iter().map(|tag| scopes.tag(tag.as_ref())).collect();
-        Ties::new(group, tags, read)
+        Dependencies::new(group, tags, read)
     }
 
     /// Drops a key from memory, and makes loads of it that are under way lose.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
 use crate::flush::applied::Applied;
-use crate::ids::{Holding, NamespaceName, Seq};
+use crate::ids::{NamespaceName, Seq, StoredKind};
 use crate::journal::cursors::{CursorSummary, Cursors, Subscription};
 use crate::journal::frame::{Frame, Location};
 use crate::journal::log::Log;
@@ -282,7 +282,7 @@ impl ChangeStream {
         self.told = if self.read.ready.is_empty() { self.read.to } else { outcome.seq() };
         let metrics = &self.source.core.metrics;
         match &outcome {
-            ChangeOutcome::Change(_) => metrics.changes_told.add(1),
+            ChangeOutcome::Change(_) => metrics.changes_delivered.add(1),
             ChangeOutcome::PlaceLost { .. } => metrics.places_lost.add(1),
         }
         Some(outcome)
@@ -400,10 +400,10 @@ fn lost(after: Seq, until: Seq) -> Option<(ChangeOutcome, Option<Location>)> {
 
 /// What a record says to a subscriber. Which versions there are it hears from the versions themselves.
 fn change(seq: Seq, record: Record, parked: bool) -> Option<Change> {
-    let (key, version) = match record.key.holding() {
-        Holding::Value => (record.key.clone(), None),
-        Holding::Version(key, version) => (key, Some(version)),
-        Holding::VersionList => return None,
+    let (key, version) = match record.key.stored_kind() {
+        StoredKind::Value => (record.key.clone(), None),
+        StoredKind::Version(key, version) => (key, Some(version)),
+        StoredKind::VersionList => return None,
     };
     let kind = match (token_of(&key), record.operation, version) {
         (Some(Token::Namespace(name)), ..) => ChangeKind::InvalidateNamespace(name),

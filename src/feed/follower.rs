@@ -22,7 +22,7 @@ use crate::feed::tasks::Tasks;
 use crate::ids::{Epoch, Key, Seq};
 use crate::layer::invalidation;
 use crate::memory::freshness::Following;
-use crate::memory::views::{Finder, Views};
+use crate::memory::views::{ViewFinder, Views};
 use crate::queue::lookup::Reads;
 use crate::queue::state::Core;
 use crate::safeguard::Safeguard;
@@ -308,7 +308,7 @@ impl Follower {
         }
     }
 
-    fn changed<'a>(&self, finder: &mut Finder<'a>, key: &'a Key, version: Seq, value: Option<&[u8]>) {
+    fn changed<'a>(&self, finder: &mut ViewFinder<'a>, key: &'a Key, version: Seq, value: Option<&[u8]>) {
         match finder.view(key.namespace()) {
             Some(view) => view.changed_elsewhere(key.key(), version, value),
             None => self.figures.directives_elsewhere.add(1),

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use forebay::testkit::ManualClock;
 use forebay::{
-    Cache, CacheBuilder, ErrorKind, Excuse, Forebay, MetBound, ReadOptions, Seq, Source, WritePolicy,
+    Cache, CacheBuilder, ErrorKind, Forebay, MetBound, MissReason, ReadOptions, Seq, Source, StaleReason,
+    WritePolicy,
 };
 
 use crate::support::held_loads::HeldLoads;
@@ -67,7 +68,7 @@ async fn a_reads_tolerance_caps_what_the_cache_allows() {
     let error = cache.get_with(&1, &at_most(seconds(20))).await.expect_err("nothing else is young enough");
     assert_eq!(error.kind(), ErrorKind::Transient);
     assert_eq!(cache.get_with(&1, &at_most(seconds(21))).await.unwrap(), Some(3));
-    assert_eq!(cache.stats().misses_too_old, 4);
+    assert_eq!(cache.stats().misses[MissReason::TooOld], 4);
 }
 
 #[tokio::test]
@@ -130,7 +131,7 @@ async fn an_entry_is_its_own_proof() {
     assert_eq!((entry.source, entry.bound), (Source::Store, MetBound::Current));
     clock.advance(seconds(11));
     let entry = cache.get_entry(&1).await.unwrap();
-    assert_eq!((entry.age, entry.stale), (seconds(11), Some(Excuse::WhileRevalidating)));
+    assert_eq!((entry.age, entry.stale), (seconds(11), Some(StaleReason::WhileRevalidating)));
     let load = |_| async { Ok::<_, String>(Some(5)) };
     let entry = cache.get_or_load_with(&3, &ReadOptions::new(), load).await.unwrap();
     assert_eq!((entry.value, entry.version, entry.source), (Some(5), None, Source::Loader));
