@@ -367,7 +367,7 @@ mod tests {
             let mut other = bytes.clone();
             other[at] = 99;
             let error = bincode.decode(&other).err().expect(what);
-            assert!(error.kind() == ErrorKind::Decode && error.to_string().contains(what), "{error}");
+            assert!(error.kind() == ErrorKind::Decode && format!("{error:#}").contains(what), "{error}");
         }
         let mut longer = bytes.clone();
         longer.push(0);
@@ -433,7 +433,7 @@ mod tests {
         bytes[1] = TAGGED | 9;
         let error = new.decode(&bytes).err().expect("another schema");
         assert!(
-            error.kind() == ErrorKind::Decode && error.to_string().contains("no schema of ours"),
+            error.kind() == ErrorKind::Decode && format!("{error:#}").contains("no schema of ours"),
             "{error}"
         );
     }

@@ -51,7 +51,8 @@ impl<K: Hash + Eq + Clone> Throttle<K> {
     }
 }
 
-#[cfg(all(test, not(feature = "simulation")))]
+#[cfg(test)]
+#[cfg(not(feature = "simulation"))]
 mod tests {
     use super::*;
 
