@@ -123,7 +123,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         }
     }
 
-    /// Lookup with the proof. `loader` is made only if memory does not have the answer.
+    /// Reads with the proof. `loader` is made only if memory does not have the answer.
     pub(crate) async fn read(
         &self,
         key: &K,
@@ -149,7 +149,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         }
     }
 
-    /// Lookup a key that memory does not have: pending writes, then the store, then the loader.
+    /// Reads a key that memory does not have: pending writes, then the store, then the loader.
     async fn read_beyond_memory(
         &self,
         key: &K,
@@ -224,7 +224,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         }
     }
 
-    /// Lookup several keys, in their order. Keys that nobody loads yet are loaded in one call of the store and one of
+    /// Reads several keys, in their order. Keys that nobody loads yet are loaded in one call of the store and one of
     /// the loader.
     pub(crate) async fn read_many(
         &self,
