@@ -22,7 +22,7 @@ use crate::layer::layer::Layer;
 use crate::memory::entry::{Candidate, EntryOverrides, LoadResult, LoadStart, MemoryHit};
 use crate::memory::scope::{Dependencies, ReadSet};
 use crate::memory::servable::{Generation, LoadProgress, ReadConstraints};
-use crate::queue::lookup::{Answer, Reads};
+use crate::queue::lookup::{Lookup, LookupAnswer};
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
 use crate::seam::span::Span;
@@ -82,7 +82,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         }
     }
 
-    /// Reads with the proof. `loader` is made only if memory does not have the answer.
+    /// Lookup with the proof. `loader` is made only if memory does not have the answer.
     pub(crate) async fn read(
         self: &Arc<Self>,
         layer: &Layer,
@@ -109,7 +109,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         }
     }
 
-    /// Reads what memory does not have: pending, then the store, then the loader, one load per key at a time.
+    /// Lookup what memory does not have: pending, then the store, then the loader, one load per key at a time.
     pub(crate) async fn read_beyond(
         self: &Arc<Self>,
         layer: &Layer,
@@ -124,7 +124,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             && (pending.is_some() || loader.is_none())
         {
             layer.metrics().pending_hits.add(1);
-            let answer = Answer { value: pending, pending: true };
+            let answer = LookupAnswer { value: pending, pending: true };
             let landed = self.keep_answer(layer.reads(), key, answer, &start);
             let landed = landed.map_err(|error| self.in_namespace(error))?;
             return Ok(self.entry_landed(landed, &start, constraints));
@@ -305,7 +305,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
 
     fn depart(
         self: &Arc<Self>,
-        reads: &Arc<Reads>,
+        reads: &Arc<Lookup>,
         departure: Departure<K, Outcome<V>>,
         led: Led<K>,
         loader: Option<Loader<K, V>>,
@@ -315,7 +315,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         departure.depart(async move { vec![view.load(&reads, led, loader).await] });
     }
 
-    async fn load(&self, reads: &Reads, led: Led<K>, loader: Option<Loader<K, V>>) -> Outcome<V> {
+    async fn load(&self, reads: &Lookup, led: Led<K>, loader: Option<Loader<K, V>>) -> Outcome<V> {
         let Led { key, stored, start } = led;
         let span = Span::load(self.namespace.as_str(), 1);
         let landed = async {
@@ -336,7 +336,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
 
     async fn load_many(
         &self,
-        reads: &Reads,
+        reads: &Lookup,
         led: Vec<Led<K>>,
         loader: Option<ManyLoader<K, V>>,
     ) -> Vec<Outcome<V>> {
@@ -356,7 +356,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             Err(error) => (vec![Err(error); led.len()], None),
         };
         let landed =
-            led.iter().zip::<Vec<Result<Answer>>>(answers).map(|(Led { key, start, .. }, answer)| {
+            led.iter().zip::<Vec<Result<LookupAnswer>>>(answers).map(|(Led { key, start, .. }, answer)| {
                 let outcome = answer.and_then(|answer| match &mut loaded {
                     Some(loaded) if answer.value.is_none() => {
                         let loaded = loaded.as_mut().map_err(|error| error.clone())?;
@@ -381,7 +381,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     }
 
     /// Decodes what was found and keeps it in memory, if nothing has changed since the start.
-    fn keep_answer(&self, reads: &Reads, key: &K, answer: Answer, start: &LoadStart) -> Outcome<V> {
+    fn keep_answer(&self, reads: &Lookup, key: &K, answer: LookupAnswer, start: &LoadStart) -> Outcome<V> {
         let source = if answer.pending { Source::Pending } else { Source::Store };
         let tied = |tags: &[&str]| EntryOverrides {
             dependencies: self.dependencies(key, tags, ReadSet::default()),
@@ -400,7 +400,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         Ok(Landed { value, version, since: start.since, source, generation, dependencies })
     }
 
-    fn keep_loaded(&self, reads: &Reads, key: &K, loaded: Loaded<V>, start: &LoadStart) -> Outcome<V> {
+    fn keep_loaded(&self, reads: &Lookup, key: &K, loaded: Loaded<V>, start: &LoadStart) -> Outcome<V> {
         let Loaded { value, overrides, tags, read } = loaded;
         check_tags(&tags)?;
         let overrides = EntryOverrides { dependencies: self.dependencies(key, &tags, read), ..overrides };
@@ -412,7 +412,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         Ok(Landed { value, version: Seq::ZERO, since: start.since, source, generation, dependencies })
     }
 
-    fn keep(&self, reads: &Reads, key: &K, load_result: &LoadResult<'_, V>, start: &LoadStart) {
+    fn keep(&self, reads: &Lookup, key: &K, load_result: &LoadResult<'_, V>, start: &LoadStart) {
         match self.resident.fill(key, load_result, start) {
             Ok(true) => {}
             // Nothing was to be kept.

@@ -143,7 +143,7 @@ impl<K: CacheKey, V: CacheValue> Derives for Changing<K, V> {
 /// stale; what is returned does so again when it is dropped, and holds the keys until then.
 pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn Derives>]) -> Result<Aftermath> {
     let (wait, keys) = (layer.options().through_timeout, changes.iter().map(|change| change.stored()));
-    let turn = layer.within(wait, layer.turns.take(keys)).await.ok_or_else(|| {
+    let key_guard = layer.within(wait, layer.key_locks.lock(keys)).await.ok_or_else(|| {
         let context =
             format!("another write of the key has been under way for {wait:?}; nothing was written");
         Error::new(ErrorKind::Transient, context)
@@ -152,7 +152,7 @@ pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn Derives>]) -> Result
     for change in changes {
         directives.extend(change.directives(layer).await?);
     }
-    Aftermath::begin(layer, directives, turn)
+    Aftermath::begin(layer, directives, key_guard)
 }
 
 /// A write's effect on its own cache, and then what it makes stale elsewhere.

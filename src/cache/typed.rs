@@ -23,7 +23,7 @@ use crate::memory::advice::TtlAdvice;
 use crate::memory::metrics::CacheStats;
 use crate::memory::views::View;
 use crate::options::{WritePolicy, within_time};
-use crate::queue::key_locks::Turn;
+use crate::queue::key_locks::KeyGuard;
 use crate::queue::ticket::Effects;
 use crate::safeguard::Safeguard;
 use crate::store::contract::BoxFuture;
@@ -374,7 +374,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         frame: FrameBuilder,
         policy: WritePolicy,
         mut effects: Effects,
-        turn: Option<Turn>,
+        key_guard: Option<KeyGuard>,
     ) -> Result<Writing> {
         if policy == WritePolicy::Around {
             // Before, so that an outcome that stays unknown finds memory without the older value; and with the
@@ -386,7 +386,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
                 effects = Effects::None;
             }
         }
-        self.layer.begin_write(frame.finish(), policy, effects, turn)
+        self.layer.begin_write(frame.finish(), policy, effects, key_guard)
     }
 
     /// Waits for what comes of a frame that is about one key.

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
 use crate::journal::frame::FrameBuilder;
 use crate::options::WritePolicy;
-use crate::queue::key_locks::Turn;
+use crate::queue::key_locks::KeyGuard;
 use crate::queue::record::{Operation, push};
 use crate::queue::ticket::Effects;
 use crate::safeguard::Safeguard;
@@ -123,7 +123,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// the key for longer than [`through_timeout`](crate::Builder::through_timeout): not written.
     pub async fn put_version(&self, key: &K, version: u64, value: V) -> Result<VersionReceipt> {
         let stored = self.view.stored_key(key)?;
-        let (turn, mut list) = self.begin_version(&stored, self.view.policy).await?;
+        let (key_guard, mut list) = self.begin_version(&stored, self.view.policy).await?;
         let (place, dropped) = list.take(version, self.versioned()?);
         if place == VersionPlace::NotKept {
             return Ok(VersionReceipt { place, seq: None });
@@ -139,7 +139,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
             push(&mut frame, Operation::Remove, coalesce, stored.version(dropped)?.as_bytes(), &[])?;
         }
         let value = (place == VersionPlace::Latest).then_some(Some(value));
-        let receipt = self.end_version(key, value, frame, self.view.policy, turn).await?;
+        let receipt = self.end_version(key, value, frame, self.view.policy, key_guard).await?;
         Ok(VersionReceipt { place, seq: Some(receipt.seq()) })
     }
 
@@ -167,22 +167,22 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// Removes a key with all its versions.
     pub(crate) async fn remove_versions(&self, key: &K, policy: WritePolicy) -> Result<Receipt> {
         let stored = self.view.stored_key(key)?;
-        let (turn, list) = self.begin_version(&stored, policy).await?;
+        let (key_guard, list) = self.begin_version(&stored, policy).await?;
         let mut frame = FrameBuilder::new();
         for version in list.0 {
             let version = stored.version(version)?;
             push(&mut frame, Operation::Remove, self.view.coalesce, version.as_bytes(), &[])?;
         }
         push(&mut frame, Operation::Remove, self.view.coalesce, stored.version_list()?.as_bytes(), &[])?;
-        self.end_version(key, Some(None), frame, policy, turn).await
+        self.end_version(key, Some(None), frame, policy, key_guard).await
     }
 
     /// Waits for its turn among the writers of the key, and looks which versions there are.
-    async fn begin_version(&self, stored: &Key, policy: WritePolicy) -> Result<(Turn, List)> {
+    async fn begin_version(&self, stored: &Key, policy: WritePolicy) -> Result<(KeyGuard, List)> {
         self.versioned()?;
         let begun = async {
-            let turn = self.layer.turns.take(iter::once(stored)).await;
-            Ok((turn, self.version_list(stored).await?))
+            let key_guard = self.layer.key_locks.lock(iter::once(stored)).await;
+            Ok((key_guard, self.version_list(stored).await?))
         };
         if policy == WritePolicy::Behind {
             return begun.await;
@@ -204,7 +204,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         value: Option<Option<V>>,
         mut frame: FrameBuilder,
         policy: WritePolicy,
-        turn: Turn,
+        key_guard: KeyGuard,
     ) -> Result<Receipt> {
         let mut effects = Effects::None;
         if let Some(value) = value {
@@ -215,11 +215,11 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
             let none = (0..beside).map(|_| None);
             effects = Effects::Many(none.chain([Some(effect)]).collect());
         }
-        let (turn, _of_this_future) = match Safeguard::VersionsHeldToTheEnd.holds() {
-            true => (Some(turn), None),
-            false => (None, Some(turn)),
+        let (key_guard, _of_this_future) = match Safeguard::VersionsHeldToTheEnd.holds() {
+            true => (Some(key_guard), None),
+            false => (None, Some(key_guard)),
         };
-        let begun = self.begin_frame(key, frame, policy, effects, turn);
+        let begun = self.begin_frame(key, frame, policy, effects, key_guard);
         self.end_write(key, Begun::Now(begun)).await
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
-use crate::flush::applied::Applied;
+use crate::flush::applied::ApplyHistory;
 use crate::ids::{NamespaceName, Seq, StoredKind};
 use crate::journal::cursors::{CursorSummary, Cursors, Subscription};
 use crate::journal::frame::{Frame, Location};
@@ -33,7 +33,7 @@ pub(crate) struct ChangeSource {
     pub(crate) log: Arc<Log>,
     pub(crate) letters: Option<Arc<DeadLetters>>,
     pub(crate) cursors: Arc<Cursors>,
-    pub(crate) applied: Arc<Applied>,
+    pub(crate) applied: Arc<ApplyHistory>,
     pub(crate) runtime: Handle,
 }
 

@@ -23,7 +23,7 @@ use crate::ids::{Epoch, Key, Seq};
 use crate::layer::invalidation;
 use crate::memory::freshness::Following;
 use crate::memory::views::{ViewFinder, Views};
-use crate::queue::lookup::Reads;
+use crate::queue::lookup::Lookup;
 use crate::queue::state::Core;
 use crate::safeguard::Safeguard;
 use crate::seam::backoff::RETRY;
@@ -40,7 +40,7 @@ const SEEN_EVERY: u32 = 10;
 pub(crate) struct Follower {
     follow: Follow,
     core: Arc<Core>,
-    reads: Arc<Reads>,
+    reads: Arc<Lookup>,
     views: Arc<Views>,
     ticker: Ticker,
     state: Mutex<State>,
@@ -90,7 +90,7 @@ impl Follower {
     /// Starts to follow. The store was at this tenure a moment ago.
     pub(crate) fn start(
         follow: Follow,
-        (core, reads, views): (&Arc<Core>, &Arc<Reads>, &Arc<Views>),
+        (core, reads, views): (&Arc<Core>, &Arc<Lookup>, &Arc<Views>),
         ticker: Ticker,
         tenure: &Tenure,
         tasks: &Tasks,

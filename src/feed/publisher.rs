@@ -22,7 +22,7 @@ use crate::journal::frame::Location;
 use crate::layer::layer::Layer;
 use crate::metrics::Counter;
 use crate::options::within_time;
-use crate::queue::lookup::Reads;
+use crate::queue::lookup::Lookup;
 use crate::safeguard::Safeguard;
 use crate::seam::backoff::RETRY;
 use crate::seam::clock::{self, Moment, Ticker};
@@ -122,7 +122,7 @@ pub struct Publication {
 pub(crate) struct Shared {
     name: String,
     source: Arc<ChangeSource>,
-    reads: Arc<Reads>,
+    reads: Arc<Lookup>,
     ticker: Ticker,
     state: Mutex<State>,
     /// Counts what was heard of followers.
