@@ -9,6 +9,7 @@ pub mod disk;
 pub mod error;
 pub mod feed;
 pub mod flush;
+pub mod forebay;
 pub mod ids;
 pub mod journal;
 pub mod layer;
@@ -32,24 +33,21 @@ pub mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
-pub use crate::builder::blocking::BlockingForebay;
-pub use crate::builder::{Builder, Forebay};
+pub use crate::builder::Builder;
 pub use crate::bus::contract::{Bus, Channel};
 pub use crate::bus::local::LocalBus;
 #[cfg(feature = "postgres")]
 pub use crate::bus::postgres::PostgresBus;
-pub use crate::cache::batch::Batch;
-pub use crate::cache::blocking::BlockingCache;
+pub use crate::cache::batch::WriteBatch;
 #[cfg(feature = "postcard")]
 pub use crate::cache::codec::Postcard;
-pub use crate::cache::codec::{Bincode, Codec};
-pub use crate::cache::derive::{BlockingLoadContext, LoadContext};
-pub use crate::cache::entry::{Entry, Loaded, MetBound, ReadOptions, Source, WriteOptions};
+pub use crate::cache::codec::{Bincode, CacheKey, CacheValue, Codec};
+pub use crate::cache::entry::{Entry, Loaded, ReadOptions, Receipt, Source, StalenessBound, WriteOptions};
 pub use crate::cache::group::{BlockingGroup, Group};
 pub use crate::cache::opening::CacheBuilder;
-pub use crate::cache::receipt::Receipt;
 pub use crate::cache::rules::{Replacement, Stale};
-pub use crate::cache::typed::Cache;
+pub use crate::cache::typed::derive::{BlockingLoadContext, LoadContext};
+pub use crate::cache::typed::{BlockingCache, Cache};
 pub use crate::cache::versions::{VersionPlace, VersionReceipt};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::feed::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
@@ -57,7 +55,8 @@ pub use crate::feed::changes::{BlockingChangeStream, ChangeStream};
 pub use crate::feed::follow::{Follow, FollowStatus};
 #[cfg(feature = "postgres")]
 pub use crate::feed::outbox::OutboxPuts;
-pub use crate::feed::publisher::{FollowerStatus, Publication, Publish, PublishStatus};
+pub use crate::feed::publisher::{BlockingPublication, FollowerStatus, Publication, Publish, PublishStatus};
+pub use crate::forebay::{BlockingForebay, Forebay};
 pub use crate::ids::{Epoch, JournalId, Key, NamespaceName, Seq};
 pub use crate::journal::options::{Durability, JournalOptions};
 pub use crate::layer::dead_letter_list::DeadLetterList;

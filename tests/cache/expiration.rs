@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use forebay::testkit::ManualClock;
 use forebay::{
-    Cache, CacheBuilder, ErrorKind, Forebay, MetBound, MissReason, ReadOptions, Source, StaleReason,
+    Cache, CacheBuilder, ErrorKind, Forebay, MissReason, ReadOptions, Source, StaleReason, StalenessBound,
     WriteOptions,
 };
 
@@ -208,7 +208,7 @@ async fn absences_are_remembered_for_their_own_time() {
     let entry = cache.get_entry(&1).await.unwrap();
     assert_eq!(
         (entry.value, entry.source, entry.bound),
-        (None, Source::Memory, MetBound::Within(seconds(5)))
+        (None, Source::Memory, StalenessBound::Within(seconds(5)))
     );
     assert_eq!(bed.source.loads(), 1);
     bed.clock.advance(Duration::from_nanos(1));
@@ -229,7 +229,7 @@ async fn a_pending_write_never_expires() {
     cache.put(&1, 1).await.unwrap();
     clock.advance(seconds(1000));
     let entry = cache.get_entry(&1).await.unwrap();
-    assert_eq!((entry.value, entry.source, entry.bound), (Some(1), Source::Pending, MetBound::Current));
+    assert_eq!((entry.value, entry.source, entry.bound), (Some(1), Source::Pending, StalenessBound::Current));
     assert_eq!(cache.get(&1).await.unwrap(), Some(1));
     let exact = ReadOptions::new().max_staleness(Duration::ZERO);
     assert_eq!(cache.get_with(&1, &exact).await.unwrap(), Some(1), "it is newer than the store");
@@ -263,7 +263,7 @@ async fn a_stale_value_is_served_while_one_load_runs_in_the_background() {
         let entry = cache.get_entry(&1).await.unwrap();
         assert_eq!((entry.value, entry.age), (Some(1), seconds(14)));
         assert_eq!(entry.stale, Some(StaleReason::WhileRevalidating));
-        assert_eq!(entry.bound, MetBound::Within(seconds(15)));
+        assert_eq!(entry.bound, StalenessBound::Within(seconds(15)));
     }
     bed.source.wait_for_loads(1).await;
     assert_eq!(
@@ -315,7 +315,7 @@ async fn a_stale_value_is_served_if_its_load_fails_and_says_so() {
     let entry = cache.get_entry(&1).await.unwrap();
     assert_eq!((entry.value, entry.age), (Some(1), seconds(12)));
     assert_eq!(entry.stale, Some(StaleReason::LoadFailed));
-    assert_eq!(entry.bound, MetBound::Within(seconds(60)));
+    assert_eq!(entry.bound, StalenessBound::Within(seconds(60)));
     assert_eq!(entry.error.expect("the failure").kind(), ErrorKind::Transient);
     assert_eq!(cache.get_many(&[1]).await.unwrap(), [Some(1)]);
     bed.clock.advance(seconds(48));

@@ -30,7 +30,7 @@ impl Outside {
         Outside { value, asked: Arc::default(), open: Arc::new(watch::Sender::new(true)) }
     }
 
-    async fn get<K: forebay::cache::view::CacheKey>(&self, cache: &Cache<K, u64>, key: &K) -> u64 {
+    async fn get<K: forebay::cache::codec::CacheKey>(&self, cache: &Cache<K, u64>, key: &K) -> u64 {
         let source = self.clone();
         let load = move |_| async move {
             source.asked.fetch_add(1, SeqCst);
