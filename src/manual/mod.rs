@@ -36,42 +36,13 @@
 //! - [`design`]: the modules and the reasons.
 //! - [`testing`]: how the promises are tested, and how to repeat a failure.
 
-#[doc = include_str!("start.md")]
-pub mod start {}
-#[doc = include_str!("writing.md")]
-pub mod writing {}
-#[doc = include_str!("reading.md")]
-pub mod reading {}
-#[doc = include_str!("invalidation.md")]
-pub mod invalidation {}
-#[doc = include_str!("stores.md")]
-pub mod stores {}
-#[doc = include_str!("coordination.md")]
-pub mod coordination {}
-#[doc = include_str!("buses.md")]
-pub mod buses {}
-#[doc = include_str!("events.md")]
-pub mod events {}
+macro_rules! pages {
+    ($($page:ident)+) => {
+        $(#[doc = include_str!(concat!(stringify!($page), ".md"))] pub mod $page {})+
+    };
+}
+
+pages! { start writing reading invalidation stores coordination buses events changes }
 #[cfg(feature = "postgres")]
-#[doc = include_str!("bus_postgres.md")]
-pub mod bus_postgres {}
-#[doc = include_str!("changes.md")]
-pub mod changes {}
-#[doc = include_str!("operating.md")]
-pub mod operating {}
-#[doc = include_str!("durability.md")]
-pub mod durability {}
-#[doc = include_str!("options.md")]
-pub mod options {}
-#[doc = include_str!("errors.md")]
-pub mod errors {}
-#[doc = include_str!("figures.md")]
-pub mod figures {}
-#[doc = include_str!("monitor.md")]
-pub mod monitor {}
-#[doc = include_str!("glossary.md")]
-pub mod glossary {}
-#[doc = include_str!("design.md")]
-pub mod design {}
-#[doc = include_str!("testing.md")]
-pub mod testing {}
+pages! { bus_postgres }
+pages! { operating durability options errors figures monitor glossary design testing }
