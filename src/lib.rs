@@ -1,6 +1,48 @@
-//! Forebay is a cache layer in front of a durable store.
+//! Forebay is a cache layer in front of a durable store. It acknowledges writes fast, serves reads from memory, and
+//! carries every update to the store in order, through crashes.
 //!
-//! This file is a table of contents; what a module promises stands at its own head.
+//! ```no_run
+//! use forebay::{Cache, Durability, Forebay, SledStore, WritePolicy};
+//!
+//! # async fn run() -> Result<(), forebay::Error> {
+//! let bay = Forebay::builder(SledStore::open("data/store")?)
+//!     .journal("data/journal")
+//!     .durability(Durability::Sync)
+//!     .open()
+//!     .await?;
+//! let products: Cache<u64, String> =
+//!     bay.cache("products").capacity(100_000).write_policy(WritePolicy::Behind).open()?;
+//!
+//! let receipt = products.put(&7, "kettle".into()).await?; // durable in the journal before it returns
+//! let seen = products.get(&7).await?; // from memory
+//! bay.wait_applied(receipt.seq()).await?; // this write is in the store
+//! bay.close().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Promises
+//!
+//! - No acknowledged write is lost: [`Durability::Sync`] survives power loss, [`Durability::Buffered`] `kill -9`.
+//! - The store always equals a prefix of the layer's writes, and each write takes effect in it exactly once.
+//! - After an acknowledgement every read returns that value or a newer one, though it was evicted or is still queued.
+//! - No load that began before a write or an invalidation is cached after it, and no read exceeds its staleness bound.
+//! - Memory and disk use are bounded. Damage and failures are reported with file, offset and reason.
+//!
+//! # The manual
+//!
+//! | page | subject |
+//! | --- | --- |
+//! | [`start`](manual::start) | dependencies, choices, all promises, limits |
+//! | [`writing`](manual::writing) | behind, through, around; batches, receipts, a full queue, rejected records |
+//! | [`reading`](manual::reading) | staleness bounds, times to live, loaders, versioned keys |
+//! | [`invalidation`](manual::invalidation) | keys, namespaces, groups, tags, rules, read sets, schemas |
+//! | [`stores`](manual::stores) | sled, redb, fjall, Postgres, and a store of your own |
+//! | [`coordination`](manual::coordination), [`buses`](manual::buses), [`events`](manual::events), [`changes`](manual::changes) | between processes |
+//! | [`operating`](manual::operating), [`durability`](manual::durability), [`options`](manual::options) | running |
+//! | [`errors`](manual::errors) | every kind of error, with a way on |
+//! | [`figures`](manual::figures), [`monitor`](manual::monitor) | metrics, alerts, consistency |
+//! | [`glossary`](manual::glossary), [`design`](manual::design), [`testing`](manual::testing) | words, and pages for contributors |
 
 pub mod builder;
 pub mod bus;
