@@ -1,9 +1,9 @@
-//! From values to bytes and back. The rest of the crate sees only bytes.
+//! Codecs: from keys and values to bytes and back. The rest of the crate sees only bytes.
 //!
-//! Every encoded value starts with two bytes: which codec wrote it, and which schema version it has. The upper bit of
-//! the second says that tags follow: their number `u8`, and of each its length `u8` and its bytes. A value of another
-//! codec is an error that says so, never garbage; one of another schema goes through the cache's upgrade, or is an
-//! error as well.
+//! Every encoded value starts with two bytes: the codec that wrote it, and its schema version. The upper bit of the
+//! second is set if tags follow: their number `u8`, and of each its length `u8` and its bytes. A value of another codec
+//! is an error that says so, never garbage; one of another schema goes through the cache's upgrade, or is an error,
+//! too.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -21,20 +21,20 @@ use crate::safeguard::Safeguard;
 
 /// The schema version of a cache that says nothing else.
 pub(crate) const SCHEMA_DEFAULT: u8 = 1;
-/// The highest one.
+/// The highest schema version.
 pub(crate) const SCHEMA_MAX: u8 = TAGGED - 1;
 const TAGGED: u8 = 1 << 7;
 
-/// How many tags a value may have.
+/// The most tags of a value.
 pub const TAGS_MAX: usize = 16;
 /// The longest tag, in bytes.
 pub const TAG_BYTES_MAX: usize = 255;
 
-/// A way to turn values into bytes.
+/// A way to turn values into bytes and back.
 ///
-/// The same value must always give the same bytes where it is used for keys.
+/// Equal keys have to encode to equal bytes, in every release of the program: the store finds them by these bytes.
 pub trait Codec: Send + Sync + 'static {
-    /// Tells this codec's values from others'. Numbers up to 127 belong to this crate.
+    /// The number in each value's first byte by which this codec's values are known. Up to 127 they are this crate's.
     const ID: u8;
 
     /// Appends the encoded value; at most `bytes_max` bytes.
@@ -88,8 +88,8 @@ impl Codec for Bincode {
     }
 }
 
-/// Appends a vector of bytes as bincode does, which would do it byte by byte: serde has no way to tell it from another
-/// sequence. For values of some length that was most of what a put costs.
+/// Appends a vector of bytes as bincode would, in one copy. bincode itself would go byte by byte, since serde cannot
+/// tell a vector of bytes from another sequence, and that would be most of what a put of a long value costs.
 fn append_vector(bytes: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String> {
     if bytes.len().checked_add(LENGTH_BYTES).is_none_or(|all| all > bytes_max) {
         return Err(bincode::ErrorKind::SizeLimit.to_string());
@@ -100,13 +100,13 @@ fn append_vector(bytes: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<()
     Ok(())
 }
 
-/// The vector that these bytes are of, if they are of one; if not, bincode says why.
+/// Returns the vector that these bytes encode; `None` if they encode none, and then bincode finds out why.
 fn vector_in(bytes: &[u8]) -> Option<Vec<u8>> {
     let (length, vector) = bytes.split_first_chunk::<LENGTH_BYTES>()?;
     (u64::from_le_bytes(*length) == vector.len() as u64).then(|| vector.to_vec())
 }
 
-/// What bincode puts before a sequence.
+/// The bytes of the length that bincode puts before a sequence.
 const LENGTH_BYTES: usize = 8;
 
 /// postcard 1: compact, variable-width integers.
@@ -137,7 +137,7 @@ impl Codec for Postcard {
     }
 }
 
-/// A codec chosen at run time for the types of one cache.
+/// The codec of one cache, for its types, with its schema version.
 pub(crate) struct Coder<K, V> {
     codec: u8,
     encode_key: Encode<K>,
@@ -148,7 +148,7 @@ pub(crate) struct Coder<K, V> {
     upgrade: Option<Upgrade<V>>,
 }
 
-/// Makes a value of the bytes of one of another schema version.
+/// Converts a stored value of another schema version, of which it gets the version and the bytes.
 pub(crate) type Upgrade<V> =
     Box<dyn Fn(u8, &[u8]) -> Result<V, Box<dyn StdError + Send + Sync>> + Send + Sync>;
 
@@ -174,11 +174,11 @@ impl<K: Serialize + DeserializeOwned + 'static, V: Serialize + DeserializeOwned 
     }
 }
 
-/// Larger values are not compared.
+/// The longest encoded value that is compared with another.
 const COMPARED_BYTES_MAX: usize = 64 << 10;
 
 impl<K, V: 'static> Coder<K, V> {
-    /// Tells whether two values are the same by what they encode to; nothing of large ones, and of those that do not
+    /// Returns a comparison of two values by their encoded bytes; `None` for long ones and for those that do not
     /// encode.
     pub(crate) fn comparison(&self) -> CompareValues<V> {
         let encode = self.encode_value;
@@ -192,12 +192,12 @@ impl<K, V: 'static> Coder<K, V> {
 }
 
 impl<K, V> Coder<K, V> {
-    /// Which codec this is.
+    /// The codec's number.
     pub(crate) fn id(&self) -> u8 {
         self.codec
     }
 
-    /// The same with another schema version than the first, and what is done about values of others.
+    /// Sets the schema version, and the conversion of values of other ones.
     pub(crate) fn with_schema(self, schema: u8, upgrade: Option<Upgrade<V>>) -> Self {
         Coder { schema, upgrade, ..self }
     }
@@ -212,7 +212,7 @@ impl<K, V> Coder<K, V> {
         (self.encode_key)(key, KEY_BYTES_MAX, out).map_err(|why| not_encoded("a key", &why, KEY_BYTES_MAX))
     }
 
-    /// The key that [`Coder::key`] encoded so.
+    /// Decodes a key that [`Coder::key`] encoded.
     pub(crate) fn decode_key(&self, bytes: &[u8]) -> Result<K> {
         (self.decode_key)(bytes).map_err(|why| {
             let context = format!("a key of {} bytes does not decode: {why}", bytes.len());
@@ -296,7 +296,7 @@ fn split_tags(bytes: &[u8]) -> Option<(Vec<&str>, &[u8])> {
     Some((tags, rest))
 }
 
-/// Whether a value may have these tags; returns how many there are.
+/// Checks a value's tags; returns how many there are.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidName`], [`ErrorKind::TooLarge`].
@@ -308,7 +308,7 @@ pub(crate) fn check_tags(tags: &[String]) -> Result<u8> {
     })
 }
 
-/// Whether a tag or a group may have this name.
+/// Checks the name of a tag or a group.
 pub(crate) fn check_name(what: &str, name: &str, bytes_max: usize) -> Result<()> {
     if (1..=bytes_max).contains(&name.len()) {
         return Ok(());
@@ -335,7 +335,7 @@ thread_local! {
     static SCRATCH: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
-/// Runs `work` with two empty buffers of this thread.
+/// Runs `work` with two empty buffers, which this thread keeps for the next call.
 pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>) -> T) -> T {
     SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
         Ok(mut scratch) => {

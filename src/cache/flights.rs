@@ -1,8 +1,8 @@
 //! Single flight: one load per key at a time, shared by all readers who wait for the key.
 //!
 //! A flight records where the fences stood when it began. A reader joins it only if they still stand there, so a read
-//! that begins after a write or an invalidation never joins an older load (Facebook's memcache leases, NSDI 2013, settle
-//! the same race with tokens); and only if the flight is young enough for that reader.
+//! that begins after a write or an invalidation never joins an older load (Facebook's memcache leases, NSDI 2013,
+//! settle the same race with tokens); and only if the flight is young enough for that reader.
 //!
 //! A flight is driven by its waiters: whichever of them is polled polls the load. So no waiter can hold up the others
 //! by not being polled or by going away. When the last one goes away, the load is dropped. If the load panics, every

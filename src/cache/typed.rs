@@ -304,8 +304,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     ///
     /// # Errors
     /// * [`ErrorKind::TooLarge`], [`ErrorKind::Encode`], [`ErrorKind::QueueFull`], [`ErrorKind::DiskFull`],
-    ///   [`ErrorKind::Rejected`], [`ErrorKind::Parked`], [`ErrorKind::Halted`] (the last three of a write-through only),
-    ///   and, of a cache with [rules](crate::CacheBuilder::on_change), theirs: nothing was written.
+    ///   [`ErrorKind::Rejected`], [`ErrorKind::Parked`], [`ErrorKind::Halted`] (the last three of a write-through
+    ///   only), and, of a cache with [rules](crate::CacheBuilder::on_change), theirs: nothing was written.
     /// * [`ErrorKind::InDoubt`], [`ErrorKind::Poisoned`]: the write may or may not take effect.
     /// * [`ErrorKind::Fenced`], [`ErrorKind::Closed`]: the layer takes no more writes.
     /// * [`ErrorKind::Unsupported`]: the cache keeps versions, so values come by [`Cache::put_version`].
@@ -357,8 +357,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// Writes one version of a key's value, where `version` is a number of the source's own: higher is later.
     ///
     /// For caches with [`versions_kept`](crate::CacheBuilder::versions_kept). Versions may come in any order: a plain
-    /// [`Cache::get`] returns the highest one that ever came and is kept. Putting a version again replaces its value, so
-    /// a source may deliver it twice. The write has the cache's policy, is one atomic frame, and is acknowledged as
+    /// [`Cache::get`] returns the highest one that ever came and is kept. Putting a version again replaces its value,
+    /// so a source may deliver it twice. The write has the cache's policy, is one atomic frame, and is acknowledged as
     /// [`Cache::put`] is. It costs a load of the key's list of versions, and writes the value once, or twice if it is
     /// the latest.
     ///
@@ -419,8 +419,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.open.view.invalidate(key);
     }
 
-    /// Invalidates a key because the store's value has this version now: drops what memory has if that is older or of an
-    /// unknown version, and keeps it otherwise.
+    /// Invalidates a key because the store's value has this version now: drops what memory has if that is older or of
+    /// an unknown version, and keeps it otherwise.
     ///
     /// Returns true if it dropped the entry, or would have if there had been one. Loads under way are not kept in
     /// either case, since nobody knows what they saw. The call may be repeated and may come late: it then checks what

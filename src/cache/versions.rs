@@ -1,8 +1,9 @@
 //! Versioned keys: the versions that an outside source gives to a value, side by side.
 //!
 //! Three kinds of records are kept, and change together in one frame: each version's value, the list of the versions,
-//! and the plain value, which is that of the highest version. Writers of one key are serialised by the layer's key locks,
-//! from their look at the list until their frame is committed or refused, whether or not anybody still waits for it.
+//! and the plain value, which is that of the highest version. Writers of one key are serialised by the layer's key
+//! locks, from their look at the list until their frame is committed or refused, whether or not anybody still waits for
+//! it.
 
 use std::iter;
 

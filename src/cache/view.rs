@@ -1,4 +1,5 @@
-//! The part of a cache that all handles of one namespace share: its memory, its loads under way, its codec, its counters.
+//! The part of a cache that all handles of one namespace share: its memory, its loads under way, its codec, its
+//! counters.
 //!
 //! Loads run here, on a view and what reads need of a layer: a load that outlives its reader must not keep the layer
 //! open. What a load brings is kept in memory only if no write or invalidation moved the fences since it began.
