@@ -112,6 +112,7 @@ impl WriteBatch {
             return Err(Error::new(ErrorKind::InvalidOption, context));
         }
         check_unversioned(cache, "a batch would have to look at the list of versions first")?;
+        // What can fail comes first, so that the batch is unchanged if it does. `encode` adds its record last.
         let change = ruled_change(cache, key, value.as_ref())?;
         let effect = cache.view.encode(&mut self.frame, key, value, &WriteOptions::new())?;
         self.changes.extend(change);

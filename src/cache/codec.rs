@@ -66,6 +66,7 @@ impl Codec for Bincode {
     const ID: u8 = 1;
 
     fn encode<T: Serialize + 'static>(value: &T, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String> {
+        // Keys and values that are bytes already: see `append_vector`.
         if let Some(bytes) = (value as &dyn Any).downcast_ref::<Vec<u8>>() {
             return append_vector(bytes, bytes_max, out);
         }
@@ -120,6 +121,7 @@ impl Codec for Postcard {
 
     fn encode<T: Serialize + 'static>(value: &T, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String> {
         let start = out.len();
+        // postcard extends a vector that it owns. If it fails, the bytes before are lost, and so is the whole write.
         let taken = std::mem::take(out);
         *out = postcard::to_extend(value, taken).map_err(|error| error.to_string())?;
         if out.len() - start > bytes_max {
@@ -242,6 +244,7 @@ impl<K, V> Coder<K, V> {
         let Some((&[codec, schema], rest)) = bytes.split_first_chunk() else {
             return Err(refused(format!("the stored value of {} bytes lacks its prefix", bytes.len())));
         };
+        // Another codec's bytes may decode without an error, to a wrong value.
         if codec != self.codec {
             return Err(refused(format!(
                 "the stored value was written by codec {codec}, and the cache was opened with codec {}",
@@ -266,6 +269,7 @@ impl<K, V> Coder<K, V> {
                 (self.decode_value)(body)
                     .map_err(|why| refused(format!("the stored value does not decode: {why}")))?
             }
+            // The user's error stays the source, so that it can be downcast.
             Some(upgrade) => upgrade(schema, body).map_err(|error| {
                 let context =
                     format!("upgrading a stored value from schema version {schema} to {}", self.schema);
@@ -286,6 +290,7 @@ impl<K, V> Coder<K, V> {
 /// The tags at the beginning of `bytes`, and what follows them.
 fn split_tags(bytes: &[u8]) -> Option<(Vec<&str>, &[u8])> {
     let (&count, mut rest) = bytes.split_first()?;
+    // A damaged count must not allocate more than a valid one could.
     let mut tags = Vec::with_capacity(usize::from(count).min(TAGS_MAX));
     for _ in 0..count {
         let (&length, after) = rest.split_first()?;
@@ -318,6 +323,7 @@ pub(crate) fn check_name(what: &str, name: &str, bytes_max: usize) -> Result<()>
 }
 
 fn not_encoded(what: &str, why: &str, bytes_max: usize) -> Error {
+    // Codecs report failures as text; theirs and bincode's say "limit" if the value is too long.
     if why.contains("limit") {
         return Error::new(
             ErrorKind::TooLarge,
@@ -343,12 +349,13 @@ pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>) -> T
             key.clear();
             value.clear();
             let result = work(key, value);
+            // Or every thread that ever wrote a very long value would keep as much memory.
             if value.capacity() > SCRATCH_BYTES_MAX {
                 *value = Vec::new();
             }
             result
         }
-        // Encoding a value encodes another one.
+        // The `Serialize` of a user's value writes to a cache itself.
         Err(_) => work(&mut Vec::new(), &mut Vec::new()),
     })
 }

@@ -23,10 +23,10 @@ use crate::seam::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::seam::sync::{Mutex, MutexGuard};
 
 /// A load that ends with one outcome for each of its keys, in their order.
-pub type Load<T> = Pin<Box<dyn Future<Output = Vec<T>> + Send>>;
+pub(crate) type Load<T> = Pin<Box<dyn Future<Output = Vec<T>> + Send>>;
 
 /// The loads of one cache that are under way, by key.
-pub struct Flights<K, T> {
+pub(crate) struct Flights<K, T> {
     slots: Mutex<HashMap<K, Slot<T>>>,
 }
 
@@ -67,7 +67,7 @@ struct Wakers {
 }
 
 /// The part a reader plays in the flight of its key.
-pub enum Join<T> {
+pub(crate) enum Join<T> {
     /// The reader's own flight loads the key.
     Lead(Waiter<T>),
     /// Another reader's flight loads it already.
@@ -75,14 +75,14 @@ pub enum Join<T> {
 }
 
 /// A flight that still collects its keys. Dropping it without [`FlightBuilder::start`] releases everyone who joined.
-pub struct FlightBuilder<K: Hash + Eq, T> {
+pub(crate) struct FlightBuilder<K: Hash + Eq, T> {
     flights: Arc<Flights<K, T>>,
     flight: Arc<Flight<T>>,
     keys: Vec<K>,
 }
 
 /// A future of one key's outcome; `None` if the load panicked.
-pub struct Waiter<T> {
+pub(crate) struct Waiter<T> {
     flight: Arc<Flight<T>>,
     index: usize,
     number: u64,
@@ -108,7 +108,7 @@ impl<K, T> Default for Flights<K, T> {
 impl<K: Hash + Eq, T> Flights<K, T> {
     /// Begins a flight without keys.
     #[must_use]
-    pub fn builder(self: &Arc<Self>) -> FlightBuilder<K, T> {
+    pub(crate) fn builder(self: &Arc<Self>) -> FlightBuilder<K, T> {
         let state = Mutex::new(FlightState::Collecting);
         let flight = Flight { state, wakers: Arc::default(), waiters: AtomicU64::new(0) };
         FlightBuilder { flights: Arc::clone(self), flight: Arc::new(flight), keys: Vec::new() }
@@ -129,7 +129,7 @@ impl<K: Hash + Eq, T> Flights<K, T> {
 impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> FlightBuilder<K, T> {
     /// Joins the flight that loads `key`, if it began where the fences stand now and `suits` accepts its start; else
     /// adds the key to this flight.
-    pub fn join_or_add(
+    pub(crate) fn join_or_add(
         &mut self,
         key: &K,
         start: &LoadStart,
@@ -151,7 +151,7 @@ impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> FlightBuilder<K, 
     }
 
     /// Starts the load of the keys that were added; it has to end with one outcome for each, in their order.
-    pub fn start(mut self, load: impl Future<Output = Vec<T>> + Send + 'static) {
+    pub(crate) fn start(mut self, load: impl Future<Output = Vec<T>> + Send + 'static) {
         let keys = mem::take(&mut self.keys);
         let guard =
             SlotsGuard { flights: Arc::clone(&self.flights), flight: Arc::downgrade(&self.flight), keys };

@@ -295,6 +295,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         let has_journal = self.layer.has_journal();
         let default = if has_journal { WritePolicy::Behind } else { WritePolicy::Through };
         let policy = self.policy.unwrap_or(default);
+        // A follower writes nothing, so the policy means nothing there, and one program text may serve both roles.
         if policy == WritePolicy::Behind && !has_journal && self.layer.follower.is_none() {
             let context = format!("cache \"{namespace}\": write-behind needs a layer with a journal");
             return Err(Error::new(ErrorKind::Unsupported, context));
@@ -337,6 +338,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             Ok(Arc::new(view) as Arc<dyn View>)
         })?;
         match view.into_any().downcast::<TypedView<K, V>>() {
+            // Rules, groups and upgrades are functions, which cannot be compared: only whether there are any is.
             Ok(view) if view.described == described => {
                 Ok(Cache { open: OpenCache { layer: self.layer, view } })
             }
@@ -357,6 +359,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             life.map_or(Ok(()), |life| within_time(option, life, LIFE_MIN, LIFE_MAX))?;
         }
         let has_window = !freshness.stale_while_revalidate.is_zero() || !freshness.stale_if_error.is_zero();
+        // Without a stale value to serve meanwhile, a throttle would answer reads with an old failure.
         let throttle = if has_window { LOAD_THROTTLE_DEFAULT } else { Duration::ZERO };
         freshness.load_throttle = self.load_throttle.unwrap_or(throttle);
         let windows = [
@@ -397,6 +400,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         let (key, value) = (type_name::<K>(), type_name::<V>());
         let coalesce = if self.coalesce { "coalescing" } else { "every update" };
         let mut words = format!("{key} -> {value}, {bound}, {policy:?}, {coalesce}, codec {codec}");
+        // Options at their defaults are left out, as the text is shown to users.
         let schema = (self.schema != SCHEMA_DEFAULT).then(|| format!(", schema {}", self.schema));
         let upgrade = self.upgrade.is_some().then(|| ", upgraded".to_owned());
         let groups = self.group_of.is_some().then(|| ", with groups".to_owned());

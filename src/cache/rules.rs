@@ -70,6 +70,7 @@ impl Stale {
 
     fn add(&mut self, directive: Result<Directive>) {
         match directive {
+            // Bounded, since all of them are carried out twice while other writers of the key wait.
             Ok(directive) if self.directives.len() < DIRECTIVES_MAX => self.directives.push(directive),
             Ok(_) => {
                 let context = format!("a rule makes more than {DIRECTIVES_MAX} things stale by one write");
@@ -142,6 +143,7 @@ pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Re
             format!("another write of the key has been under way for {wait:?}; nothing was written");
         Error::new(ErrorKind::Transient, context)
     })?;
+    // The keys are locked: no other write can come between the old value that a rule sees and this write.
     let mut directives = Vec::new();
     for change in changes {
         directives.extend(change.directives().await?);
@@ -159,6 +161,7 @@ impl Effect for EffectThenInvalidation {
     fn publish(self: Box<Self>, seq: Seq) {
         let EffectThenInvalidation { effect, aftermath } = *self;
         effect.publish(seq);
+        // After the effect: whoever loads something derived now finds the new value.
         drop(aftermath);
     }
 }

@@ -347,6 +347,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// As [`Cache::put`].
     pub async fn remove_with(&self, key: &K, options: impl Into<WriteOptions>) -> Result<Receipt> {
         let policy = options.into().chosen_policy().unwrap_or(self.open.view.policy);
+        // The versions and their list have to go with the plain value, or the next version would be compared with
+        // those from before the removal.
         if self.open.view.versions_kept.is_some() {
             return versions::remove(&self.open, key, policy).await;
         }
@@ -450,6 +452,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// empty or longer than 255 bytes.
     pub fn group(&self, name: &str) -> Result<Group> {
         let OpenCache { layer, view } = &self.open;
+        // No key is in any group then: an invalidation would do nothing, silently.
         if view.group_of.is_none() {
             let context = format!("cache \"{}\" was opened without groups", view.namespace);
             return Err(Error::new(ErrorKind::Unsupported, context));
