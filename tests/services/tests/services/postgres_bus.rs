@@ -1,10 +1,5 @@
 //! The Postgres bus keeps the contract; what commits late is not passed over, and what was restored is not trusted.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
-
-#[path = "../../support/postgres.rs"]
-mod postgres;
-
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +11,9 @@ use forebay::bus::{PostgresBus, PostgresBusOptions};
 use forebay::postgres::KeyColumn;
 use forebay::testkit::bus_conformance::{self, BusFixture};
 use forebay::{Bincode, Channel, Codec, ErrorKind, Key, NamespaceName, Seq};
-use postgres::{PASSWORD, Postgres, USER};
 use tokio::sync::Mutex;
+
+use crate::postgres::{PASSWORD, Postgres, USER};
 
 struct Fixture(Mutex<Postgres>);
 

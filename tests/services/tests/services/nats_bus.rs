@@ -1,29 +1,21 @@
 //! The bus over NATS JetStream, against real servers: what JetStream hides is noticed, and what fails says so.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
-
-#[path = "../../support/bus.rs"]
-mod bus;
-#[path = "../../support/bus_server.rs"]
-mod bus_server;
-#[path = "../../support/servers/mod.rs"]
-mod servers;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
-use bus::{
-    channel, expect_error, expect_lost, expect_nothing, message, next, publish, publish_at_last, subscribe,
-    take, take_at_last,
-};
-use bus_server::BusServer;
 use forebay::bus::contract::BoxFuture;
 use forebay::bus::{Bus, Delivery, From, NatsBus, NatsBusOptions, Position};
 use forebay::{Channel, ErrorKind};
-use servers::certificates::Certificates;
-use servers::nats::{How, NatsServer};
+
+use crate::bus::{
+    channel, expect_error, expect_lost, expect_nothing, message, next, publish, publish_at_last, subscribe,
+    take, take_at_last,
+};
+use crate::bus_server::BusServer;
+use crate::servers::certificates::Certificates;
+use crate::servers::nats::{How, NatsServer};
 
 fn quick() -> NatsBusOptions {
     NatsBusOptions::new().idle(Duration::from_millis(100)).timeout(Duration::from_secs(2))
@@ -275,7 +267,7 @@ async fn what_does_not_pass_by_itself_says_so() {
         ..Default::default()
     };
     context(&server).await.create_stream(config).await.unwrap();
-    let other = bus::channel("other");
+    let other = crate::bus::channel("other");
     let published = bus.publish(&other, &[message("1")]).await.expect_err("a queue");
     let subscribed = bus.subscribe(&other, From::Now).await.err().unwrap();
     assert_eq!((published.kind(), subscribed.kind()), (ErrorKind::BusFailed, ErrorKind::BusFailed));

@@ -1,10 +1,5 @@
 //! The Postgres store keeps the contract, through deaths of the server, and its outbox says what the data say.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
-
-#[path = "../../support/postgres.rs"]
-mod postgres;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,8 +14,9 @@ use forebay::store::postgres::{Applying, PostgresStore, PostgresStoreOptions};
 use forebay::testkit::conformance::{self, Subject};
 use forebay::testkit::pulse_conformance;
 use forebay::{Cache, Channel, ErrorKind, Forebay, Key, NamespaceName, OutboxPuts, Seq, WritePolicy};
-use postgres::{PASSWORD, Postgres, USER};
 use tokio_postgres::Client;
+
+use crate::postgres::{PASSWORD, Postgres, USER};
 
 /// A schema of a database.
 struct InSchema(PostgresServer);
