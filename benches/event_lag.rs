@@ -40,15 +40,10 @@ mod hearing;
 mod lag;
 #[path = "event_lag/load.rs"]
 mod load;
-#[path = "../tests/support/postgres.rs"]
-mod postgres;
 #[path = "event_lag/publishing.rs"]
 mod publishing;
 #[path = "event_lag/report.rs"]
 mod report;
-#[path = "../tests/support/servers/mod.rs"]
-mod servers;
-
 use std::fs;
 use std::path::Path;
 use std::time::Duration;

@@ -2,6 +2,8 @@
 //!
 //! This file is a table of contents; what a module promises stands at its own head.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod builder;
 pub mod bus;
 pub mod cache;
@@ -20,13 +22,13 @@ pub mod options;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod queue;
-#[cfg(not(feature = "mutation"))]
+#[cfg(not(forebay_mutation))]
 mod safeguard;
-#[cfg(feature = "mutation")]
+#[cfg(forebay_mutation)]
 pub mod safeguard;
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 mod seam;
-#[cfg(feature = "simulation")]
+#[cfg(forebay_simulation)]
 pub mod seam;
 pub mod store;
 #[cfg(feature = "testkit")]
@@ -40,9 +42,11 @@ pub use crate::bus::local::LocalBus;
 pub use crate::bus::postgres::PostgresBus;
 pub use crate::cache::batch::Batch;
 pub use crate::cache::blocking::BlockingCache;
+#[cfg(feature = "bincode")]
+pub use crate::cache::codec::Bincode;
+pub use crate::cache::codec::Codec;
 #[cfg(feature = "postcard")]
 pub use crate::cache::codec::Postcard;
-pub use crate::cache::codec::{Bincode, Codec};
 pub use crate::cache::derive::{BlockingLoadContext, LoadContext};
 pub use crate::cache::entry::{Entry, Loaded, MetBound, ReadOptions, Source, WriteOptions};
 pub use crate::cache::group::{BlockingGroup, Group};
@@ -84,6 +88,7 @@ pub use crate::store::memory::MemoryStore;
 pub use crate::store::postgres::PostgresStore;
 #[cfg(feature = "redb")]
 pub use crate::store::redb::RedbStore;
+#[cfg(feature = "sled")]
 pub use crate::store::sled::SledStore;
 
 /// The README's program compiles.

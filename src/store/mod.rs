@@ -1,7 +1,9 @@
 //! Systems of record: the contract, and the stores that the crate brings along.
 
 pub mod contract;
+#[cfg(any(feature = "fjall", feature = "redb", feature = "sled"))]
 mod directory;
+#[cfg(any(feature = "fjall", feature = "redb", feature = "sled"))]
 mod embedded;
 #[cfg(feature = "fjall")]
 pub mod fjall;
@@ -9,6 +11,7 @@ pub mod fjall;
 mod fjall_journal;
 #[cfg(feature = "fjall")]
 mod fjall_open;
+#[cfg(any(feature = "fjall", feature = "redb", feature = "sled"))]
 mod layout;
 pub mod memory;
 #[cfg(feature = "postgres")]
@@ -21,11 +24,17 @@ mod postgres_pulse;
 mod postgres_sql;
 #[cfg(feature = "redb")]
 pub mod redb;
+#[cfg(feature = "sled")]
 pub mod sled;
+#[cfg(feature = "sled")]
 mod sled_blobs;
+#[cfg(feature = "sled")]
 mod sled_files;
+#[cfg(feature = "sled")]
 mod sled_open;
+#[cfg(feature = "sled")]
 mod sled_single;
+#[cfg(any(feature = "fjall", feature = "redb", feature = "sled"))]
 mod worker;
 
 pub use contract::{Atomicity, Batch, BoxFuture, Op, Progress, Pulse, Store, StoreError, Tenure, Versioned};
@@ -36,4 +45,5 @@ pub use memory::MemoryStore;
 pub use postgres::{PostgresStore, PostgresStoreOptions};
 #[cfg(feature = "redb")]
 pub use redb::{RedbOptions, RedbStore};
+#[cfg(feature = "sled")]
 pub use sled::{SledOptions, SledStore};

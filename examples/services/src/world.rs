@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use forebay::testkit::Proxy;
 
-use crate::postgres::{PASSWORD, Postgres, USER};
-use crate::servers::nats::NatsServer;
-use crate::servers::redis::RedisServer;
 use crate::{Arguments, BusKind, Role};
+use forebay_servers::nats::NatsServer;
+use forebay_servers::postgres::{PASSWORD, Postgres, USER};
+use forebay_servers::redis::RedisServer;
 
 const DATABASE: &str = "shop";
 

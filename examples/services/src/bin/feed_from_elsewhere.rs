@@ -10,9 +10,6 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a program")]
 
-#[path = "../tests/support/postgres.rs"]
-mod postgres;
-
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use forebay::postgres::KeyColumn;
 use forebay::{Cache, Channel, Follow, Forebay, NamespaceName, PostgresBus, PostgresStore};
-use postgres::{PASSWORD, Postgres, USER};
+use forebay_servers::postgres::{PASSWORD, Postgres, USER};
 use tokio_postgres::Client;
 
 /// How long a change may take to be seen, before this gives up.

@@ -22,11 +22,6 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::indexing_slicing, reason = "it is a program")]
 
-#[path = "../../tests/support/postgres.rs"]
-mod postgres;
-#[path = "../../tests/support/servers/mod.rs"]
-mod servers;
-
 mod driver;
 mod ledger;
 mod service;
