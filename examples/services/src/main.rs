@@ -3,7 +3,7 @@
 //! connections cut, and the bus's server killed.
 //!
 //! ```text
-//! cargo run --release --example services -- --bus redis --seconds 60
+//! cargo run --release -p forebay-services -- --bus redis --seconds 60
 //! ```
 //!
 //! This process starts a Postgres server for the store, and the server of the bus (`redis-server`, `nats-server`, or

@@ -1,7 +1,7 @@
 //! The race that leaves old values in caches, run against moka's `get_with` and against `get_or_load`, and counted.
 //!
 //! ```sh
-//! cargo run --release --example cache_aside_race
+//! cargo run --release -p forebay-services --bin cache_aside_race
 //! ```
 //!
 //! A reader misses and loads version 1 of a key from a source. Before its load ends, a writer changes the source to

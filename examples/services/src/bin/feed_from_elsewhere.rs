@@ -2,7 +2,7 @@
 //! outbox, in the same transaction, and a service that keeps what it reads drops what has changed.
 //!
 //! ```text
-//! cargo run --release --example feed_from_elsewhere
+//! cargo run --release -p forebay-services --bin feed_from_elsewhere
 //! ```
 //!
 //! Starts a Postgres server of its own on a free port of this machine, with its data in a temporary directory, and

@@ -2,9 +2,9 @@
 //! namespace, of a layer's cache and of the in-memory caches that people use.
 //!
 //! ```text
-//! cargo bench --bench read_latency
-//! cargo bench --bench read_latency -- --smoke
-//! cargo bench --bench read_latency -- --trace ../shared/traces/cloudphysics_io.csv
+//! cargo bench -p forebay-benches --bench read_latency
+//! cargo bench -p forebay-benches --bench read_latency -- --smoke
+//! cargo bench -p forebay-benches --bench read_latency -- --trace ../shared/traces/cloudphysics_io.csv
 //! ```
 //!
 //! All subjects hold the same keys and values and are asked in the same order of keys, by 1 and by 4 threads, in turn
@@ -18,15 +18,14 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
-#[path = "read_latency/measure.rs"]
 mod measure;
-#[path = "read_latency/orders.rs"]
 mod orders;
-#[path = "read_latency/subjects.rs"]
+#[path = "../support/results.rs"]
+mod results;
 mod subjects;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -308,8 +307,7 @@ fn write_json(lines: &[Line], ratios: &[Ratio]) -> Result<PathBuf> {
             })
         })
         .collect();
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/forebay");
-    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
+    let target = results::directory()?;
     let path = target.join("read_latency.json");
     let text = serde_json::to_string_pretty(&json!({ "rows": rows, "ratios": ratios }))?;
     fs::write(&path, text + "\n").with_context(|| format!("writing {}", path.display()))?;

@@ -2,10 +2,10 @@
 //! directive costs a follower.
 //!
 //! ```text
-//! cargo bench --bench event_lag
-//! cargo bench --bench event_lag -- --bus redis,nats --seconds 20
-//! cargo bench --bench event_lag -- --smoke
-//! cargo bench --bench event_lag -- --count
+//! cargo bench -p forebay-benches --bench event_lag
+//! cargo bench -p forebay-benches --bench event_lag -- --bus redis,nats --seconds 20
+//! cargo bench -p forebay-benches --bench event_lag -- --smoke
+//! cargo bench -p forebay-benches --bench event_lag -- --count
 //! ```
 //!
 //! *Lag*: one owner, whose journal is on the disk of the repository and synced for each acknowledgement, is written
@@ -25,27 +25,20 @@
 //!
 //! *Instructions of hearing* (`--count`, and then nothing else): how many a directive takes, counted under callgrind.
 //!
-//! Tables go to the terminal, and the same figures to `target/forebay/event_lag.json`. The crate is built with its
-//! tests' features, so everything here also looks whether a safeguard is switched off.
+//! Tables go to the terminal, and the same figures to `target/forebay/event_lag.json`.
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
-#[path = "event_lag/buses.rs"]
 mod buses;
-#[path = "event_lag/counting.rs"]
 mod counting;
-#[path = "event_lag/hearing.rs"]
 mod hearing;
-#[path = "event_lag/lag.rs"]
 mod lag;
-#[path = "event_lag/load.rs"]
 mod load;
-#[path = "event_lag/publishing.rs"]
 mod publishing;
-#[path = "event_lag/report.rs"]
 mod report;
-use std::fs;
-use std::path::Path;
+#[path = "../support/results.rs"]
+mod results;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -117,9 +110,7 @@ fn main() -> Result<()> {
     }
     let Arguments { rate, writers, seconds, linger_ms, rounds, entries, .. } = arguments;
     arguments.bus.iter().try_for_each(|over| over.check())?;
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/forebay");
-    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
-    // On the disk that the repository is on: a temporary directory may be memory.
+    let target = results::directory()?;
     let directory = tempfile::tempdir_in(&target).context("making a directory for the journals")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
 

@@ -1,8 +1,8 @@
 //! How long a write takes, and how many fit into a second: each write policy beside the bare system calls.
 //!
 //! ```text
-//! cargo bench --bench write_latency
-//! cargo bench --bench write_latency -- --smoke
+//! cargo bench -p forebay-benches --bench write_latency
+//! cargo bench -p forebay-benches --bench write_latency -- --smoke
 //! ```
 //!
 //! `raw` is what the disk itself takes for the same key and value: `pwrite` and `fdatasync` into a file that
@@ -27,17 +27,17 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
-#[path = "write_latency/bare.rs"]
 mod bare;
-#[path = "support/bare_sled.rs"]
+#[path = "../support/bare_sled.rs"]
 mod bare_sled;
-#[path = "support/fair.rs"]
+#[path = "../support/fair.rs"]
 mod fair;
-#[path = "support/figures.rs"]
+#[path = "../support/figures.rs"]
 mod figures;
-#[path = "support/raw_file.rs"]
+#[path = "../support/raw_file.rs"]
 mod raw_file;
-#[path = "write_latency/targets.rs"]
+#[path = "../support/results.rs"]
+mod results;
 mod targets;
 
 use std::fmt::{self, Display};
@@ -145,9 +145,7 @@ fn main() -> Result<()> {
         true => (1, Duration::from_millis(60)),
         false => (arguments.rounds, Duration::from_millis(arguments.measure_ms)),
     };
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/forebay");
-    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
-    // On the disk that the repository is on: a temporary directory may be memory.
+    let target = results::directory()?;
     let directory = tempfile::tempdir_in(&target).context("making a directory for the data")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let cores = thread::available_parallelism()?.get();

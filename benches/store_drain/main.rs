@@ -1,6 +1,6 @@
 //! How fast each embedded store takes batches, beside the bare database's own durable transaction of the same batch.
 //!
-//! `cargo bench --bench store_drain`, with `-- --smoke` to see only that it runs.
+//! `cargo bench -p forebay-benches --bench store_drain`, with `-- --smoke` to see only that it runs.
 //!
 //! The stores take turns, ours and bare, in every round, each round in another order and each on a file system that was
 //! synced before. Keys are random, so each batch touches pages all over the database. Medians over rounds, with the
@@ -12,16 +12,16 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
-#[path = "store_drain/bare.rs"]
 mod bare;
-#[path = "support/bare_sled.rs"]
+#[path = "../support/bare_sled.rs"]
 mod bare_sled;
-#[path = "support/fair.rs"]
+#[path = "../support/fair.rs"]
 mod fair;
-#[path = "../examples/replay_trace/trace.rs"]
+#[path = "../support/results.rs"]
+mod results;
+#[path = "../../examples/replay_trace/trace.rs"]
 #[allow(dead_code, reason = "what its tests use")]
 mod trace;
-#[path = "store_drain/traced.rs"]
 mod traced;
 
 use std::fs;
@@ -121,9 +121,7 @@ fn main() -> Result<()> {
         return hold(what, path);
     }
     let (rounds, rows) = if arguments.smoke { (1, 2_000) } else { (arguments.rounds, arguments.rows) };
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/forebay");
-    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
-    // On the disk that the repository is on: a temporary directory may be memory.
+    let target = results::directory()?;
     let directory = tempfile::tempdir_in(&target).context("making a directory for the data")?;
 
     let mut random = Random(7);

@@ -12,22 +12,21 @@
 //! What is written is what Linux counts for the process (`/proc/self/io`), in bytes handed over in writes; the disk
 //! gets whole blocks.
 //!
-//! `cargo bench --bench growth` prints a table and writes the same figures to `target/forebay/growth.json`.
+//! `cargo bench -p forebay-benches --bench growth` prints a table and writes the same figures to
+//! `target/forebay/growth.json`.
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark's result")]
 
-#[path = "growth/disks.rs"]
 mod disks;
-#[path = "growth/forgetful.rs"]
 mod forgetful;
-#[path = "growth/looking.rs"]
 mod looking;
-#[path = "growth/memory_disk.rs"]
 mod memory_disk;
+#[path = "../support/results.rs"]
+mod results;
 
 use std::fs;
 use std::hint::black_box;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -114,8 +113,7 @@ struct Row {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/forebay");
-    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
+    let target = results::directory()?;
     let directory = tempfile::tempdir_in(&target).context("making a directory for the data")?;
     let measure = Measure {
         directory: directory.path().to_owned(),
