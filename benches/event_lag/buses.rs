@@ -11,9 +11,9 @@ use forebay::bus::{NatsBus, RedisBus};
 use forebay::store::PostgresStoreOptions;
 use forebay::{Bus, Channel, LocalBus, MemoryStore, OutboxPuts, PostgresBus, Store};
 
-use crate::postgres::Postgres;
-use crate::servers::nats::NatsServer;
-use crate::servers::redis::RedisServer;
+use forebay_servers::nats::NatsServer;
+use forebay_servers::postgres::Postgres;
+use forebay_servers::redis::RedisServer;
 
 pub(crate) const CHANNEL: &str = "lag";
 const DATABASE: &str = "lag";

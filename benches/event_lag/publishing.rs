@@ -12,7 +12,7 @@ use forebay::{
 
 use crate::buses::{CHANNEL, Over};
 use crate::load::{KEYS, Paced, Ranks, write_closed};
-use crate::servers::redis::RedisServer;
+use forebay_servers::redis::RedisServer;
 
 const CLOSED_WRITERS: u64 = 64;
 

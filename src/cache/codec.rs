@@ -5,11 +5,13 @@
 //! is an error that says so, never garbage; one of another schema goes through the cache's upgrade, or is an error,
 //! too.
 
+#[cfg(feature = "bincode")]
 use std::any::Any;
 use std::cell::RefCell;
 use std::error::Error as StdError;
 use std::hash::Hash;
 
+#[cfg(feature = "bincode")]
 use bincode::Options;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -59,9 +61,11 @@ pub trait CacheValue: Serialize + DeserializeOwned + Clone + Send + Sync + 'stat
 impl<V: Serialize + DeserializeOwned + Clone + Send + Sync + 'static> CacheValue for V {}
 
 /// bincode 1.3: fixed-width integers, little-endian, no bytes left over, bounded.
+#[cfg(feature = "bincode")]
 #[derive(Clone, Copy, Debug)]
 pub struct Bincode;
 
+#[cfg(feature = "bincode")]
 impl Codec for Bincode {
     const ID: u8 = 1;
 
@@ -91,6 +95,7 @@ impl Codec for Bincode {
 
 /// Appends a vector of bytes as bincode would, in one copy. bincode itself would go byte by byte, since serde cannot
 /// tell a vector of bytes from another sequence, and that would be most of what a put of a long value costs.
+#[cfg(feature = "bincode")]
 fn append_vector(bytes: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String> {
     if bytes.len().checked_add(LENGTH_BYTES).is_none_or(|all| all > bytes_max) {
         return Err(bincode::ErrorKind::SizeLimit.to_string());
@@ -102,12 +107,14 @@ fn append_vector(bytes: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<()
 }
 
 /// Returns the vector that these bytes encode; `None` if they encode none, and then bincode finds out why.
+#[cfg(feature = "bincode")]
 fn vector_in(bytes: &[u8]) -> Option<Vec<u8>> {
     let (length, vector) = bytes.split_first_chunk::<LENGTH_BYTES>()?;
     (u64::from_le_bytes(*length) == vector.len() as u64).then(|| vector.to_vec())
 }
 
 /// The bytes of the length that bincode puts before a sequence.
+#[cfg(feature = "bincode")]
 const LENGTH_BYTES: usize = 8;
 
 /// postcard 1: compact, variable-width integers.
@@ -173,6 +180,14 @@ impl<K: Serialize + DeserializeOwned + 'static, V: Serialize + DeserializeOwned 
             schema: SCHEMA_DEFAULT,
             upgrade: None,
         }
+    }
+
+    /// The codec of a cache that names none, where there is one.
+    pub(crate) fn of_default() -> Option<Coder<K, V>> {
+        #[cfg(feature = "bincode")]
+        return Some(Coder::of::<Bincode>());
+        #[cfg(not(feature = "bincode"))]
+        None
     }
 }
 
@@ -361,6 +376,7 @@ pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>) -> T
 }
 
 #[cfg(test)]
+#[cfg(feature = "bincode")]
 mod tests {
     use super::*;
 

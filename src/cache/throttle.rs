@@ -53,7 +53,7 @@ impl<K: Hash + Eq + Clone> Throttle<K> {
 }
 
 #[cfg(test)]
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 mod tests {
     use super::*;
 

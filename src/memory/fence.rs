@@ -19,7 +19,7 @@ use crate::seam::sync::atomic::{AtomicU64, Ordering};
 use crate::seam::sync::{Mutex, MutexGuard};
 
 /// How many stripes a cache has; a power of two. Few in a simulation, so that some keys collide.
-const STRIPES: usize = if cfg!(feature = "simulation") { 8 } else { 1024 };
+const STRIPES: usize = if cfg!(forebay_simulation) { 8 } else { 1024 };
 
 /// The fences of one cache, and the floors of all that is in it.
 #[derive(Debug)]

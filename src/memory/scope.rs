@@ -19,7 +19,7 @@ use crate::seam::random::HashBuilder;
 use crate::seam::sync::atomic::{AtomicU64, Ordering};
 
 /// How many floors groups and tags share. Few in a simulation, so that some of them collide.
-const STRIPES: usize = if cfg!(feature = "simulation") { 8 } else { 4096 };
+const STRIPES: usize = if cfg!(forebay_simulation) { 8 } else { 4096 };
 
 /// From how many keys a derived value may be read and still be kept.
 pub const READS_MAX: usize = 256;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 use {
     crate::seam::sync::{Mutex, thread},
     std::sync::PoisonError,
@@ -11,7 +11,7 @@ use {
 /// How many threads the system would run at a time. One in the simulation, whose runs are to be repeatable; three in
 /// the crate's tests, whatever the machine has.
 pub(crate) fn processors() -> usize {
-    match cfg!(feature = "simulation") {
+    match cfg!(forebay_simulation) {
         true => 1,
         false if cfg!(test) => 3,
         // A system that does not tell is taken for one that has one.
@@ -29,7 +29,7 @@ pub(crate) fn work_off<J: Send, T: Send>(
     jobs: Vec<J>,
     work: impl Fn(J) -> T + Sync,
 ) -> io::Result<Vec<T>> {
-    #[cfg(not(feature = "simulation"))]
+    #[cfg(not(forebay_simulation))]
     if threads > 1 {
         return on_threads(threads, jobs, work);
     }
@@ -37,7 +37,7 @@ pub(crate) fn work_off<J: Send, T: Send>(
     Ok(jobs.into_iter().map(work).collect())
 }
 
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 fn on_threads<J: Send, T: Send>(
     threads: usize,
     jobs: Vec<J>,

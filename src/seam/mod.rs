@@ -1,6 +1,6 @@
 //! The seam to the system: threads, locks, time and randomness, as `disk` is the one to the file system.
 //!
-//! In every ordinary build these are plain re-exports, without cost. Under the feature `simulation` they are the
+//! In every ordinary build these are plain re-exports, without cost. Under `--cfg forebay_simulation` they are the
 //! simulator's, so that one seed decides which thread goes on, when a wait ends and what is drawn.
 
 pub(crate) mod backoff;
@@ -9,7 +9,7 @@ pub(crate) mod blocking;
 pub(crate) mod clock;
 pub(crate) mod priority;
 pub(crate) mod random;
-#[cfg(feature = "simulation")]
+#[cfg(forebay_simulation)]
 pub mod simulated;
 pub(crate) mod span;
 pub(crate) mod sync;

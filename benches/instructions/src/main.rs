@@ -5,6 +5,12 @@
 //! value. They are counted by themselves, and what is executed in them is not: how long the allocator looks for memory
 //! depends on what was there before, down to the length of a path.
 //!
+//! The crate is counted as a user has it, so this does not build with the flags of this repository's cargo configuration:
+//!
+//! ```text
+//! RUSTFLAGS= cargo run --release --manifest-path benches/instructions/Cargo.toml
+//! ```
+//!
 //! Only what the calling thread executes in user space is counted. Under `Buffered`, and with nobody else writing, that
 //! is all of a put but the drain: encoding, queueing, framing, and the memory's part.
 
@@ -21,6 +27,9 @@ use clap::{Parser, ValueEnum};
 use comfy_table::Table;
 use forebay::{Cache, Durability, Forebay, MemoryStore};
 use tokio::runtime::Runtime;
+
+const _: () =
+    assert!(!cfg!(forebay_mutation), "counts are of the crate as a user has it: build this with RUSTFLAGS=");
 
 /// So many calls are counted.
 const CALLS: u64 = 5_000;
