@@ -397,3 +397,51 @@ impl BlockingForebay {
         self.run(self.inner.dead_letters().discard(keys))
     }
 }
+
+#[cfg(test)]
+#[cfg(not(forebay_simulation))]
+mod tests {
+    use super::*;
+    use crate::bus::local::LocalBus;
+    use crate::cache::entry::ReadOptions;
+    use crate::cache::typed::Cache;
+    use crate::cache::typed::derive::BlockingLoadContext;
+    use crate::store::memory::MemoryStore;
+
+    /// The blocking face lacked these six calls while it was written by hand.
+    #[test]
+    fn the_calls_that_the_blocking_face_lacked_do_as_the_async_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Forebay::builder(MemoryStore::new()).journal(dir.path().join("journal")).changes(true);
+        let bay = builder.open_blocking().unwrap();
+        let prices: Cache<u64, u64> = bay.cache("prices").open().unwrap();
+        let doubled: Cache<u64, u64> = bay.cache("doubled").open().unwrap();
+        let sums: Cache<u64, u64> = bay.cache("sums").open().unwrap();
+        let (prices, doubled, sums) = (prices.blocking(), doubled.blocking(), sums.blocking());
+        let bay = bay.blocking();
+
+        let publication = bay.publish(LocalBus::new(16), Publish::to("changes")).unwrap();
+        let tag = bay.invalidate_tag_everywhere("spring").unwrap();
+        let schema = bay.announce_schema("offers", 2).unwrap();
+        assert!(schema.seq() > tag.seq());
+        let behind = publication.seen_by_all(&["search"], schema.seq(), Duration::from_millis(1));
+        assert_eq!(behind.len(), 1, "no follower of that name has reported");
+
+        prices.put(&1, 30).unwrap();
+        let sum = || {
+            let (prices, doubled) = (prices.clone(), doubled.clone());
+            let double = move |key: u64, context: BlockingLoadContext| {
+                context.get(&prices, &key).map(|price| price.map(|price| price * 2))
+            };
+            let load = move |key: u64, context: BlockingLoadContext| {
+                let double = context.get_or_derive(&doubled, &key, double)?;
+                Ok::<Option<u64>, Error>(double.map(|double| double + 1))
+            };
+            sums.get_or_derive_with(&1, &ReadOptions::new(), load).unwrap().value
+        };
+        assert_eq!(sum(), Some(61));
+        prices.put(&1, 40).unwrap();
+        assert_eq!(sum(), Some(81), "a change of what was read two levels below is noticed");
+        assert_eq!(bay.close().unwrap().queued, 0);
+    }
+}

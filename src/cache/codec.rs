@@ -9,6 +9,7 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::error::Error as StdError;
+use std::fmt;
 use std::hash::Hash;
 
 #[cfg(feature = "bincode")]
@@ -39,17 +40,52 @@ pub trait Codec: Send + Sync + 'static {
     /// The number in each value's first byte by which this codec's values are known. Up to 127 they are this crate's.
     const ID: u8;
 
-    /// Appends the encoded value; at most `bytes_max` bytes.
+    /// Appends the encoded value: at most `bytes_max` bytes.
     ///
     /// # Errors
-    /// A sentence saying why `value` cannot be encoded.
-    fn encode<T: Serialize + 'static>(value: &T, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String>;
+    /// [`EncodeError::TooLong`] if it takes more; else the reason why `value` cannot be encoded.
+    fn encode<T: Serialize + 'static>(
+        value: &T,
+        bytes_max: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError>;
 
     /// Decodes all of `bytes`; bytes left over are an error.
     ///
     /// # Errors
-    /// A sentence saying why `bytes` are not a `T`.
-    fn decode<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, String>;
+    /// The reason why `bytes` are not a `T`. It is kept as the source of the read's error.
+    fn decode<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, BoxError>;
+}
+
+/// An error of any type, as a codec or an upgrade returns it.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// The reason why a codec could not encode a key or a value.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// It takes more bytes than are allowed.
+    TooLong,
+    /// Another reason, which is kept as the source of the write's error.
+    Failed(BoxError),
+}
+
+impl fmt::Display for EncodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EncodeError::TooLong => f.write_str("it takes more bytes than are allowed"),
+            EncodeError::Failed(_) => f.write_str("it could not be encoded"),
+        }
+    }
+}
+
+impl StdError for EncodeError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            EncodeError::TooLong => None,
+            EncodeError::Failed(source) => Some(&**source),
+        }
+    }
 }
 
 /// The bounds of a cache's keys. Every type that meets them is one.
@@ -69,17 +105,24 @@ pub struct Bincode;
 impl Codec for Bincode {
     const ID: u8 = 1;
 
-    fn encode<T: Serialize + 'static>(value: &T, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String> {
+    fn encode<T: Serialize + 'static>(
+        value: &T,
+        bytes_max: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
         // Keys and values that are bytes already: see `append_vector`.
         if let Some(bytes) = (value as &dyn Any).downcast_ref::<Vec<u8>>() {
             return append_vector(bytes, bytes_max, out);
         }
         let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX);
         let options = bincode::DefaultOptions::new().with_fixint_encoding().with_limit(limit);
-        options.serialize_into(out, value).map_err(|error| error.to_string())
+        options.serialize_into(out, value).map_err(|error| match &*error {
+            bincode::ErrorKind::SizeLimit => EncodeError::TooLong,
+            _ => EncodeError::Failed(error),
+        })
     }
 
-    fn decode<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, String> {
+    fn decode<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, BoxError> {
         let mut decoded: Option<T> = None;
         if let Some(vector) = (&mut decoded as &mut dyn Any).downcast_mut::<Option<Vec<u8>>>() {
             *vector = vector_in(bytes);
@@ -89,16 +132,16 @@ impl Codec for Bincode {
         }
         let limit = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let options = bincode::DefaultOptions::new().with_fixint_encoding().with_limit(limit);
-        options.reject_trailing_bytes().deserialize(bytes).map_err(|error| error.to_string())
+        options.reject_trailing_bytes().deserialize(bytes).map_err(|error| error as BoxError)
     }
 }
 
 /// Appends a vector of bytes as bincode would, in one copy. bincode itself would go byte by byte, since serde cannot
 /// tell a vector of bytes from another sequence, and that would be most of what a put of a long value costs.
 #[cfg(feature = "bincode")]
-fn append_vector(bytes: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String> {
+fn append_vector(bytes: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<(), EncodeError> {
     if bytes.len().checked_add(LENGTH_BYTES).is_none_or(|all| all > bytes_max) {
-        return Err(bincode::ErrorKind::SizeLimit.to_string());
+        return Err(EncodeError::TooLong);
     }
     out.reserve(LENGTH_BYTES + bytes.len());
     out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
@@ -126,22 +169,26 @@ pub struct Postcard;
 impl Codec for Postcard {
     const ID: u8 = 2;
 
-    fn encode<T: Serialize + 'static>(value: &T, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String> {
+    fn encode<T: Serialize + 'static>(
+        value: &T,
+        bytes_max: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
         let start = out.len();
         // postcard extends a vector that it owns. If it fails, the bytes before are lost, and so is the whole write.
         let taken = std::mem::take(out);
-        *out = postcard::to_extend(value, taken).map_err(|error| error.to_string())?;
+        *out = postcard::to_extend(value, taken).map_err(|error| EncodeError::Failed(error.into()))?;
         if out.len() - start > bytes_max {
-            return Err(format!("it takes {} bytes; the limit is {bytes_max}", out.len() - start));
+            return Err(EncodeError::TooLong);
         }
         Ok(())
     }
 
-    fn decode<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, String> {
+    fn decode<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, BoxError> {
         match postcard::take_from_bytes(bytes) {
             Ok((value, [])) => Ok(value),
-            Ok((_, left)) => Err(format!("{} bytes are left over", left.len())),
-            Err(error) => Err(error.to_string()),
+            Ok((_, left)) => Err(format!("{} bytes are left over", left.len()).into()),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -150,16 +197,15 @@ impl Codec for Postcard {
 pub(crate) struct Coder<K, V> {
     codec: u8,
     encode_key: Encode<K>,
-    decode_key: fn(&[u8]) -> Result<K, String>,
+    decode_key: fn(&[u8]) -> Result<K, BoxError>,
     encode_value: Encode<V>,
-    decode_value: fn(&[u8]) -> Result<V, String>,
+    decode_value: fn(&[u8]) -> Result<V, BoxError>,
     schema: u8,
     upgrade: Option<Upgrade<V>>,
 }
 
 /// Converts a stored value of another schema version, of which it gets the version and the bytes.
-pub(crate) type Upgrade<V> =
-    Box<dyn Fn(u8, &[u8]) -> Result<V, Box<dyn StdError + Send + Sync>> + Send + Sync>;
+pub(crate) type Upgrade<V> = Box<dyn Fn(u8, &[u8]) -> Result<V, BoxError> + Send + Sync>;
 
 /// A value as it is stored, decoded.
 pub(crate) struct Decoded<'a, V> {
@@ -167,7 +213,7 @@ pub(crate) struct Decoded<'a, V> {
     pub(crate) tags: Vec<&'a str>,
 }
 
-type Encode<T> = fn(&T, usize, &mut Vec<u8>) -> Result<(), String>;
+type Encode<T> = fn(&T, usize, &mut Vec<u8>) -> Result<(), EncodeError>;
 
 impl<K: Serialize + DeserializeOwned + 'static, V: Serialize + DeserializeOwned + 'static> Coder<K, V> {
     pub(crate) fn of<C: Codec>() -> Coder<K, V> {
@@ -226,14 +272,14 @@ impl<K, V> Coder<K, V> {
 
     /// Appends the encoded key.
     pub(crate) fn key(&self, key: &K, out: &mut Vec<u8>) -> Result<()> {
-        (self.encode_key)(key, KEY_BYTES_MAX, out).map_err(|why| not_encoded("a key", &why, KEY_BYTES_MAX))
+        (self.encode_key)(key, KEY_BYTES_MAX, out).map_err(|error| not_encoded("a key", error, KEY_BYTES_MAX))
     }
 
     /// Decodes a key that [`Coder::key`] encoded.
     pub(crate) fn decode_key(&self, bytes: &[u8]) -> Result<K> {
-        (self.decode_key)(bytes).map_err(|why| {
-            let context = format!("a key of {} bytes does not decode: {why}", bytes.len());
-            Error::new(ErrorKind::Decode, context)
+        (self.decode_key)(bytes).map_err(|error| {
+            let context = format!("a key of {} bytes does not decode", bytes.len());
+            Error::with_source(ErrorKind::Decode, context, error)
         })
     }
 
@@ -250,7 +296,7 @@ impl<K, V> Coder<K, V> {
             }
         }
         (self.encode_value)(value, VALUE_BYTES_MAX, out)
-            .map_err(|why| not_encoded("a value", &why, VALUE_BYTES_MAX))
+            .map_err(|error| not_encoded("a value", error, VALUE_BYTES_MAX))
     }
 
     /// Decodes what [`Coder::value`] wrote.
@@ -280,10 +326,10 @@ impl<K, V> Coder<K, V> {
         };
         let schema = schema & !TAGGED;
         let value = match &self.upgrade {
-            _ if schema == self.schema || !Safeguard::SchemaIsCompared.holds() => {
-                (self.decode_value)(body)
-                    .map_err(|why| refused(format!("the stored value does not decode: {why}")))?
-            }
+            _ if schema == self.schema || !Safeguard::SchemaIsCompared.holds() => (self.decode_value)(body)
+                .map_err(|error| {
+                Error::with_source(ErrorKind::Decode, "the stored value does not decode", error)
+            })?,
             // The user's error stays the source, so that it can be downcast.
             Some(upgrade) => upgrade(schema, body).map_err(|error| {
                 let context =
@@ -337,15 +383,16 @@ pub(crate) fn check_name(what: &str, name: &str, bytes_max: usize) -> Result<()>
     Err(Error::new(ErrorKind::InvalidName, context))
 }
 
-fn not_encoded(what: &str, why: &str, bytes_max: usize) -> Error {
-    // Codecs report failures as text; theirs and bincode's say "limit" if the value is too long.
-    if why.contains("limit") {
-        return Error::new(
-            ErrorKind::TooLarge,
-            format!("{what} takes more than {bytes_max} bytes when encoded"),
-        );
+fn not_encoded(what: &str, error: EncodeError, bytes_max: usize) -> Error {
+    match error {
+        EncodeError::TooLong => {
+            let context = format!("{what} takes more than {bytes_max} bytes when encoded");
+            Error::new(ErrorKind::TooLarge, context)
+        }
+        EncodeError::Failed(source) => {
+            Error::with_source(ErrorKind::Encode, format!("{what} could not be encoded"), source)
+        }
     }
-    Error::new(ErrorKind::Encode, format!("{what} could not be encoded: {why}"))
 }
 
 /// The largest scratch buffer that a thread keeps.
@@ -404,22 +451,26 @@ mod tests {
         /// The same to serde, and not what is told apart.
         #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
         struct Wrapped(Vec<u8>);
+        fn text(error: impl fmt::Debug) -> String {
+            format!("{error:?}")
+        }
         for length in [0, 1, 7, 100, 5_000] {
             let vector: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
             let wrapped = Wrapped(vector.clone());
             for bytes_max in [0, 7, 8, length + 7, length + 8, usize::MAX] {
                 let (mut one, mut other) = (vec![9], vec![9]);
-                let encoded = Bincode::encode(&vector, bytes_max, &mut one);
-                assert_eq!(encoded, Bincode::encode(&wrapped, bytes_max, &mut other), "{length} {bytes_max}");
+                let encoded = Bincode::encode(&vector, bytes_max, &mut one).map_err(text);
+                let as_bincode_does = Bincode::encode(&wrapped, bytes_max, &mut other).map_err(text);
+                assert_eq!(encoded, as_bincode_does, "{length} {bytes_max}");
                 assert_eq!(one, other, "{length} {bytes_max}");
             }
             let mut bytes = Vec::new();
             Bincode::encode(&vector, usize::MAX, &mut bytes).unwrap();
             bytes.push(0);
             for cut in [0, 4, 8, bytes.len() - 2, bytes.len() - 1, bytes.len()] {
-                let decoded = Bincode::decode::<Vec<u8>>(&bytes[..cut]);
+                let decoded = Bincode::decode::<Vec<u8>>(&bytes[..cut]).map_err(text);
                 assert_eq!(decoded.is_ok(), cut == bytes.len() - 1, "{length} {cut}");
-                assert_eq!(decoded, Bincode::decode::<Wrapped>(&bytes[..cut]).map(|of| of.0));
+                assert_eq!(decoded, Bincode::decode::<Wrapped>(&bytes[..cut]).map(|of| of.0).map_err(text));
             }
         }
     }

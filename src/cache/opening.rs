@@ -4,12 +4,13 @@
 //! differ.
 
 use std::any::type_name;
-use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::codec::{CacheKey, CacheValue, Codec, Coder, SCHEMA_DEFAULT, SCHEMA_MAX, Upgrade};
+use crate::cache::codec::{
+    BoxError, CacheKey, CacheValue, Codec, Coder, SCHEMA_DEFAULT, SCHEMA_MAX, Upgrade,
+};
 use crate::cache::entry::{LIFE_MAX, LIFE_MIN};
 use crate::cache::group::GroupOf;
 use crate::cache::reading::OpenCache;
@@ -168,7 +169,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
     /// ```
     pub fn upgrade(
         mut self,
-        upgrade: impl Fn(u8, &[u8]) -> Result<V, Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+        upgrade: impl Fn(u8, &[u8]) -> Result<V, BoxError> + Send + Sync + 'static,
     ) -> Self {
         self.upgrade = Some(Box::new(upgrade));
         self
