@@ -27,11 +27,11 @@ pub(crate) type Load<T> = Pin<Box<dyn Future<Output = Vec<T>> + Send>>;
 
 /// The loads of one cache that are under way, by key.
 pub(crate) struct Flights<K, T> {
-    slots: Mutex<HashMap<K, Slot<T>>>,
+    slots: Mutex<HashMap<K, FlightSlot<T>>>,
 }
 
 /// One key's place in the flight that loads it.
-struct Slot<T> {
+struct FlightSlot<T> {
     start: LoadStart,
     flight: Weak<Flight<T>>,
     index: usize,
@@ -89,7 +89,7 @@ pub(crate) struct Waiter<T> {
 }
 
 /// Frees the slots of a flight's keys when its load ends or is dropped.
-struct SlotsGuard<K: Hash + Eq, T> {
+struct FlightSlotsGuard<K: Hash + Eq, T> {
     flights: Arc<Flights<K, T>>,
     flight: Weak<Flight<T>>,
     keys: Vec<K>,
@@ -145,7 +145,7 @@ impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> FlightBuilder<K, 
         }
         let index = self.keys.len();
         let flight = Arc::downgrade(&self.flight);
-        slots.insert(key.clone(), Slot { start: *start, flight, index });
+        slots.insert(key.clone(), FlightSlot { start: *start, flight, index });
         self.keys.push(key.clone());
         Join::Lead(Waiter::new(Arc::clone(&self.flight), index))
     }
@@ -153,8 +153,11 @@ impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> FlightBuilder<K, 
     /// Starts the load of the keys that were added; it has to end with one outcome for each, in their order.
     pub(crate) fn start(mut self, load: impl Future<Output = Vec<T>> + Send + 'static) {
         let keys = mem::take(&mut self.keys);
-        let guard =
-            SlotsGuard { flights: Arc::clone(&self.flights), flight: Arc::downgrade(&self.flight), keys };
+        let guard = FlightSlotsGuard {
+            flights: Arc::clone(&self.flights),
+            flight: Arc::downgrade(&self.flight),
+            keys,
+        };
         let load: Load<T> = Box::pin(async move {
             let outcomes = load.await;
             // Before the outcomes are seen: whoever sees them and reads again begins a load of its own.
@@ -180,7 +183,7 @@ impl<K: Hash + Eq, T> Drop for FlightBuilder<K, T> {
     }
 }
 
-impl<K: Hash + Eq, T> Drop for SlotsGuard<K, T> {
+impl<K: Hash + Eq, T> Drop for FlightSlotsGuard<K, T> {
     fn drop(&mut self) {
         self.flights.free(&self.keys, &self.flight);
     }
