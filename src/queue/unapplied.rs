@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::ids::{Key, Seq};
 use crate::journal::frame::{Location, SoundFrame};
-use crate::journal::shares::Hearer;
+use crate::journal::scan::FrameVisitor;
 use crate::queue::pending::Backlog;
 use crate::queue::record::RecordRef;
 use crate::queue::spilled::Journaled;
@@ -45,9 +45,9 @@ impl Unapplied {
     }
 }
 
-impl Hearer for Unapplied {
+impl FrameVisitor for Unapplied {
     #[inline]
-    fn hear(&mut self, frame: &SoundFrame<'_>) -> Result<()> {
+    fn visit(&mut self, frame: &SoundFrame<'_>) -> Result<()> {
         if frame.header.last() <= self.applied {
             return Ok(());
         }
