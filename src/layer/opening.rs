@@ -17,7 +17,7 @@ use crate::feed::follow::Follow;
 use crate::feed::follower::Follower;
 use crate::feed::publisher::Publishers;
 use crate::feed::tasks::Tasks;
-use crate::flush::applied::Applied;
+use crate::flush::applied::ApplyHistory;
 use crate::flush::batching::Drain;
 use crate::flush::flusher::Flusher;
 use crate::flush::hand::Source;
@@ -25,31 +25,30 @@ use crate::ids::{Epoch, JournalId, Seq};
 use crate::journal::committer::Committer;
 use crate::journal::cursors::Cursors;
 use crate::journal::frame::Location;
-use crate::journal::log::Log;
 use crate::journal::options::JournalOptions;
-use crate::journal::recovery::Opened;
+use crate::journal::recovery::{self, CheckOptions, Opened};
 use crate::layer::layer::{FlusherThread, Layer};
-use crate::layer::ownership::{Lifeline, OnOwned, Role, await_turn};
+use crate::layer::ownership::{Heartbeat, OnOwned, Role, await_turn};
 use crate::memory::views::Views;
 use crate::options::LayerOptions;
 use crate::queue::dead_letters::DeadLetters;
 use crate::queue::inbox::PendingView;
-use crate::queue::key_locks::Turns;
-use crate::queue::lookup::Reads;
+use crate::queue::key_locks::KeyLocks;
+use crate::queue::lookup::Lookup;
 use crate::queue::pending::Pending;
 use crate::queue::queued::QueuedFrame;
+use crate::queue::spilled::UnappliedRecords;
 use crate::queue::state::Core;
-use crate::queue::unapplied::Unapplied;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Ticker};
 use crate::seam::priority;
 use crate::seam::span::Span;
 use crate::seam::sync::{Mutex, RwLock, thread};
-use crate::store::contract::{Batch, Progress, Pulse, Store, StoreError, Tenure};
+use crate::store::contract::{Batch, OwnerStatus, Progress, Store, StoreError, Tenure};
 
 /// What a layer that starts is to its store.
 enum Part {
-    Owner { has_ear: bool },
+    Owner { supports_heartbeat: bool },
     Follower(Follow),
 }
 
@@ -94,7 +93,9 @@ async fn claim_and_start(
         Some(dir) => {
             let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal.clone());
             let applied = tenure.progress.applied;
-            let (journal, backlog) = blocking(move || open_journal(disk, &dir, &journal, applied)).await?;
+            let (journal, backlog) =
+                blocking(move || open_journal(disk, &dir, &journal, &CheckOptions::default(), applied))
+                    .await?;
             (Some(journal), backlog)
         }
         None => Default::default(),
@@ -103,8 +104,9 @@ async fn claim_and_start(
     let id = journal.as_ref().map(|journal| journal.id);
     let mut tenure = store.claim(id).await.map_err(StoreError::into_error)?;
     forget_lost_journal(&*store, &mut tenure, journal.as_ref()).await?;
-    let has_ear = store.pulse().await.map_err(StoreError::into_error)? != Pulse::Unknown;
-    let part = Part::Owner { has_ear };
+    let supports_heartbeat =
+        store.owner_status().await.map_err(StoreError::into_error)? != OwnerStatus::Unknown;
+    let part = Part::Owner { supports_heartbeat };
     blocking(move || {
         let backlog = backlog.without_applied(&tenure, journal.as_ref())?;
         start(store, options, disk, ticker, tenure, journal.map(|journal| (journal, backlog)), part)
@@ -230,13 +232,13 @@ fn start(
     };
     pending.lock().start_at(last, ticker.now());
     let durability = options.durability;
-    let tells = options.changes || store.tells_others();
+    let tells = options.changes || store.has_change_feed();
     let core = Arc::new(Core::new(options, tenure.epoch, watermark, pending));
     let log = journal.as_ref().map(|journal| Arc::clone(&journal.log));
     let journal = journal.map(|journal| (journal.log, journal.writer));
     let committer = Arc::new(Committer::start(journal, durability, last, Arc::clone(&core))?);
     let views = Arc::new(Views::default());
-    let applied = Arc::new(Applied::new(ticker.clone(), watermark, applied_end));
+    let applied = Arc::new(ApplyHistory::new(ticker.clone(), watermark, applied_end));
     let flusher = Flusher {
         core: Arc::clone(&core),
         store: Arc::clone(&store),
@@ -254,8 +256,8 @@ fn start(
         tells,
     };
     let (runtime, thread) = run_flusher(flusher)?;
-    let lifeline_store = Arc::clone(&store);
-    let reads = Arc::new(Reads {
+    let heartbeat_store = Arc::clone(&store);
+    let reads = Arc::new(Lookup {
         core: Arc::clone(&core),
         store: RwLock::new(Some(store)),
         log: log.clone(),
@@ -274,14 +276,14 @@ fn start(
         _ => None,
     };
     let (flusher, tasks) = (Mutex::new(Some(thread)), Tasks::new(runtime.clone()));
-    let turns = Turns::default();
-    let (lifeline, follower) = match part {
+    let key_locks = KeyLocks::default();
+    let (heartbeat, follower) = match part {
         Part::Follower(follow) => {
             let parts = (&core, &reads, &views);
             (None, Some(Follower::start(follow, parts, ticker.clone(), &tenure, &tasks)?))
         }
-        Part::Owner { has_ear } => {
-            (has_ear.then(|| Lifeline::start(lifeline_store, Arc::clone(&core), &tasks)), None)
+        Part::Owner { supports_heartbeat } => {
+            (supports_heartbeat.then(|| Heartbeat::start(heartbeat_store, Arc::clone(&core), &tasks)), None)
         }
     };
     Ok(Arc::new(Layer {
@@ -296,8 +298,8 @@ fn start(
         changes,
         publishers: Publishers::default(),
         views,
-        turns,
-        lifeline,
+        key_locks,
+        heartbeat,
         follower,
         runtime,
         flusher,
@@ -320,11 +322,12 @@ fn open_journal(
     disk: Arc<dyn Disk>,
     dir: &Path,
     options: &JournalOptions,
+    check: &CheckOptions,
     applied: Seq,
 ) -> Result<(Opened, Backlog)> {
-    let nothing = Unapplied::after(applied);
-    let (opened, parts) = Log::open_heard(disk, dir, options, |before| nothing.part(before))?;
-    let found = parts.into_iter().try_fold(nothing, Unapplied::with)?;
+    let nothing = UnappliedRecords::after(applied);
+    let (opened, parts) = recovery::open_visiting(disk, dir, options, check, |before| nothing.part(before))?;
+    let found = parts.into_iter().try_fold(nothing, UnappliedRecords::with)?;
     let begins = found.begins;
     Ok((opened, Backlog { pending: Pending::recovered(found), begins, applied }))
 }
@@ -394,9 +397,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 mod tests {
     use super::*;
     use crate::disk::os::OsDisk;
+    use crate::disk::simulated::SimDisk;
     use crate::ids::{Key, NamespaceName};
     use crate::journal::frame::FrameBuilder;
-    use crate::journal::testdisk::MemDisk;
     use crate::journal::writer::GroupFrame;
     use crate::queue::pending::Sought;
     use crate::queue::record::{Operation, push};
@@ -410,17 +413,18 @@ mod tests {
         JournalOptions { segment_bytes: 64 << 10, zero_fill: false, recycle: true, spares_max: 0 }
     }
 
-    fn open_after(disk: &MemDisk, applied: u64) -> Result<(Opened, Backlog)> {
-        open_journal(Arc::new(disk.clone()), Path::new("journal"), &options(), Seq(applied))
+    fn open_after(disk: &SimDisk, applied: u64) -> Result<(Opened, Backlog)> {
+        let check = CheckOptions::eager();
+        open_journal(Arc::new(disk.clone()), Path::new("journal"), &options(), &check, Seq(applied))
     }
 
     /// A journal with `count` frames of one record, each of a key of its own, and where they lie.
-    fn journal(disk: &MemDisk, count: u64, last: FrameBuilder) -> Vec<Location> {
+    fn journal(disk: &SimDisk, count: u64, last: FrameBuilder) -> Vec<Location> {
         journal_in(Arc::new(disk.clone()), Path::new("journal"), count, last)
     }
 
     fn journal_in(disk: Arc<dyn Disk>, dir: &Path, count: u64, last: FrameBuilder) -> Vec<Location> {
-        let mut opened = Log::open(disk, dir, &options()).unwrap();
+        let mut opened = recovery::open(disk, dir, &options()).unwrap();
         let frames = (1..=count).map(|seq| {
             let mut body = FrameBuilder::new();
             push(&mut body, Operation::Put, true, key(seq).as_bytes(), &[7; 500]).unwrap();
@@ -447,7 +451,7 @@ mod tests {
 
     #[test]
     fn one_pass_finds_what_lies_behind_the_watermark() {
-        let disk = MemDisk::default();
+        let disk = SimDisk::new();
         let written = journal(&disk, 299, sound(300));
         let (opened, mut backlog) = open_after(&disk, 120).unwrap();
         assert!(written.last().unwrap().segment > 1 && opened.last == Seq(300));
@@ -464,7 +468,7 @@ mod tests {
     /// claimed.
     #[test]
     fn what_the_store_took_before_it_was_claimed_is_not_pending() {
-        let disk = MemDisk::default();
+        let disk = SimDisk::new();
         let written = journal(&disk, 299, sound(300));
         for (applied, records) in [(100, 200), (250, 50), (300, 0), (400, 0)] {
             let (opened, backlog) = open_after(&disk, 100).unwrap();
@@ -511,7 +515,7 @@ mod tests {
     /// Its checksums hold, so somebody wrote it, but no record of a layer is in it.
     #[test]
     fn a_sound_frame_without_sound_records_is_told_with_its_place() {
-        let disk = MemDisk::default();
+        let disk = SimDisk::new();
         let mut junk = FrameBuilder::new();
         junk.push(&[b"junk"]).unwrap();
         let written = journal(&disk, 5, junk);

@@ -7,14 +7,13 @@ use tokio::sync::{Notify, watch};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, Seq};
-use crate::journal::sink::{Committed, Sink};
+use crate::journal::committer::{Committed, Sink};
 use crate::metrics::Metrics;
 use crate::options::LayerOptions;
 use crate::queue::gate::Gate;
 use crate::queue::health::{Health, HealthState};
 use crate::queue::inbox::{PendingView, Revealed};
-use crate::queue::pending::Backlog;
-use crate::queue::queued::QueuedFrame;
+use crate::queue::queued::{QueueSize, QueuedFrame};
 use crate::queue::ticket::{Effects, Ticket, Until};
 use crate::safeguard::Safeguard;
 use crate::seam::sync::Mutex;
@@ -134,7 +133,7 @@ impl Core {
     }
 
     /// Whether so much is pending that the flusher should not linger.
-    fn is_enough(&self, backlog: Backlog) -> bool {
+    fn is_enough(&self, backlog: QueueSize) -> bool {
         let options = &self.options;
         let (records, bytes) = match self.drain_gives_way.load(Ordering::SeqCst) {
             true => {
@@ -314,8 +313,8 @@ pub(crate) fn unanswered() -> Error {
 mod tests {
     use super::*;
     use crate::ids::{Key, NamespaceName};
+    use crate::journal::committer::Submission;
     use crate::journal::frame::FrameBuilder;
-    use crate::journal::sink::Submission;
     use crate::queue::record::{Operation, push};
     use crate::seam::clock::Ticker;
     use std::pin::pin;
@@ -357,7 +356,7 @@ mod tests {
                 records: 1,
                 bytes: 1,
                 through: None,
-                turn: None,
+                key_guard: None,
             };
             let first = core.pending.lock().last_committed().next();
             let submission = Submission { body: body.finish(), journaled: false, ticket: Some(ticket) };
