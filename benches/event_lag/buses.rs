@@ -52,7 +52,7 @@ impl Over {
         }
     }
 
-    /// Whether its server is installed.
+    /// Fails unless its server is installed.
     pub(crate) fn check(self) -> Result<()> {
         let Some((program, package)) = self.program() else { return Ok(()) };
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -75,7 +75,7 @@ impl fmt::Display for Over {
     }
 }
 
-/// What an owner and a follower stand on. Of an outbox the owner's store is what publishes.
+/// The stores and the buses of an owner and a follower. With an outbox the owner's store publishes.
 pub(crate) struct Ground {
     pub(crate) owner_store: Box<dyn Store>,
     pub(crate) follower_store: Box<dyn Store>,

@@ -1,4 +1,4 @@
-//! How far a follower is behind the owner's commits over each bus, what a publisher adds to a write, and what a
+//! The lag of a follower behind the owner's commits over each bus, what a publisher adds to a write, and what a
 //! directive costs a follower.
 //!
 //! ```text
@@ -60,22 +60,22 @@ struct Arguments {
     /// For how many seconds each bus is measured. What is written in a tenth of it beforehand does not count.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// How many writes a second.
+    /// Writes per second.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     rate: u64,
-    /// How many async writers.
+    /// The number of async writers.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..))]
     writers: u64,
     /// For how long at the most the owner's flusher waits for a batch to fill, in milliseconds.
     #[arg(long, default_value_t = 10)]
     linger_ms: u64,
-    /// How many rounds the costs are measured; none leaves them out. Many short ones, because a disk's mood changes.
+    /// Rounds in which the costs are measured; 0 leaves them out. Many short ones, because a disk's mood changes.
     #[arg(long, default_value_t = 21)]
     rounds: u64,
-    /// How long each measurement of a publisher's cost takes, in milliseconds.
+    /// The duration of each measurement of a publisher's cost, in milliseconds.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..))]
     measure_ms: u64,
-    /// How many entries the follower of the last part has in memory.
+    /// Entries in the memory of the last part's follower.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     entries: u64,
     /// Count the instructions of a directive under callgrind, which valgrind brings, and measure nothing.

@@ -1,4 +1,5 @@
-//! How fast each embedded store takes batches, beside the bare database's own durable transaction of the same batch.
+//! The rate at which each embedded store takes batches, beside the bare database's own durable transaction of the same
+//! batch.
 //!
 //! `cargo bench -p forebay-benches --bench store_drain`, with `-- --smoke` to see only that it runs.
 //!
@@ -53,13 +54,13 @@ struct Arguments {
     /// Only see that it runs: one short round.
     #[arg(long)]
     smoke: bool,
-    /// How many rounds.
+    /// The number of rounds.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
-    /// How many rows each measurement of a round writes, at least; whole batches.
+    /// Rows that each measurement of a round writes, rounded up to whole batches.
     #[arg(long, default_value_t = 12_000, value_parser = clap::value_parser!(u64).range(1..))]
     rows: u64,
-    /// How many rows each store holds beforehand.
+    /// Rows in each store beforehand.
     #[arg(long, default_value_t = 0)]
     preload: u64,
     /// Measure only these (comma-separated).
@@ -313,7 +314,7 @@ fn hold(what: What, path: &Path) -> Result<()> {
     bail!("nobody killed this process")
 }
 
-/// What the files take of the disk.
+/// The disk space of the files.
 fn allocated_bytes(path: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(path)? {

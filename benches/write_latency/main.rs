@@ -1,4 +1,4 @@
-//! How long a write takes, and how many fit into a second: each write policy beside the bare system calls.
+//! The latency of writes and their rate, by write policy, beside the bare system calls.
 //!
 //! ```text
 //! cargo bench -p forebay-benches --bench write_latency
@@ -65,7 +65,7 @@ use crate::targets::{Ratio, TARGETS, print_ratios};
 
 const VALUE_BYTES: usize = 100;
 const WRITERS: [usize; 5] = [1, 4, 16, 64, 256];
-/// How many keys each writer goes through.
+/// Keys that each writer goes through.
 const KEYS_PER_WRITER: u64 = 1_000;
 
 /// Write latency and throughput of each policy, beside the bare system calls.
@@ -74,10 +74,10 @@ struct Arguments {
     /// Only see that it runs: one short round.
     #[arg(long)]
     smoke: bool,
-    /// How many rounds.
+    /// The number of rounds.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
-    /// How long each measurement of a round takes, in milliseconds.
+    /// The duration of each measurement of a round, in milliseconds.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..))]
     measure_ms: u64,
     /// Measure only these numbers of writers (comma-separated).
@@ -86,7 +86,7 @@ struct Arguments {
     /// Measure only these (comma-separated).
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = What::ALL)]
     what: Vec<What>,
-    /// How many threads the writers' runtime has, if there is more than one writer [default: one per core, and not
+    /// Threads of the writers' runtime, if there is more than one writer [default: one per core, and not
     /// more than there are writers].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     threads: Option<u64>,
@@ -186,7 +186,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What is measured, opened once and kept open over all rounds.
+/// The subjects, opened once and kept open over all rounds.
 struct Subjects {
     raw: Arc<RawFile>,
     sled: Arc<BareSled>,

@@ -1,4 +1,5 @@
-//! Starts the service on a free port, writes, ends it with SIGTERM, and reads from a second run what the first one took.
+//! Starts the service on a free port, writes, ends it with SIGTERM, and reads from a second run what the first one
+//! took.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "it is a test")]
 

@@ -12,7 +12,7 @@ use crate::Role;
 use crate::driver::{Shared, name};
 use crate::world::Inputs;
 
-/// How often an answer is looked for.
+/// The interval between two looks for an answer.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// The number of the next question.

@@ -153,7 +153,7 @@ impl World {
         Ok(())
     }
 
-    /// Whether a service has ended by itself.
+    /// True if a service has ended by itself.
     pub(crate) fn has_ended(&mut self) -> Result<Option<Role>> {
         for (role, child) in &mut self.services {
             if child.try_wait()?.is_some() {

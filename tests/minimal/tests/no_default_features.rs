@@ -7,12 +7,12 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use forebay::store::redb::RedbOptions;
-use forebay::{BlockingForebay, Cache, ErrorKind, Forebay, MemoryStore, Postcard};
+use forebay::{Cache, ErrorKind, Forebay, MemoryStore, Postcard};
 
 #[test]
 fn what_was_written_is_there_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
-    let open = || -> (BlockingForebay, Cache<u64, String>) {
+    let open = || -> (Forebay, Cache<u64, String>) {
         let store = RedbOptions::new().open(directory.path().join("store")).unwrap();
         let layer =
             Forebay::builder(store).journal(directory.path().join("journal")).open_blocking().unwrap();
@@ -21,12 +21,12 @@ fn what_was_written_is_there_after_a_restart() {
     };
     let (layer, cache) = open();
     cache.blocking().put(&7, "kettle".to_owned()).unwrap();
-    layer.close().unwrap();
+    layer.blocking().close().unwrap();
     drop((layer, cache));
 
     let (layer, cache) = open();
     assert_eq!(cache.blocking().get(&7).unwrap().as_deref(), Some("kettle"));
-    layer.close().unwrap();
+    layer.blocking().close().unwrap();
 }
 
 #[test]

@@ -21,7 +21,7 @@ use forebay::{Cache, Channel, Follow, Forebay, NamespaceName, PostgresBus, Postg
 use forebay_servers::postgres::{PASSWORD, Postgres, USER};
 use tokio_postgres::Client;
 
-/// How long a change may take to be seen, before this gives up.
+/// The time within which a change has to be seen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
