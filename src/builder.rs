@@ -30,7 +30,9 @@ use crate::layer::layer::Layer;
 use crate::layer::opening;
 use crate::layer::ownership::{OnOwned, Role};
 use crate::metrics::Stats;
-use crate::options::{Backpressure, LayerOptions, OnRejected};
+#[cfg(feature = "simulation")]
+use crate::options::LayerSizes;
+use crate::options::{Backpressure, LayerOptions, OnRejected, layer_options};
 use crate::queue::health::{Closed, Health};
 use crate::seam::clock::{Clock, Ticker, block_on};
 use crate::store::contract::Store;
@@ -337,73 +339,33 @@ pub struct Builder {
 }
 
 macro_rules! setters {
-    ($($(#[$doc:meta])* $name:ident: $field:ident: $kind:ty,)*) => {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty = $default:expr,)*) => {
         impl Builder {
             $($(#[$doc])* pub fn $name(mut self, value: $kind) -> Self {
-                self.options.$field = value;
+                self.options.$name = value;
                 self
             })*
         }
     };
 }
-
-setters! {
-    /// When a journaled write counts as committed. Default: [`Durability::Sync`].
-    durability: durability: Durability,
-    /// Segment sizes and the like.
-    journal_options: journal: JournalOptions,
-    /// How many bytes of the journal may wait for the store, what is in flight included. Default: 4 GiB.
-    queue_bytes_max: queue_bytes_max: u64,
-    /// How many records may wait for the store, what is in flight included. Default: 4,000,000.
-    queue_records_max: queue_records_max: u64,
-    /// How many bytes of pending records stay in memory; beyond that, they are read back from the journal,
-    /// and each takes 8 to 16 bytes that do not count. Default: 256 MiB.
-    pending_memory_bytes_max: pending_memory_bytes_max: u64,
-    /// What a write does when the queue is full. Default: wait.
-    backpressure: backpressure: Backpressure,
-    /// How many records one apply takes at the most. Default: 1024.
-    batch_records_max: batch_records_max: usize,
-    /// How many bytes one apply takes at the most. Default: 8 MiB.
-    batch_bytes_max: batch_bytes_max: u64,
-    /// How long the flusher waits for a batch to fill, as long as nobody waits for an apply or for room. A store's sync
-    /// and the journal's share the disk, so applying every write at once would slow the writers down. Zero: what is
-    /// there is applied at once. Default: 10 ms.
-    batch_linger: batch_linger: Duration,
-    /// For how long the drain stays out of the way of writers that go on committing, since it shares processors and
-    /// disk with them. It waits for a `batch_linger` in which nothing is committed, but not beyond this, nor for more
-    /// than a quarter of the queue's bounds or of `pending_memory_bytes_max`, nor while somebody waits for an apply or
-    /// for room. Where changes are told ([`Builder::changes`], or an outbox of the store's), and for so long after a
-    /// write-through, there is no such delay. Zero: whatever fills a batch is applied at once. Default: 1 s.
-    drain_delay_max: drain_delay_max: Duration,
-    /// What a record does that the store rejects. Default: halt.
-    on_rejected: on_rejected: OnRejected,
-    /// How many records the dead-letter list may hold before the flusher halts after all. Default: 100,000.
-    dead_letter_records_max: dead_letter_records_max: u64,
-    /// How long a write-through waits for the store before its outcome counts as unknown. Default: 30 s.
-    through_timeout: through_timeout: Duration,
-    /// How long [`Forebay::close`] drains. Default: 30 s.
-    close_deadline: close_deadline: Duration,
-    /// Whether [`Forebay::changes`] can be called. The journal then holds a notice of each write-through, too, which
-    /// costs it a sync of the journal before the store's. Default: no.
-    changes: changes: bool,
-    /// How many bytes of segments that the store needs no more are kept for named cursors of the change stream; beyond
-    /// that the slowest lose their places, and are told. Default: 1 GiB.
-    changes_bytes_max: changes_bytes_max: u64,
-    /// How often the layer says in the store that it lives, for those who [wait](Builder::on_owned) for the store.
-    /// Default: 1 s.
-    renew_interval: renew_interval: Duration,
-    /// Accept that the journal that the store was fed from is gone, with whatever was queued in it. Default: no.
-    replace_journal: replace_journal: bool,
-}
+layer_options!(setters);
 
 impl Builder {
-    /// Where the journal lies. Without one every write goes through.
+    /// The sizes of internal structures. For the crate's own tests.
+    #[cfg(feature = "simulation")]
+    #[doc(hidden)]
+    pub fn sizes(mut self, sizes: LayerSizes) -> Self {
+        self.options.sizes = sizes;
+        self
+    }
+
+    /// The journal's directory. Without one every write goes through.
     pub fn journal(mut self, dir: impl Into<PathBuf>) -> Self {
         self.options.journal_dir = Some(dir.into());
         self
     }
 
-    /// How long to wait before the first retry of a failed apply, and at the most. Default: 10 ms and 10 s.
+    /// The longest waits before the first retry of a failed apply, and before any. Default: 10 ms and 10 s.
     pub fn retry_backoff(mut self, first: Duration, cap: Duration) -> Self {
         (self.options.retry_first, self.options.retry_cap) = (first, cap);
         self

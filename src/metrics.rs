@@ -24,7 +24,7 @@ pub struct Counter(AtomicU64);
 impl Counter {
     /// Adds `n`.
     pub fn add(&self, n: u64) {
-        // Most callers add zero most of the time: they pass a condition as a number.
+        // Many callers pass a condition as a number, which is mostly zero: that costs no atomic operation.
         if n > 0 {
             self.0.fetch_add(n, Ordering::Relaxed);
         }
@@ -66,15 +66,16 @@ macro_rules! labels {
 
         impl $name {
             /// All variants.
-            pub const ALL: &'static [$name] = &[$($name::$variant,)*];
+            $vis const ALL: &'static [$name] = &[$($name::$variant,)*];
 
             /// Returns the label under which it is exported and serialised.
             #[must_use]
-            pub fn as_str(self) -> &'static str {
+            $vis fn as_str(self) -> &'static str {
                 match self { $($name::$variant => $label,)* }
             }
         }
 
+        // The arrays of counters are equally long for all enums.
         const _: () = assert!($name::ALL.len() <= $crate::metrics::LABELS_MAX);
 
         impl $crate::metrics::Label for $name {
@@ -170,6 +171,22 @@ impl<E: Label> Serialize for Counts<E> {
             map.serialize_entry(label.label(), &count)?;
         }
         map.end()
+    }
+}
+
+/// Serialises a value as its text.
+pub(crate) fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+/// Serialises an error as the text of its whole chain.
+pub(crate) fn error_as_text<T: fmt::Display, S: Serializer>(
+    error: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match error {
+        Some(error) => serializer.serialize_some(&format!("{error:#}")),
+        None => serializer.serialize_none(),
     }
 }
 
@@ -321,6 +338,7 @@ impl StripedCounter {
     /// Returns the sum so far.
     #[must_use]
     pub fn value(&self) -> u64 {
+        // The cells are read one after the other: a sum may miss increments made meanwhile, never count one twice.
         self.owned.iter().chain([&self.shared]).map(|PaddedCell(cell)| cell.load(Ordering::Relaxed)).sum()
     }
 }

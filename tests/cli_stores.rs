@@ -48,6 +48,10 @@ async fn drain_carries_everything_to_the_store_that_is_named() {
         let (status, told) = forebay(&["drain", journal, "--store", &format!("{name}:{}", store.display())]);
         assert_eq!(status, Some(0), "{told}");
         assert!(told.contains("the store holds everything up to 20"), "{told}");
-        assert_eq!(kind.open(&store).unwrap().tenure().await.unwrap().progress.applied, Seq(20), "{name}");
+        assert_eq!(
+            kind.open(&store).unwrap().tenure().await.unwrap().progress.applied,
+            Seq::new(20),
+            "{name}"
+        );
     }
 }

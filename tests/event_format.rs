@@ -24,8 +24,8 @@ fn event() -> Event {
     let mut key = Vec::new();
     Bincode::encode(&123_u64, 100, &mut key).unwrap();
     let key = Key::new(&NamespaceName::parse("products").unwrap(), &key).unwrap();
-    let said = Said::Directives(vec![Directive::Invalidate(key, Seq(42))]);
-    Event { epoch: Epoch(0), after: Seq::ZERO, until: Seq::ZERO, as_of_us: 0, said }
+    let said = Said::Directives(vec![Directive::Invalidate(key, Seq::new(42))]);
+    Event { epoch: Epoch::new(0), after: Seq::ZERO, until: Seq::ZERO, as_of_us: 0, said }
 }
 
 fn hex(bytes: &[u8]) -> String {

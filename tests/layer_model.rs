@@ -140,7 +140,7 @@ impl Subject {
             }
             self.history.push(content);
         }
-        assert_eq!(last.0, self.history.len() as u64 - 1, "numbers are dense and never used twice");
+        assert_eq!(last.get(), self.history.len() as u64 - 1, "numbers are dense and never used twice");
     }
 
     async fn take(&mut self, step: &Step) {
@@ -168,7 +168,7 @@ impl Subject {
             }
             Step::Flush => {
                 let reached = self.bay().flush().await.unwrap();
-                assert_eq!(reached.0, self.history.len() as u64 - 1);
+                assert_eq!(reached.get(), self.history.len() as u64 - 1);
                 assert!(self.bay().watermark() >= reached);
                 assert_eq!(self.bay().pending(), 0);
             }
@@ -229,7 +229,7 @@ impl Subject {
             let value: u64 = decode(&versioned.value);
             content.insert((at, Bincode::decode(key.key()).unwrap()), value);
         }
-        let prefix = &self.history[usize::try_from(watermark.0).unwrap()];
+        let prefix = &self.history[usize::try_from(watermark.get()).unwrap()];
         assert_eq!(&content, prefix, "the store equals the history up to {watermark}");
     }
 }

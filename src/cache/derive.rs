@@ -16,7 +16,7 @@ use crate::cache::typed::Cache;
 use crate::cache::view::{CacheKey, CacheValue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::layer::Layer;
-use crate::memory::scope::ReadSet;
+use crate::memory::dependencies::ReadSet;
 use crate::seam::sync::Mutex;
 
 /// What a loader reads other keys through: each of them becomes a dependency of what it brings.

@@ -19,8 +19,8 @@ use crate::cache::view::{CacheKey, CacheValue, TypedView};
 use crate::error::{Error, Result};
 use crate::ids::{Key, Seq};
 use crate::layer::layer::Layer;
+use crate::memory::dependencies::{Dependencies, ReadSet};
 use crate::memory::entry::{Candidate, EntryOverrides, LoadResult, LoadStart, MemoryHit};
-use crate::memory::scope::{Dependencies, ReadSet};
 use crate::memory::servable::{Generation, LoadProgress, ReadConstraints};
 use crate::queue::lookup::{Answer, Reads};
 use crate::safeguard::Safeguard;
@@ -93,7 +93,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     ) -> Result<Entry<V>> {
         let constraints = self.constraints(layer, options, has_loader).await?;
         layer.catch_up();
-        match self.resident.look_closely(key, &constraints) {
+        match self.resident.lookup(key, &constraints) {
             Ok(held) => {
                 self.count_hit(&held);
                 if held.reload {
@@ -143,8 +143,12 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             Turn::Join(join) => {
                 drop(departure);
                 if let Some(most) = instead_of_waiting {
-                    let waiting = ReadConstraints { progress: LoadProgress::InFlight(most), ..*constraints };
-                    if let Ok(held) = self.resident.look_closely(key, &waiting) {
+                    let waiting = ReadConstraints {
+                        progress: LoadProgress::InFlight(most),
+                        measures_age: true,
+                        ..*constraints
+                    };
+                    if let Ok(held) = self.resident.lookup(key, &waiting) {
                         self.count_hit(&held);
                         return Ok(entry_held(held, None));
                     }
@@ -197,6 +201,8 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         loader: Option<ManyLoader<K, V>>,
     ) -> Result<Vec<Option<V>>> {
         let constraints = self.constraints(layer, options, loader.is_some()).await?;
+        // Only the values are returned, so the clock is read only where it decides.
+        let constraints = ReadConstraints { measures_age: false, ..constraints };
         let mut values = Vec::with_capacity(keys.len());
         let mut missing = Vec::new();
         layer.catch_up();
@@ -290,7 +296,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     fn start(&self, key: &K, constraints: &ReadConstraints) -> LoadStart {
         match constraints.max_staleness {
             // The value of now: what began earlier must not come after it.
-            Some(most) if most.is_zero() => self.resident.begin_load_past_memory(key),
+            Some(most) if most.is_zero() => self.resident.start_past_memory(key),
             _ => self.resident.start(key),
         }
     }
@@ -442,10 +448,10 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             return Err(error);
         }
         layer.catch_up();
-        match self
-            .resident
-            .look_closely(key, &ReadConstraints { progress: LoadProgress::Failed, ..*constraints })
-        {
+        match self.resident.lookup(
+            key,
+            &ReadConstraints { progress: LoadProgress::Failed, measures_age: true, ..*constraints },
+        ) {
             Ok(held) => {
                 self.count_hit(&held);
                 Ok(entry_held(held, Some(error)))

@@ -92,7 +92,7 @@ async fn claim_and_start(
     let tenure = store.tenure().await.map_err(StoreError::into_error)?;
     let (journal, backlog) = match &options.journal_dir {
         Some(dir) => {
-            let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal.clone());
+            let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal_options.clone());
             let applied = tenure.progress.applied;
             let (journal, backlog) = blocking(move || open_journal(disk, &dir, &journal, applied)).await?;
             (Some(journal), backlog)
@@ -231,11 +231,12 @@ fn start(
     pending.lock().start_at(last, ticker.now());
     let durability = options.durability;
     let tells = options.changes || store.tells_others();
+    let sizes = options.sizes;
     let core = Arc::new(Core::new(options, tenure.epoch, watermark, pending));
     let log = journal.as_ref().map(|journal| Arc::clone(&journal.log));
     let journal = journal.map(|journal| (journal.log, journal.writer));
     let committer = Arc::new(Committer::start(journal, durability, last, Arc::clone(&core))?);
-    let views = Arc::new(Views::default());
+    let views = Arc::new(Views::new(sizes.memory));
     let applied = Arc::new(Applied::new(ticker.clone(), watermark, applied_end));
     let flusher = Flusher {
         core: Arc::clone(&core),
@@ -491,7 +492,7 @@ mod tests {
         journal_in(Arc::clone(&disk) as Arc<dyn Disk>, dir.path(), 299, sound(7));
         let options = LayerOptions {
             journal_dir: Some(dir.path().to_owned()),
-            journal: options(),
+            journal_options: options(),
             // All of it stays pending.
             batch_linger: std::time::Duration::from_secs(60),
             batch_records_max: 1_000_000,

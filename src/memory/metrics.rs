@@ -5,7 +5,7 @@ use crate::metrics::ages::{AgeSummary, StaleAges};
 use crate::metrics::{Counter, Counters, Counts, StripedCounter, labels, stats};
 
 labels! {
-    /// Why an entry left memory.
+    /// The reason why an entry left memory.
     pub enum EvictionCause {
         /// To make room for others.
         Room = "room",

@@ -31,6 +31,7 @@ impl<T> Default for AgeBuckets<T> {
 impl<T: Default> AgeBuckets<T> {
     /// Returns the bucket of an age.
     pub fn of(&self, age: Duration) -> &T {
+        // A cache that serves nothing stale pays no memory for its ages.
         let buckets = self.0.get_or_init(|| (0..BUCKETS).map(|_| T::default()).collect());
         buckets.get(index_of(age)).expect("every index is below the number of buckets")
     }
@@ -111,6 +112,7 @@ impl StaleAges {
                 seen >= rank && rank > 0
             };
             let end = counts.iter().enumerate().find(reaches).map_or(0, |(index, _)| end_of(index));
+            // The end of a bucket may lie above the longest age in it.
             Duration::from_micros(end.min(longest_us))
         };
         AgeSummary {

@@ -248,7 +248,7 @@ impl History {
                     found.push(format!("at {watermark} {at:?} holds {value}, which nobody wrote"));
                     continue;
                 };
-                let last = Seq(version.0 + write.changes.len() as u64 - 1 - index);
+                let last = Seq::new(version.get() + write.changes.len() as u64 - 1 - index);
                 let told = match write.fate {
                     Fate::Acknowledged(seq) => seq == last,
                     Fate::Refused | Fate::Lost => false,
@@ -266,7 +266,7 @@ impl History {
             }
             for write in &all {
                 if let Fate::Acknowledged(last) = write.fate {
-                    let first = Seq(last.0 + 1 - write.changes.len() as u64);
+                    let first = Seq::new(last.get() + 1 - write.changes.len() as u64);
                     if first <= *watermark && *watermark < last {
                         found.push(format!(
                             "the watermark {watermark} lies within a batch, {first} to {last}"
@@ -334,9 +334,9 @@ fn known(writes: &[Write]) -> BTreeMap<Place, BTreeMap<Seq, Value>> {
     let mut known: BTreeMap<Place, BTreeMap<Seq, Value>> = BTreeMap::new();
     for write in writes {
         if let Fate::Acknowledged(last) = write.fate {
-            let first = last.0 + 1 - write.changes.len() as u64;
+            let first = last.get() + 1 - write.changes.len() as u64;
             for ((at, value), seq) in write.changes.iter().zip(first..) {
-                known.entry(*at).or_default().insert(Seq(seq), *value);
+                known.entry(*at).or_default().insert(Seq::new(seq), *value);
             }
         }
     }
