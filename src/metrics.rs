@@ -191,6 +191,7 @@ pub(crate) fn error_as_text<T: fmt::Display, S: Serializer>(
 }
 
 /// A figure as it is exported.
+#[cfg(any(test, feature = "metrics"))]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Figure {
     /// The metric's name.
@@ -201,6 +202,7 @@ pub(crate) struct Figure {
 }
 
 /// The value of a figure. All but the first are gauges.
+#[cfg(any(test, feature = "metrics"))]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum FigureValue {
     /// A total that only grows.
@@ -212,12 +214,14 @@ pub(crate) enum FigureValue {
 }
 
 /// A field of a snapshot that can be exported.
+#[cfg(any(test, feature = "metrics"))]
 pub(crate) trait Export {
     /// Appends what is exported of it. `name` is the metric's name, or what the names of several begin with; `label` is
     /// the label's key and, for a single count, its value.
     fn export(&self, name: &'static str, label: &[&'static str], to: &mut Vec<Figure>);
 }
 
+#[cfg(any(test, feature = "metrics"))]
 impl Export for u64 {
     fn export(&self, name: &'static str, label: &[&'static str], to: &mut Vec<Figure>) {
         let label = match label {
@@ -228,6 +232,7 @@ impl Export for u64 {
     }
 }
 
+#[cfg(any(test, feature = "metrics"))]
 impl<E: Label> Export for Counts<E> {
     fn export(&self, name: &'static str, label: &[&'static str], to: &mut Vec<Figure>) {
         let key = label.first().copied().unwrap_or("reason");
@@ -240,6 +245,7 @@ impl<E: Label> Export for Counts<E> {
     }
 }
 
+#[cfg(any(test, feature = "metrics"))]
 impl Export for QueueStats {
     fn export(&self, _: &'static str, _: &[&'static str], to: &mut Vec<Figure>) {
         let QueueStats { records, bytes, oldest_age } = *self;

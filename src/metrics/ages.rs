@@ -7,7 +7,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::metrics::{Counter, Export, Figure, FigureValue};
+use crate::metrics::Counter;
+#[cfg(any(test, feature = "metrics"))]
+use crate::metrics::{Export, Figure, FigureValue};
 
 /// The number of buckets for each doubling of an age, as a power of two. A bucket's width is at most an eighth of its age.
 const PER_DOUBLING_BITS: u32 = 3;
@@ -83,6 +85,7 @@ pub struct AgeSummary {
 }
 
 /// As gauges, by quantile. Their number is that of the stale hits, which are counted by reason.
+#[cfg(any(test, feature = "metrics"))]
 impl Export for AgeSummary {
     fn export(&self, name: &'static str, label: &[&'static str], to: &mut Vec<Figure>) {
         let AgeSummary { count: _, p50, p99, longest } = *self;
