@@ -48,56 +48,54 @@ pub enum OnRejected {
 macro_rules! layer_options {
     ($then:ident) => {
         $then! {
-            /// The point at which a journaled write counts as committed. Default: [`Durability::Sync`](crate::Durability::Sync).
+            /// Sets when a journaled write counts as committed. Default: [`Durability::Sync`](crate::Durability::Sync).
             durability: Durability = Durability::Sync,
-            /// The sizes of the journal's segments, and the like.
+            /// Sets segment sizes and the other options of the journal.
             journal_options: JournalOptions = JournalOptions::default(),
-            /// The most bytes of the journal that may wait for the store, those in flight included. Default: 4 GiB.
+            /// Limits the bytes of the journal that wait for the store, those in flight included. Default: 4 GiB.
             queue_bytes_max: u64 = 4 << 30,
-            /// The most records that may wait for the store, those in flight included. Default: 4,000,000.
+            /// Limits the records that wait for the store, those in flight included. Default: 4,000,000.
             queue_records_max: u64 = 4_000_000,
-            /// The most bytes of pending records that stay in memory. The values of the others are read back from the
-            /// journal, and each takes 8 to 16 bytes that do not count here. Default: 256 MiB.
+            /// Limits the bytes of pending records in memory. Records beyond that are read back from the journal, and take
+            /// 8 to 16 bytes each that do not count here. Default: 256 MiB.
             pending_memory_bytes_max: u64 = 256 << 20,
-            /// The behaviour of a write when the queue is full. Default: it waits.
+            /// Sets what a write does when the queue is full. Default: wait.
             backpressure: Backpressure = Backpressure::Wait,
-            /// The most records in one apply. An atomic batch is never split. Default: 1024.
+            /// Limits the records of one apply. An atomic batch is never split. Default: 1024.
             batch_records_max: usize = 1024,
-            /// The most bytes in one apply. An atomic batch is never split. Default: 8 MiB.
+            /// Limits the bytes of one apply. An atomic batch is never split. Default: 8 MiB.
             batch_bytes_max: u64 = 8 << 20,
-            /// The time that the flusher waits for a batch to fill, as long as nobody waits for an apply or for room. A
+            /// Sets how long the flusher waits for a batch to fill, as long as nobody waits for an apply or for room. A
             /// store's sync and the journal's share the disk, so applying every write at once would slow the writers
-            /// down. Zero: records are applied at once. Default: 10 ms.
+            /// down. Zero applies what is there at once. Default: 10 ms.
             batch_linger: Duration = Duration::from_millis(10),
-            /// The longest time for which the drain stays out of the way of writers that go on committing, since it
-            /// shares processors and disk with them. The drain waits for a `batch_linger` without a commit, but no longer
-            /// than this, nor for more than a quarter of the queue's bounds or of `pending_memory_bytes_max`, nor while
-            /// somebody waits for an apply or for room. Where changes are delivered
-            /// ([`Builder::changes`](crate::Builder::changes), or an outbox of the store's), and for this time after a
-            /// write-through, there is no such delay. Zero: full batches are applied at once. Default: 1 s.
+            /// Limits how long the drain gives way to writers that go on committing, since it shares processors and disk
+            /// with them. The drain then waits for a `batch_linger` in which nothing is committed; but no longer than
+            /// this, not beyond a quarter of the queue's limits or of `pending_memory_bytes_max`, and not while somebody
+            /// waits for an apply or for room. There is no such delay where changes are delivered
+            /// ([`Builder::changes`](crate::Builder::changes), or an outbox of the store's), nor for this long after a
+            /// write-through. Zero applies whatever fills a batch at once. Default: 1 s.
             drain_delay_max: Duration = Duration::from_secs(1),
-            /// The behaviour towards a record that the store rejects. Default: the flusher halts.
+            /// Sets what happens when the store rejects a record. Default: halt.
             on_rejected: OnRejected = OnRejected::Halt,
-            /// The most records in the dead-letter list; with more the flusher halts instead of parking.
-            /// Default: 100,000.
+            /// Limits the records in the dead-letter list; beyond that the flusher halts instead. Default: 100,000.
             dead_letter_records_max: u64 = 100_000,
-            /// The time that a write-through waits for the store before its outcome counts as unknown
-            /// ([`ErrorKind::InDoubt`](crate::ErrorKind::InDoubt)). Default: 30 s.
+            /// Sets how long a write-through waits for the store before it fails with
+            /// [`ErrorKind::InDoubt`](crate::ErrorKind::InDoubt). Default: 30 s.
             through_timeout: Duration = Duration::from_secs(30),
-            /// The longest time that [`Forebay::close`](crate::Forebay::close) drains before it leaves the rest to the
-            /// next opening. Default: 30 s.
+            /// Sets how long [`Forebay::close`](crate::Forebay::close) drains. Default: 30 s.
             close_deadline: Duration = Duration::from_secs(30),
-            /// True if [`Forebay::changes`](crate::Forebay::changes) can be called. The journal then holds a notice of
-            /// each write-through, too, which costs it a sync of the journal before the store's. Default: no.
+            /// Allows [`Forebay::changes`](crate::Forebay::changes). The journal then holds a notice of each
+            /// write-through, too, which costs that a sync of the journal before the store's. Default: false.
             changes: bool = false,
-            /// The most bytes of applied segments that are kept for named cursors of the change stream. Beyond that the
+            /// Limits the bytes of applied segments that are kept for named cursors of the change stream. Beyond that the
             /// slowest cursors lose their places, and their subscribers are notified. Default: 1 GiB.
             changes_bytes_max: u64 = 1 << 30,
-            /// The interval at which the layer renews its sign of life in the store, for layers that
+            /// Sets how often the layer renews its sign of life in the store, for layers that
             /// [wait](crate::Builder::on_owned) for the store. Default: 1 s.
             renew_interval: Duration = Duration::from_secs(1),
-            /// Accepts that the journal that the store was fed from is gone, with the records that were queued in it.
-            /// Default: no.
+            /// Accepts that the journal that the store was fed from is gone, with whatever was queued in it. Default:
+            /// false.
             replace_journal: bool = false,
         }
     };
@@ -222,9 +220,11 @@ mod tests {
         let bad = LayerOptions { queue_records_max: 0, ..LayerOptions::default() };
         let error = bad.validate().expect_err("zero records");
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
-        assert_eq!(error.to_string(), "queue_records_max is 0; allowed are 1 to 2147483648");
+        assert_eq!(format!("{error:#}"), "queue_records_max is 0; allowed are 1 to 2147483648");
         let bad = LayerOptions { retry_cap: Duration::from_millis(1), ..LayerOptions::default() };
-        assert!(bad.validate().expect_err("cap below first").to_string().contains("allowed are 10ms to"));
+        assert!(
+            format!("{:#}", bad.validate().expect_err("cap below first")).contains("allowed are 10ms to")
+        );
         let bad = LayerOptions { on_rejected: OnRejected::Park, ..LayerOptions::default() };
         assert!(bad.validate().is_err());
         LayerOptions::default().validate().expect("the defaults are in range");

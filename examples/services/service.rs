@@ -253,7 +253,7 @@ async fn follow(role: Role, arguments: &Arguments, mut questions: UnboundedRecei
             ["final", number, key] => {
                 let line = match products.get_entry(&key.parse()?).await {
                     Ok(entry) => text(entry.value),
-                    Err(error) => format!("failed: {error}"),
+                    Err(error) => format!("failed: {error:#}"),
                 };
                 say.send(format!("answer {number} {line}"))?;
             }

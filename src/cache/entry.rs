@@ -3,14 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::receipt::Receipt;
-use crate::error::Error;
+use crate::cache::codec::check_tags;
+use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::memory::dependencies::{Dependencies, ReadSet};
 use crate::memory::entry::EntryOverrides;
 use crate::memory::freshness::OnUnverified;
 use crate::memory::servable::{LoadProgress, ReadConstraints, StaleReason};
-use crate::options::WritePolicy;
+use crate::options::{WritePolicy, within_time};
+
+/// The shortest and the longest time to live or to idle.
+pub(crate) const LIFE_MIN: Duration = Duration::from_millis(1);
+pub(crate) const LIFE_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
 /// What a read found, with the proof of how current that is. Of a key without a value there is one, too.
 #[derive(Clone, Debug)]
@@ -26,7 +30,7 @@ pub struct Entry<V> {
     /// Where this read found it.
     pub source: Source,
     /// The bound that it met.
-    pub bound: MetBound,
+    pub bound: StalenessBound,
     /// If it is served though its time is up: why.
     pub stale: Option<StaleReason>,
     /// The failure in whose stead it is served.
@@ -52,7 +56,7 @@ pub enum Source {
 /// How stale an answer could have been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum MetBound {
+pub enum StalenessBound {
     /// Not at all: it is pending, or its load began after the read did.
     Current,
     /// Younger than this when it was taken; the tightest of what the cache and the reader ask for.
@@ -61,9 +65,30 @@ pub enum MetBound {
     Unbounded,
 }
 
-impl MetBound {
-    pub(crate) fn of(bound: Option<Duration>) -> MetBound {
-        bound.map_or(MetBound::Unbounded, MetBound::Within)
+impl StalenessBound {
+    pub(crate) fn of(bound: Option<Duration>) -> StalenessBound {
+        bound.map_or(StalenessBound::Unbounded, StalenessBound::Within)
+    }
+}
+
+/// The proof of an acknowledged write: its place in the layer's order.
+///
+/// It can be sent to a process that follows this one, which then reads the write's effect:
+/// [`ReadOptions::at_least`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Receipt {
+    seq: Seq,
+}
+
+impl Receipt {
+    pub(crate) fn new(seq: Seq) -> Receipt {
+        Receipt { seq }
+    }
+
+    /// The write's sequence number; of an atomic batch, its last record's.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        self.seq
     }
 }
 
@@ -183,6 +208,14 @@ impl WriteOptions {
     pub fn tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> WriteOptions {
         self.tags = tags.into_iter().map(Into::into).collect();
         self
+    }
+
+    /// Checks lives and tags.
+    pub(crate) fn check(&self) -> Result<()> {
+        for (option, life) in [("time_to_live", self.time_to_live), ("time_to_idle", self.time_to_idle)] {
+            life.map_or(Ok(()), |life| within_time(option, life, LIFE_MIN, LIFE_MAX))?;
+        }
+        check_tags(&self.tags).map(drop)
     }
 
     pub(crate) fn chosen_policy(&self) -> Option<WritePolicy> {

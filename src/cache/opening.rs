@@ -2,16 +2,19 @@
 
 use std::any::type_name;
 use std::error::Error as StdError;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::codec::{Bincode, Codec, Coder, SCHEMA_DEFAULT, SCHEMA_MAX, Upgrade};
+use crate::cache::codec::{Bincode, CacheKey, CacheValue, Codec, Coder, SCHEMA_DEFAULT, SCHEMA_MAX, Upgrade};
+use crate::cache::entry::{LIFE_MAX, LIFE_MIN};
 use crate::cache::group::GroupOf;
+use crate::cache::reading::OpenCache;
 use crate::cache::rules::{Replacement, Rule, Stale};
 use crate::cache::throttle::Throttle;
 use crate::cache::typed::Cache;
 use crate::cache::versions::VERSIONS_KEPT_MAX;
-use crate::cache::view::{CacheKey, CacheValue, TypedView};
+use crate::cache::view::TypedView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::NamespaceName;
 use crate::layer::layer::Layer;
@@ -23,10 +26,6 @@ use crate::options::{WritePolicy, within_time};
 
 /// How many entries a cache holds in memory unless it says otherwise.
 const CAPACITY_DEFAULT: usize = 10_000;
-
-/// The shortest and the longest time to live.
-pub(crate) const LIFE_MIN: Duration = Duration::from_millis(1);
-pub(crate) const LIFE_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
 const LOAD_THROTTLE_DEFAULT: Duration = Duration::from_secs(1);
 
@@ -48,6 +47,12 @@ pub struct CacheBuilder<K, V> {
     upgrade: Option<Upgrade<V>>,
     group_of: Option<GroupOf<K>>,
     rules: Vec<Rule<K, V>>,
+}
+
+impl<K, V> fmt::Debug for CacheBuilder<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheBuilder").field("namespace", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
@@ -306,7 +311,9 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             Ok(Arc::new(view) as Arc<dyn View>)
         })?;
         match view.into_any().downcast::<TypedView<K, V>>() {
-            Ok(view) if view.described == described => Ok(Cache { layer: self.layer, view }),
+            Ok(view) if view.described == described => {
+                Ok(Cache { open: OpenCache { layer: self.layer, view } })
+            }
             Ok(view) => Err(in_use(&namespace, &view.described, &described)),
             Err(_) => Err(in_use(&namespace, "other types", &described)),
         }

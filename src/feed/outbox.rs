@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use crate::bus::contract::{BODY_BYTES_MAX, Channel};
-use crate::bus::event::{Directive, Event, Said};
+use crate::bus::event::{Directive, Event, Payload};
 use crate::error::Result;
 use crate::ids::{NamespaceName, Seq, StoredKind};
 use crate::layer::invalidation::{Token, token_of};
@@ -56,7 +56,7 @@ pub fn events(applying: &Applying<'_>, puts: OutboxPuts) -> Result<Vec<Bytes>> {
         after: applying.after,
         until: applying.until,
         as_of_us: u64::try_from(as_of_us).unwrap_or_default(),
-        said: Said::Directives(directives),
+        payload: Payload::Directives(directives),
     };
     Ok(vec![event.encode()?])
 }
@@ -139,8 +139,8 @@ mod tests {
     }
 
     fn directives(events: &[Event]) -> Vec<Directive> {
-        let said = events.iter().map(|event| match &event.said {
-            Said::Directives(directives) => directives.clone(),
+        let said = events.iter().map(|event| match &event.payload {
+            Payload::Directives(directives) => directives.clone(),
             other => panic!("{other:?}"),
         });
         said.collect::<Vec<_>>().concat()

@@ -390,7 +390,7 @@ fn judge(seq: Seq, observed: Result<Observation>) -> FollowerAnswer {
                 reason: Reason::Unreachable,
                 served: None,
                 lag: 0,
-                error: Some(error.to_string()),
+                error: Some(format!("{error:#}")),
             };
         }
     };

@@ -3,6 +3,8 @@
 //! In an ordinary build these are plain re-exports, without cost. In a simulation they are the simulator's, so that one
 //! seed decides which thread goes on, when a wait ends and which random numbers are drawn.
 
+pub(crate) mod backoff;
+pub(crate) mod blocking;
 pub(crate) mod clock;
 pub(crate) mod parallel;
 pub(crate) mod priority;
