@@ -138,6 +138,7 @@ impl NamespaceName {
             let shown = escape_prefix(name.as_bytes());
             Err(Error::new(ErrorKind::InvalidName, format!("namespace name \"{shown}\": {why}")))
         };
+        // First, so that no more than this is ever scanned or shown.
         if name.len() > NAMESPACE_BYTES_MAX {
             return refuse("longer than 255 bytes");
         }
@@ -173,6 +174,7 @@ impl NamespaceName {
     #[must_use]
     pub fn is_within(&self, other: &NamespaceName) -> bool {
         let rest = self.0.strip_prefix(other.as_str());
+        // "products2" does not lie below "products".
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
@@ -227,6 +229,7 @@ impl Key {
         namespace: &NamespaceName,
         key: &[u8],
     ) -> Result<Key, Error> {
+        // Checked before anything is appended: the buffer holds other keys already.
         check_key_length(namespace.as_str().len() + 1 + key.len())?;
         shared.extend_from_slice(namespace.as_str().as_bytes());
         shared.extend_from_slice(&[SEPARATOR]);
@@ -252,6 +255,7 @@ impl Key {
     /// Checks that bytes can be a key.
     pub(crate) fn check(bytes: &[u8]) -> Result<(), Error> {
         check_key_length(bytes.len())?;
+        // Bytes from a journal or a bus need not have been made by this crate.
         if !bytes.contains(&SEPARATOR) {
             let shown = escape_prefix(bytes);
             return Err(Error::new(ErrorKind::InvalidName, format!("key \"{shown}\" names no namespace")));
@@ -291,6 +295,7 @@ impl Key {
 
     /// Returns the kind of data that is stored under this key.
     pub(crate) fn stored_kind(&self) -> StoredKind {
+        // No user's namespace holds an `@`, so a key of a cache never takes the first two ways.
         let namespace = self.namespace();
         if let Some(name) = namespace.strip_suffix(VERSION_MARK)
             && let Some((key, version)) = self.key().split_last_chunk::<8>()

@@ -297,6 +297,7 @@ struct CellLease {
 
 impl CellLease {
     fn begin() -> CellLease {
+        // The lowest free cell, so that the cells in use stay close together.
         let lowest_free = |taken: u64| {
             let number = taken.trailing_ones();
             (number < OWNED as u32).then(|| taken | 1 << number)
@@ -314,6 +315,7 @@ impl Drop for CellLease {
         // Destructors that run after this one may still count: they use the shared cell.
         OWN.set(OWNED);
         if self.number < OWNED {
+            // Releases the last count of this thread to the cell's next one.
             TAKEN.fetch_and(!(1 << self.number), Ordering::Release);
         }
     }
@@ -323,6 +325,7 @@ impl StripedCounter {
     /// Adds one.
     #[inline]
     pub fn increment(&self) {
+        // One comparison serves three states: a cell of its own, none, and not asked yet.
         match self.owned.get(OWN.get()) {
             // A load and a store will do: no other thread writes this cell.
             Some(PaddedCell(own)) => {

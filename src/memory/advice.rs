@@ -89,6 +89,7 @@ impl ReloadCounts {
             .iter()
             .fold((0, 0), |(reloads, changed), seen| (reloads + seen.reloads, changed + seen.changed));
         let nothing = TtlAdvice { wanted_share, reloads, changed, ..TtlAdvice::default() };
+        // Fewer would make an estimate of a share out of chance.
         if reloads < RELOADS_MIN {
             return nothing;
         }
@@ -118,6 +119,7 @@ impl AgeSample {
         let (reloads, changed) = (bucket.reloads.value(), bucket.changed.value());
         let (serves, serves_changed) = (bucket.serves.value(), bucket.serves_changed.value());
         let age_s = bucket.age_us.value() as f64 / 1e6 / reloads as f64;
+        // Ages without a reload have no mean.
         (reloads > 0).then_some(AgeSample { age_s, reloads, changed, serves, serves_changed })
     }
 }
@@ -169,6 +171,7 @@ impl Staleness {
         for one in seen {
             let mut pool =
                 PooledAges { reloads: one.reloads, serves: one.serves, stale: one.serves_changed, ages: 1 };
+            // Pooling may make the pool before it fall, too, so it goes on downwards.
             while let Some(below) = pools.pop_if(|below| !below.is_below(&pool)) {
                 pool = pool.with(&below);
             }
@@ -177,6 +180,7 @@ impl Staleness {
         let (mut corners, mut highest) = (vec![(0.0, 0.0)], 0.0_f64);
         let mut ages = seen.iter().map(|one| one.age_s);
         for pool in pools {
+            // The half reloads that `share` adds could make a pool fall below the one before it.
             highest = highest.max(-(1.0 - pool.share()).ln());
             corners.extend(ages.by_ref().take(pool.ages).map(|age_s| (age_s, highest)));
         }
@@ -232,6 +236,7 @@ impl Staleness {
 fn stale_within(hazard: f64, per_s: f64, time_s: f64) -> f64 {
     let rise = per_s * time_s;
     // `(1 - exp(-rise)) / rise`, which is 1 where nothing rises.
+    // Below this the quotient would lose its digits.
     let kept = if rise > 1e-9 { -(-rise).exp_m1() / rise } else { 1.0 - rise / 2.0 };
     time_s * (1.0 - (-hazard).exp() * kept)
 }

@@ -24,6 +24,7 @@ impl Dependencies {
     /// Joins them; `None` if there are none.
     #[must_use]
     pub fn new(group: Option<Scope>, tags: Vec<Scope>, read: ReadSet) -> Option<Arc<Dependencies>> {
+        // Most entries have none, and need no allocation for them.
         let some = group.is_some() || !tags.is_empty() || !read.is_empty();
         some.then(|| Arc::new(Dependencies { group, tags, read }))
     }
@@ -94,6 +95,7 @@ impl ReadSet {
                 self.scopes.push(*scope);
             }
         }
+        // What the value was read from in turn: nobody looks at that value again before this one is served.
         read.reads.iter().for_each(|read| self.add_read(read.clone()));
         self.spoilt |= read.spoilt || self.scopes.len() > READS_MAX;
     }

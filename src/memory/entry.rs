@@ -21,7 +21,7 @@ use crate::seam::clock::Moment;
 /// caches (`read_latency` shows it). A number that does not fit is changed to the safe side: nothing is served for longer
 /// or kept in place of something newer. See [`EntryMetadata`].
 #[derive(Clone, Debug)]
-pub(crate) struct Entry<V> {
+pub(crate) struct MemoryEntry<V> {
     /// The value; `None` if the key has none.
     pub(crate) value: Option<V>,
     since: Moment,
@@ -122,25 +122,25 @@ pub struct LoadResult<'a, V> {
 
 /// The result of a look-up in memory before anybody has decided whether it may be served, and the moment until which a
 /// follower had received every change *before* the look-up.
-pub struct Candidate<V>(pub(crate) Option<Entry<V>>, pub(crate) Moment);
+pub struct Candidate<V>(pub(crate) Option<MemoryEntry<V>>, pub(crate) Moment);
 
 /// Weighs an entry for quick_cache by the weight that is packed into it.
 #[derive(Clone)]
 pub(crate) struct PackedWeight;
 
-impl<K, V> Weighter<K, Entry<V>> for PackedWeight {
-    fn weight(&self, _key: &K, entry: &Entry<V>) -> u64 {
+impl<K, V> Weighter<K, MemoryEntry<V>> for PackedWeight {
+    fn weight(&self, _key: &K, entry: &MemoryEntry<V>) -> u64 {
         // quick_cache never evicts an entry without weight.
         u64::from(long(entry.written, WEIGHT_BITS).max(1))
     }
 }
 
-impl<V> Entry<V> {
+impl<V> MemoryEntry<V> {
     pub(crate) fn new(
         value: Option<V>,
         metadata: &EntryMetadata,
         extra: Option<Arc<EntryExtra>>,
-    ) -> Entry<V> {
+    ) -> MemoryEntry<V> {
         let &EntryMetadata { version, generation, since, weight, took_us, share, of_loader } = metadata;
         let version = match version {
             // The loader's source has its own versions, which nothing here can be compared with.
@@ -153,7 +153,7 @@ impl<V> Entry<V> {
         // Cut downwards: an entry that seems older than it is costs a reload.
         let origin = generation.0.min(GENERATION_MAX) << SHARE_BITS | u64::from(share.min(SHARE_MAX));
         let origin = origin << TOOK_BITS | short(took_us, TOOK_BITS);
-        Entry { value, since, written, origin, extra }
+        MemoryEntry { value, since, written, origin, extra }
     }
 
     /// Returns the write that the value is from; zero if unknown.
@@ -211,14 +211,14 @@ impl<V> Entry<V> {
         }
     }
 
-    pub(crate) fn without_value(&self) -> Entry<()> {
-        let &Entry { ref value, since, written, origin, ref extra } = self;
-        Entry { value: value.as_ref().map(|_| ()), since, written, origin, extra: extra.clone() }
+    pub(crate) fn without_value(&self) -> MemoryEntry<()> {
+        let &MemoryEntry { ref value, since, written, origin, ref extra } = self;
+        MemoryEntry { value: value.as_ref().map(|_| ()), since, written, origin, extra: extra.clone() }
     }
 
     /// Returns a copy whose uses do not count as uses of the entry.
-    pub(crate) fn detached(self) -> Entry<V> {
-        Entry { extra: self.extra.as_ref().map(|extra| extra.detached()), ..self }
+    pub(crate) fn detached(self) -> MemoryEntry<V> {
+        MemoryEntry { extra: self.extra.as_ref().map(|extra| extra.detached()), ..self }
     }
 
     pub(crate) fn dependencies(&self) -> Option<Arc<Dependencies>> {
@@ -338,7 +338,7 @@ mod tests {
             share: SHARE_MAX,
             of_loader: false,
         };
-        let entry = Entry::new(Some(()), &metadata, None);
+        let entry = MemoryEntry::new(Some(()), &metadata, None);
         let facts = entry.facts(&Scopes::default(), 6_554);
         assert_eq!((entry.version(), entry.of_loader(), entry.took()), (metadata.version, false, micros(31)));
         assert_eq!((facts.generation, facts.since, facts.cut), (metadata.generation, metadata.since, 6_554));
@@ -352,7 +352,7 @@ mod tests {
             share: 0,
             of_loader: true,
         };
-        let entry = Entry::new(None::<()>, &least, None);
+        let entry = MemoryEntry::new(None::<()>, &least, None);
         let facts = entry.facts(&Scopes::default(), 6_554);
         assert_eq!((entry.version(), entry.of_loader(), entry.took()), (Seq::ZERO, true, micros(0)));
         assert_eq!((facts.generation, facts.since, facts.cut), (least.generation, least.since, 0));
@@ -373,7 +373,7 @@ mod tests {
             share: 0,
             of_loader: false,
         };
-        let entry = Entry::new(Some(()), &metadata, None);
+        let entry = MemoryEntry::new(Some(()), &metadata, None);
         assert_eq!((entry.version(), entry.of_loader()), (Seq::ZERO, false));
         assert_eq!(entry.untimed_facts().generation, Generation(GENERATION_MAX));
     }
@@ -381,7 +381,7 @@ mod tests {
     /// The time of a hit depends on the size of an entry.
     #[test]
     fn an_entry_has_32_bytes_beside_its_value() {
-        assert_eq!(size_of::<Entry<Vec<u8>>>(), size_of::<Vec<u8>>() + 32);
+        assert_eq!(size_of::<MemoryEntry<Vec<u8>>>(), size_of::<Vec<u8>>() + 32);
     }
 
     fn micros(micros: u64) -> Duration {

@@ -93,6 +93,7 @@ impl LiveDuration {
     pub fn set(&self, value: Option<Duration>) {
         // One below the number that stands for none: 584 years are as good as for ever.
         let nanos = |value: Duration| u64::try_from(value.as_nanos()).unwrap_or(NONE).min(NONE - 1);
+        // A reader who comes after this call sees the new value.
         self.0.store(value.map_or(NONE, nanos), Ordering::SeqCst);
     }
 

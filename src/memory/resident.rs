@@ -18,7 +18,7 @@ use crate::ids::Seq;
 use crate::memory::advice::{CompareValues, ReloadWatch, TtlAdvice, VersionedRef};
 use crate::memory::dependencies::Dependencies;
 use crate::memory::entry::{
-    Candidate, Entry, EntryExtra, EntryMetadata, EntryOverrides, LoadResult, LoadStart, MemoryHit,
+    Candidate, EntryExtra, EntryMetadata, EntryOverrides, LoadResult, LoadStart, MemoryEntry, MemoryHit,
     PackedWeight, SHARE_MAX,
 };
 use crate::memory::fence::{FenceMark, Fences};
@@ -47,7 +47,7 @@ pub enum Capacity<K, V> {
 
 /// The entries of one cache, and its fences.
 pub struct Resident<K, V> {
-    entries: Cache<K, Entry<V>, PackedWeight, HashBuilder, CountedEvictions<K, Entry<V>>>,
+    entries: Cache<K, MemoryEntry<V>, PackedWeight, HashBuilder, CountedEvictions<K, MemoryEntry<V>>>,
     evictions: Arc<Counters<EvictionCause>>,
     watch: ReloadWatch<V>,
     hasher: HashBuilder,
@@ -168,11 +168,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             return Err(self.find(key));
         }
         let found = self.entries.get(key);
-        let is_plain = |entry: &Entry<V>| entry.value.is_some() && entry.extra.is_none();
+        let is_plain = |entry: &MemoryEntry<V>| entry.value.is_some() && entry.extra.is_none();
         let is_served = found.as_ref().is_some_and(|entry| is_plain(entry) && self.is_plain_servable(entry));
         // The value is taken out in place: moving the whole entry would cost as much as deciding about it.
         match found {
-            Some(Entry { value, extra: None, .. }) if is_served => Ok(value),
+            Some(MemoryEntry { value, extra: None, .. }) if is_served => Ok(value),
             found => unchecked(found),
         }
     }
@@ -234,7 +234,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// True if an entry may be served that has a value and no extra, in a cache that times no values. Apart from
     /// [`Resident::check`], because the compiler can drop most of the decision for the constants that are known here.
     #[inline(always)]
-    fn is_plain_servable(&self, entry: &Entry<V>) -> bool {
+    fn is_plain_servable(&self, entry: &MemoryEntry<V>) -> bool {
         let limits = CacheLimits {
             time_to_live: None,
             freshness: &Freshness::UNTIMED,
@@ -247,7 +247,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// Decides by the clock.
     fn check_timed(
         &self,
-        entry: Entry<V>,
+        entry: MemoryEntry<V>,
         constraints: &ReadConstraints,
         verified: Moment,
     ) -> Result<MemoryHit<V>, MissReason> {
@@ -291,7 +291,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         life.into_iter().chain(constraints.max_staleness).chain(lag_max).min()
     }
 
-    fn is_due(&self, entry: &Entry<V>, left: Duration) -> bool {
+    fn is_due(&self, entry: &MemoryEntry<V>, left: Duration) -> bool {
         match self.freshness.early_refresh {
             Some(beta) if entry.value.is_some() => is_due_early(left, entry.took(), beta, random_u32),
             _ => false,
@@ -325,7 +325,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         }
     }
 
-    fn facts<T>(&self, entry: &Entry<T>) -> EntryFacts {
+    fn facts<T>(&self, entry: &MemoryEntry<T>) -> EntryFacts {
         entry.facts(self.fences.scopes(), self.freshness.jitter)
     }
 
@@ -436,7 +436,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         let generation = self.fences.scopes().now();
         let (took_us, of_loader) = (0, false);
         let metadata = EntryMetadata { version, generation, since, weight, took_us, share, of_loader };
-        self.entries.insert(key, Entry::new(Some(value), &metadata, extra));
+        self.entries.insert(key, MemoryEntry::new(Some(value), &metadata, extra));
     }
 
     /// Drops `key` from memory, and makes every load of it that is under way lose.
@@ -547,7 +547,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         Ok(kept)
     }
 
-    fn loaded_entry(&self, key: &K, result: &LoadResult<'_, V>, start: &LoadStart) -> Entry<V> {
+    fn loaded_entry(&self, key: &K, result: &LoadResult<'_, V>, start: &LoadStart) -> MemoryEntry<V> {
         let &LoadResult { value, version, of_loader, ref overrides } = result;
         let weight = value.map_or(1, |value| self.weight(key, value));
         // The clock is read only where the duration of a load matters.
@@ -561,12 +561,12 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         };
         let (generation, share) = (start.generation, self.share());
         let metadata = EntryMetadata { version, generation, since, weight, took_us, share, of_loader };
-        Entry::new(value.cloned(), &metadata, self.extra(overrides.clone(), since))
+        MemoryEntry::new(value.cloned(), &metadata, self.extra(overrides.clone(), since))
     }
 
     /// Returns the entry of a key, without the value. To be called under its fence, so that nobody changes it meanwhile.
     /// The decision about it is made afterwards, not under quick_cache's lock; `also` runs under that lock.
-    fn inspect(&self, key: &K, also: impl FnOnce(&Entry<V>)) -> Option<Entry<()>> {
+    fn inspect(&self, key: &K, also: impl FnOnce(&MemoryEntry<V>)) -> Option<MemoryEntry<()>> {
         let (seen, also) = (Cell::new(None), Cell::new(Some(also)));
         // quick_cache has no look-up by reference that counts as no use: this one removes nothing.
         self.entries.remove_if(key, |there| {
@@ -580,7 +580,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     }
 
     /// True if nothing has invalidated an entry.
-    fn is_current(&self, entry: &Entry<()>) -> bool {
+    fn is_current(&self, entry: &MemoryEntry<()>) -> bool {
         invalidated(&self.facts(entry), &self.limits(Moment::default())).is_none()
     }
 
@@ -615,7 +615,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 /// Hands over what [`Resident::get`] may not serve at once. A function of its own, so that the entry is moved only then.
 #[cold]
 #[inline(never)]
-fn unchecked<V>(found: Option<Entry<V>>) -> Result<Option<V>, Candidate<V>> {
+fn unchecked<V>(found: Option<MemoryEntry<V>>) -> Result<Option<V>, Candidate<V>> {
     Err(Candidate(found, Moment::default()))
 }
 

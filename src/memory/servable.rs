@@ -158,6 +158,7 @@ labels! {
 pub fn invalidated(entry: &EntryFacts, limits: &CacheLimits<'_>) -> Option<MissReason> {
     let below = |floor| entry.generation < floor;
     match entry {
+        // Several may hold: the first one is the reason that is counted.
         _ if below(limits.floor) => Some(MissReason::Invalidated),
         _ if below(limits.namespace_floor) => Some(MissReason::NamespaceInvalidated),
         _ if below(entry.group_floor) => Some(MissReason::GroupInvalidated),
@@ -253,6 +254,7 @@ pub fn is_timed(entry: &EntryFacts, limits: &CacheLimits<'_>, constraints: &Read
 #[inline]
 fn current_at(entry: &EntryFacts, limits: &CacheLimits<'_>) -> Moment {
     match limits.freshness.following {
+        // The proof covers the owner's writes only, not the source of a loader.
         Some(_) if !entry.of_loader || entry.derived => entry.since.max(limits.verified),
         _ => entry.since,
     }
@@ -262,6 +264,7 @@ fn current_at(entry: &EntryFacts, limits: &CacheLimits<'_>) -> Moment {
 #[must_use]
 #[inline]
 pub fn life(entry: &EntryFacts, limits: &CacheLimits<'_>) -> Option<Duration> {
+    // An entry's own time to live counts before the cache's, for absences, too.
     let cache = if entry.absent { limits.freshness.negative_time_to_live } else { limits.time_to_live };
     let whole = entry.time_to_live.or(cache)?;
     // In 128 bits: a life of 584 years times the share does not fit into 64.

@@ -81,6 +81,7 @@ impl Views {
         schema_version: u8,
         make: impl FnOnce() -> Result<Arc<dyn View>>,
     ) -> Result<Arc<dyn View>> {
+        // The lock ends before the replaced view is invalidated: other caches need not wait for that.
         let (view, past) = {
             let mut views = self.lock();
             // Two handles of one namespace share a view. Another schema gets a new one, once nobody holds the old one.
@@ -91,6 +92,7 @@ impl Views {
             }
             let view = make()?;
             let past = views.insert(namespace.clone(), Arc::clone(&view));
+            // The layer's count of hits must not fall when a cache is replaced.
             self.past_memory_hits.add(past.as_ref().map_or(0, |past| past.memory_hits()));
             (view, past)
         };

@@ -47,6 +47,7 @@ impl<T: Default> AgeBuckets<T> {
 /// The position of an age's bucket.
 fn index_of(age: Duration) -> usize {
     let micros = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
+    // Zero has no logarithm.
     let Some(doubling) = micros.checked_ilog2() else { return 0 };
     // The bits that follow the leading one say which part of the doubling it is.
     let part = (u128::from(micros) << PER_DOUBLING_BITS >> doubling) - (1 << PER_DOUBLING_BITS);
@@ -100,6 +101,7 @@ impl StaleAges {
     /// Counts an age.
     pub fn note(&self, age: Duration) {
         self.buckets.of(age).add(1);
+        // The buckets are too coarse for the longest age, which is exact.
         self.longest_us.fetch_max(u64::try_from(age.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 

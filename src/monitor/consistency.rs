@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
 use crate::monitor::observer::{Observation, Observer, Served, Trouble};
 use crate::monitor::report::{MonitorReport, Reason};
-use crate::monitor::tally::{AnswerVerdict, FOLLOWERS_MAX, Finding, FollowerAnswer, Tally};
+use crate::monitor::tally::{AnswerFinding, AnswerVerdict, FOLLOWERS_MAX, FollowerAnswer, Tally};
 use crate::options::within_time;
 use crate::seam::random;
 use crate::seam::sync::atomic::{AtomicU64, Ordering};
@@ -94,6 +94,7 @@ impl MonitorBuilder {
         })?;
         let (samples, arriving) = mpsc::unbounded_channel();
         let tally = Tally::new(self.delays.clone(), self.offenders_max);
+        // Of 2^64 drawn numbers this many are sampled.
         let threshold = (self.share * u64::MAX as f64) as u64;
         Ok(Monitor(Arc::new(MonitorState {
             threshold,
@@ -119,6 +120,7 @@ impl MonitorBuilder {
         if !(1..=DELAYS_MAX).contains(&delays) {
             return refuse(format!("delays has {delays}; allowed are 1 to {DELAYS_MAX}"));
         }
+        // Rising, because each answer has until the next delay.
         if !self.delays.is_sorted_by(|earlier, later| earlier < later) {
             return refuse(format!("delays is {:?}; allowed are rising ones", self.delays));
         }
@@ -305,6 +307,7 @@ fn check_names(observers: &[Arc<dyn Observer>]) -> Result<()> {
                 "an observer's name of {length} bytes; allowed are 1 to {FOLLOWER_BYTES_MAX}"
             ));
         }
+        // The names are the labels of the figures.
         if !names.insert(name) {
             return refuse(format!("two observers are named \"{}\"", name.escape_debug()));
         }
@@ -331,10 +334,11 @@ impl CheckedWrite {
         let mut tally = lock(&self.tally);
         let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((left, worst)) = rounds.get_mut(round) else { return };
+        // The lock of the tally is taken first everywhere, so that two followers cannot wait for each other.
         *left -= 1;
         *worst = answer.verdict().max(*worst);
         let whole = (*left == 0).then_some(*worst);
-        tally.note(&Finding {
+        tally.note(&AnswerFinding {
             follower,
             round,
             late,

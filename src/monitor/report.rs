@@ -176,6 +176,7 @@ fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "-".into();
     }
+    // In integers: a double rounds 0.9999999 up.
     let millionths = u128::from(part) * 1_000_000 / u128::from(whole);
     format!("{}.{:04} %", millionths / 10_000, millionths % 10_000)
 }

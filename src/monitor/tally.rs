@@ -63,7 +63,7 @@ impl FollowerAnswer {
 }
 
 /// An answer, and the follower, delay and write that it belongs to.
-pub(super) struct Finding<'a> {
+pub(super) struct AnswerFinding<'a> {
     /// The follower's position.
     pub(super) follower: usize,
     /// The delay's position.
@@ -109,6 +109,7 @@ impl Tally {
 
     /// Returns the position of a follower's counts, which stays the same.
     pub(super) fn follower(&mut self, name: &str) -> Result<usize> {
+        // A second run goes on with the counts of the first.
         if let Some(place) = self.followers.iter().position(|follower| follower.name == name) {
             return Ok(place);
         }
@@ -122,7 +123,7 @@ impl Tally {
     }
 
     /// Counts an answer.
-    pub(super) fn note(&mut self, finding: &Finding<'_>) {
+    pub(super) fn note(&mut self, finding: &AnswerFinding<'_>) {
         self.late_max = self.late_max.max(finding.late);
         let unreachable =
             matches!(finding.answer, FollowerAnswer::Inconsistent { reason: Reason::Unreachable, .. });
@@ -143,7 +144,7 @@ impl Tally {
     }
 
     /// Keeps, replaces or marks as healed the offender of this follower and this write.
-    fn judge_offender(&mut self, finding: &Finding<'_>) {
+    fn judge_offender(&mut self, finding: &AnswerFinding<'_>) {
         let (Some(follower), Some(delay)) =
             (self.followers.get(finding.follower), self.delays.get(finding.round).copied())
         else {
@@ -154,6 +155,7 @@ impl Tally {
         };
         let known = self.offenders.iter().position(is_known);
         let FollowerAnswer::Inconsistent { reason, served, lag, error } = &finding.answer else {
+            // An unknown answer heals nothing.
             let known = known.filter(|_| finding.answer == FollowerAnswer::Consistent);
             if let Some(known) = known.and_then(|at| self.offenders.get_mut(at)) {
                 known.healed.get_or_insert(delay);
@@ -169,6 +171,7 @@ impl Tally {
         if let Some(at) = known {
             self.offenders.remove(at);
         }
+        // Sorted by insertion: there are at most a thousand, and mostly none.
         let at = self.offenders.partition_point(|kept| badness(kept) >= badness(&offender));
         self.offenders.insert(at, offender);
         self.offenders.truncate(self.offenders_max);

@@ -100,6 +100,7 @@ pub fn drive<T>(until: impl Future<Output = T>) -> T {
                 return None;
             };
             world.elapsed = world.elapsed.max(next.key().0);
+            // A condition variable's wait stays until its thread, once scheduled, removes it.
             Some(if next.get().stays { next.get().waker.clone() } else { next.remove().waker })
         });
         if let Some(waiting) = next {
@@ -120,6 +121,7 @@ pub(crate) fn now() -> Instant {
 }
 
 fn wait_until(at: Duration, wait: Wait) -> Due {
+    // The driver may have found no wait to end, and sleeps until there is one.
     let (due, driver) = world(|world| {
         world.waits_made += 1;
         let due = (at, world.waits_made);
@@ -152,6 +154,7 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        // The waker may be another one than at the last poll.
         if let Some(due) = self.due.take() {
             remove_wait(due);
         }
@@ -209,6 +212,7 @@ impl Condvar {
     ) -> LockResult<(MutexGuard<'a, T>, ())> {
         let wait_for = Wait { waker: Waker::from(Arc::clone(&self.0)), stays: true };
         let due = wait_until(elapsed().saturating_add(wait), wait_for);
+        // The end of the time looks like a notification: callers look at the clock themselves.
         let waited = self.0.0.wait(guard);
         remove_wait(due);
         waited.map(|guard| (guard, ())).map_err(|poisoned| PoisonError::new((poisoned.into_inner(), ())))
