@@ -17,8 +17,8 @@ pub const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The most bytes of a key that an error or a log line may show.
 const KEY_SHOWN_BYTES_MAX: usize = 48;
 const SEPARATOR: u8 = 0;
-/// Suffixes of a namespace's name for the stored versions of its values, and for the lists of versions. No name can hold
-/// an `@`, so neither can be mistaken for a value, nor a value for them.
+/// Suffixes of a namespace's name for the stored versions of its values, and for the lists of versions. No name can
+/// hold an `@`, so neither can be mistaken for a value, nor a value for them.
 const VERSION_MARK: &str = "@version";
 const VERSION_LIST_MARK: &str = "@versions";
 

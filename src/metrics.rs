@@ -360,8 +360,9 @@ pub struct QueueStats {
     pub records: u64,
     /// Their size in the journal, in bytes.
     pub bytes: u64,
-    /// The time since the oldest of them was committed, or recovered by this opening. Never too low. Too high by at most
-    /// a 32nd of the time in which the queue was filled, plus the time its writer waited for room and for the commit.
+    /// The time since the oldest of them was committed, or recovered by this opening. Never too low. Too high by at
+    /// most a 32nd of the time in which the queue was filled, plus the time its writer waited for room and for the
+    /// commit.
     pub oldest_age: Duration,
 }
 
@@ -376,7 +377,10 @@ macro_rules! stats {
             $($(#[$doc:meta])* $field:ident: $kind:ty => $value:ty, $name:literal $([$($label:literal)+])?;)*
         }
         filled in {
-            $($(#[$other_doc:meta])* $other:ident: $other_value:ty, $other_name:literal $([$($other_label:literal)+])?;)*
+            $(
+                $(#[$other_doc:meta])*
+                $other:ident: $other_value:ty, $other_name:literal $([$($other_label:literal)+])?;
+            )*
         }
     ) => {
         $(#[$live_doc])*

@@ -56,8 +56,8 @@ macro_rules! layer_options {
             queue_bytes_max: u64 = 4 << 30,
             /// Limits the records that wait for the store, those in flight included. Default: 4,000,000.
             queue_records_max: u64 = 4_000_000,
-            /// Limits the bytes of pending records in memory. Records beyond that are read back from the journal, and take
-            /// 8 to 16 bytes each that do not count here. Default: 256 MiB.
+            /// Limits the bytes of pending records in memory. Records beyond that are read back from the journal, and
+            /// take 8 to 16 bytes each that do not count here. Default: 256 MiB.
             pending_memory_bytes_max: u64 = 256 << 20,
             /// Sets what a write does when the queue is full. Default: wait.
             backpressure: Backpressure = Backpressure::Wait,
@@ -69,10 +69,10 @@ macro_rules! layer_options {
             /// store's sync and the journal's share the disk, so applying every write at once would slow the writers
             /// down. Zero applies what is there at once. Default: 10 ms.
             batch_linger: Duration = Duration::from_millis(10),
-            /// Limits how long the drain gives way to writers that go on committing, since it shares processors and disk
-            /// with them. The drain then waits for a `batch_linger` in which nothing is committed; but no longer than
-            /// this, not beyond a quarter of the queue's limits or of `pending_memory_bytes_max`, and not while somebody
-            /// waits for an apply or for room. There is no such delay where changes are delivered
+            /// Limits how long the drain gives way to writers that go on committing, since it shares processors and
+            /// disk with them. The drain then waits for a `batch_linger` in which nothing is committed; but no longer
+            /// than this, not beyond a quarter of the queue's limits or of `pending_memory_bytes_max`, and not while
+            /// somebody waits for an apply or for room. There is no such delay where changes are delivered
             /// ([`Builder::changes`](crate::Builder::changes), or an outbox of the store's), nor for this long after a
             /// write-through. Zero applies whatever fills a batch at once. Default: 1 s.
             drain_delay_max: Duration = Duration::from_secs(1),
@@ -88,8 +88,8 @@ macro_rules! layer_options {
             /// Allows [`Forebay::changes`](crate::Forebay::changes). The journal then holds a notice of each
             /// write-through, too, which costs that a sync of the journal before the store's. Default: false.
             changes: bool = false,
-            /// Limits the bytes of applied segments that are kept for named cursors of the change stream. Beyond that the
-            /// slowest cursors lose their places, and their subscribers are notified. Default: 1 GiB.
+            /// Limits the bytes of applied segments that are kept for named cursors of the change stream. Beyond that
+            /// the slowest cursors lose their places, and their subscribers are notified. Default: 1 GiB.
             changes_bytes_max: u64 = 1 << 30,
             /// Sets how often the layer renews its sign of life in the store, for layers that
             /// [wait](crate::Builder::on_owned) for the store. Default: 1 s.

@@ -1,12 +1,12 @@
 //! Advice on the time to live: an estimate of the share of stale serves, from the reloads that happen anyway.
 //!
 //! A reload at age `a` shows of one copy whether its source had changed within `a`, and not when: the change came
-//! before `a`, or will come after it. From such answers the chance `F(a)` that a copy of age `a` is stale is
-//! estimated by its maximum likelihood without a model, which for answers of this kind is the rising sequence nearest
-//! to their shares (pool adjacent violators; Ayer, Brunk, Ewing, Reid, Silverman, "An Empirical Distribution Function
-//! for Sampling with Incomplete Information", 1955). Between the ages that were seen the hazard is assumed constant.
-//! Reads are assumed to fall evenly on a copy's life, so a time to live `t` serves the share `1/t` times the integral of
-//! `F` from 0 to `t` stale.
+//! before `a`, or will come after it. From such answers the chance `F(a)` that a copy of age `a` is stale is estimated
+//! by its maximum likelihood without a model, which for answers of this kind is the rising sequence nearest to their
+//! shares (pool adjacent violators; Ayer, Brunk, Ewing, Reid, Silverman, "An Empirical Distribution Function for
+//! Sampling with Incomplete Information", 1955). Between the ages that were seen the hazard is assumed constant. Reads
+//! are assumed to fall evenly on a copy's life, so a time to live `t` serves the share `1/t` times the integral of `F`
+//! from 0 to `t` stale.
 //!
 //! The manual's page on figures lists the assumptions.
 
@@ -49,7 +49,8 @@ struct ReloadBucket {
 pub struct TtlAdvice {
     /// The share of stale serves that was asked for.
     pub wanted_share: f64,
-    /// The longest time to live that gives no greater share. `None` as long as fewer than 30 reloads have been compared.
+    /// The longest time to live that gives no greater share. `None` as long as fewer than 30 reloads have been
+    /// compared.
     pub time_to_live: Option<Duration>,
     /// True if longer ones may give no greater share either: no older copy was seen.
     pub is_longest_seen: bool,
@@ -289,8 +290,8 @@ impl<V: Clone> ReloadWatch<V> {
         self.copies.fetch_add(1, Ordering::Relaxed).is_multiple_of(WATCHED_ONE_IN)
     }
 
-    /// Notes down a copy of this age that is about to be replaced, and its serves if they were counted. Runs under locks,
-    /// so it clones the value instead of comparing it. `None` if nothing can be compared.
+    /// Notes down a copy of this age that is about to be replaced, and its serves if they were counted. Runs under
+    /// locks, so it clones the value instead of comparing it. `None` if nothing can be compared.
     pub(crate) fn replaced(
         &self,
         age: Duration,

@@ -18,8 +18,8 @@ use crate::seam::clock::Moment;
 /// An entry in memory: the value of a key, or the knowledge that it has none.
 ///
 /// Its metadata is packed into 32 bytes, because the smaller the entries are the more of them fit into the processor's
-/// caches (`read_latency` shows it). A number that does not fit is changed to the safe side: nothing is served for longer
-/// or kept in place of something newer. See [`EntryMetadata`].
+/// caches (`read_latency` shows it). A number that does not fit is changed to the safe side: nothing is served for
+/// longer or kept in place of something newer. See [`EntryMetadata`].
 #[derive(Clone, Debug)]
 pub(crate) struct MemoryEntry<V> {
     /// The value; `None` if the key has none.

@@ -99,7 +99,8 @@ impl Fences {
         change()
     }
 
-    /// Runs `fill` if nothing has changed since `mark` and no load with a later mark has landed. Returns true if it ran.
+    /// Runs `fill` if nothing has changed since `mark` and no load with a later mark has landed. Returns true if it
+    /// ran.
     pub fn fill(&self, mark: &FenceMark, fill: impl FnOnce()) -> bool {
         let stripe = self.stripe(mark.hash);
         let mut oldest = stripe.lock();

@@ -156,8 +156,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         self.entries.len()
     }
 
-    /// Returns the value of a key for a read without constraints, if no time limits it: the path of most hits. Otherwise
-    /// returns what was found, for [`Resident::check`]. Counts as a use.
+    /// Returns the value of a key for a read without constraints, if no time limits it: the path of most hits.
+    /// Otherwise returns what was found, for [`Resident::check`]. Counts as a use.
     ///
     /// # Errors
     /// The candidate to check; also if there is no entry.
@@ -348,8 +348,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         self.started(mark, since, false)
     }
 
-    /// As [`Resident::start`], for a load that reads past memory. When it lands, the loads that began before it lose, and
-    /// memory does not keep what it had.
+    /// As [`Resident::start`], for a load that reads past memory. When it lands, the loads that began before it lose,
+    /// and memory does not keep what it had.
     pub fn start_past_memory(&self, key: &K) -> LoadStart {
         let since = self.ticker.now();
         let mark = self.fences.mark_past_memory(self.hasher.hash_one(key));
@@ -389,8 +389,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// Applies a change of another process: the key has this value since this version. Replaces an entry only; a key
     /// that nobody reads here is not brought in. Loads under way lose.
     ///
-    /// The change may come late, when a newer version or a removal is known already. A current entry of an older version
-    /// proves that it does not; where memory holds no such entry, the key is dropped.
+    /// The change may come late, when a newer version or a removal is known already. A current entry of an older
+    /// version proves that it does not; where memory holds no such entry, the key is dropped.
     ///
     /// # Errors
     /// As [`Resident::invalidate`].
@@ -534,7 +534,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 }
             });
             if !kept && start.past_memory {
-                // Another key of the stripe may have moved the fence, so the entry that was read past may still be there.
+                // Another key of the stripe may have moved the fence, so the entry that was read past may still be
+                // there.
                 let gone = self.entries.remove_if(key, |there| there.since() <= start.since);
                 self.evictions.add(EvictionCause::Removed, u64::from(gone.is_some()));
             }
@@ -564,8 +565,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         MemoryEntry::new(value.cloned(), &metadata, self.extra(overrides.clone(), since))
     }
 
-    /// Returns the entry of a key, without the value. To be called under its fence, so that nobody changes it meanwhile.
-    /// The decision about it is made afterwards, not under quick_cache's lock; `also` runs under that lock.
+    /// Returns the entry of a key, without the value. To be called under its fence, so that nobody changes it
+    /// meanwhile. The decision about it is made afterwards, not under quick_cache's lock; `also` runs under that lock.
     fn inspect(&self, key: &K, also: impl FnOnce(&MemoryEntry<V>)) -> Option<MemoryEntry<()>> {
         let (seen, also) = (Cell::new(None), Cell::new(Some(also)));
         // quick_cache has no look-up by reference that counts as no use: this one removes nothing.
@@ -612,7 +613,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     }
 }
 
-/// Hands over what [`Resident::get`] may not serve at once. A function of its own, so that the entry is moved only then.
+/// Hands over what [`Resident::get`] may not serve at once. A function of its own, so that the entry is moved only
+/// then.
 #[cold]
 #[inline(never)]
 fn unchecked<V>(found: Option<MemoryEntry<V>>) -> Result<Option<V>, Candidate<V>> {

@@ -2,13 +2,13 @@
 //! invalidations in one order.
 //!
 //! A bulk invalidation takes the next tick and makes it the floor of its scope. An entry carries the tick at which its
-//! load began or its write took effect, as its generation, and may be served as long as no floor of its scopes is higher.
-//! So an invalidation costs the same however many entries there are, and a load that began before it cannot land
-//! afterwards.
+//! load began or its write took effect, as its generation, and may be served as long as no floor of its scopes is
+//! higher. So an invalidation costs the same however many entries there are, and a load that began before it cannot
+//! land afterwards.
 //!
-//! The floors of a cache and of its namespaces are in [`crate::memory::fence`]. Groups and tags are as many as the users
-//! like. Their floors are striped, which bounds the memory without a table that could lose one: two groups or tags that
-//! share a stripe cost each other's entries a reload.
+//! The floors of a cache and of its namespaces are in [`crate::memory::fence`]. Groups and tags are as many as the
+//! users like. Their floors are striped, which bounds the memory without a table that could lose one: two groups or
+//! tags that share a stripe cost each other's entries a reload.
 
 use std::hash::{BuildHasher, Hash};
 

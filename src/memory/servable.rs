@@ -249,8 +249,8 @@ pub fn is_timed(entry: &EntryFacts, limits: &CacheLimits<'_>, constraints: &Read
 }
 
 /// Returns the moment at which an entry was last known to be current: when it came, or, in a layer that follows another
-/// process, the moment until which that has received every change. No event reports a change of a loader's value, unless
-/// it was read from the layer's own keys.
+/// process, the moment until which that has received every change. No event reports a change of a loader's value,
+/// unless it was read from the layer's own keys.
 #[inline]
 fn current_at(entry: &EntryFacts, limits: &CacheLimits<'_>) -> Moment {
     match limits.freshness.following {

@@ -20,8 +20,8 @@ pub trait View: Any + Send + Sync {
     fn invalidate_namespace(&self, floor: Generation);
     /// Drops a key from it, or everything if the key is of another type than its own.
     fn invalidate_key(&self, key: &AnyKey);
-    /// Applies a change by another process: since that version the key has this value or, without one, an unknown value.
-    /// Version zero stands for an unknown version. Key and value are encoded by the codec.
+    /// Applies a change by another process: since that version the key has this value or, without one, an unknown
+    /// value. Version zero stands for an unknown version. Key and value are encoded by the codec.
     fn changed_elsewhere(&self, key: &[u8], version: Seq, value: Option<&[u8]>);
     /// True if its keys are of this type.
     fn has_key_type(&self, key: &AnyKey) -> bool;
@@ -71,7 +71,8 @@ impl Views {
         Views { scopes: Arc::new(Scopes::new(stripes)), ..Views::default() }
     }
 
-    /// Returns the view of a namespace. Calls `make` if none is open, or if the open one has another schema and no handle.
+    /// Returns the view of a namespace. Calls `make` if none is open, or if the open one has another schema and no
+    /// handle.
     ///
     /// # Errors
     /// Those of `make`.

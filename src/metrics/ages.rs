@@ -11,7 +11,8 @@ use crate::metrics::Counter;
 #[cfg(any(test, feature = "metrics"))]
 use crate::metrics::{Export, Figure, FigureValue};
 
-/// The number of buckets for each doubling of an age, as a power of two. A bucket's width is at most an eighth of its age.
+/// The number of buckets for each doubling of an age, as a power of two. A bucket's width is at most an eighth of its
+/// age.
 const PER_DOUBLING_BITS: u32 = 3;
 
 /// The range of the buckets: from a microsecond to 17 years. Younger and older ages are in the first and the last one.

@@ -55,8 +55,8 @@ impl MonitorBuilder {
         self
     }
 
-    /// The delays after a write at which every follower is asked: 1 to 16 rising ones of up to 24 hours. Default: 0, 1, 10
-    /// and 60 seconds.
+    /// The delays after a write at which every follower is asked: 1 to 16 rising ones of up to 24 hours. Default: 0, 1,
+    /// 10 and 60 seconds.
     pub fn delays(mut self, delays: impl IntoIterator<Item = Duration>) -> Self {
         self.delays = delays.into_iter().collect();
         self
@@ -68,15 +68,15 @@ impl MonitorBuilder {
         self
     }
 
-    /// The most sampled writes that may wait for their last answer at a time, 1 to 1,000,000. Default: 4,096. Each takes a
-    /// bit less than a kilobyte. Further ones are counted as skipped.
+    /// The most sampled writes that may wait for their last answer at a time, 1 to 1,000,000. Default: 4,096. Each
+    /// takes a bit less than a kilobyte. Further ones are counted as skipped.
     pub fn in_flight_max(mut self, samples: usize) -> Self {
         self.in_flight_max = samples;
         self
     }
 
-    /// The time that a follower may take to answer, 1 millisecond to an hour, but no longer than until it is asked the next
-    /// time. Default: 5 seconds.
+    /// The time that a follower may take to answer, 1 millisecond to an hour, but no longer than until it is asked the
+    /// next time. Default: 5 seconds.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
@@ -181,8 +181,8 @@ impl Monitor {
     /// Reports a write that the store has taken at this moment. Every follower should serve this version, or a newer
     /// one, from now on.
     ///
-    /// Costs a random number, and for a sampled write a copy of the key; never waits. May be called from any thread, and
-    /// without a runtime. After [`Monitor::close`] it does nothing.
+    /// Costs a random number, and for a sampled write a copy of the key; never waits. May be called from any thread,
+    /// and without a runtime. After [`Monitor::close`] it does nothing.
     pub fn committed(&self, key: &Key, seq: Seq) {
         let state = &*self.0;
         if *state.closed.borrow() {
@@ -204,14 +204,14 @@ impl Monitor {
         state.samples.send(sample).expect("this monitor holds the receiver");
     }
 
-    /// Asks the followers, until [`Monitor::close`]; then returns once no write is in flight. For a task of the caller's,
-    /// on a tokio runtime. A second call waits until the first one has ended, and goes on with its figures.
+    /// Asks the followers, until [`Monitor::close`]; then returns once no write is in flight. For a task of the
+    /// caller's, on a tokio runtime. A second call waits until the first one has ended, and goes on with its figures.
     ///
     /// Dropping the future gives up the writes in flight, which are counted as abandoned.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] at once: no observer, more than 1,024, or a name that is empty, longer than 64 bytes,
-    /// or used twice.
+    /// [`ErrorKind::InvalidOption`] at once: no observer, more than 1,024, or a name that is empty, longer than 64
+    /// bytes, or used twice.
     pub async fn run(&self, observers: Vec<Arc<dyn Observer>>) -> Result<()> {
         check_names(&observers)?;
         let state = &*self.0;
@@ -245,8 +245,8 @@ impl Monitor {
         }
     }
 
-    /// Ends the monitor: no further write is sampled, and [`Monitor::run`] returns once every write in flight has had its
-    /// last answer.
+    /// Ends the monitor: no further write is sampled, and [`Monitor::run`] returns once every write in flight has had
+    /// its last answer.
     pub fn close(&self) {
         // In this order: a write that got a permit before is in flight for a run that sees the end.
         self.0.permits.close();

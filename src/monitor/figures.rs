@@ -1,5 +1,5 @@
-//! Exports the findings of the monitor to the recorder of the `metrics` facade. Names and units are listed in the manual,
-//! on its page on the monitor.
+//! Exports the findings of the monitor to the recorder of the `metrics` facade. Names and units are listed in the
+//! manual, on its page on the monitor.
 
 use ::metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 

@@ -14,8 +14,8 @@ pub struct MonitorReport {
     pub writes: u64,
     /// Writes of them that were sampled.
     pub sampled: u64,
-    /// Writes that were drawn and not sampled, because too many were in flight. If there are many of these, the shares say
-    /// little of busy times.
+    /// Writes that were drawn and not sampled, because too many were in flight. If there are many of these, the shares
+    /// say little of busy times.
     pub skipped: u64,
     /// Sampled writes without all their answers, because the run was dropped or an observer panicked.
     pub abandoned: u64,

@@ -1,8 +1,9 @@
 //! Clocks, the runtime of a layer, and blocking on futures.
 //!
-//! Two clocks must not be confused. [`now`] and [`sleep`] are the system's (in a simulation the world's) and serve waits.
-//! Ages are read from the layer's own [`Ticker`], which is the system's clock unless the user gave the layer another one
-//! ([`Builder::clock`](crate::Builder::clock)). A ticker never goes back, whatever the clock behind it does.
+//! Two clocks must not be confused. [`now`] and [`sleep`] are the system's (in a simulation the world's) and serve
+//! waits. Ages are read from the layer's own [`Ticker`], which is the system's clock unless the user gave the layer
+//! another one ([`Builder::clock`](crate::Builder::clock)). A ticker never goes back, whatever the clock behind it
+//! does.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
@@ -178,8 +179,8 @@ mod real {
 
     /// Blocks this thread until a future is ready. A store whose futures need tokio finds `runtime`.
     pub(crate) fn block_on<T>(runtime: Option<&Handle>, future: impl Future<Output = T>) -> T {
-        // Inside a task of a tokio runtime the task's budget would run out and never be renewed, and tokio's futures would
-        // be pending for ever. This future is not part of that task's work.
+        // Inside a task of a tokio runtime the task's budget would run out and never be renewed, and tokio's futures
+        // would be pending for ever. This future is not part of that task's work.
         let mut future = pin!(tokio::task::unconstrained(future));
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         let mut context = Context::from_waker(&waker);
