@@ -196,8 +196,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         constraints: &ReadConstraints,
     ) -> Result<MemoryHit<V>, MissReason> {
         let Candidate(Some(entry), verified) = found else { return Err(MissReason::Absent) };
+        if constraints.measures_age {
+            return self.check_timed(entry, constraints, verified);
+        }
         let (facts, limits) = (self.facts(&entry), self.limits(verified));
-        if constraints.measures_age || is_timed(&facts, &limits, constraints) {
+        if is_timed(&facts, &limits, constraints) {
             return self.check_timed(entry, constraints, verified);
         }
         match servable(&facts, &limits, facts.since, constraints) {
