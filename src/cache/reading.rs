@@ -340,7 +340,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     fn start(&self, key: &K, constraints: &ReadConstraints) -> LoadStart {
         match constraints.max_staleness {
             // This reader wants the value of now, so no load that began earlier may replace what it finds.
-            Some(most) if most.is_zero() => self.view.resident.begin_load_past_memory(key),
+            Some(most) if most.is_zero() => self.view.resident.start_past_memory(key),
             _ => self.view.resident.start(key),
         }
     }

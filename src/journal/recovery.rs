@@ -27,7 +27,8 @@ use crate::journal::scan::{FrameVisitor, JournalFiles, LOCK_NAME, Scan};
 use crate::journal::segment::{Seal, Segment, SegmentHeader, segment_name};
 use crate::journal::writer::Writer;
 use crate::safeguard::Safeguard;
-use crate::seam::{beside, random};
+use crate::seam::parallel::{parallel_map, processors};
+use crate::seam::random;
 
 /// The most threads that check a journal, so that an opening does not take a large machine for itself.
 const THREADS_MAX: usize = 8;
