@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use forebay::testkit::ManualClock;
 use forebay::{
-    Cache, ErrorKind, Excuse, Forebay, Loaded, MemoryStore, ReadOptions, Seq, Source, WritePolicy,
+    Cache, ErrorKind, Forebay, Loaded, MemoryStore, MissReason, ReadOptions, Seq, Source, StaleReason,
+    WritePolicy,
 };
 use tokio::sync::watch;
 
@@ -228,7 +229,7 @@ async fn a_failing_loader_is_tried_once_per_interval_and_a_stale_value_serves() 
     for attempt in 1..=3 {
         for _ in 0..10 {
             let entry = cache.get_or_load_with(&1, &ReadOptions::new(), source.load()).await.unwrap();
-            assert_eq!((entry.value, entry.stale), (Some(7), Some(Excuse::LoadFailed)));
+            assert_eq!((entry.value, entry.stale), (Some(7), Some(StaleReason::LoadFailed)));
             let error = cache.get_or_load(&2, source.load()).await.expect_err("nothing to serve");
             assert_eq!(error.kind(), ErrorKind::LoadFailed);
             assert!(format!("{error:#}").contains("down"), "{error}");
@@ -256,7 +257,7 @@ async fn a_waiter_may_take_a_stale_value_instead() {
     let mut leader = Box::pin(cache.get_or_load_with(&1, &options, source.load()));
     assert!(poll_once(&mut leader).await.is_none(), "who loads by itself waits for its load");
     let entry = cache.get_or_load_with(&1, &takes(21), source.load()).await.unwrap();
-    assert_eq!((entry.value, entry.stale), (Some(7), Some(Excuse::InsteadOfWaiting)));
+    assert_eq!((entry.value, entry.stale), (Some(7), Some(StaleReason::InsteadOfWaiting)));
     let mut waiter = Box::pin(cache.get_or_load_with(&1, &young, source.load()));
     let mut strict = Box::pin(cache.get_or_load_with(&1, &capped, source.load()));
     assert!(poll_once(&mut waiter).await.is_none() && poll_once(&mut strict).await.is_none());
@@ -474,10 +475,10 @@ fn a_blocking_read_is_counted_once_whether_memory_answers_or_not() {
     blocking.put(&1, 10).unwrap();
     assert_eq!(blocking.get(&1).unwrap(), Some(10));
     let stats = cache.stats();
-    assert_eq!((stats.memory_hits, stats.misses_absent, stats.store_hits), (1, 0, 0));
+    assert_eq!((stats.memory_hits, stats.misses[MissReason::Absent], stats.store_hits), (1, 0, 0));
     cache.evict(&1);
     assert_eq!(blocking.get(&1).unwrap(), Some(10));
     assert_eq!(blocking.get(&2).unwrap(), None);
     let stats = cache.stats();
-    assert_eq!((stats.memory_hits, stats.misses_absent, stats.store_hits), (1, 2, 1));
+    assert_eq!((stats.memory_hits, stats.misses[MissReason::Absent], stats.store_hits), (1, 2, 1));
 }

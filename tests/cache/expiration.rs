@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use forebay::testkit::ManualClock;
-use forebay::{Cache, CacheBuilder, ErrorKind, Excuse, Forebay, MetBound, ReadOptions, Source, WriteOptions};
+use forebay::{
+    Cache, CacheBuilder, ErrorKind, Forebay, MissReason, ReadOptions, Source, StaleReason, StalenessBound,
+    WriteOptions,
+};
 
 use crate::support::held_loads::HeldLoads;
 use crate::support::{Hand, Layer, poll_once};
@@ -60,7 +63,7 @@ async fn a_value_lives_for_its_time_to_live_and_not_longer() {
     assert_eq!(cache.get(&1).await.unwrap(), Some(1));
     bed.clock.advance(Duration::from_nanos(1));
     assert_eq!(cache.get(&1).await.unwrap(), Some(2));
-    assert_eq!((cache.stats().misses_expired, cache.stats().memory_hits), (1, 1));
+    assert_eq!((cache.stats().misses[MissReason::Expired], cache.stats().memory_hits), (1, 1));
 }
 
 #[tokio::test]
@@ -115,7 +118,7 @@ async fn an_entry_that_nobody_reads_becomes_idle() {
     }
     bed.clock.advance(seconds(10));
     assert_eq!(cache.get(&1).await.unwrap(), Some(2));
-    assert_eq!(cache.stats().misses_idle, 1);
+    assert_eq!(cache.stats().misses[MissReason::Idle], 1);
 }
 
 #[tokio::test]
@@ -175,11 +178,11 @@ async fn jitter_only_shortens_and_scatters() {
     bed.bay.flush().await.unwrap();
     (0..200).for_each(|key| bed.source.write_outside(key, Some(2), 0));
     let fresh = async |cache: &Cache<u32, u64>| {
-        let before = cache.stats().misses_expired;
+        let before = cache.stats().misses[MissReason::Expired];
         for key in 0..200 {
             cache.get(&key).await.unwrap();
         }
-        200 - (cache.stats().misses_expired - before)
+        200 - (cache.stats().misses[MissReason::Expired] - before)
     };
     bed.clock.advance(seconds(49));
     assert_eq!(fresh(&cache).await, 200, "at most half of it is cut");
@@ -205,7 +208,7 @@ async fn absences_are_remembered_for_their_own_time() {
     let entry = cache.get_entry(&1).await.unwrap();
     assert_eq!(
         (entry.value, entry.source, entry.bound),
-        (None, Source::Memory, MetBound::Within(seconds(5)))
+        (None, Source::Memory, StalenessBound::Within(seconds(5)))
     );
     assert_eq!(bed.source.loads(), 1);
     bed.clock.advance(Duration::from_nanos(1));
@@ -226,7 +229,7 @@ async fn a_pending_write_never_expires() {
     cache.put(&1, 1).await.unwrap();
     clock.advance(seconds(1000));
     let entry = cache.get_entry(&1).await.unwrap();
-    assert_eq!((entry.value, entry.source, entry.bound), (Some(1), Source::Pending, MetBound::Current));
+    assert_eq!((entry.value, entry.source, entry.bound), (Some(1), Source::Pending, StalenessBound::Current));
     assert_eq!(cache.get(&1).await.unwrap(), Some(1));
     let exact = ReadOptions::new().max_staleness(Duration::ZERO);
     assert_eq!(cache.get_with(&1, &exact).await.unwrap(), Some(1), "it is newer than the store");
@@ -259,11 +262,14 @@ async fn a_stale_value_is_served_while_one_load_runs_in_the_background() {
     for _ in 0..20 {
         let entry = cache.get_entry(&1).await.unwrap();
         assert_eq!((entry.value, entry.age), (Some(1), seconds(14)));
-        assert_eq!(entry.stale, Some(Excuse::WhileRevalidating));
-        assert_eq!(entry.bound, MetBound::Within(seconds(15)));
+        assert_eq!(entry.stale, Some(StaleReason::WhileRevalidating));
+        assert_eq!(entry.bound, StalenessBound::Within(seconds(15)));
     }
     bed.source.wait_for_loads(1).await;
-    assert_eq!((cache.stats().background_loads, cache.stats().stale_while_revalidating), (1, 20));
+    assert_eq!(
+        (cache.stats().background_loads, cache.stats().stale[StaleReason::WhileRevalidating]),
+        (1, 20)
+    );
     assert_eq!(background_load(&bed, &cache).await, Some(2));
     assert_eq!(cache.get(&1).await.unwrap(), Some(2));
     assert_eq!(bed.source.loads(), 1);
@@ -296,7 +302,7 @@ async fn an_entry_is_loaded_early_before_its_end() {
     bed.source.wait_for_loads(2).await;
     assert_eq!(background_load(&bed, &cache).await, Some(2));
     assert_eq!(cache.get(&1).await.unwrap(), Some(2));
-    assert_eq!((cache.stats().misses_expired, bed.source.loads()), (0, 2), "nobody met its end");
+    assert_eq!((cache.stats().misses[MissReason::Expired], bed.source.loads()), (0, 2), "nobody met its end");
 }
 
 #[tokio::test]
@@ -308,8 +314,8 @@ async fn a_stale_value_is_served_if_its_load_fails_and_says_so() {
     bed.source.fail(true);
     let entry = cache.get_entry(&1).await.unwrap();
     assert_eq!((entry.value, entry.age), (Some(1), seconds(12)));
-    assert_eq!(entry.stale, Some(Excuse::LoadFailed));
-    assert_eq!(entry.bound, MetBound::Within(seconds(60)));
+    assert_eq!(entry.stale, Some(StaleReason::LoadFailed));
+    assert_eq!(entry.bound, StalenessBound::Within(seconds(60)));
     assert_eq!(entry.error.expect("the failure").kind(), ErrorKind::Transient);
     assert_eq!(cache.get_many(&[1]).await.unwrap(), [Some(1)]);
     bed.clock.advance(seconds(48));

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use forebay::testkit::ManualClock;
 use forebay::{
-    Cache, ErrorKind, Follow, Forebay, LocalBus, MemoryStore, Publish, ReadOptions, Seq, Source, WritePolicy,
+    Cache, ErrorKind, EvictionCause, Follow, Forebay, LocalBus, MemoryStore, MissReason, Publish,
+    ReadOptions, Seq, Source, StaleReason, WritePolicy,
 };
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use tracing::field::{Field, Visit};
@@ -206,7 +207,10 @@ async fn stale_serves_are_counted_with_their_ages() {
         assert_eq!(cache.stats().stale_ages.longest, seconds(age));
     }
     let stats = cache.stats();
-    assert_eq!((stats.stale_if_error, stats.stale_ages.count, stats.misses_expired), (2, 2, 2));
+    assert_eq!(
+        (stats.stale[StaleReason::LoadFailed], stats.stale_ages.count, stats.misses[MissReason::Expired]),
+        (2, 2, 2)
+    );
     assert!(stats.stale_ages.p50 >= seconds(20.0) && stats.stale_ages.p50 <= seconds(22.5), "{stats:?}");
     assert_eq!(stats.stale_ages.p99, seconds(40.0));
 }
@@ -220,7 +224,7 @@ async fn what_leaves_memory_is_counted_by_cause() {
         cache.put(&key, 1).await.unwrap();
     }
     let kept = cache.resident_count() as u64;
-    assert_eq!(cache.stats().evictions.room, 1_000 - kept, "{kept} are still there");
+    assert_eq!(cache.stats().evictions[EvictionCause::Room], 1_000 - kept, "{kept} are still there");
     bay.flush().await.unwrap();
     let before = cache.stats().evictions;
     cache.put(&1, 1).await.unwrap();
@@ -237,9 +241,9 @@ async fn what_leaves_memory_is_counted_by_cause() {
     cache.put(&5, 1).await.unwrap();
     assert!(cache.invalidate_version(&5, Seq(u64::MAX)), "memory has an older one");
     let after = cache.stats().evictions;
-    assert_eq!(after.called - before.called, 1);
-    assert_eq!(after.invalidated - before.invalidated, 3);
-    assert_eq!(after.removed - before.removed, 1);
+    assert_eq!(after[EvictionCause::Called] - before[EvictionCause::Called], 1);
+    assert_eq!(after[EvictionCause::Invalidated] - before[EvictionCause::Invalidated], 3);
+    assert_eq!(after[EvictionCause::Removed] - before[EvictionCause::Removed], 1);
 }
 
 #[tokio::test]
@@ -360,6 +364,47 @@ async fn the_metrics_facade_gets_all_of_it_with_units_and_the_manual_names_it() 
         assert!(described.get(&name).is_some_and(Option::is_some), "{name} has no unit");
         assert!(manual.contains(&format!("`{name}`")), "the manual does not name {name}");
     }
+}
+
+/// The export once listed six of the ten reasons by hand: the misses after an invalidation of a namespace were
+/// exported as none.
+#[tokio::test]
+async fn every_reason_of_a_miss_a_stale_serve_or_an_eviction_is_exported_and_in_the_manual() {
+    let layer = Layer::new();
+    let bay = layer.open().await;
+    let cache: Cache<u32, u64> = bay.cache("products/eu").open().unwrap();
+    for key in 0..20 {
+        cache.put(&key, 1).await.unwrap();
+    }
+    bay.flush().await.unwrap();
+    bay.invalidate_namespace("products").await.unwrap();
+    for key in 0..20 {
+        cache.get(&key).await.unwrap();
+    }
+    assert_eq!(cache.stats().misses[MissReason::NamespaceInvalidated], 20);
+    let told = Told::default();
+    metrics::with_local_recorder(&told, || bay.record_metrics());
+    let figure = |name: &str, label: &str, value: &str| {
+        told.value(&format!("{name}{{namespace=products/eu,{label}={value}}}"))
+    };
+    let manual = include_str!("../src/manual/figures.md");
+    for reason in MissReason::ALL {
+        let expected = if *reason == MissReason::NamespaceInvalidated { 20 } else { 0 };
+        assert_eq!(figure("forebay_cache_misses_total", "reason", reason.as_str()), expected, "{reason:?}");
+    }
+    for reason in StaleReason::ALL {
+        assert_eq!(figure("forebay_cache_stale_total", "reason", reason.as_str()), 0, "{reason:?}");
+    }
+    for cause in EvictionCause::ALL {
+        assert_eq!(figure("forebay_cache_evictions_total", "cause", cause.as_str()), 0, "{cause:?}");
+    }
+    for label in (MissReason::ALL.iter().map(|reason| reason.as_str()))
+        .chain(StaleReason::ALL.iter().map(|reason| reason.as_str()))
+        .chain(EvictionCause::ALL.iter().map(|cause| cause.as_str()))
+    {
+        assert!(manual.contains(&format!("`{label}`")), "the manual does not list {label}");
+    }
+    assert!(told.figures.lock().unwrap().contains_key("forebay_changes_delivered_total{}"));
 }
 
 /// A rule that names a figure which nobody tells never fires.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use forebay::disk::simulated::CrashPolicy;
 use forebay::store::contract::{Batch, Op, Progress, Store};
 use forebay::{
-    Bincode, Cache, CacheBuilder, Codec, Epoch, ErrorKind, Forebay, Key, Loaded, MemoryStore, Seq, Source,
-    WritePolicy,
+    Bincode, Cache, CacheBuilder, Codec, Epoch, ErrorKind, Forebay, Key, Loaded, MemoryStore, MissReason,
+    Seq, Source, WritePolicy,
 };
 use serde::Serialize;
 use tokio::sync::watch;
@@ -30,7 +30,7 @@ impl Outside {
         Outside { value, asked: Arc::default(), open: Arc::new(watch::Sender::new(true)) }
     }
 
-    async fn get<K: forebay::cache::view::CacheKey>(&self, cache: &Cache<K, u64>, key: &K) -> u64 {
+    async fn get<K: forebay::cache::codec::CacheKey>(&self, cache: &Cache<K, u64>, key: &K) -> u64 {
         let source = self.clone();
         let load = move |_| async move {
             source.asked.fetch_add(1, SeqCst);
@@ -64,12 +64,13 @@ async fn a_namespace_is_invalidated_with_all_that_lies_below_it_and_nothing_besi
     }
     for (invalidated, gone) in [("products", &[0, 1, 2][..]), ("products/eu", &[1, 2]), ("nobody", &[])] {
         let (next, asked) = (source.value.fetch_add(1, SeqCst) + 1, source.asked());
-        let before: Vec<u64> = caches.iter().map(|cache| cache.stats().misses_below_namespace).collect();
+        let before: Vec<u64> =
+            caches.iter().map(|cache| cache.stats().misses[MissReason::NamespaceInvalidated]).collect();
         bay.invalidate_namespace(invalidated).await.unwrap();
         for (at, cache) in caches.iter().enumerate() {
             let (seen, is_gone) = (source.get(cache, &1).await, gone.contains(&at));
             assert_eq!(seen == next, is_gone, "{invalidated}: {}", names[at]);
-            let misses = cache.stats().misses_below_namespace - before[at];
+            let misses = cache.stats().misses[MissReason::NamespaceInvalidated] - before[at];
             assert_eq!(misses, u64::from(is_gone), "{invalidated}: {}", names[at]);
         }
         assert_eq!(source.asked() - asked, gone.len() as u64);
@@ -307,7 +308,7 @@ async fn a_group_is_invalidated_however_its_entries_came() {
         assert_eq!(cache.get_entry(&key).await.unwrap().source, at, "{key:?}");
     }
     assert_eq!(source.get(&cache, &(1, 4)).await, 6);
-    assert_eq!(cache.stats().misses_below_group, 3);
+    assert_eq!(cache.stats().misses[MissReason::GroupInvalidated], 3);
     let mut kept = 0;
     for other in 2..10 {
         kept += u32::from(cache.get_entry(&(other, 1)).await.unwrap().source == Source::Memory);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use forebay::testkit::ManualClock;
-use forebay::{Cache, CacheBuilder, Error, Forebay, MemoryStore, Seq, WritePolicy};
+use forebay::{Cache, CacheBuilder, Error, Forebay, MemoryStore, MissReason, Seq, WritePolicy};
 use tokio::sync::watch;
 
 use crate::support::{Hand, Layer, poll_once};
@@ -105,7 +105,7 @@ async fn a_derived_value_is_stale_when_what_it_was_read_from_changes() {
         let expected = sums.change(change).await;
         assert_eq!((sums.sum(7).await, sums.made()), (expected, 2), "{change}");
         assert_eq!((sums.sum(7).await, sums.made()), (expected, 2), "{change}: and kept again");
-        assert_eq!(sums.sums.stats().misses_outdated, 1, "{change}");
+        assert_eq!(sums.sums.stats().misses[MissReason::DependencyChanged], 1, "{change}");
         assert_eq!(sums.sums.get(&7).await.unwrap(), Some(expected), "{change}: a plain read, too");
     }
 }
@@ -184,7 +184,7 @@ async fn what_is_derived_from_something_derived_depends_on_all_of_it() {
     assert_eq!(total().await.unwrap(), Some(30));
     sums.sums.invalidate(&1);
     assert_eq!(total().await.unwrap(), Some(30));
-    assert_eq!(totals.stats().misses_outdated, 2);
+    assert_eq!(totals.stats().misses[MissReason::DependencyChanged], 2);
 }
 
 #[tokio::test]

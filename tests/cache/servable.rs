@@ -6,7 +6,8 @@ use std::time::Duration;
 use forebay::Moment;
 use forebay::memory::freshness::{Following, Freshness, OnUnverified};
 use forebay::memory::servable::{
-    Ask, Excuse, Generation, MissReason, Rules, Servable, Situation, Stamp, is_due_early, is_timed, servable,
+    CacheLimits, EntryFacts, Generation, LoadProgress, MissReason, ReadConstraints, Servable, StaleReason,
+    is_due_early, is_timed, servable,
 };
 use proptest::prelude::*;
 
@@ -60,27 +61,27 @@ struct Case {
 ///    reason.
 /// 7. Else it has expired. Lives count from when the entry came.
 /// 8. What a follower serves beyond its bound on lag is never fresh.
-fn specified(case: &Case) -> Result<Option<Excuse>, MissReason> {
+fn specified(case: &Case) -> Result<Option<StaleReason>, MissReason> {
     let unknown = staleness(case);
     let age = case.now.saturating_sub(case.since);
     let unverified = case.following.filter(|(lag_max, _)| unknown >= *lag_max);
     let unverified = unverified.map(|(_, wanted)| case.on_unverified.unwrap_or(wanted));
-    let fresh = unverified.map(|_| Excuse::Unverified);
+    let fresh = unverified.map(|_| StaleReason::Unverified);
     let unused = case.now.saturating_sub(case.used);
     let life = case.own_life.or(if case.absent { case.negative_life } else { case.cache_life });
     let life = life.map(|whole| whole - (u128::from(whole) * u128::from(case.cut) / 65_536) as u64);
-    let rules = [
+    let limits = [
         (case.generation < case.floor, MissReason::Invalidated),
-        (case.generation < case.namespace_floor, MissReason::BelowNamespace),
-        (case.generation < case.group_floor, MissReason::BelowGroup),
-        (case.generation < case.tag_floor, MissReason::BelowTag),
-        (case.outdated, MissReason::Outdated),
+        (case.generation < case.namespace_floor, MissReason::NamespaceInvalidated),
+        (case.generation < case.group_floor, MissReason::GroupInvalidated),
+        (case.generation < case.tag_floor, MissReason::TagInvalidated),
+        (case.outdated, MissReason::DependencyChanged),
         (case.absent && case.has_loader && !case.of_loader, MissReason::Absent),
         (case.max_staleness.is_some_and(|most| unknown >= most), MissReason::TooOld),
         (unverified.is_some_and(|wanted| wanted != OnUnverified::Serve), MissReason::Unverified),
         (case.own_idle.or(case.cache_idle).is_some_and(|most| unused >= most), MissReason::Idle),
     ];
-    if let Some((_, reason)) = rules.into_iter().find(|(broken, _)| *broken) {
+    if let Some((_, reason)) = limits.into_iter().find(|(broken, _)| *broken) {
         return Err(reason);
     }
     let Some(life) = life else { return Ok(fresh) };
@@ -88,12 +89,12 @@ fn specified(case: &Case) -> Result<Option<Excuse>, MissReason> {
         return Ok(fresh);
     }
     let excuses = [
-        (age < life.saturating_add(case.revalidate), Excuse::WhileRevalidating),
-        (case.waiting.is_some_and(|most| age < most), Excuse::InsteadOfWaiting),
-        (case.failed && age < life.saturating_add(case.if_error), Excuse::LoadFailed),
+        (age < life.saturating_add(case.revalidate), StaleReason::WhileRevalidating),
+        (case.waiting.is_some_and(|most| age < most), StaleReason::InsteadOfWaiting),
+        (case.failed && age < life.saturating_add(case.if_error), StaleReason::LoadFailed),
     ];
-    let excuse = excuses.into_iter().find(|(holds, _)| *holds && !case.absent);
-    excuse.map(|(_, excuse)| Some(excuse)).ok_or(MissReason::Expired)
+    let stale = excuses.into_iter().find(|(holds, _)| *holds && !case.absent);
+    stale.map(|(_, stale)| Some(stale)).ok_or(MissReason::Expired)
 }
 
 /// Returns the time since the entry was last known to be current.
@@ -118,17 +119,20 @@ fn decided(case: &Case, now: u64) -> Servable {
             .following
             .map(|(lag_max, on_unverified)| Following { lag_max: time(lag_max), on_unverified }),
     };
-    let (stamp, rules, ask) = inputs(case, &freshness);
-    let timeless = servable(&stamp, &rules, at(0), &ask);
-    let timed = is_timed(&stamp, &rules, &ask);
-    assert!(timed || same(timeless, servable(&stamp, &rules, at(now), &ask)), "the time does not matter");
-    servable(&stamp, &rules, at(now), &ask)
+    let (facts, limits, constraints) = inputs(case, &freshness);
+    let timeless = servable(&facts, &limits, at(0), &constraints);
+    let timed = is_timed(&facts, &limits, &constraints);
+    assert!(
+        timed || same(timeless, servable(&facts, &limits, at(now), &constraints)),
+        "the time does not matter"
+    );
+    servable(&facts, &limits, at(now), &constraints)
 }
 
-fn inputs<'a>(case: &Case, freshness: &'a Freshness) -> (Stamp, Rules<'a>, Ask) {
+fn inputs<'a>(case: &Case, freshness: &'a Freshness) -> (EntryFacts, CacheLimits<'a>, ReadConstraints) {
     let time = Duration::from_nanos;
     let at = |nanos| Moment::at(time(nanos));
-    let stamp = Stamp {
+    let facts = EntryFacts {
         generation: Generation(case.generation),
         group_floor: Generation(case.group_floor),
         tag_floor: Generation(case.tag_floor),
@@ -144,15 +148,15 @@ fn inputs<'a>(case: &Case, freshness: &'a Freshness) -> (Stamp, Rules<'a>, Ask) 
     };
     let (floor, namespace_floor) = (Generation(case.floor), Generation(case.namespace_floor));
     let time_to_live = case.cache_life.map(time);
-    let rules = Rules { floor, namespace_floor, time_to_live, verified: at(case.verified), freshness };
-    let situation = match (case.waiting, case.failed) {
-        (Some(most), _) => Situation::Waiting(time(most)),
-        (None, true) => Situation::Failed,
-        (None, false) => Situation::Looking,
+    let limits = CacheLimits { floor, namespace_floor, time_to_live, verified: at(case.verified), freshness };
+    let progress = match (case.waiting, case.failed) {
+        (Some(most), _) => LoadProgress::InFlight(time(most)),
+        (None, true) => LoadProgress::Failed,
+        (None, false) => LoadProgress::NotStarted,
     };
     let (max_staleness, on_unverified) = (case.max_staleness.map(time), case.on_unverified);
-    let ask = Ask { max_staleness, on_unverified, has_loader: case.has_loader, situation };
-    (stamp, rules, ask)
+    let constraints = ReadConstraints { max_staleness, on_unverified, has_loader: case.has_loader, progress };
+    (facts, limits, constraints)
 }
 
 /// True if two decisions are the same but for the age in them.
@@ -213,8 +217,8 @@ proptest! {
         let age = Duration::from_nanos(staleness(&case));
         match (specified(&case), decided(&case, case.now)) {
             (Ok(None), Servable::Fresh { age: told, .. }) => prop_assert_eq!(told, age),
-            (Ok(Some(excuse)), Servable::Stale { age: told, because }) => {
-                prop_assert_eq!((told, because), (age, excuse));
+            (Ok(Some(stale)), Servable::Stale { age: told, because }) => {
+                prop_assert_eq!((told, because), (age, stale));
             }
             (Err(reason), Servable::Miss(told)) => prop_assert_eq!(told, reason),
             (specified, decided) => prop_assert!(false, "{:?} is not {:?}", decided, specified),

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use forebay::testkit::ManualClock;
 use forebay::{
-    Cache, CacheBuilder, ErrorKind, Excuse, Forebay, MetBound, ReadOptions, Seq, Source, WritePolicy,
+    Cache, CacheBuilder, ErrorKind, Forebay, MissReason, ReadOptions, Seq, Source, StaleReason,
+    StalenessBound, WritePolicy,
 };
 
 use crate::support::held_loads::HeldLoads;
@@ -46,7 +47,7 @@ async fn a_reads_tolerance_caps_what_the_cache_allows() {
     let entry = cache.get_entry_with(&1, &at_most(seconds(6))).await.unwrap();
     assert_eq!(
         (entry.value, entry.bound),
-        (Some(1), MetBound::Within(seconds(6))),
+        (Some(1), StalenessBound::Within(seconds(6))),
         "it is fresh, and young enough"
     );
     assert_eq!(
@@ -67,7 +68,7 @@ async fn a_reads_tolerance_caps_what_the_cache_allows() {
     let error = cache.get_with(&1, &at_most(seconds(20))).await.expect_err("nothing else is young enough");
     assert_eq!(error.kind(), ErrorKind::Transient);
     assert_eq!(cache.get_with(&1, &at_most(seconds(21))).await.unwrap(), Some(3));
-    assert_eq!(cache.stats().misses_too_old, 4);
+    assert_eq!(cache.stats().misses[MissReason::TooOld], 4);
 }
 
 #[tokio::test]
@@ -90,7 +91,7 @@ async fn no_tolerance_reads_the_store() {
     assert_eq!(cache.get(&1).await.unwrap(), Some(1), "others go on with what memory has");
     source.let_go();
     let entry = other.await.unwrap();
-    assert_eq!((entry.value, entry.source, entry.bound), (Some(3), Source::Store, MetBound::Current));
+    assert_eq!((entry.value, entry.source, entry.bound), (Some(3), Source::Store, StalenessBound::Current));
     assert_eq!(one.await.unwrap().value, Some(2), "it began before");
     assert_eq!(cache.get(&1).await.unwrap(), Some(3), "memory keeps what the later load brought");
 }
@@ -122,22 +123,22 @@ async fn an_entry_is_its_own_proof() {
     clock.advance(seconds(2));
     let entry = cache.get_entry(&1).await.unwrap();
     assert_eq!((entry.version, entry.age, entry.source), (Some(receipt.seq()), seconds(2), Source::Memory));
-    assert_eq!((entry.bound, entry.stale), (MetBound::Within(seconds(10)), None));
+    assert_eq!((entry.bound, entry.stale), (StalenessBound::Within(seconds(10)), None));
     bay.flush().await.unwrap();
     cache.evict(&1);
     let entry = cache.get_entry(&1).await.unwrap();
     assert_eq!((entry.version, entry.age), (Some(receipt.seq()), Duration::ZERO));
-    assert_eq!((entry.source, entry.bound), (Source::Store, MetBound::Current));
+    assert_eq!((entry.source, entry.bound), (Source::Store, StalenessBound::Current));
     clock.advance(seconds(11));
     let entry = cache.get_entry(&1).await.unwrap();
-    assert_eq!((entry.age, entry.stale), (seconds(11), Some(Excuse::WhileRevalidating)));
+    assert_eq!((entry.age, entry.stale), (seconds(11), Some(StaleReason::WhileRevalidating)));
     let load = |_| async { Ok::<_, String>(Some(5)) };
     let entry = cache.get_or_load_with(&3, &ReadOptions::new(), load).await.unwrap();
     assert_eq!((entry.value, entry.version, entry.source), (Some(5), None, Source::Loader));
     assert_eq!(cache.get_entry(&2).await.unwrap().version, None);
     let unlimited: Cache<u32, u64> = bay.cache("m").open().unwrap();
     unlimited.put(&1, 1).await.unwrap();
-    assert_eq!(unlimited.get_entry(&1).await.unwrap().bound, MetBound::Unbounded);
+    assert_eq!(unlimited.get_entry(&1).await.unwrap().bound, StalenessBound::Unbounded);
     source.fail(true);
 }
 

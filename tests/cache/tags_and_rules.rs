@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use forebay::{Cache, CacheBuilder, ErrorKind, Forebay, Loaded, Seq, Source, WriteOptions, WritePolicy};
+use forebay::{
+    Cache, CacheBuilder, ErrorKind, Forebay, Loaded, MissReason, Seq, Source, WriteOptions, WritePolicy,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -14,7 +16,7 @@ pub fn tags(tags: &[&str]) -> WriteOptions {
     WriteOptions::new().tags(tags.iter().copied())
 }
 
-async fn source_of<V: forebay::cache::view::CacheValue>(cache: &Cache<u32, V>, key: u32) -> Source {
+async fn source_of<V: forebay::cache::codec::CacheValue>(cache: &Cache<u32, V>, key: u32) -> Source {
     cache.get_entry(&key).await.unwrap().source
 }
 
@@ -43,7 +45,7 @@ async fn what_has_a_tag_is_invalidated_in_all_caches_however_it_came() {
     }
     let again = |_| async { Ok::<_, String>(Some(5)) };
     assert_eq!(one.get_or_load(&5, again).await.unwrap(), Some(5), "an absence may have tags, too");
-    assert_eq!(one.stats().misses_below_tag, 4);
+    assert_eq!(one.stats().misses[MissReason::TagInvalidated], 4);
     // Reloaded, they have their tags again; and after a restart.
     bay.invalidate_tag("round").unwrap();
     assert_eq!((source_of(&one, 1).await, source_of(&other, 1).await), (Source::Store, Source::Store));

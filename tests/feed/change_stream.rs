@@ -129,7 +129,7 @@ async fn puts_removes_batches_and_versions_are_told_in_order() {
     );
     assert_eq!(changes.told(), Seq(12));
     let stats = bay.stats();
-    assert_eq!((stats.changes_told, stats.places_lost), (10, 0));
+    assert_eq!((stats.changes_delivered, stats.places_lost), (10, 0));
     let mut later = bay.changes(Seq(4)).await.unwrap();
     assert_eq!(drain(&bay, &mut later).await, expected(&list[4..]), "from the middle of a batch");
 }

@@ -9,7 +9,7 @@ mod store_answers;
 
 use std::time::Duration;
 
-use forebay::bus::event::{Directive, Event, Said};
+use forebay::bus::event::{Directive, Event, Payload};
 use forebay::{Cache, Epoch, Follow, Forebay, Seq};
 use hand_bus::HandBus;
 
@@ -63,7 +63,7 @@ impl Bed {
 
     /// Makes the event in which the owner reports this range.
     fn event(&self, after: Seq, until: Seq, directives: Vec<Directive>) -> Event {
-        Event { epoch: self.epoch(), after, until, as_of_us: 0, said: Said::Directives(directives) }
+        Event { epoch: self.epoch(), after, until, as_of_us: 0, payload: Payload::Directives(directives) }
     }
 }
 

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use forebay::bus::contract::{BoxFuture, Bus, Channel, Delivery, From, Message, Position, Subscription};
+use forebay::bus::contract::{
+    BoxFuture, Bus, Channel, Delivery, Message, Position, StartPosition, Subscription,
+};
 use forebay::bus::local::LocalBus;
 use forebay::error::Result;
 use forebay::testkit::bus_conformance::{self, BusFixture};
@@ -90,14 +92,16 @@ impl Bus for Broken {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         Box::pin(async move {
-            let resumed = matches!(from, From::After(_));
+            let resumed = matches!(from, StartPosition::After(_));
             let from = match from {
-                From::After(position) if self.fault == Fault::ResumesTooEarly && position.as_str() > "0" => {
+                StartPosition::After(position)
+                    if self.fault == Fault::ResumesTooEarly && position.as_str() > "0" =>
+                {
                     let earlier = position.as_str().parse::<u64>().map(|number| number.saturating_sub(1));
-                    From::After(earlier.map_or(position, |number| Position::new(number.to_string())))
+                    StartPosition::After(earlier.map_or(position, |number| Position::new(number.to_string())))
                 }
                 from => from,
             };

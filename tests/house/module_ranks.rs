@@ -24,11 +24,12 @@ const RANKS: &[(&str, u32)] = &[
     ("feed", 6),
     ("layer", 7),
     ("cache", 8),
-    ("builder", 9),
+    ("forebay", 9),
+    ("builder", 10),
     ("monitor", 9),
-    ("lib", 10),
-    ("manual", 10),
-    ("testkit", 10),
+    ("lib", 11),
+    ("manual", 11),
+    ("testkit", 11),
 ];
 
 #[test]

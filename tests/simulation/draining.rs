@@ -28,7 +28,7 @@ const ORDERS: u32 = 20;
 struct Telling(MemoryStore);
 
 impl Store for Telling {
-    fn tells_others(&self) -> bool {
+    fn has_change_feed(&self) -> bool {
         true
     }
 

@@ -14,11 +14,11 @@ use forebay::journal::committer::Committer;
 use forebay::journal::frame::FrameBuilder;
 use forebay::journal::log::Log;
 use forebay::journal::sink::{Committed, Sink, Submission};
-use forebay::memory::entry::{Brought, Own};
+use forebay::memory::entry::{EntryOverrides, LoadResult};
 use forebay::memory::freshness::Freshness;
-use forebay::memory::resident::{Bound, Resident};
-use forebay::memory::scope::{ReadSet, Scopes, Ties};
-use forebay::memory::servable::Ask;
+use forebay::memory::resident::{Capacity, Resident};
+use forebay::memory::scope::{Dependencies, ReadSet, Scopes};
+use forebay::memory::servable::ReadConstraints;
 use forebay::{
     Backpressure, Builder, Cache, Durability, Error, ErrorKind, Forebay, JournalOptions, MemoryStore, Moment,
     Seq, Ticker, WritePolicy,
@@ -221,7 +221,7 @@ fn write_through_against_write_behind() {
 }
 
 fn seen(memory: &Resident<u32, u64>) -> Option<u64> {
-    memory.look(&1, &Ask::default()).ok().and_then(|held| held.value)
+    memory.lookup(&1, &ReadConstraints::default()).ok().and_then(|held| held.value)
 }
 
 /// A load that began before a change never leaves the older value in memory.
@@ -229,7 +229,7 @@ fn seen(memory: &Resident<u32, u64>) -> Option<u64> {
 fn fences_against_fills() {
     in_many_orders("fences against fills", || {
         let memory: Arc<Resident<u32, u64>> =
-            Arc::new(Resident::new(Bound::Entries(10), Freshness::default(), Ticker::default()).unwrap());
+            Arc::new(Resident::new(Capacity::Entries(10), Freshness::default(), Ticker::default()).unwrap());
         let store = Arc::new(Mutex::new(0_u64));
         let loaders: Vec<_> = (0..2)
             .map(|_| {
@@ -238,8 +238,9 @@ fn fences_against_fills() {
                     let start = memory.start(&1);
                     let loaded = *store.lock().unwrap();
                     let (value, version) = (Some(&loaded), Seq(loaded));
-                    let brought = Brought { value, version, of_loader: false, own: Own::default() };
-                    memory.fill(&1, &brought, &start).unwrap();
+                    let load_result =
+                        LoadResult { value, version, of_loader: false, overrides: EntryOverrides::default() };
+                    memory.fill(&1, &load_result, &start).unwrap();
                 })
             })
             .collect();
@@ -250,7 +251,7 @@ fn fences_against_fills() {
         memory.invalidate_all();
         assert!(seen(&memory).is_none_or(|value| value == 2), "older than the invalidation of all");
         *store.lock().unwrap() = 3;
-        memory.written(1, Some(3), Seq(3), Moment::default(), Own::default()).unwrap();
+        memory.apply_write(1, Some(3), Seq(3), Moment::default(), EntryOverrides::default()).unwrap();
         loaders.into_iter().for_each(|loader| loader.join().unwrap());
         assert_eq!(seen(&memory), Some(3));
     });
@@ -262,8 +263,9 @@ fn bulk_invalidations_against_fills() {
     in_many_orders("bulk invalidations against fills", || {
         let scopes: Arc<Scopes> = Arc::default();
         let memory = || -> Arc<Resident<u32, u64>> {
-            let memory = Resident::new(Bound::Entries(10), Freshness::default(), Ticker::default()).unwrap();
-            Arc::new(memory.in_order_of(Arc::clone(&scopes)))
+            let memory =
+                Resident::new(Capacity::Entries(10), Freshness::default(), Ticker::default()).unwrap();
+            Arc::new(memory.with_scopes(Arc::clone(&scopes)))
         };
         let (derived, other) = (memory(), memory());
         let (group, tag) = (scopes.group("n", "group"), scopes.tag("tag"));
@@ -275,10 +277,15 @@ fn bulk_invalidations_against_fills() {
                 thread::spawn(move || {
                     let (start, mut read) = (derived.start(&1), ReadSet::default());
                     read.add(other.fences(), other.start(&2).mark, None);
-                    let own = Own { ties: Ties::new(Some(group), vec![tag], read), ..Own::default() };
+                    let overrides = EntryOverrides {
+                        dependencies: Dependencies::new(Some(group), vec![tag], read),
+                        ..EntryOverrides::default()
+                    };
                     let loaded = *source.lock().unwrap();
                     let (value, version) = (Some(&loaded), Seq::ZERO);
-                    derived.fill(&1, &Brought { value, version, of_loader: true, own }, &start).unwrap();
+                    derived
+                        .fill(&1, &LoadResult { value, version, of_loader: true, overrides }, &start)
+                        .unwrap();
                 })
             })
             .collect();

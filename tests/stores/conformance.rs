@@ -8,7 +8,7 @@ use forebay::store::contract::{Batch, BoxFuture, Op, Store, StoreError, Tenure, 
 use forebay::store::memory::MemoryStore;
 use forebay::testkit::FlakyStore;
 use forebay::testkit::conformance::{self, Subject};
-use forebay::testkit::pulse_conformance;
+use forebay::testkit::heartbeat_conformance;
 
 use crate::support::stores::Kind;
 
@@ -41,7 +41,7 @@ impl Subject for OnDisk {
 async fn the_memory_store_conforms() {
     conformance::run(|| InMemory(MemoryStore::new())).await.unwrap();
     conformance::run_huge(|| InMemory(MemoryStore::new())).await.unwrap();
-    pulse_conformance::run(&InMemory(MemoryStore::new())).await.unwrap();
+    heartbeat_conformance::run(&InMemory(MemoryStore::new())).await.unwrap();
 }
 
 #[tokio::test]

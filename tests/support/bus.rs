@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use forebay::bus::{Bus, Delivery, From, Identity, Message, Position, Subscription};
+use forebay::bus::{Bus, Delivery, Identity, Message, Position, StartPosition, Subscription};
 use forebay::{Channel, Error, ErrorKind};
 
 /// Longer than anything here takes on the slowest machine, shorter than people wait.
@@ -44,7 +44,7 @@ pub async fn publish_at_last(bus: &impl Bus, channel: &Channel, texts: &[&str]) 
     .await;
 }
 
-pub async fn subscribe(bus: &impl Bus, channel: &Channel, from: From) -> Box<dyn Subscription> {
+pub async fn subscribe(bus: &impl Bus, channel: &Channel, from: StartPosition) -> Box<dyn Subscription> {
     within("subscribing", bus.subscribe(channel, from)).await.unwrap()
 }
 

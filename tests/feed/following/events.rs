@@ -1,7 +1,7 @@
 //! Events: a follower carries out what it receives, and notices what it did not receive.
 
-use forebay::bus::contract::{From, Position};
-use forebay::bus::event::{Directive, Event, Said};
+use forebay::bus::contract::{Position, StartPosition};
+use forebay::bus::event::{Directive, Event, Payload};
 use forebay::testkit::FlakyStore;
 use forebay::{Epoch, Error, ErrorKind, NamespaceName, Seq, Source};
 
@@ -200,7 +200,7 @@ async fn a_gap_is_asked_for_again_from_the_last_message_before_it() {
     let last = bed.write(3, 30).await;
     bed.bus.hand(&bed.event(before(last), last, vec![changed(3, last)]));
     bed.bus.heard().await;
-    assert_eq!(bed.bus.subscriptions(), [From::Now, From::After(Position::new("1"))]);
+    assert_eq!(bed.bus.subscriptions(), [StartPosition::Now, StartPosition::After(Position::new("1"))]);
     assert!(bay.following().unwrap().has_gap);
     assert_eq!((bay.watermark(), prices.get(&1).await.unwrap()), (first, Some(10)), "nothing is known of it");
     bed.bus.hand(&bed.event(before(missed), missed, vec![changed(1, missed)]));
@@ -299,7 +299,7 @@ async fn what_is_not_to_be_believed_is_refused_and_counted_and_does_nothing() {
     bed.bus.hand(&bed.event(Seq::ZERO, Seq::ZERO, vec![changed(1, Seq::ZERO)]));
     // A follower's word on the owner's channel.
     bed.bus.hand(&Event {
-        said: Said::Seen("x".into()),
+        payload: Payload::Seen("x".into()),
         ..bed.event(seq, seq.next(), vec![changed(1, seq.next())])
     });
     // Of an owner that the store does not know, and would silence the true one.

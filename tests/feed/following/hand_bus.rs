@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use forebay::bus::contract::{BoxFuture, Bus, Channel, Delivery, From, Message, Position, Subscription};
+use forebay::bus::contract::{
+    BoxFuture, Bus, Channel, Delivery, Message, Position, StartPosition, Subscription,
+};
 use forebay::bus::event::Event;
 use forebay::{Error, Result};
 use tokio::sync::watch;
@@ -20,7 +22,7 @@ struct Inner {
 #[derive(Default)]
 struct State {
     to_deliver: VecDeque<Result<Delivery>>,
-    subscribed: Vec<From>,
+    subscribed: Vec<StartPosition>,
     taken: u64,
     handed: u64,
     published: Vec<(Channel, Message)>,
@@ -77,7 +79,7 @@ impl HandBus {
     }
 
     /// From where the subscriptions so far began.
-    pub fn subscriptions(&self) -> Vec<From> {
+    pub fn subscriptions(&self) -> Vec<StartPosition> {
         self.0.state.lock().unwrap().subscribed.clone()
     }
 
@@ -120,7 +122,7 @@ impl Bus for HandBus {
     fn subscribe<'a>(
         &'a self,
         _channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         Box::pin(async move {
             self.change(|state| state.subscribed.push(from));

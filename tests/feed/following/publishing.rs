@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use forebay::bus::contract::{BoxFuture, Bus, Channel, From, Message, Subscription};
-use forebay::bus::event::{Directive, Event, Said};
+use forebay::bus::contract::{BoxFuture, Bus, Channel, Message, StartPosition, Subscription};
+use forebay::bus::event::{Directive, Event, Payload};
 use forebay::testkit::ManualClock;
 use forebay::{
     Cache, ChangeLag, Error, ErrorKind, Follow, Forebay, LocalBus, Publish, Result, Seq, WritePolicy,
@@ -29,8 +29,8 @@ fn published(bus: &HandBus) -> Vec<Event> {
 }
 
 fn directives(events: &[Event]) -> Vec<Directive> {
-    let of = |event: &Event| match &event.said {
-        Said::Directives(directives) => directives.clone(),
+    let of = |event: &Event| match &event.payload {
+        Payload::Directives(directives) => directives.clone(),
         _ => Vec::new(),
     };
     events.iter().flat_map(of).collect()
@@ -149,7 +149,7 @@ impl<F: Fn() -> Fate + Clone + Send + Sync + 'static> Bus for Unreliable<F> {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         self.0.subscribe(channel, from)
     }
@@ -157,8 +157,8 @@ impl<F: Fn() -> Fate + Clone + Send + Sync + 'static> Bus for Unreliable<F> {
 
 /// The report of a follower to its owner.
 fn seen(bed: &Bed, name: &str, until: Seq) -> Event {
-    let said = Said::Seen(name.to_owned());
-    Event { epoch: bed.epoch(), after: Seq::ZERO, until, as_of_us: 0, said }
+    let payload = Payload::Seen(name.to_owned());
+    Event { epoch: bed.epoch(), after: Seq::ZERO, until, as_of_us: 0, payload }
 }
 
 /// A publisher's lag was that of its last success: it stood still while the bus was away, which is when it matters.

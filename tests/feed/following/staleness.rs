@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use forebay::testkit::{FlakyStore, ManualClock};
-use forebay::{Cache, ErrorKind, Excuse, Forebay, MemoryStore, MetBound, OnUnverified, ReadOptions, Source};
+use forebay::{
+    Cache, ErrorKind, Forebay, MemoryStore, MissReason, OnUnverified, ReadOptions, Source, StaleReason,
+    StalenessBound,
+};
 
 use super::{Bed, before, changed, eventually};
 
@@ -42,7 +45,7 @@ async fn silence_of_the_bus_is_no_staleness_as_long_as_the_store_proves_that_not
         clock.advance(seconds(9));
         eventually("the store is asked", || bay.following().unwrap().unverified_for < seconds(1)).await;
         let entry = prices.get_entry(&1).await.unwrap();
-        assert_eq!((entry.source, entry.bound), (Source::Memory, MetBound::Within(seconds(10))));
+        assert_eq!((entry.source, entry.bound), (Source::Memory, StalenessBound::Within(seconds(10))));
         assert!(entry.age < seconds(9), "{:?}", entry.age);
     }
 }
@@ -58,7 +61,7 @@ async fn what_nobody_can_vouch_for_is_read_from_the_store() {
     assert_eq!(prices.get(&1).await.unwrap(), Some(10), "within the bound");
     clock.advance(seconds(1));
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
-    assert_eq!(prices.stats().misses_unverified, 1);
+    assert_eq!(prices.stats().misses[MissReason::Unverified], 1);
 }
 
 #[tokio::test]
@@ -73,8 +76,8 @@ async fn a_reader_may_rather_have_an_error_or_the_old_value() {
     assert_eq!(prices.get_many(&[1]).await.unwrap_err().kind(), ErrorKind::Unverified);
     let serve = ReadOptions::new().on_unverified(OnUnverified::Serve);
     let entry = prices.get_entry_with(&1, &serve).await.unwrap();
-    assert_eq!((entry.value, entry.stale), (Some(10), Some(Excuse::Unverified)));
-    assert_eq!((entry.bound, prices.stats().stale_unverified), (MetBound::Unbounded, 1));
+    assert_eq!((entry.value, entry.stale), (Some(10), Some(StaleReason::Unverified)));
+    assert_eq!((entry.bound, prices.stats().stale[StaleReason::Unverified]), (StalenessBound::Unbounded, 1));
     // A bound of the reader's own holds all the same.
     let bounded = serve.max_staleness(seconds(5));
     assert_eq!(prices.get_with(&1, &bounded).await.unwrap(), Some(11));

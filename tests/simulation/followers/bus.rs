@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use forebay::bus::contract::{BoxFuture, Bus, Channel, Delivery, From, Message, Subscription};
-use forebay::bus::event::{Directive, Event, Said};
+use forebay::bus::contract::{BoxFuture, Bus, Channel, Delivery, Message, StartPosition, Subscription};
+use forebay::bus::event::{Directive, Event, Payload};
 use forebay::seam::simulated;
 use forebay::testkit::faulty_bus::FaultyBus;
 use forebay::{Epoch, Forebay, LocalBus, MemoryStore, Result, Seq};
@@ -72,7 +72,7 @@ impl Bus for Tap {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         self.inner.subscribe(channel, from)
     }
@@ -133,7 +133,7 @@ impl Bus for Ear {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         Box::pin(async move {
             shuttle::future::yield_now().await;
@@ -177,7 +177,7 @@ impl Ear {
 
 /// True if an event names this record: its key with this number, or all keys.
 pub fn names(event: &Event, key: &forebay::Key, seq: Seq) -> bool {
-    let Said::Directives(directives) = &event.said else { return false };
+    let Payload::Directives(directives) = &event.payload else { return false };
     directives.iter().any(|directive| match directive {
         Directive::Invalidate(named, version)
         | Directive::Put(named, version, _)

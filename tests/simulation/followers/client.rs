@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::seam::simulated;
-use forebay::{Cache, Excuse, Forebay, OnUnverified, ReadOptions, Receipt, Result, Seq, WritePolicy};
+use forebay::{Cache, Forebay, OnUnverified, ReadOptions, Receipt, Result, Seq, StaleReason, WritePolicy};
 use shuttle::future::block_on;
 
 use crate::followers::bus::now;
@@ -186,13 +186,13 @@ impl Reader {
         asked: Asked,
         at: Place,
         value: Result<Option<Content>>,
-        proof: Option<(Proof, Option<Excuse>)>,
+        proof: Option<(Proof, Option<StaleReason>)>,
     ) {
         let Ok(value) = value else { return };
         let is_unverified = match proof {
             // Nobody says whether it was.
             None => asked.wanted == OnUnverified::Serve,
-            Some((_, excuse)) => excuse == Some(Excuse::Unverified),
+            Some((_, excuse)) => excuse == Some(StaleReason::Unverified),
         };
         let lag_max = (!is_unverified).then_some(self.follower.setting.lag_max);
         let mut notes = self.notes.lock();

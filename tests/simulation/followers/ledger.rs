@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forebay::bus::event::{Directive, Said};
+use forebay::bus::event::{Directive, Payload};
 use forebay::{Epoch, Key, Seq};
 
 use crate::followers::bus::{Published, names};
@@ -80,7 +80,7 @@ impl Ledger {
     pub fn add_published(&mut self, published: &[Published]) {
         let mut unknown = Vec::new();
         for Published { event, .. } in published {
-            let Said::Directives(directives) = &event.said else { continue };
+            let Payload::Directives(directives) = &event.payload else { continue };
             for directive in directives {
                 let Directive::Put(key, seq, value) = directive else { continue };
                 let Some(place) = self.keys.get(key).copied() else { continue };

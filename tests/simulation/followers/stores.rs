@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use forebay::seam::simulated;
-use forebay::store::contract::{Batch, BoxFuture, Pulse, Store, StoreError, Tenure, Versioned};
+use forebay::store::contract::{Batch, BoxFuture, OwnerStatus, Store, StoreError, Tenure, Versioned};
 use forebay::{Epoch, Error, ErrorKind, JournalId, Key, MemoryStore};
 
 use crate::harness::plan::Draw;
@@ -78,8 +78,8 @@ impl Store for OwnerStore {
         })
     }
 
-    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
-        self.store.pulse()
+    fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
+        self.store.owner_status()
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

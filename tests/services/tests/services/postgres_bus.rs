@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use forebay::bus::contract::BoxFuture;
-use forebay::bus::{Bus, Delivery, Directive, Event, From, Identity, Message, Position, Said, Subscription};
+use forebay::bus::{
+    Bus, Delivery, Directive, Event, Identity, Message, Payload, Position, StartPosition, Subscription,
+};
 use forebay::bus::{PostgresBus, PostgresBusOptions};
 use forebay::postgres::KeyColumn;
 use forebay::testkit::bus_conformance::{self, BusFixture};
@@ -101,7 +103,7 @@ async fn is_lost(subscription: &mut Box<dyn Subscription>) {
 async fn a_row_that_commits_late_is_not_passed_over() {
     let server = Postgres::start();
     let bus = open(&server);
-    let mut listener = bus.subscribe(&channel(), From::Now).await.unwrap();
+    let mut listener = bus.subscribe(&channel(), StartPosition::Now).await.unwrap();
     let mut client = server.client("postgres").await;
     let late = client.transaction().await.unwrap();
     let row = "INSERT INTO forebay.outbox (channel, event) VALUES ('shop', 'late')";
@@ -111,7 +113,7 @@ async fn a_row_that_commits_late_is_not_passed_over() {
     // It reads, again and again, and delivers nothing.
     let early = tokio::time::timeout(Duration::from_millis(300), &mut first).await;
     assert!(early.is_err(), "something was delivered in front of a row that may still commit");
-    let held = bus.held_up(&channel()).await.unwrap();
+    let held = bus.outbox_backlog(&channel()).await.unwrap();
     assert_eq!(held.rows, 2);
     assert!(held.row_age > Duration::from_millis(200), "{held:?}");
     assert!(held.transaction_age.unwrap() >= held.row_age, "{held:?}");
@@ -121,7 +123,7 @@ async fn a_row_that_commits_late_is_not_passed_over() {
     assert_eq!(heard(&mut listener).await.1, "1");
     assert_eq!(heard(&mut listener).await.1, "2");
     // A server's own transaction may still run.
-    while bus.held_up(&channel()).await.unwrap().rows > 0 {}
+    while bus.outbox_backlog(&channel()).await.unwrap().rows > 0 {}
 }
 
 /// Numbers that were given to what was rolled back are missing, and nothing is lost.
@@ -129,7 +131,7 @@ async fn a_row_that_commits_late_is_not_passed_over() {
 async fn a_jump_in_the_numbers_is_no_loss() {
     let server = Postgres::start();
     let bus = open(&server);
-    let mut listener = bus.subscribe(&channel(), From::Now).await.unwrap();
+    let mut listener = bus.subscribe(&channel(), StartPosition::Now).await.unwrap();
     let client = server.client("postgres").await;
     for number in 1..=5 {
         let undone = "BEGIN; INSERT INTO forebay.outbox (channel, event) VALUES ('shop', 'undone'); ROLLBACK";
@@ -137,7 +139,7 @@ async fn a_jump_in_the_numbers_is_no_loss() {
         bus.publish(&channel(), &[message(number)]).await.unwrap();
         let (position, body) = heard(&mut listener).await;
         assert_eq!(body, number.to_string());
-        listener = bus.subscribe(&channel(), From::After(position)).await.unwrap();
+        listener = bus.subscribe(&channel(), StartPosition::After(position)).await.unwrap();
     }
 }
 
@@ -147,7 +149,7 @@ async fn a_lost_wake_up_costs_a_poll_interval() {
     let server = Postgres::start();
     let options = PostgresBusOptions::new(server.server("postgres"));
     let bus = options.poll_interval(Duration::from_millis(50)).open().unwrap();
-    let mut listener = bus.subscribe(&channel(), From::Oldest).await.unwrap();
+    let mut listener = bus.subscribe(&channel(), StartPosition::Oldest).await.unwrap();
     let client = server.client("postgres").await;
     client.batch_execute("ALTER TABLE forebay.outbox DISABLE TRIGGER outbox_notify").await.unwrap();
     for number in 1..=3 {
@@ -160,7 +162,7 @@ async fn a_lost_wake_up_costs_a_poll_interval() {
 async fn an_identity_is_published_once() {
     let server = Postgres::start();
     let bus = open(&server);
-    let mut listener = bus.subscribe(&channel(), From::Oldest).await.unwrap();
+    let mut listener = bus.subscribe(&channel(), StartPosition::Oldest).await.unwrap();
     let other = Channel::parse("other").unwrap();
     bus.publish(&channel(), &[message(1), message(1), message(2)]).await.unwrap();
     bus.publish(&other, &[message(1)]).await.unwrap();
@@ -179,7 +181,7 @@ async fn publishing_trims_what_goes_beyond_the_retention() {
     let server = Postgres::start();
     let options = PostgresBusOptions::new(server.server("postgres"));
     let bus = options.clone().retained(100, Duration::from_secs(3600)).open().unwrap();
-    let mut slow = bus.subscribe(&channel(), From::Oldest).await.unwrap();
+    let mut slow = bus.subscribe(&channel(), StartPosition::Oldest).await.unwrap();
     let messages: Vec<Message> = (0..1100).map(message).collect();
     bus.publish(&channel(), &messages[..1099]).await.unwrap();
     bus.publish(&channel(), &messages[1099..]).await.unwrap();
@@ -218,7 +220,7 @@ async fn a_table_that_was_lost_is_noticed() {
     ];
     let bus = open(&server);
     for (number, loss) in (1..).zip(loss) {
-        let mut heard_some = bus.subscribe(&channel(), From::Oldest).await.unwrap();
+        let mut heard_some = bus.subscribe(&channel(), StartPosition::Oldest).await.unwrap();
         bus.publish(&channel(), &[message(number)]).await.unwrap();
         let mut position = None;
         while position.is_none() {
@@ -226,11 +228,11 @@ async fn a_table_that_was_lost_is_noticed() {
             position = (body == number.to_string()).then_some(at);
         }
         let position = position.unwrap();
-        let mut heard_none = bus.subscribe(&channel(), From::Now).await.unwrap();
+        let mut heard_none = bus.subscribe(&channel(), StartPosition::Now).await.unwrap();
         client.batch_execute(loss).await.unwrap();
         let mut new = None;
         while new.is_none() {
-            match bus.subscribe(&channel(), From::After(position.clone())).await {
+            match bus.subscribe(&channel(), StartPosition::After(position.clone())).await {
                 Ok(listener) => new = Some(listener),
                 Err(error) => assert_eq!(error.kind(), ErrorKind::BusFailed, "{loss}: {error}"),
             }
@@ -259,23 +261,23 @@ async fn a_database_that_was_set_back_is_noticed() {
     let mut server = Postgres::start();
     let bus = open(&server);
     bus.publish(&channel(), &[message(1)]).await.unwrap();
-    let mut listener = bus.subscribe(&channel(), From::Oldest).await.unwrap();
+    let mut listener = bus.subscribe(&channel(), StartPosition::Oldest).await.unwrap();
     let (first, _) = heard(&mut listener).await;
     server.stop();
     let copied = server.copy();
     server.run();
     bus_publishes(&bus, 2).await;
-    let mut listener = bus.subscribe(&channel(), From::Oldest).await.unwrap();
+    let mut listener = bus.subscribe(&channel(), StartPosition::Oldest).await.unwrap();
     heard(&mut listener).await;
     let (second, body) = heard(&mut listener).await;
     assert_eq!(body, "2");
-    let mut edge = bus.subscribe(&channel(), From::Now).await.unwrap();
+    let mut edge = bus.subscribe(&channel(), StartPosition::Now).await.unwrap();
     server.stop();
     server.set_back(&copied);
     server.run();
     // What happened before the copy is there still, and what came after it is not.
-    let mut kept = subscribed(&bus, From::After(first)).await;
-    let mut gone = subscribed(&bus, From::After(second)).await;
+    let mut kept = subscribed(&bus, StartPosition::After(first)).await;
+    let mut gone = subscribed(&bus, StartPosition::After(second)).await;
     bus_publishes(&bus, 3).await;
     assert_eq!(heard(&mut kept).await.1, "3");
     is_lost(&mut gone).await;
@@ -291,7 +293,7 @@ async fn a_database_that_was_set_back_is_noticed() {
 }
 
 /// Subscribes although connections have ended.
-async fn subscribed(bus: &PostgresBus, from: From) -> Box<dyn Subscription> {
+async fn subscribed(bus: &PostgresBus, from: StartPosition) -> Box<dyn Subscription> {
     loop {
         match bus.subscribe(&channel(), from.clone()).await {
             Ok(subscription) => return subscription,
@@ -313,7 +315,7 @@ async fn a_frozen_server_is_told_and_found_again() {
     let reached = server.server("postgres").call_timeout(Duration::from_millis(300));
     let options = PostgresBusOptions::new(reached.connect_timeout(Duration::from_millis(300)));
     let bus = options.poll_interval(Duration::from_millis(50)).open().unwrap();
-    let mut listener = bus.subscribe(&channel(), From::Now).await.unwrap();
+    let mut listener = bus.subscribe(&channel(), StartPosition::Now).await.unwrap();
     bus.publish(&channel(), &[message(1)]).await.unwrap();
     assert_eq!(heard(&mut listener).await.1, "1");
     server.freeze();
@@ -340,7 +342,9 @@ async fn errors_say_whether_they_pass_and_show_no_secret() {
         let wrong = forebay::PostgresServer::parse(&server.url(user, password, "postgres")).unwrap();
         let bus = PostgresBus::open(wrong).unwrap();
         let published = bus.publish(&channel(), &[message(1)]).await.expect_err("credentials");
-        let Err(listened) = bus.subscribe(&channel(), From::Now).await else { panic!("credentials") };
+        let Err(listened) = bus.subscribe(&channel(), StartPosition::Now).await else {
+            panic!("credentials")
+        };
         for error in [published, listened] {
             assert_eq!(error.kind(), ErrorKind::BusFailed, "{error}");
             let told = format!("{error} {error:?} {bus:?}");
@@ -359,7 +363,7 @@ async fn errors_say_whether_they_pass_and_show_no_secret() {
 async fn rows_of_other_programs_are_events() {
     let server = Postgres::start();
     let bus = open(&server);
-    let mut listener = bus.subscribe(&channel(), From::Now).await.unwrap();
+    let mut listener = bus.subscribe(&channel(), StartPosition::Now).await.unwrap();
     let client = server.client("postgres").await;
     client
         .batch_execute(
@@ -387,7 +391,7 @@ async fn rows_of_other_programs_are_events() {
         let Delivery::Message(_, body) = within(listener.next()).await.unwrap() else { panic!("lost") };
         let event = Event::decode(&body).unwrap();
         assert!(!event.is_chained());
-        assert_eq!(event.said, Said::Directives(vec![expected]));
+        assert_eq!(event.payload, Payload::Directives(vec![expected]));
     }
 }
 
@@ -412,7 +416,7 @@ async fn a_change_in_plain_sql_arrives_and_a_rolled_back_one_does_not() {
     for script in scripts.iter().chain(&scripts) {
         client.batch_execute(script).await.unwrap();
     }
-    let mut listener = bus.subscribe(&channel(), From::Now).await.unwrap();
+    let mut listener = bus.subscribe(&channel(), StartPosition::Now).await.unwrap();
 
     let url = server.url("clerk", "clerk", "postgres");
     let (clerk, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
@@ -449,7 +453,7 @@ async fn a_change_in_plain_sql_arrives_and_a_rolled_back_one_does_not() {
         while !expected.is_empty() {
             let Delivery::Message(_, body) = within(listener.next()).await.unwrap() else { panic!("lost") };
             let event = Event::decode(&body).unwrap();
-            let Said::Directives(said) = &event.said else { panic!("{event:?}") };
+            let Payload::Directives(said) = &event.payload else { panic!("{event:?}") };
             let at = expected.iter().position(|directive| said[..] == [directive.clone()]);
             expected.remove(at.unwrap_or_else(|| panic!("{said:?}, and not one of {expected:?}")));
         }

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay::bus::event::{Directive, Event, Said};
-use forebay::bus::tracker::{Heard, Tracker};
+use forebay::bus::event::{Directive, Event, Payload};
+use forebay::bus::tracker::{Continuity, Tracker};
 use forebay::error::Result;
 use forebay::postgres::PostgresServer;
 use forebay::store::contract::{Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure};
 use forebay::store::postgres::{Applying, PostgresStore, PostgresStoreOptions};
 use forebay::testkit::conformance::{self, Subject};
-use forebay::testkit::pulse_conformance;
+use forebay::testkit::heartbeat_conformance;
 use forebay::{Cache, Channel, ErrorKind, Forebay, Key, NamespaceName, OutboxPuts, Seq, WritePolicy};
 use tokio_postgres::Client;
 
@@ -40,7 +40,7 @@ async fn the_postgres_store_conforms() {
     let server = Postgres::start();
     let schemas = schemas(&server);
     conformance::run(&schemas).await.unwrap();
-    pulse_conformance::run(&schemas()).await.unwrap();
+    heartbeat_conformance::run(&schemas()).await.unwrap();
 }
 
 #[tokio::test]
@@ -116,8 +116,8 @@ async fn data_and_outbox_agree_after_each_death_of_the_server() {
         let mut told = std::collections::BTreeMap::new();
         for event in &events {
             assert_eq!(event.after, tracker.position(), "a batch is told once");
-            assert_eq!(tracker.hear(event.epoch, event.after, event.until), Heard::InOrder);
-            let Said::Directives(directives) = &event.said else { panic!("{event:?}") };
+            assert_eq!(tracker.observe(event.epoch, event.after, event.until), Continuity::InOrder);
+            let Payload::Directives(directives) = &event.payload else { panic!("{event:?}") };
             for directive in directives {
                 let Directive::Put(key, seq, value) = directive else { panic!("{directive:?}") };
                 told.insert(key.as_bytes().to_vec(), (seq.0 as i64, value.to_vec()));
@@ -218,7 +218,11 @@ async fn applies_trim_the_outbox() {
     let options = PostgresStoreOptions::new(server.server("postgres")).outbox_events("shop", events);
     let store = options.outbox_retained(50, Duration::from_secs(3600)).open().await.unwrap();
     let without = PostgresStoreOptions::new(server.server("postgres")).open().await.unwrap();
-    assert_eq!((store.tells_others(), without.tells_others()), (true, false), "who waits for its events");
+    assert_eq!(
+        (store.has_change_feed(), without.has_change_feed()),
+        (true, false),
+        "who waits for its events"
+    );
     let tenure = store.claim(None).await.unwrap();
     let client = server.client("postgres").await;
     let mut rows = Vec::new();
@@ -264,8 +268,8 @@ async fn a_refused_record_is_found() {
             Err(StoreError::Rejected { seq, error }) => {
                 assert_eq!(seq, Seq(refused), "of {seqs:?}");
                 assert_eq!(error.kind(), ErrorKind::Rejected);
-                assert!(!format!("{error:#}").contains("value"), "it shows a value: {error}");
-                assert!(format!("{error:#}").contains("SQLSTATE"), "{error}");
+                assert!(!format!("{error:#} {error:?}").contains("value"), "it shows a value: {error:#}");
+                assert!(format!("{error:#}").contains("SQLSTATE"), "{error:#}");
             }
             other => panic!("{seqs:?}: {other:?}"),
         }
@@ -397,7 +401,7 @@ async fn what_does_not_pass_is_fatal_and_shows_no_secret() {
 /// A role that owns one schema and may do nothing else can run a store with an outbox, and listen.
 #[tokio::test]
 async fn an_ordinary_role_suffices() {
-    use forebay::bus::{Bus, Delivery, From};
+    use forebay::bus::{Bus, Delivery, StartPosition};
     let server = Postgres::start();
     let client = server.client("postgres").await;
     let setup = "CREATE ROLE clerk LOGIN PASSWORD 'clerk'; CREATE SCHEMA own AUTHORIZATION clerk;
@@ -407,11 +411,11 @@ async fn an_ordinary_role_suffices() {
     let options = PostgresStoreOptions::new(clerk.clone()).outbox(&channel(), OutboxPuts::Invalidate);
     let store = options.open().await.unwrap();
     let bus = forebay::PostgresBus::open(clerk).unwrap();
-    let mut heard = bus.subscribe(&channel(), From::Now).await.unwrap();
+    let mut heard = bus.subscribe(&channel(), StartPosition::Now).await.unwrap();
     let tenure = store.claim(None).await.unwrap();
     store.apply(&batch(tenure, vec![put(1, 1)])).await.unwrap();
     let Delivery::Message(_, body) = heard.next().await.unwrap() else { panic!("lost") };
     assert_eq!(Event::decode(&body).unwrap().until, Seq(1));
     bus.trim(&channel(), 0).await.unwrap();
-    bus.held_up(&channel()).await.unwrap();
+    bus.outbox_backlog(&channel()).await.unwrap();
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use forebay::bus::{Bus, Delivery, From, Identity, Message};
+use forebay::bus::{Bus, Delivery, Identity, Message, StartPosition};
 use forebay::{Channel, Error, ErrorKind, PostgresBus, PostgresServer, PostgresStore};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -35,7 +35,7 @@ async fn publish(bus: &PostgresBus, body: &'static str) -> Result<(), Error> {
 /// Opens the store, publishes and listens, and collects what each says.
 async fn refused(server: &PostgresServer) -> [(Error, ErrorKind); 3] {
     let bus = PostgresBus::open(server.clone()).unwrap();
-    let Err(listens) = bus.subscribe(&channel(), From::Now).await else { panic!("it listens") };
+    let Err(listens) = bus.subscribe(&channel(), StartPosition::Now).await else { panic!("it listens") };
     let publishes = publish(&bus, "1").await.expect_err("it publishes");
     let opens = PostgresStore::open(server.clone()).await.map(drop).expect_err("it opens");
     [(listens, ErrorKind::BusFailed), (publishes, ErrorKind::BusFailed), (opens, ErrorKind::StoreFailed)]
@@ -47,7 +47,7 @@ async fn store_and_bus_speak_tls_and_nothing_else() {
     let server = start(&certificates);
     let tls = server.server("postgres").tls(trusting(&certificates));
     let bus = PostgresBus::open(tls.clone()).unwrap();
-    let mut listener = bus.subscribe(&channel(), From::Now).await.unwrap();
+    let mut listener = bus.subscribe(&channel(), StartPosition::Now).await.unwrap();
     publish(&bus, "one").await.unwrap();
     let Delivery::Message(_, body) = listener.next().await.unwrap() else { panic!("it is lost") };
     assert_eq!(body, "one");
