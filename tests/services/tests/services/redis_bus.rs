@@ -12,7 +12,7 @@ use crate::bus::{
     channel, expect_error, expect_lost, expect_nothing, message, next, publish, publish_at_last, subscribe,
     take, take_at_last, within,
 };
-use crate::bus_server::BusServer;
+use crate::bus_server::{self, BusServer};
 use crate::servers::certificates::Certificates;
 use crate::servers::redis::{How, RedisServer};
 
