@@ -43,7 +43,7 @@ async fn context(server: &NatsServer) -> jetstream::Context {
 async fn trim(server: &NatsServer, stream: &str) {
     match context(server).await.get_stream(stream).await {
         Ok(stream) => assert!(stream.purge().await.unwrap().success),
-        Err(error) => assert!(error.to_string().contains("not found"), "{error}"),
+        Err(error) => assert!(format!("{error:#}").contains("not found"), "{error:#}"),
     }
 }
 
@@ -305,7 +305,7 @@ async fn permissions_are_enough_or_their_lack_is_told() {
     let guest = NatsBus::with_options(&url("guest"), quick().timeout(Duration::from_millis(300))).unwrap();
     let error = guest.publish(&channel, &[message("3")]).await.expect_err("a guest");
     assert_eq!(error.kind(), ErrorKind::BusFailed, "{error}");
-    assert!(error.to_string().contains("Permissions Violation"), "{error}");
+    assert!(format!("{error:#}").contains("Permissions Violation"), "{error:#}");
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn options_and_urls_are_checked() {
     for url in ["", "nats://u:s3cret@h:port", "nats://ok,nats://u:s3cret@h:port"] {
         let error = NatsBus::new(url).expect_err(url);
         assert_eq!(error.kind(), ErrorKind::InvalidOption, "{error}");
-        assert!(!error.to_string().contains("s3cret"), "{error}");
+        assert!(!format!("{error:#} {error:?}").contains("s3cret"), "{error:#}");
     }
     let bad = [
         (NatsBusOptions::new().idle(Duration::ZERO), "idle is"),

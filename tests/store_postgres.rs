@@ -272,8 +272,8 @@ async fn a_refused_record_is_found() {
             Err(StoreError::Rejected { seq, error }) => {
                 assert_eq!(seq, Seq(refused), "of {seqs:?}");
                 assert_eq!(error.kind(), ErrorKind::Rejected);
-                assert!(!error.to_string().contains("value"), "it shows a value: {error}");
-                assert!(error.to_string().contains("SQLSTATE"), "{error}");
+                assert!(!format!("{error:#} {error:?}").contains("value"), "it shows a value: {error:#}");
+                assert!(format!("{error:#}").contains("SQLSTATE"), "{error:#}");
             }
             other => panic!("{seqs:?}: {other:?}"),
         }

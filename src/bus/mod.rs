@@ -1,4 +1,4 @@
-//! Events between processes: the contract of a bus, what is said over one, and the buses that the crate brings along.
+//! Events between processes: the contract of a bus, the format of the events, and the buses that come with the crate.
 
 pub mod contract;
 pub mod event;
@@ -7,8 +7,6 @@ pub mod local;
 pub mod nats;
 #[cfg(feature = "postgres")]
 pub mod postgres;
-#[cfg(feature = "postgres")]
-mod postgres_reading;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(any(feature = "redis", feature = "nats"))]

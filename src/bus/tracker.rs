@@ -1,74 +1,75 @@
-//! What one listener knows of one owner's chain of events: up to where it has heard everything.
+//! The position of a listener in the chain of events of an owner: the number up to which it has received everything.
 //!
-//! A pure state machine: of epochs and of ranges of sequence numbers. Directives may be carried out as they come, in
-//! whatever order and however often; only this says how far *everything* has been heard.
+//! A pure state machine of epochs and of ranges of sequence numbers. A listener may apply directives in any order and more
+//! than once; only the tracker knows up to which number it has them *all*.
 
 use std::collections::BTreeMap;
 
 use crate::ids::{Epoch, Seq};
 use crate::safeguard::Safeguard;
 
-/// How many ranges that lie behind a gap are remembered; what goes beyond has to be heard again.
+/// The number of ranges behind a gap that are remembered. Further ones must be received again.
 const RANGES_MAX: usize = 256;
 
-/// How far a listener has heard everything.
+/// The numbers that a listener has received.
 #[derive(Clone, Debug, Default)]
 pub struct Tracker {
     epoch: Epoch,
     position: Seq,
-    /// What has been heard behind a gap: after which number, up to which.
+    /// The ranges received behind a gap: after the key, up to the value.
     beyond: BTreeMap<Seq, Seq>,
 }
 
-/// What an event is to a listener.
+/// The continuity of an event with those received before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Continuity {
-    /// It goes on where the listener stands, or repeats what it knows.
+    /// The event continues at the position of the listener, or repeats what it has received.
     InOrder,
-    /// Something is missing before it.
+    /// Numbers are missing before the event.
     Gap,
-    /// It is of an owner that another one has followed. Nothing of it counts.
+    /// The event is of an owner that was succeeded by another one. It must be ignored.
     OldEpoch,
 }
 
 impl Tracker {
-    /// Of a listener who needs nothing up to `position`, and knows of this epoch.
+    /// Makes the tracker of a listener that needs nothing up to `position` and knows this epoch.
     #[must_use]
     pub fn new(epoch: Epoch, position: Seq) -> Tracker {
         Tracker { epoch, position, beyond: BTreeMap::new() }
     }
 
-    /// Up to where everything has been heard.
+    /// Returns the number up to which everything was received.
     #[must_use]
     pub fn position(&self) -> Seq {
         self.position
     }
 
-    /// The newest epoch that is known.
+    /// Returns the newest known epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// Whether something is missing before what has been heard.
+    /// Returns true if numbers are missing before the newest received one.
     #[must_use]
     pub fn has_gap(&self) -> bool {
         !self.beyond.is_empty()
     }
 
-    /// Notes that there is an owner of this epoch.
+    /// Records that there is an owner of this epoch.
     pub fn learn_epoch(&mut self, epoch: Epoch) {
         self.epoch = self.epoch.max(epoch);
     }
 
-    /// Notes an event of this epoch that tells what happened after one number and up to another.
+    /// Records an event of this epoch that covers the numbers after `after` and up to `until`.
     pub fn observe(&mut self, epoch: Epoch, after: Seq, until: Seq) -> Continuity {
         if epoch < self.epoch && Safeguard::OldOwnerRefused.holds() {
             return Continuity::OldEpoch;
         }
         self.learn_epoch(epoch);
         if after > self.position && Safeguard::GapIsNoticed.holds() {
+            // A range that is not remembered must be received again. The position never passes it, so nothing is skipped.
             if self.beyond.len() < RANGES_MAX {
                 let known = self.beyond.entry(after).or_insert(until);
                 *known = until.max(*known);
@@ -79,9 +80,10 @@ impl Tracker {
         Continuity::InOrder
     }
 
-    /// Notes that nothing up to `position` is missing any more, whether it was heard or not.
+    /// Raises the position: nothing up to it is missing any more, whether it was received or not.
     pub fn raise(&mut self, position: Seq) {
         self.position = position.max(self.position);
+        // Closing a gap may connect several ranges behind it.
         while let Some(first) = self.beyond.first_entry()
             && *first.key() <= self.position
         {
@@ -89,7 +91,7 @@ impl Tracker {
         }
     }
 
-    /// Up to where something was heard, with or without gaps.
+    /// Returns the newest number received, with or without gaps before it.
     #[must_use]
     pub fn newest(&self) -> Seq {
         self.beyond.values().copied().max().unwrap_or_default().max(self.position)

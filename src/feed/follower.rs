@@ -26,6 +26,7 @@ use crate::memory::views::{Finder, Views};
 use crate::queue::lookup::Reads;
 use crate::queue::state::Core;
 use crate::safeguard::Safeguard;
+use crate::seam::backoff::RETRY;
 use crate::seam::clock::{self, Moment, Ticker};
 use crate::seam::sync::{Mutex, MutexGuard};
 use crate::store::contract::Tenure;
@@ -280,7 +281,7 @@ impl Follower {
                 Err(error) => self.state().store_error = Some(error),
             }
             failures += 1;
-            clock::sleep(patience(failures)).await;
+            clock::sleep(RETRY.delay(failures)).await;
         }
     }
 
@@ -459,24 +460,19 @@ impl Follower {
                 Err(error) => {
                     self.state().store_error = Some(error);
                     failures += 1;
-                    clock::sleep(patience(failures)).await;
+                    clock::sleep(RETRY.delay(failures)).await;
                 }
             }
         }
     }
 
-    async fn bus_failed(&self, error: Error, failures: &mut u32) {
+    async fn bus_failed(&self, error: Error, failures: &mut u64) {
         self.state().bus_error = Some(error);
         *failures = failures.saturating_add(1);
-        clock::sleep(patience(*failures)).await;
+        clock::sleep(RETRY.delay(*failures)).await;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// How long to wait before a bus or the store is tried again: from 10 ms, doubled, to 2 s.
-pub(crate) fn patience(failures: u32) -> Duration {
-    Duration::from_millis(10 << failures.saturating_sub(1).min(8)).min(Duration::from_secs(2))
 }

@@ -17,7 +17,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::feed::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom};
 use crate::feed::changes::{ChangeSource, ChangeStream};
 use crate::feed::follow::seen_channel;
-use crate::feed::follower::patience;
 use crate::ids::{Epoch, Seq};
 use crate::journal::frame::Location;
 use crate::layer::layer::Layer;
@@ -25,6 +24,7 @@ use crate::metrics::Counter;
 use crate::options::within_time;
 use crate::queue::lookup::Reads;
 use crate::safeguard::Safeguard;
+use crate::seam::backoff::RETRY;
 use crate::seam::clock::{self, Moment, Ticker};
 use crate::seam::sync::{Mutex, MutexGuard};
 
@@ -299,7 +299,7 @@ impl Shared {
                 Err(_) => {
                     // The publisher's own failures say the same, and are shown.
                     failures += 1;
-                    clock::sleep(patience(failures)).await;
+                    clock::sleep(RETRY.delay(failures)).await;
                     continue;
                 }
             };
@@ -316,7 +316,7 @@ impl Shared {
                     Ok(Delivery::PositionLost) => failures = 0,
                     Err(_) => {
                         failures += 1;
-                        clock::sleep(patience(failures)).await;
+                        clock::sleep(RETRY.delay(failures)).await;
                     }
                 }
             }
@@ -366,7 +366,7 @@ impl Work {
                 None => Payload::Heartbeat,
                 Some(Err(error)) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io) => {
                     self.shared.state().error = Some(error);
-                    clock::sleep(patience(u32::MAX)).await;
+                    clock::sleep(RETRY.max()).await;
                     continue;
                 }
                 Some(Err(error)) => return self.shared.state().error = Some(error),
@@ -479,7 +479,7 @@ impl Work {
         let event = Event { epoch, after, until, as_of_us, payload };
         let identity = Identity::parse(&format!("{epoch}.{after}.{until}.{as_of_us}"))?;
         let message = [Message { identity, body: event.encode()? }];
-        let mut failures = 0_u32;
+        let mut failures = 0_u64;
         loop {
             match self.bus.publish(&self.channel, &message).await {
                 Ok(()) => break,
@@ -487,7 +487,7 @@ impl Work {
                 Err(error) => {
                     self.shared.state().error = Some(error);
                     failures = failures.saturating_add(1);
-                    clock::sleep(patience(failures)).await;
+                    clock::sleep(RETRY.delay(failures)).await;
                 }
             }
         }

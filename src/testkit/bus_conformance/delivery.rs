@@ -1,4 +1,4 @@
-//! Checks of what is delivered while nothing fails: everything, in order, nothing else.
+//! Checks without failures: all messages are delivered, in order, and no others.
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
@@ -13,13 +13,13 @@ use crate::bus::contract::{
     BODY_BYTES_MAX, Channel, Delivery, IDENTITY_BYTES_MAX, Identity, Message, StartPosition,
 };
 use crate::error::ErrorKind;
+use crate::testkit::bus_conformance::fixture::{BusFixture, DEADLINE, QUIET};
 use crate::testkit::bus_conformance::listening::{
     Judgement, Listener, Publisher, all, body, channel, message, publish, within,
 };
-use crate::testkit::bus_conformance::{BusFixture, DEADLINE, QUIET};
 use crate::testkit::draw::Draw;
 
-/// What one publisher publishes comes in its order, however many messages a call has.
+/// Checks that the messages of one publisher are delivered in their order, for calls of any size.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -40,8 +40,8 @@ pub async fn order_within_a_publisher(fixture: &dyn BusFixture) {
     listener.hear_until(MESSAGES).await;
 }
 
-/// Several that publish and listen at once, some of them with one client: each listener gets everything, each
-/// publisher's messages in order, and nothing that nobody published.
+/// Checks several publishers and listeners at once, some of which share a client: each listener gets all messages, those
+/// of each publisher in order, and no invented ones.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -72,7 +72,7 @@ pub async fn several_publishers_and_listeners(fixture: &dyn BusFixture) {
     all(publishers.into_iter().chain(listeners)).await;
 }
 
-/// Each of many listeners gets everything.
+/// Checks that each of many listeners gets all messages.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -95,7 +95,7 @@ pub async fn many_listeners(fixture: &dyn BusFixture) {
     all(listening).await;
 }
 
-/// Channels share nothing, whatever their names have in common, and names may be as long as they may be.
+/// Checks that channels with similar names share nothing, and that names may have the maximal length.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -116,7 +116,7 @@ pub async fn channels_are_apart(fixture: &dyn BusFixture) {
     for number in 0..MESSAGES {
         for (channel, publisher, _) in &mut pairs {
             publisher.publish(1).await;
-            // Of one identity and body in all channels.
+            // The same identity and body in all channels.
             publish(&client, channel, &[message(9, number)]).await;
         }
     }
@@ -126,12 +126,12 @@ pub async fn channels_are_apart(fixture: &dyn BusFixture) {
         let identity = Identity::parse(&identity).expect("the check chose a good name");
         let last = Message { identity, body: body(9, MESSAGES) };
         publish(&client, channel, &[last]).await;
-        // Comes at last, however often the others come again.
+        // It comes last, after any repetitions of the others.
         while listener.hear().await == Judgement::Again {}
     }
 }
 
-/// A listener from now on misses nothing that is published once it has subscribed.
+/// Checks that a subscription from now on gets all messages published after it has returned.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -161,8 +161,8 @@ pub async fn now_misses_nothing_that_comes_later(fixture: &dyn BusFixture) {
     }
 }
 
-/// Publishing again what was published loses nothing: what was not published before comes, what has another identity
-/// comes though it says the same, and order is kept.
+/// Checks that publishing messages again loses none: new messages are delivered, as are equal bodies with another
+/// identity, and the order is kept.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -200,8 +200,8 @@ pub async fn publishing_again_does_no_harm(fixture: &dyn BusFixture) {
     }
 }
 
-/// Bodies come as they were published, from none to [`BODY_BYTES_MAX`] bytes, of every byte, and several large ones
-/// with one call; a call with none does nothing.
+/// Checks that bodies are delivered unchanged: from 0 to [`BODY_BYTES_MAX`] bytes, with all byte values, and several large
+/// ones in one call. A call without messages does nothing.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -254,7 +254,7 @@ fn noise(draw: &mut Draw, bytes: usize) -> Bytes {
     Bytes::from(noise)
 }
 
-/// A body of one byte too many is refused, and nothing of its call is published.
+/// Checks that a body of one byte too many is refused, and that no message of its call is published.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -275,7 +275,7 @@ pub async fn too_large_is_refused_as_a_whole(fixture: &dyn BusFixture) {
             other => panic!("{} bytes are too many, and publishing them gave {other:?}", BODY_BYTES_MAX + 1),
         }
     }
-    // Of other publishers than those calls: what came of a call is told by its message 0.
+    // Another publisher than in those calls, so that a message of a refused call would come first and be noticed.
     publish(&publishes, &channel, &[message(3, 0)]).await;
     match within("what follows a refused call", listener.subscription.next()).await {
         Ok(Delivery::Message(_, delivered)) => {
@@ -284,7 +284,7 @@ pub async fn too_large_is_refused_as_a_whole(fixture: &dyn BusFixture) {
         other => panic!("what follows a refused call: instead came {other:?}"),
     }
     publish(&publishes, &channel, &[message(1, 0), message(2, 0)]).await;
-    // What was refused under an identity may be published under it.
+    // The identity of a refused message may be used again.
     let mut awaited = vec![body(1, 0), body(2, 0)];
     while !awaited.is_empty() {
         match within("what was refused once", listener.subscription.next()).await {
@@ -294,12 +294,12 @@ pub async fn too_large_is_refused_as_a_whole(fixture: &dyn BusFixture) {
     }
 }
 
-/// While nothing is published, a listener waits: without an end, an error, or work.
+/// Checks that a listener waits while nothing is published: it does not end, fail or poll.
 ///
 /// # Panics
 /// If the bus breaks this.
 pub async fn waits_while_nothing_is_published(fixture: &dyn BusFixture) {
-    /// How often a future may be polled in [`QUIET`] without anything to say.
+    /// The number of polls allowed within [`QUIET`] without a delivery.
     const POLLS_MAX: u32 = 100;
     let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
     let channel = channel("waits");
@@ -328,13 +328,13 @@ pub async fn waits_while_nothing_is_published(fixture: &dyn BusFixture) {
     }
 }
 
-/// Dropping the future of `next` at any moment loses nothing.
+/// Checks that dropping the future of `next` at any moment loses no message.
 ///
 /// # Panics
 /// If the bus breaks this.
 pub async fn cancelled_waits_lose_nothing(fixture: &dyn BusFixture) {
     const MESSAGES: u64 = 300;
-    /// The most polls after which a future is dropped.
+    /// The largest number of polls before a future is dropped.
     const POLLS_MAX: u64 = 8;
     let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
     let channel = channel("cancel");

@@ -1,13 +1,13 @@
-//! Checks of where a listener begins, and of what it is told when that is gone.
+//! Checks of start positions, and of positions that are lost.
 
 use crate::bus::contract::{Delivery, Position, StartPosition};
 use crate::error::ErrorKind;
-use crate::testkit::bus_conformance::BusFixture;
+use crate::testkit::bus_conformance::fixture::BusFixture;
 use crate::testkit::bus_conformance::listening::{
     Judgement, Listener, Losses, Publisher, all, channel, within,
 };
 
-/// A listener from the oldest message on gets all that is held, and then what comes.
+/// Checks that a subscription from the oldest message gets all retained messages and then the new ones.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -26,7 +26,7 @@ pub async fn oldest_brings_all_that_is_held(fixture: &dyn BusFixture) {
     late.hear_until(60).await;
 }
 
-/// After any position comes what follows it: nothing is left out, and, where positions are exact, nothing comes twice.
+/// Checks that a subscription after any position gets all later messages, and none twice if positions are exact.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -50,13 +50,13 @@ pub async fn after_goes_on_exactly(fixture: &dyn BusFixture) {
     }
 }
 
-/// Messages may come twice only where positions are not exact.
+/// Allows repetitions only if positions are not exact.
 fn exactly(fixture: &dyn BusFixture, mut listener: Listener) -> Listener {
     listener.repeats = !fixture.positions_are_exact();
     listener
 }
 
-/// A position that one client was given is good in another one, also while others publish.
+/// Checks that a position of one client is valid in another one, also while others publish.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -93,8 +93,8 @@ pub async fn a_position_resumes_in_another_client(fixture: &dyn BusFixture) {
     all([publishing]).await;
 }
 
-/// What was trimmed before a listener had it is told as a lost position, once, and the listener goes on with what is
-/// there. A listener that reads ahead may have it all the same.
+/// Checks that a listener gets one lost position for messages that were trimmed before it had them, and goes on with the
+/// remaining ones. A listener that reads ahead may have had them.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -127,12 +127,12 @@ pub async fn a_gap_is_told(fixture: &dyn BusFixture) {
     publisher.publish(5).await;
     for listener in [&mut unheard, &mut halfway, &mut resumed] {
         listener.hear_until(15).await;
-        // Once for each trim: a loss that is told again and again makes a cache useless.
+        // At most once for each trim: a cache invalidates everything at each lost position.
         assert!(listener.times_lost <= 1, "one gap was told {} times", listener.times_lost);
     }
     assert!(resumed.times_lost == 1, "a gap was told {} times", resumed.times_lost);
 
-    // A position is good again as long as what follows it is held.
+    // A later position is valid while the messages behind it are retained.
     let places = listen("what is held", StartPosition::Oldest, 10).await.hear_until(15).await;
     let [first_held, ..] = places.as_slice() else { panic!("five messages have five places") };
     let mut later =
@@ -140,7 +140,7 @@ pub async fn a_gap_is_told(fixture: &dyn BusFixture) {
     later.hear_until(15).await;
 }
 
-/// A trim that took nothing which a listener lacks is not told as a lost position.
+/// Checks that a trim of messages that a listener has had is no lost position.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -182,8 +182,8 @@ pub async fn a_trim_that_took_nothing_is_not_told(fixture: &dyn BusFixture) {
     assert!(lacking.times_lost == 1, "one trimmed message was told {} times", lacking.times_lost);
 }
 
-/// Text that is no position of the bus is an error that does not pass, or a lost position; never a silent beginning
-/// somewhere else.
+/// Checks that text that is not a position of the bus gives a permanent error or a lost position, and never a silent start
+/// elsewhere.
 ///
 /// # Panics
 /// If the bus breaks this.

@@ -1,4 +1,4 @@
-//! What a Postgres store says to its server.
+//! The SQL statements of a Postgres store.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -7,24 +7,23 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio_postgres::Statement;
 
-use crate::error::Error;
 use crate::ids::{Epoch, JournalId, Key, Seq};
-use crate::postgres::failure::{Failure, Sort};
+use crate::postgres::failure::{CallFailure, ErrorClass};
 use crate::postgres::outbox::make_schema_sql;
 use crate::postgres::pool::{Parameters, Session, column};
-use crate::store::contract::{Op, Progress, Tenure, Versioned};
+use crate::store::contract::{Op, OwnerStatus, Progress, Tenure, Versioned};
 
-/// The version of the tables' layout.
+/// The version of the layout of the tables.
 const LAYOUT: i32 = 1;
-/// The longest key that is stored as it is, in bytes. An index of Postgres takes some 2,700.
+/// The longest key that is stored unchanged, in bytes. An index of Postgres takes some 2,700.
 const PLAIN_KEY_BYTES_MAX: usize = 1024;
-/// How many keys are asked for at once.
+/// The number of keys in one query.
 const LOAD_KEYS_MAX: usize = 512;
-/// About how many bytes one statement carries; a single value may be larger.
+/// The size from which on changes are split into several statements. A single value may be larger.
 const STATEMENT_BYTES_MAX: usize = 16 << 20;
 
-/// The statements for one schema.
-pub(crate) struct Sql {
+/// The statements of a store in one schema.
+pub(super) struct Sql {
     schema: String,
     tenure: String,
     lock: String,
@@ -35,28 +34,16 @@ pub(crate) struct Sql {
     remove: String,
 }
 
-/// The statements that change things, prepared.
-pub(crate) struct Writes {
+/// The prepared statements that change data.
+pub(super) struct Writes {
     put: Statement,
     remove: Statement,
     advance: Statement,
 }
 
-/// What became of a batch, if the server answered.
-pub(crate) enum Applied {
-    /// It is applied, or was before.
-    Done,
-    /// A newer epoch has claimed the store.
-    Fenced(Epoch),
-    /// This record is refused. Nothing of the batch was applied.
-    Refused(Seq, Failure),
-    /// Nobody could say what it does, so it was not done.
-    Unsaid(Error),
-}
-
-/// Some changes for one statement each: what is put, and what is removed.
+/// The parameters of one pair of statements, an upsert and a delete.
 #[derive(Default)]
-pub(crate) struct Part<'a> {
+pub(super) struct StatementChunk<'a> {
     keys: Vec<Cow<'a, [u8]>>,
     long_keys: Vec<Option<&'a [u8]>>,
     values: Vec<&'a [u8]>,
@@ -65,28 +52,29 @@ pub(crate) struct Part<'a> {
     bytes: usize,
 }
 
-impl<'a> Part<'a> {
+impl<'a> StatementChunk<'a> {
     fn push(&mut self, op: &'a Op) {
         let key = op.key.as_bytes();
         self.bytes += key.len();
         let Some(value) = &op.value else {
-            self.removed.push(place(key));
+            self.removed.push(stored_key(key));
             return;
         };
         self.bytes += value.len();
-        self.keys.push(place(key));
+        self.keys.push(stored_key(key));
         self.long_keys.push((key.len() > PLAIN_KEY_BYTES_MAX).then_some(key));
         self.values.push(value);
         self.versions.push(signed(op.seq.0));
     }
 
-    /// Divides changes of different keys.
-    pub(crate) fn divide(ops: &[&'a Op]) -> Vec<Part<'a>> {
-        let mut parts = vec![Part::default()];
+    /// Splits changes of different keys into chunks of limited size.
+    pub(super) fn divide(ops: &[&'a Op]) -> Vec<StatementChunk<'a>> {
+        let mut parts = vec![StatementChunk::default()];
         for op in ops {
             let size = op.key.as_bytes().len() + op.value.as_ref().map_or(0, Bytes::len);
+            // A chunk may be exceeded by a single large value, which cannot be split.
             if parts.last().is_some_and(|last| last.bytes > 0 && last.bytes + size > STATEMENT_BYTES_MAX) {
-                parts.push(Part::default());
+                parts.push(StatementChunk::default());
             }
             if let Some(last) = parts.last_mut() {
                 last.push(op);
@@ -97,12 +85,12 @@ impl<'a> Part<'a> {
 }
 
 impl Sql {
-    /// Of a schema whose name was checked.
-    pub(crate) fn new(schema: &str) -> Sql {
+    /// Makes the statements for a schema whose name was checked.
+    pub(super) fn new(schema: &str) -> Sql {
         const COLUMNS: &str = "epoch, applied, journaled, journal";
         Sql {
             tenure: format!("SELECT {COLUMNS} FROM \"{schema}\".tenure"),
-            // The setting ends with the transaction. A server that waits for more than its own disk keeps doing so.
+            // The setting ends with the transaction. The stricter `remote_apply` stays if it is configured.
             lock: format!(
                 "SELECT {COLUMNS}, set_config('synchronous_commit', \
                  CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, \
@@ -124,8 +112,8 @@ impl Sql {
         }
     }
 
-    /// Makes the tables, if they are not there.
-    pub(crate) async fn ensure(&self, session: &Session) -> Result<(), Failure> {
+    /// Creates the tables if they do not exist.
+    pub(super) async fn ensure(&self, session: &Session) -> Result<(), CallFailure> {
         let schema = &self.schema;
         let there = format!("SELECT to_regclass('\"{schema}\".tenure') IS NOT NULL");
         let found = session.query("looking for the store's tables", &there).await?;
@@ -153,26 +141,26 @@ impl Sql {
         session.run("making the store's tables", &create).await
     }
 
-    /// The layout of the tables that are there.
-    pub(crate) async fn layout(&self, session: &Session) -> Result<i32, Failure> {
+    /// Reads the version of the layout.
+    pub(super) async fn layout(&self, session: &Session) -> Result<i32, CallFailure> {
         let sql = format!("SELECT layout FROM \"{}\".tenure", self.schema);
         let rows = session.query("reading the layout", &sql).await?;
         rows.first().map_or_else(|| Err(no_tenure()), |row| column(row, 0))
     }
 
-    /// Whether that layout is known.
-    pub(crate) fn knows(&self, layout: i32) -> bool {
+    /// Returns true if this version of the crate knows the layout.
+    pub(super) fn knows(&self, layout: i32) -> bool {
         layout == LAYOUT
     }
 
-    pub(crate) async fn tenure(&self, session: &mut Session) -> Result<Tenure, Failure> {
+    pub(super) async fn tenure(&self, session: &mut Session) -> Result<Tenure, CallFailure> {
         let statement = session.statement(&self.tenure).await?;
         tenure(&session.rows("reading the tenure", &statement, &[]).await?)
     }
 
     /// Begins a transaction and locks the tenure.
-    pub(crate) async fn lock(&self, session: &mut Session) -> Result<Tenure, Failure> {
-        // Constraints that wait for the commit would be nobody's who could be named.
+    pub(super) async fn lock(&self, session: &mut Session) -> Result<Tenure, CallFailure> {
+        // A deferred constraint would fail in the commit, where no record can be named for it.
         const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET CONSTRAINTS ALL IMMEDIATE";
         let statement = session.statement(&self.lock).await?;
         let (begun, locked) = tokio::join!(
@@ -184,11 +172,11 @@ impl Sql {
         tenure(&locked?)
     }
 
-    pub(crate) async fn claim(
+    pub(super) async fn claim(
         &self,
         session: &mut Session,
         journal: Option<JournalId>,
-    ) -> Result<Tenure, Failure> {
+    ) -> Result<Tenure, CallFailure> {
         let statement = session.statement(&self.claim).await?;
         self.lock(session).await?;
         let journal = journal.map(|journal| journal.0.to_vec());
@@ -201,8 +189,9 @@ impl Sql {
         committed.map(|()| claimed)
     }
 
-    /// Prepares what changes things, so that nothing has to be prepared within a transaction.
-    pub(crate) async fn prepare_writes(&self, session: &mut Session) -> Result<Writes, Failure> {
+    /// Prepares the statements that change data, before a transaction begins: preparing within it would add round trips
+    /// while the row of the tenure is locked.
+    pub(super) async fn prepare_writes(&self, session: &mut Session) -> Result<Writes, CallFailure> {
         Ok(Writes {
             put: session.statement(&self.put).await?,
             remove: session.statement(&self.remove).await?,
@@ -210,21 +199,22 @@ impl Sql {
         })
     }
 
-    pub(crate) async fn load_many(
+    pub(super) async fn load_many(
         &self,
         session: &mut Session,
         keys: &[Key],
-    ) -> Result<Vec<Option<Versioned>>, Failure> {
+    ) -> Result<Vec<Option<Versioned>>, CallFailure> {
         let statement = session.statement(&self.load).await?;
         let mut answers = Vec::with_capacity(keys.len());
         for some in keys.chunks(LOAD_KEYS_MAX) {
-            let places: Vec<Cow<'_, [u8]>> = some.iter().map(|key| place(key.as_bytes())).collect();
+            let places: Vec<Cow<'_, [u8]>> = some.iter().map(|key| stored_key(key.as_bytes())).collect();
             let rows = session.rows("loading", &statement, &[&places]).await?;
             let mut found: HashMap<&[u8], Versioned> = HashMap::with_capacity(rows.len());
             for row in &rows {
                 let value = Bytes::copy_from_slice(column(row, 1)?);
                 found.insert(column(row, 0)?, Versioned { value, version: Seq(unsigned(column(row, 2)?)) });
             }
+            // The rows come in any order, and a key may be requested twice.
             answers.extend(places.iter().map(|place| found.get(place.as_ref()).cloned()));
         }
         Ok(answers)
@@ -232,8 +222,12 @@ impl Sql {
 }
 
 impl Writes {
-    /// Writes one part. Sent with the first poll.
-    pub(crate) async fn write(&self, session: &Session, part: &Part<'_>) -> Result<(), Failure> {
+    /// Writes one chunk. Sent with the first poll.
+    pub(super) async fn write(
+        &self,
+        session: &Session,
+        part: &StatementChunk<'_>,
+    ) -> Result<(), CallFailure> {
         const DOING: &str = "writing records";
         let (put, removed) = tokio::join!(
             biased;
@@ -257,23 +251,24 @@ impl Writes {
     }
 
     /// Moves the watermark. Sent with the first poll.
-    pub(crate) async fn advance(&self, session: &Session, progress: Progress) -> Result<(), Failure> {
+    pub(super) async fn advance(&self, session: &Session, progress: Progress) -> Result<(), CallFailure> {
         let (applied, journaled) = (signed(progress.applied.0), signed(progress.journaled.0));
         session.rows("moving the watermark", &self.advance, &[&applied, &journaled]).await.map(drop)
     }
 }
 
-pub(crate) fn no_tenure() -> Failure {
-    Failure::new(Sort::Lasting, "the row of the tenure is gone")
+pub(super) fn no_tenure() -> CallFailure {
+    CallFailure::new(ErrorClass::Permanent, "the row of the tenure is gone")
 }
 
-fn tenure(rows: &[tokio_postgres::Row]) -> Result<Tenure, Failure> {
+fn tenure(rows: &[tokio_postgres::Row]) -> Result<Tenure, CallFailure> {
     let row = rows.first().ok_or_else(no_tenure)?;
     let number = |at| column(row, at).map(unsigned);
     let journal: Option<&[u8]> = column(row, 3)?;
     let journal = journal.map(|bytes| {
-        let bytes =
-            bytes.try_into().map_err(|_| Failure::new(Sort::Lasting, "the journal's identity is none"));
+        let bytes = bytes
+            .try_into()
+            .map_err(|_| CallFailure::new(ErrorClass::Permanent, "the identity of the journal is malformed"));
         bytes.map(JournalId)
     });
     Ok(Tenure {
@@ -283,25 +278,77 @@ fn tenure(rows: &[tokio_postgres::Row]) -> Result<Tenure, Failure> {
     })
 }
 
-/// Where a key lies.
-fn place(key: &[u8]) -> Cow<'_, [u8]> {
+/// Returns the primary key under which a key is stored.
+fn stored_key(key: &[u8]) -> Cow<'_, [u8]> {
     match key.split_at_checked(PLAIN_KEY_BYTES_MAX) {
         Some((start, rest)) if !rest.is_empty() => {
-            let mut place = start.to_vec();
-            place.extend_from_slice(&Sha256::digest(key));
-            Cow::Owned(place)
+            let mut stored = start.to_vec();
+            stored.extend_from_slice(&Sha256::digest(key));
+            Cow::Owned(stored)
         }
         _ => Cow::Borrowed(key),
     }
 }
 
-/// The same bits.
-pub(crate) fn signed(number: u64) -> i64 {
+/// Reinterprets the bits, because Postgres has no unsigned integers.
+pub(super) fn signed(number: u64) -> i64 {
     i64::from_ne_bytes(number.to_ne_bytes())
 }
 
-pub(crate) fn unsigned(number: i64) -> u64 {
+pub(super) fn unsigned(number: i64) -> u64 {
     u64::from_ne_bytes(number.to_ne_bytes())
+}
+
+/// The statements of the heartbeat, a counter in a table of its own, so that it waits for no lock but that of the
+/// tenure's row.
+pub(super) struct HeartbeatSql {
+    renew: String,
+    status: String,
+    epoch: String,
+}
+
+impl HeartbeatSql {
+    /// Makes the statements for a schema whose name was checked.
+    pub(super) fn new(schema: &str) -> HeartbeatSql {
+        HeartbeatSql {
+            // `FOR SHARE` keeps a claim from happening between the check of the epoch and the update: without it an old
+            // owner could mark the tenure of a new one as ended.
+            renew: format!(
+                "WITH owner AS (SELECT epoch FROM \"{schema}\".tenure FOR SHARE) \
+                 UPDATE \"{schema}\".pulse SET renewals = renewals + 1, ended = $2 \
+                 FROM owner WHERE owner.epoch = $1 RETURNING renewals"
+            ),
+            status: format!(
+                "SELECT epoch, renewals, ended FROM \"{schema}\".tenure CROSS JOIN \"{schema}\".pulse"
+            ),
+            epoch: format!("SELECT epoch FROM \"{schema}\".tenure"),
+        }
+    }
+
+    /// Records a heartbeat, or the end of the owner. Returns the newest epoch if it is another one.
+    pub(super) async fn renew(
+        &self,
+        session: &mut Session,
+        epoch: Epoch,
+        ends: bool,
+    ) -> Result<Option<Epoch>, CallFailure> {
+        const DOING: &str = "renewing the tenure";
+        let statement = session.statement(&self.renew).await?;
+        if !session.rows(DOING, &statement, &[&signed(epoch.0), &ends]).await?.is_empty() {
+            return Ok(None);
+        }
+        let rows = session.query(DOING, &self.epoch).await?;
+        let current = rows.first().ok_or_else(no_tenure)?;
+        column(current, 0).map(|current| Some(Epoch(unsigned(current))))
+    }
+
+    pub(super) async fn owner_status(&self, session: &mut Session) -> Result<OwnerStatus, CallFailure> {
+        let statement = session.statement(&self.status).await?;
+        let rows = session.rows("reading the owner's heartbeat", &statement, &[]).await?;
+        let row = rows.first().ok_or_else(no_tenure)?;
+        let (epoch, renewals, ended): (i64, i64, bool) = (column(row, 0)?, column(row, 1)?, column(row, 2)?);
+        Ok(if epoch == 0 || ended { OwnerStatus::Free } else { OwnerStatus::Owned(unsigned(renewals)) })
+    }
 }
 
 #[cfg(test)]
@@ -311,12 +358,12 @@ mod tests {
     #[test]
     fn a_long_key_has_a_place_that_no_other_key_has() {
         let plain = vec![7; PLAIN_KEY_BYTES_MAX];
-        assert_eq!(place(&plain).as_ref(), plain);
+        assert_eq!(stored_key(&plain).as_ref(), plain);
         let (one, two) = (vec![7; PLAIN_KEY_BYTES_MAX + 1], vec![7; PLAIN_KEY_BYTES_MAX + 2]);
-        assert_ne!(place(&one), place(&two));
-        assert!(place(&one).starts_with(&plain) && place(&one).len() == PLAIN_KEY_BYTES_MAX + 32);
-        let pretender = place(&one).into_owned();
-        assert_ne!(place(&pretender), place(&one), "whoever knows the place cannot take it");
+        assert_ne!(stored_key(&one), stored_key(&two));
+        assert!(stored_key(&one).starts_with(&plain) && stored_key(&one).len() == PLAIN_KEY_BYTES_MAX + 32);
+        let pretender = stored_key(&one).into_owned();
+        assert_ne!(stored_key(&pretender), stored_key(&one), "whoever knows the place cannot take it");
     }
 
     #[test]

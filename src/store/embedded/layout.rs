@@ -1,8 +1,8 @@
-//! How an embedded store lays out what it keeps in its database, whichever that is.
+//! The layout of keys and values that all embedded stores use in their databases.
 //!
-//! The first byte of a key in the database says what lies under it: `m` alone is the meta record, `k` begins a key of
-//! the user's. A value begins with a byte for its form and the sequence number that wrote it. All integers are
-//! little-endian. The layout has a version, in the first byte of the meta record; another one is refused.
+//! The first byte of a key in the database is its type: `m` alone is the meta record, `k` is followed by a key of the
+//! user's. A value starts with a byte for its form and the sequence number that wrote it. All integers are
+//! little-endian. The first byte of the meta record is the version of the layout; other versions are refused.
 //!
 //! | meta record | bytes |
 //! | --- | --- |
@@ -27,10 +27,10 @@ use bytes::{Buf, BufMut};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, JournalId, Key, Seq};
 use crate::store::contract::{Progress, StoreError, Tenure};
-use crate::store::directory::damaged;
+use crate::store::embedded::directory::damaged;
 
 pub(crate) const META_KEY: &[u8] = b"m";
-/// The form of a value that is stored as it is.
+/// The form of a value that is stored unchanged, directly behind its header.
 pub(crate) const INLINE: u8 = 0;
 pub(crate) const VALUE_HEADER_BYTES: usize = 9;
 
@@ -38,21 +38,21 @@ const TAG_VALUE: u8 = b'k';
 const META_FORMAT: u8 = 1;
 pub(crate) const META_BYTES: usize = 46;
 
-/// Where the value of `key` lies in the database.
+/// Returns the key in the database under which the value of `key` is stored.
 pub(crate) fn value_key(key: &Key) -> Vec<u8> {
     let mut stored = Vec::with_capacity(1 + key.as_bytes().len());
     write_value_key(key, &mut stored);
     stored
 }
 
-/// As [`value_key`], in place of what `buffer` has.
+/// Writes the same as [`value_key`] into `buffer`, replacing its contents.
 pub(crate) fn write_value_key(key: &Key, buffer: &mut Vec<u8>) {
     buffer.clear();
     buffer.push(TAG_VALUE);
     buffer.extend_from_slice(key.as_bytes());
 }
 
-/// What a stored value begins with.
+/// Returns the header of a stored value.
 pub(crate) fn value_header(form: u8, version: Seq) -> [u8; VALUE_HEADER_BYTES] {
     let mut header = [0; VALUE_HEADER_BYTES];
     let mut rest = header.as_mut_slice();
@@ -61,7 +61,7 @@ pub(crate) fn value_header(form: u8, version: Seq) -> [u8; VALUE_HEADER_BYTES] {
     header
 }
 
-/// A stored value's form, version and content.
+/// Splits a stored value into its form, version and content.
 ///
 /// # Errors
 /// [`StoreError::Fatal`] if it is too short.
@@ -71,13 +71,13 @@ pub(crate) fn split_value<'a>(mut stored: &'a [u8], key: &Key) -> Result<(u8, Se
     Ok((form, version, stored))
 }
 
-/// A stored value that this version of the crate cannot have written.
+/// Makes the error for a stored value that this version of the crate cannot have written.
 pub(crate) fn unknown_value(key: &Key) -> StoreError {
     let context = format!("the stored value of {key} has a form that this version does not know");
     StoreError::Fatal(Error::new(ErrorKind::Damaged, context))
 }
 
-/// The meta record.
+/// Encodes the meta record.
 pub(crate) fn encode_meta(tenure: &Tenure) -> Vec<u8> {
     let mut meta = Vec::with_capacity(META_BYTES);
     meta.put_u8(META_FORMAT);
@@ -92,13 +92,14 @@ pub(crate) fn encode_meta(tenure: &Tenure) -> Vec<u8> {
     meta
 }
 
-/// What the meta record of the store in `path` says; without one the database has to be empty.
+/// Decodes the meta record of the store in `path`. Without one the database has to be empty.
 ///
 /// # Errors
 /// [`ErrorKind::UnknownFormat`] if the record has another version, or is missing in front of data;
 /// [`ErrorKind::Damaged`].
 pub(crate) fn decode_meta(stored: Option<&[u8]>, is_empty: bool, path: &Path) -> Result<Tenure> {
     let Some(stored) = stored else {
+        // A new database, or one whose creation a crash interrupted.
         if is_empty {
             return Ok(Tenure::default());
         }
@@ -106,6 +107,7 @@ pub(crate) fn decode_meta(stored: Option<&[u8]>, is_empty: bool, path: &Path) ->
         return Err(Error::new(ErrorKind::UnknownFormat, context));
     };
     let broken = || Error::new(ErrorKind::Damaged, damaged(path, "its watermark and epoch are unreadable"));
+    // The version comes before length and checksum, which another version may change.
     if let Some(format) = stored.first().filter(|format| **format != META_FORMAT) {
         let context = format!("the store in {} has format {format}, which is unknown", path.display());
         return Err(Error::new(ErrorKind::UnknownFormat, context));

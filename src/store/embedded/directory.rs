@@ -1,7 +1,7 @@
-//! The directory of an embedded store: made durably, for its owner alone, and held exclusively.
+//! The directory of an embedded store: created durably, readable by its owner alone, and locked against other processes.
 //!
-//! It knows nothing of what its files contain. What has to be there wholly or not at all is made in a nursery and
-//! moved into place; see [`Directory::adopt`].
+//! This module does not know the contents of the files. Files that must exist completely or not at all are created in a
+//! staging directory and then renamed into place; see [`Directory::adopt`].
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -10,20 +10,20 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, ErrorKind, Result};
 
 const LOCK_NAME: &str = "forebay.lock";
-const NURSERY_NAME: &str = "forebay.new";
+const STAGING_NAME: &str = "forebay.new";
 
-/// A directory that nobody else has open.
+/// A directory that this process has locked.
 pub(crate) struct Directory {
     path: PathBuf,
-    /// Held for life.
+    /// Locked until the directory is dropped.
     lock: File,
 }
 
 impl Directory {
-    /// Creates the directory if there is none, and takes its lock.
+    /// Creates the directory if it does not exist, and locks it.
     ///
     /// # Errors
-    /// [`ErrorKind::Locked`] if somebody holds the directory, or what the file system says.
+    /// [`ErrorKind::Locked`] if another store has the directory open; those of the file system.
     pub(crate) fn open(path: &Path) -> Result<Directory> {
         let path = std::path::absolute(path).map_err(|error| failed("finding", path, error))?;
         create_dir_durably(&path)?;
@@ -40,12 +40,12 @@ impl Directory {
         &self.path
     }
 
-    /// The database called `name`, with its name durable. If there is none yet, `make` makes it at the path that it
-    /// is given, closes it, and it is moved into place.
+    /// Returns the path of the database `name`, whose directory entry is durable. If it does not exist, `make` creates it
+    /// at a staging path and closes it, and it is renamed into place.
     ///
     /// # Errors
-    /// [`ErrorKind::UnknownFormat`] if the directory holds something else, which is left as it is; those of `make`;
-    /// or what the file system says.
+    /// [`ErrorKind::UnknownFormat`] if the directory holds something else, which is left unchanged; those of `make`
+    /// and of the file system.
     #[cfg(any(feature = "redb", feature = "fjall"))]
     pub(crate) fn database(&self, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let database = self.path.join(name);
@@ -57,7 +57,8 @@ impl Directory {
         let listing = |error| failed("listing", &self.path, error);
         for entry in fs::read_dir(&self.path).map_err(listing)? {
             let found = entry.map_err(listing)?.file_name();
-            if found != LOCK_NAME && found != NURSERY_NAME {
+            // A crash in an earlier opening may have left these two.
+            if found != LOCK_NAME && found != STAGING_NAME {
                 let context = format!(
                     "{} holds no database of this store, but {}",
                     self.path.display(),
@@ -66,38 +67,39 @@ impl Directory {
                 return Err(Error::new(ErrorKind::UnknownFormat, context));
             }
         }
-        make(&self.make_nursery()?.join(name))?;
+        make(&self.make_staging()?.join(name))?;
         self.adopt(name)?;
         Ok(database)
     }
 
-    /// An empty directory in which something can be made.
+    /// Creates an empty staging directory, and removes one that a crash left behind.
     ///
     /// # Errors
-    /// What the file system says.
-    pub(crate) fn make_nursery(&self) -> Result<PathBuf> {
-        self.remove_nursery()?;
-        let nursery = self.path.join(NURSERY_NAME);
-        create_dir_durably(&nursery)?;
-        Ok(nursery)
+    /// Those of the file system.
+    pub(crate) fn make_staging(&self) -> Result<PathBuf> {
+        self.remove_staging()?;
+        let staging = self.path.join(STAGING_NAME);
+        create_dir_durably(&staging)?;
+        Ok(staging)
     }
 
-    /// Moves what is called `name` from the nursery into place, wholly or not at all, durably, with all that is in it.
+    /// Renames `name` from the staging directory into place, atomically and durably, with all its contents.
     ///
     /// # Errors
-    /// What the file system says.
+    /// Those of the file system.
     pub(crate) fn adopt(&self, name: &str) -> Result<()> {
-        let (made, place) = (self.path.join(NURSERY_NAME).join(name), self.path.join(name));
+        let (made, place) = (self.path.join(STAGING_NAME).join(name), self.path.join(name));
+        // Everything must be durable before the rename makes it visible.
         sync_tree(&made)?;
         fs::rename(&made, &place).map_err(|error| failed("moving into place", &place, error))?;
         sync_dir(&self.path)?;
-        self.remove_nursery()
+        self.remove_staging()
     }
 
-    fn remove_nursery(&self) -> Result<()> {
-        let nursery = self.path.join(NURSERY_NAME);
-        match fs::remove_dir_all(&nursery) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", &nursery, error)),
+    fn remove_staging(&self) -> Result<()> {
+        let staging = self.path.join(STAGING_NAME);
+        match fs::remove_dir_all(&staging) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", &staging, error)),
             _ => Ok(()),
         }
     }
@@ -105,27 +107,28 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // Closing the file lets go as well; this only does it where a child process inherited the descriptor.
+        // Closing the file releases the lock too, except where a child process inherited the descriptor.
         drop(self.lock.unlock());
     }
 }
 
-/// The directory is held by somebody else.
+/// Makes the error for a directory that another store has open.
 pub(crate) fn locked(path: &Path) -> Error {
     let context = format!("the store in {} is open already, in this process or another", path.display());
     Error::new(ErrorKind::Locked, context)
 }
 
-/// What is said of a database that cannot be read.
+/// Returns the error text for a database that cannot be read.
 pub(crate) fn damaged(path: &Path, what: &str) -> String {
     format!("the store in {} is damaged: {what}; all it holds is at stake", path.display())
 }
 
+/// Wraps a failure of the file system with the operation and the path.
 pub(crate) fn failed(doing: &str, path: &Path, error: io::Error) -> Error {
     Error::io(format!("{doing} {}", path.display()), error)
 }
 
-/// Opens a file for reading and writing, creating it if need be, for its owner alone.
+/// Opens a file for reading and writing, and creates it if it does not exist. Its mode becomes 0600.
 pub(crate) fn open_private(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
@@ -136,12 +139,13 @@ pub(crate) fn open_private(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Creates a directory and its missing parents, makes their names durable, and shuts others out of the last.
+/// Creates a directory and its missing parents and makes their entries durable. The mode of the last becomes 0700.
 pub(crate) fn create_dir_durably(path: &Path) -> Result<()> {
     let missing: Vec<&Path> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
     for directory in missing.iter().rev() {
         match std::fs::create_dir(directory) {
             Ok(()) => set_mode(directory, 0o700)?,
+            // Another process has created it at the same moment.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(failed("creating", directory, error)),
         }
@@ -152,7 +156,7 @@ pub(crate) fn create_dir_durably(path: &Path) -> Result<()> {
     set_mode(path, 0o700)
 }
 
-/// Makes a file durable, or a directory with all that is in it.
+/// Syncs a file, or a directory and everything below it.
 fn sync_tree(path: &Path) -> Result<()> {
     let syncing = |error| failed("syncing", path, error);
     if !path.is_dir() {
@@ -164,13 +168,14 @@ fn sync_tree(path: &Path) -> Result<()> {
     sync_dir(path)
 }
 
+/// Makes the entries of a directory durable.
 #[cfg(unix)]
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     let synced = File::open(path).and_then(|directory| directory.sync_all());
     synced.map_err(|error| failed("syncing the directory", path, error))
 }
 
-/// Elsewhere a directory cannot be opened, and its entries are durable with the file's own sync.
+/// Does nothing: elsewhere a directory cannot be opened, and its entries become durable with the sync of the file.
 #[cfg(not(unix))]
 pub(crate) fn sync_dir(_path: &Path) -> Result<()> {
     Ok(())

@@ -1,14 +1,15 @@
-//! What a power cut or damage left of fjall's journals, seen before fjall sees it.
+//! The repair of fjall's journals after a power cut, before fjall reads them.
 //!
-//! A journal is a row of batches: `1`, count of items (4 bytes), number (8); per item `2`, kind, compression (0: none),
-//! keyspace (8), length of the key (2), of the value (4), of what is stored of it (4), key, value; then `3`, XXH3 over
-//! the items (8), `FJL\x03`. Integers are little-endian. Zeros may follow, from when the file was made.
+//! A journal is a sequence of batches: `1`, count of items (4 bytes), number (8); per item `2`, kind, compression (0: none),
+//! keyspace (8), length of the key (2), of the value (4), of the stored value (4), key, value; then `3`, XXH3 over
+//! the items (8), `FJL\x03`. Integers are little-endian. Zeros may follow, from the
+//! creation of the file.
 //!
-//! fjall 3 cuts off a batch that it cannot read, and all that follows, without a word; and it does not open any more
-//! if a batch can be read and has the wrong checksum, as one that a power cut took the middle of. Both would be wrong
-//! here. A batch is acknowledged after a sync, and the next one begins after that; and a journal is synced before it
-//! gets a successor. So a broken batch at the end of the newest journal was never acknowledged, and is cut off; one
-//! that is followed by another is damage, and told.
+//! fjall 3 silently cuts off a batch that it cannot parse, and all that follows. And it refuses to open if a batch can be
+//! parsed but has a wrong checksum, as after a power cut that took the middle of it. Both would be wrong here. A batch is
+//! acknowledged after a sync, and the next one begins after that; and a journal is synced before the next one is
+//! created. So a broken batch at the end of the newest journal was never acknowledged and is cut off. A broken batch
+//! that is followed by another one is damage and is reported.
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::Hasher;
@@ -18,26 +19,27 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::directory::failed;
+use crate::store::embedded::directory::failed;
 
 const EXTENSION: &str = "jnl";
 const START: u8 = 1;
 const ITEM: u8 = 2;
 const END: u8 = 3;
 const TRAILER: &[u8; 4] = b"FJL\x03";
-/// The end of a batch and the beginning of another.
+/// The end of a batch and the start of the next one.
 const SEAM: &[u8; 5] = b"FJL\x03\x01";
 const NO_COMPRESSION: u8 = 0;
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Reads the journals of the database in `path`, and cuts a torn batch off the newest one, durably.
+/// Checks the journals of the database in `path`, and durably cuts a torn batch off the newest one.
 ///
 /// # Errors
-/// [`ErrorKind::Damaged`], with file and offset, and nothing changed; or what the file system says.
-pub(crate) fn mend(path: &Path) -> Result<()> {
+/// [`ErrorKind::Damaged`] with file and offset, and nothing was changed; those of the file system.
+pub(crate) fn repair(path: &Path) -> Result<()> {
     let mut journals = journals(path)?;
     journals.sort();
     let newest = journals.pop();
+    // fjall syncs a journal before it creates the next one, so older journals cannot be torn.
     for (_, journal) in &journals {
         if let Some(broken) = first_broken(journal)? {
             return Err(damaged(journal, broken.at));
@@ -46,8 +48,8 @@ pub(crate) fn mend(path: &Path) -> Result<()> {
     let Some((_, newest)) = newest else { return Ok(()) };
     match first_broken(&newest)? {
         None => Ok(()),
-        Some(Broken { at, is_followed: true }) => Err(damaged(&newest, at)),
-        Some(Broken { at, is_followed: false }) => {
+        Some(BrokenBatch { at, is_followed: true }) => Err(damaged(&newest, at)),
+        Some(BrokenBatch { at, is_followed: false }) => {
             let cutting = |error| failed("cutting a torn batch off", &newest, error);
             let file = OpenOptions::new().write(true).open(&newest).map_err(cutting)?;
             file.set_len(at).and_then(|()| file.sync_all()).map_err(cutting)
@@ -63,7 +65,7 @@ fn damaged(journal: &Path, at: u64) -> Error {
     Error::new(ErrorKind::Damaged, context)
 }
 
-/// The journals and their numbers.
+/// Lists the journals and their numbers.
 fn journals(path: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let listing = |error| failed("listing", path, error);
     let mut found = Vec::new();
@@ -78,14 +80,15 @@ fn journals(path: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// A batch that cannot be right.
-struct Broken {
+/// A batch that cannot be parsed or fails its checksum.
+struct BrokenBatch {
     at: u64,
-    /// Whether another batch begins after it.
+    /// True if another batch starts behind it.
     is_followed: bool,
 }
 
-fn first_broken(journal: &Path) -> Result<Option<Broken>> {
+/// Finds the first broken batch of a journal.
+fn first_broken(journal: &Path) -> Result<Option<BrokenBatch>> {
     let reading = |error| failed("reading", journal, error);
     let mut reader = BufReader::with_capacity(BUFFER_BYTES, File::open(journal).map_err(reading)?);
     let mut at = 0;
@@ -97,11 +100,11 @@ fn first_broken(journal: &Path) -> Result<Option<Broken>> {
             Err(error) => return Err(reading(error)),
         }
     }
-    let (has_more, is_followed) = look_behind(&mut reader, at).map_err(reading)?;
-    Ok(has_more.then_some(Broken { at, is_followed }))
+    let (has_more, is_followed) = scan_rest(&mut reader, at).map_err(reading)?;
+    Ok(has_more.then_some(BrokenBatch { at, is_followed }))
 }
 
-/// Reads one batch and returns its length; `None` if it is none.
+/// Reads one batch and returns its length; `None` if it is broken.
 fn batch(reader: &mut impl BufRead) -> io::Result<Option<u64>> {
     let [tag, count @ .., _, _, _, _, _, _, _, _] = array::<13>(reader)?;
     if tag != START {
@@ -113,12 +116,13 @@ fn batch(reader: &mut impl BufRead) -> io::Result<Option<u64>> {
         let head = array::<21>(reader)?;
         let [tag, _, compression, _, _, _, _, _, _, _, _, key @ .., v0, v1, v2, v3, s0, s1, s2, s3] = head;
         let stored = u32::from_le_bytes([s0, s1, s2, s3]);
+        // A torn item may have any length in it, so nothing of it is trusted before its tag is right.
         if tag != ITEM || compression != NO_COMPRESSION || stored != u32::from_le_bytes([v0, v1, v2, v3]) {
             return Ok(None);
         }
         checksum.update(&head);
         let content = u64::from(u16::from_le_bytes(key)) + u64::from(stored);
-        pass_over(reader, content, |part| checksum.update(part))?;
+        read_through(reader, content, |part| checksum.update(part))?;
         bytes += 21 + content;
     }
     let [tag, sum @ .., t0, t1, t2, t3] = array::<13>(reader)?;
@@ -132,7 +136,7 @@ fn array<const BYTES: usize>(reader: &mut impl Read) -> io::Result<[u8; BYTES]> 
     Ok(array)
 }
 
-fn pass_over(reader: &mut impl BufRead, mut bytes: u64, mut see: impl FnMut(&[u8])) -> io::Result<()> {
+fn read_through(reader: &mut impl BufRead, mut bytes: u64, mut see: impl FnMut(&[u8])) -> io::Result<()> {
     while bytes > 0 {
         let buffer = reader.fill_buf()?;
         let taken = buffer.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -146,8 +150,9 @@ fn pass_over(reader: &mut impl BufRead, mut bytes: u64, mut see: impl FnMut(&[u8
     Ok(())
 }
 
-/// Whether there is anything but zeros from `at` on, and whether one batch ends there and another begins.
-fn look_behind(reader: &mut BufReader<File>, at: u64) -> io::Result<(bool, bool)> {
+/// Reads the rest of the journal from `at` on. Returns whether it has anything but zeros, and whether a batch ends there
+/// and another one starts.
+fn scan_rest(reader: &mut BufReader<File>, at: u64) -> io::Result<(bool, bool)> {
     reader.seek(SeekFrom::Start(at))?;
     let (mut has_more, mut is_followed) = (false, false);
     let mut last = Vec::new();
