@@ -148,7 +148,7 @@ mod tests {
     fn an_error_holds_no_secret() {
         let server = ServerLabel::new("redis", "h:1", ["s3cret".to_string(), String::new()].into_iter());
         let error = server.error(ErrorKind::BusFailed, "connecting", "unknown command 'AUTH' 's3cret'");
-        assert_eq!(error.to_string(), "the redis bus at h:1: connecting: unknown command 'AUTH' '***'");
+        assert_eq!(format!("{error:#}"), "the redis bus at h:1: connecting: unknown command 'AUTH' '***'");
         let io = |text: &str| std::io::Error::other(text.to_owned());
         let error = server.error_from(ErrorKind::BusFailed, "connecting", io("unknown command 's3cret'"));
         let shown = format!("{error:#} {error:?}");
@@ -170,7 +170,7 @@ mod tests {
         ];
         for (result, expected) in refused {
             let error = result.expect_err(expected);
-            assert!(error.kind() == ErrorKind::InvalidOption && error.to_string().starts_with(expected));
+            assert!(error.kind() == ErrorKind::InvalidOption && format!("{error:#}").starts_with(expected));
         }
     }
 }

@@ -22,8 +22,8 @@ use crate::feed::tasks::Tasks;
 use crate::ids::{Epoch, Key, Seq};
 use crate::layer::invalidation;
 use crate::memory::freshness::Following;
-use crate::memory::views::{Finder, Views};
-use crate::queue::lookup::Reads;
+use crate::memory::views::{ViewFinder, Views};
+use crate::queue::lookup::Lookup;
 use crate::queue::state::Core;
 use crate::safeguard::Safeguard;
 use crate::seam::backoff::RETRY;
@@ -40,7 +40,7 @@ const SEEN_EVERY: u32 = 10;
 pub(crate) struct Follower {
     follow: Follow,
     core: Arc<Core>,
-    reads: Arc<Reads>,
+    reads: Arc<Lookup>,
     views: Arc<Views>,
     ticker: Ticker,
     state: Mutex<State>,
@@ -90,7 +90,7 @@ impl Follower {
     /// Starts to follow. The store was at this tenure a moment ago.
     pub(crate) fn start(
         follow: Follow,
-        (core, reads, views): (&Arc<Core>, &Arc<Reads>, &Arc<Views>),
+        (core, reads, views): (&Arc<Core>, &Arc<Lookup>, &Arc<Views>),
         ticker: Ticker,
         tenure: &Tenure,
         tasks: &Tasks,
@@ -308,7 +308,7 @@ impl Follower {
         }
     }
 
-    fn changed<'a>(&self, finder: &mut Finder<'a>, key: &'a Key, version: Seq, value: Option<&[u8]>) {
+    fn changed<'a>(&self, finder: &mut ViewFinder<'a>, key: &'a Key, version: Seq, value: Option<&[u8]>) {
         match finder.view(key.namespace()) {
             Some(view) => view.changed_elsewhere(key.key(), version, value),
             None => self.figures.directives_elsewhere.add(1),

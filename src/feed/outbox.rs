@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::bus::contract::{BODY_BYTES_MAX, Channel};
 use crate::bus::event::{Directive, Event, Payload};
 use crate::error::Result;
-use crate::ids::{Holding, NamespaceName, Seq};
+use crate::ids::{NamespaceName, Seq, StoredKind};
 use crate::layer::invalidation::{Token, token_of};
 use crate::store::contract::Op;
 use crate::store::postgres::{Applying, PostgresStoreOptions};
@@ -98,11 +98,11 @@ fn named(directive: &Directive) -> Option<(NamespaceName, Seq)> {
 
 /// What a change says to whoever has read the key, without the value; nothing if nobody can have.
 fn directive(op: &Op) -> Option<Directive> {
-    let key = match op.key.holding() {
-        Holding::Value => op.key.clone(),
+    let key = match op.key.stored_kind() {
+        StoredKind::Value => op.key.clone(),
         // Of a version nothing can be said but that its key is another. If a plain read returns it, that follows.
-        Holding::Version(key, _) => key,
-        Holding::VersionList => return None,
+        StoredKind::Version(key, _) => key,
+        StoredKind::VersionList => return None,
     };
     Some(match token_of(&key) {
         Some(Token::Namespace(name)) => Directive::Namespace(name, op.seq),

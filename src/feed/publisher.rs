@@ -6,6 +6,7 @@
 //! "anything may have changed".
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,10 +23,11 @@ use crate::journal::frame::Location;
 use crate::layer::layer::Layer;
 use crate::metrics::Counter;
 use crate::options::within_time;
-use crate::queue::lookup::Reads;
+use crate::queue::lookup::Lookup;
 use crate::safeguard::Safeguard;
 use crate::seam::backoff::RETRY;
-use crate::seam::clock::{self, Moment, Ticker};
+use crate::seam::blocking::blocking_calls;
+use crate::seam::clock::{self, Moment, Ticker, block_on};
 use crate::seam::sync::{Mutex, MutexGuard};
 
 /// How many bytes of directives go into one event, unless one alone is larger.
@@ -122,7 +124,7 @@ pub struct Publication {
 pub(crate) struct Shared {
     name: String,
     source: Arc<ChangeSource>,
-    reads: Arc<Reads>,
+    reads: Arc<Lookup>,
     ticker: Ticker,
     state: Mutex<State>,
     /// Counts what was heard of followers.
@@ -192,11 +194,23 @@ impl Layer {
     }
 }
 
+impl fmt::Debug for Publication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publication").field("name", &self.shared.name).finish_non_exhaustive()
+    }
+}
+
 impl Publication {
     /// How it goes.
     #[must_use]
     pub fn status(&self) -> PublishStatus {
         self.shared.status()
+    }
+
+    /// The same publication for a caller without a runtime.
+    #[must_use]
+    pub fn blocking(self) -> BlockingPublication {
+        BlockingPublication { inner: self }
     }
 
     /// The followers that have said where they stand, in the order of their names.
@@ -241,6 +255,28 @@ impl Publication {
             () = wait => Vec::new(),
             () = deadline => behind(),
         }
+    }
+}
+
+/// A [`Publication`] for callers without a runtime. Dropping it ends the publisher, as there.
+#[derive(Debug)]
+pub struct BlockingPublication {
+    inner: Publication,
+}
+
+impl BlockingPublication {
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        block_on(Some(&self.inner.shared.reads.runtime), future)
+    }
+
+    /// The publication itself, whose calls that do not wait are the same for both.
+    #[must_use]
+    pub fn publication(&self) -> &Publication {
+        &self.inner
+    }
+
+    blocking_calls! { Publication:
+        fn seen_by_all(names: &[&str], seq: Seq, patience: Duration) -> Vec<FollowerStatus>;
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::flush::applied::Applied;
+use crate::flush::applied::ApplyHistory;
 use crate::flush::batching::Drain;
 use crate::flush::hand::{Source, is_control};
 use crate::flush::plan::{Ops, frame_of};
@@ -40,7 +40,7 @@ pub(crate) struct Flusher {
     pub(crate) letters: Option<Arc<DeadLetters>>,
     pub(crate) views: Arc<Views>,
     pub(crate) cursors: Option<Arc<Cursors>>,
-    pub(crate) applied: Arc<Applied>,
+    pub(crate) applied: Arc<ApplyHistory>,
     pub(crate) progress: Progress,
     pub(crate) source: Source,
     /// The last number that was given to a write which then did not happen.
@@ -213,7 +213,7 @@ impl Flusher {
             Some(_) if self.can_park() => {
                 // Taken out first, so that it is not found among those behind it and ended twice.
                 parked.push(frames.remove(at));
-                let rejected = parked.last().map_or(Ok(()), |frame| self.park(frame, &error.to_string()));
+                let rejected = parked.last().map_or(Ok(()), |frame| self.park(frame, &format!("{error:#}")));
                 rejected.and_then(|()| self.set_parked_apart(frames, parked))
             }
             _ => {

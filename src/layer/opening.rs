@@ -17,7 +17,7 @@ use crate::feed::follow::Follow;
 use crate::feed::follower::Follower;
 use crate::feed::publisher::Publishers;
 use crate::feed::tasks::Tasks;
-use crate::flush::applied::Applied;
+use crate::flush::applied::ApplyHistory;
 use crate::flush::batching::Drain;
 use crate::flush::flusher::Flusher;
 use crate::flush::hand::Source;
@@ -34,12 +34,12 @@ use crate::memory::views::Views;
 use crate::options::LayerOptions;
 use crate::queue::dead_letters::DeadLetters;
 use crate::queue::inbox::PendingView;
-use crate::queue::key_locks::Turns;
-use crate::queue::lookup::Reads;
+use crate::queue::key_locks::KeyLocks;
+use crate::queue::lookup::Lookup;
 use crate::queue::pending::Pending;
 use crate::queue::queued::QueuedFrame;
+use crate::queue::spilled::UnappliedRecords;
 use crate::queue::state::Core;
-use crate::queue::unapplied::Unapplied;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Ticker};
 use crate::seam::priority;
@@ -237,7 +237,7 @@ fn start(
     let journal = journal.map(|journal| (journal.log, journal.writer));
     let committer = Arc::new(Committer::start(journal, durability, last, Arc::clone(&core))?);
     let views = Arc::new(Views::default());
-    let applied = Arc::new(Applied::new(ticker.clone(), watermark, applied_end));
+    let applied = Arc::new(ApplyHistory::new(ticker.clone(), watermark, applied_end));
     let flusher = Flusher {
         core: Arc::clone(&core),
         store: Arc::clone(&store),
@@ -256,7 +256,7 @@ fn start(
     };
     let (runtime, thread) = run_flusher(flusher)?;
     let heartbeat_store = Arc::clone(&store);
-    let reads = Arc::new(Reads {
+    let reads = Arc::new(Lookup {
         core: Arc::clone(&core),
         store: RwLock::new(Some(store)),
         log: log.clone(),
@@ -275,7 +275,7 @@ fn start(
         _ => None,
     };
     let (flusher, tasks) = (Mutex::new(Some(thread)), Tasks::new(runtime.clone()));
-    let turns = Turns::default();
+    let key_locks = KeyLocks::default();
     let (heartbeat, follower) = match part {
         Part::Follower(follow) => {
             let parts = (&core, &reads, &views);
@@ -297,7 +297,7 @@ fn start(
         changes,
         publishers: Publishers::default(),
         views,
-        turns,
+        key_locks,
         heartbeat,
         follower,
         runtime,
@@ -323,9 +323,9 @@ fn open_journal(
     options: &JournalOptions,
     applied: Seq,
 ) -> Result<(Opened, Backlog)> {
-    let nothing = Unapplied::after(applied);
+    let nothing = UnappliedRecords::after(applied);
     let (opened, parts) = Log::open_heard(disk, dir, options, |before| nothing.part(before))?;
-    let found = parts.into_iter().try_fold(nothing, Unapplied::with)?;
+    let found = parts.into_iter().try_fold(nothing, UnappliedRecords::with)?;
     let begins = found.begins;
     Ok((opened, Backlog { pending: Pending::recovered(found), begins, applied }))
 }
@@ -519,7 +519,7 @@ mod tests {
         let error = open_after(&disk, 0).err().expect("it is refused");
         assert_eq!(error.kind(), ErrorKind::Damaged);
         let place = format!("damaged at byte {}", written[5].offset);
-        assert!(error.to_string().contains(&place), "{error}");
+        assert!(format!("{error:#}").contains(&place), "{error}");
         assert!(open_after(&disk, 6).is_ok(), "what the store has is not looked at");
     }
 }

@@ -5,6 +5,7 @@
 
 pub(crate) mod backoff;
 pub(crate) mod beside;
+pub(crate) mod blocking;
 pub(crate) mod clock;
 pub(crate) mod priority;
 pub(crate) mod random;

@@ -354,7 +354,7 @@ mod tests {
         let workers = Workers::start("test", 1).unwrap();
         let error = workers.run::<()>(|| panic!("boom")).await.unwrap_err();
         assert!(
-            matches!(&error, StoreError::Fatal(error) if error.to_string().contains("boom")),
+            matches!(&error, StoreError::Fatal(error) if format!("{error:#}").contains("boom")),
             "{error:?}"
         );
         assert_eq!(workers.run(|| Ok(7)).await.unwrap(), 7);

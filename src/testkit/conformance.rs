@@ -430,7 +430,7 @@ async fn keys_are_any_bytes(subject: &impl Subject) -> Verdict {
     keys.push(key(&vec![0; longest]));
     // The same key in other namespaces, one of which is longer by bytes that could be part of a key.
     for name in ["conformance/inner", "conformanc", "conformance2"] {
-        keys.push(Key::new(&namespace(name), b"a").map_err(|error| error.to_string())?);
+        keys.push(Key::new(&namespace(name), b"a").map_err(|error| format!("{error:#}"))?);
     }
     let ops: Vec<Op> = (1..).zip(&keys).map(|(seq, key)| put_key(seq, key, &seq.to_string())).collect();
     store.apply(&batch(tenure, ops)).await.map_err(seen)?;

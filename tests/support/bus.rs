@@ -1,4 +1,4 @@
-//! What the tests of the buses share: publishing and listening, each within a time.
+//! Helpers for the tests of buses: publishing and listening, each within a time.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 #![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]

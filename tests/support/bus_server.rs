@@ -1,4 +1,4 @@
-//! What is done to the server of a bus, whichever it is, and what its listeners notice of that.
+//! Tests of a bus whose server is stopped, set back or paused: its listeners notice, whichever bus it is.
 
 #![allow(unreachable_pub, reason = "this is a module of each test file")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "these are tests")]
