@@ -200,9 +200,10 @@ pub(super) async fn taken_at(
     let doing = format!("looking for message {sequence} of stream {name}");
     let answer = link.context.request(format!("STREAM.MSG.GET.{name}"), &GetMessage { seq: sequence }).await;
     match answer.map_err(|error| request_error(link, settings, &doing, error))? {
-        Response::Ok(FoundMessage { message }) => {
-            parse_rfc3339(&message.time).map(Some).map_err(|error| settings.failed(&doing, error))
-        }
+        Response::Ok(FoundMessage { message }) => parse_rfc3339(&message.time)
+            .map(Some)
+            .map_err(std::io::Error::other)
+            .map_err(|error| settings.server.error_from(ErrorKind::BusFailed, &doing, error)),
         Response::Err { error } if error.code() == 404 => Ok(None),
         Response::Err { error } => Err(settings.server.error_from(kind_of(&error), &doing, error)),
     }
