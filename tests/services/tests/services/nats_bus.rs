@@ -11,7 +11,7 @@ use forebay::{Channel, ErrorKind};
 
 use crate::bus::{
     channel, expect_error, expect_lost, expect_nothing, message, next, publish, publish_at_last, subscribe,
-    take, take_at_last,
+    take, take_at_last, within,
 };
 use crate::bus_server::{self, BusServer};
 use forebay_servers::certificates::Certificates;
@@ -103,6 +103,22 @@ async fn trimming_is_noticed() {
     take(&mut end, &["3"]).await;
 }
 
+/// Waits until no pull of the stream is open, which the server reports and does not signal.
+async fn no_pull_is_open(server: &NatsServer, stream: &str) {
+    let stream = context(server).await.get_stream(stream).await.unwrap();
+    loop {
+        let mut consumers = stream.consumers();
+        let mut open = 0;
+        while let Some(consumer) = futures_util::StreamExt::next(&mut consumers).await {
+            open += consumer.unwrap().num_waiting;
+        }
+        if open == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// A listener that does not pull meanwhile: what it would have been given was trimmed, and nothing comes after it.
 #[tokio::test]
 async fn trimming_before_a_pull_is_noticed() {
@@ -110,8 +126,8 @@ async fn trimming_before_a_pull_is_noticed() {
     let (bus, channel) = (bus_of(&server), channel("c"));
     let mut reader = subscribe(&bus, &channel, StartPosition::Now).await;
     expect_nothing(&mut reader, Duration::from_millis(350)).await;
-    // Its last pull ends, and it makes no other one.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Nobody asks it for more, so it makes no other one.
+    within("the end of its last pull", no_pull_is_open(&server, "forebay-c")).await;
     publish(&bus, &channel, &["1", "2"]).await;
     trim(&server, "forebay-c").await;
     expect_lost(&mut reader).await;
