@@ -12,15 +12,15 @@ use crate::bus::event;
 use crate::cache::codec::{CacheKey, TAG_BYTES_MAX, check_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, NamespaceName, Seq};
-use crate::layer::invalidation::{Aftermath, Directive};
+use crate::invalidation::Invalidation;
+use crate::layer::invalidation::PostCommitInvalidation;
 use crate::layer::layer::Layer;
-use crate::memory::scope::Scopes;
-use crate::memory::views::Views;
+use crate::memory::views::{RuleTarget, Views};
 use crate::queue::ticket::{Effect, Effects};
 use crate::store::contract::BoxFuture;
 
 /// How much one write may make stale.
-const DIRECTIVES_MAX: usize = 1024;
+const TARGETS_MAX: usize = 1024;
 
 /// What a write replaces, as a rule is told it.
 #[derive(Debug)]
@@ -36,14 +36,13 @@ pub struct Replacement<'a, K, V> {
 
 /// Takes down what a change makes stale.
 pub struct Stale {
-    directives: Vec<Directive>,
-    scopes: Arc<Scopes>,
+    targets: Vec<RuleTarget>,
     refused: Option<Error>,
 }
 
 impl fmt::Debug for Stale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stale").field("named", &self.directives.len()).finish_non_exhaustive()
+        f.debug_struct("Stale").field("named", &self.targets.len()).finish_non_exhaustive()
     }
 }
 
@@ -53,25 +52,26 @@ pub(crate) type Rule<K, V> = Box<dyn Fn(&Replacement<'_, K, V>, &mut Stale) + Se
 impl Stale {
     /// This key of this cache; its type has to be that of the cache's keys.
     pub fn key<K: CacheKey>(&mut self, cache: &str, key: K) {
-        self.add(NamespaceName::parse(cache).map(|name| Directive::Key(name, Box::new(key))));
+        self.add(NamespaceName::parse(cache).map(|name| RuleTarget::Key(name, Box::new(key))));
     }
 
     /// Everything that has this tag.
     pub fn tag(&mut self, tag: &str) {
-        let scope = check_name("a tag", tag, TAG_BYTES_MAX).map(|()| self.scopes.tag(tag));
-        self.add(scope.map(Directive::Scope));
+        let checked = check_name("a tag", tag, TAG_BYTES_MAX);
+        self.add(checked.map(|()| RuleTarget::Invalidation(Invalidation::Tag(tag.to_owned()))));
     }
 
     /// Everything in this namespace and below it. Its token is written with the change, in one frame.
     pub fn namespace(&mut self, name: &str) {
-        self.add(NamespaceName::parse(name).map(Directive::Namespace));
+        let name = NamespaceName::parse(name);
+        self.add(name.map(|name| RuleTarget::Invalidation(Invalidation::Namespace(name))));
     }
 
-    fn add(&mut self, directive: Result<Directive>) {
-        match directive {
-            Ok(directive) if self.directives.len() < DIRECTIVES_MAX => self.directives.push(directive),
+    fn add(&mut self, target: Result<RuleTarget>) {
+        match target {
+            Ok(target) if self.targets.len() < TARGETS_MAX => self.targets.push(target),
             Ok(_) => {
-                let context = format!("a rule makes more than {DIRECTIVES_MAX} things stale by one write");
+                let context = format!("a rule makes more than {TARGETS_MAX} things stale by one write");
                 self.refused = Some(Error::new(ErrorKind::TooLarge, context));
             }
             Err(error) => self.refused = Some(error),
@@ -79,24 +79,23 @@ impl Stale {
     }
 }
 
-/// A rule about what other processes change, as the engine knows it.
+/// Turns a user's rule about directives of other processes into one that a follower can call.
 pub(crate) fn on_directive(
     rule: impl Fn(&event::Directive, &mut Stale) + Send + Sync + 'static,
-) -> impl Fn(&event::Directive, &Views) -> Result<Vec<Directive>> + Send + Sync + 'static {
+) -> impl Fn(&event::Directive, &Views) -> Result<Vec<RuleTarget>> + Send + Sync + 'static {
     move |directive, views| {
-        let scopes = Arc::clone(views.scopes());
-        let mut stale = Stale { directives: Vec::new(), scopes, refused: None };
+        let mut stale = Stale { targets: Vec::new(), refused: None };
         let ran = catch_unwind(AssertUnwindSafe(|| rule(directive, &mut stale)));
         let failed = |context| Error::new(ErrorKind::RuleFailed, context);
         ran.map_err(|_panic| failed("a rule on directives panicked"))?;
         let checked = match stale.refused {
             Some(error) => Err(error),
-            None => stale.directives.iter().try_for_each(|directive| directive.check(views)),
+            None => stale.targets.iter().try_for_each(|target| target.check(views)),
         };
         let refused =
             |error: Error| error.wrap(ErrorKind::RuleFailed, "a rule on directives names what cannot be");
         checked.map_err(refused)?;
-        Ok(stale.directives)
+        Ok(stale.targets)
     }
 }
 
@@ -109,14 +108,13 @@ pub(crate) fn run<K, V>(
     rules: &[Rule<K, V>],
     change: &Replacement<'_, K, V>,
     views: &Views,
-) -> Result<Vec<Directive>> {
-    let scopes = Arc::clone(views.scopes());
-    let mut stale = Stale { directives: Vec::new(), scopes, refused: None };
+) -> Result<Vec<RuleTarget>> {
+    let mut stale = Stale { targets: Vec::new(), refused: None };
     let ran = catch_unwind(AssertUnwindSafe(|| rules.iter().for_each(|rule| rule(change, &mut stale))));
     let failed = |context| Error::new(ErrorKind::RuleFailed, context);
     ran.map_err(|_panic| failed(format!("a rule of cache \"{namespace}\" panicked")))?;
     match stale.refused {
-        None => Ok(stale.directives),
+        None => Ok(stale.targets),
         Some(error) => {
             let context = format!("a rule of cache \"{namespace}\" names what cannot be");
             Err(error.wrap(ErrorKind::RuleFailed, context))
@@ -129,42 +127,45 @@ pub(crate) trait RuledChange: Send + Sync {
     /// The key that changes, as it is stored.
     fn stored_key(&self) -> &Key;
     /// Reads the old value and returns what becomes stale. To be called while nobody else may write the key.
-    fn directives(&self) -> BoxFuture<'_, Result<Vec<Directive>>>;
+    fn stale_targets(&self) -> BoxFuture<'_, Result<Vec<RuleTarget>>>;
 }
 
 /// Waits until nobody else writes these keys, as long as a write-through would, and drops what their changes make
 /// stale; what is returned does so again when it is dropped, and holds the keys until then.
-pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Result<Aftermath> {
+pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Result<PostCommitInvalidation> {
     let (wait, keys) = (layer.options().through_timeout, changes.iter().map(|change| change.stored_key()));
     let key_guard = layer.within(wait, layer.key_locks.lock(keys)).await.ok_or_else(|| {
         let context =
             format!("another write of the key has been under way for {wait:?}; nothing was written");
         Error::new(ErrorKind::Transient, context)
     })?;
-    let mut directives = Vec::new();
+    let mut targets = Vec::new();
     for change in changes {
-        directives.extend(change.directives().await?);
+        targets.extend(change.stale_targets().await?);
     }
-    Aftermath::begin(layer, directives, key_guard)
+    PostCommitInvalidation::begin(layer, targets, key_guard)
 }
 
 /// A write's effect on its own cache, and then what it makes stale elsewhere.
 struct EffectThenInvalidation {
     effect: Box<dyn Effect>,
-    aftermath: Aftermath,
+    invalidation: PostCommitInvalidation,
 }
 
 impl Effect for EffectThenInvalidation {
     fn publish(self: Box<Self>, seq: Seq) {
-        let EffectThenInvalidation { effect, aftermath } = *self;
+        let EffectThenInvalidation { effect, invalidation } = *self;
         effect.publish(seq);
-        drop(aftermath);
+        drop(invalidation);
     }
 }
 
-/// An effect that the aftermath follows.
-pub(crate) fn then_invalidate(effect: Box<dyn Effect>, aftermath: Aftermath) -> Box<dyn Effect> {
-    Box::new(EffectThenInvalidation { effect, aftermath })
+/// Makes an effect that the invalidation follows.
+pub(crate) fn then_invalidate(
+    effect: Box<dyn Effect>,
+    invalidation: PostCommitInvalidation,
+) -> Box<dyn Effect> {
+    Box::new(EffectThenInvalidation { effect, invalidation })
 }
 
 /// The effects of a frame that begins with so many tokens.

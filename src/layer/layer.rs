@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
+use crate::bus::contract::Bus;
 use crate::error::{Error, ErrorKind, Result};
-use crate::feed::changes::ChangeSource;
+use crate::feed::change::{ChangesFrom, CursorStatus};
+use crate::feed::changes::{ChangeSource, ChangeStream};
 use crate::feed::follower::Follower;
-use crate::feed::publisher::Publishers;
+use crate::feed::publisher::{Publication, Publish, Publishers, PublishingLayer};
 use crate::feed::tasks::Tasks;
 use crate::ids::{Key, Seq};
 use crate::journal::committer::Committer;
@@ -402,6 +404,57 @@ impl Layer {
                 "there are no dead letters without a journal to keep them beside",
             )
         })
+    }
+
+    /// Opens a change stream from some place on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if the layer was opened without changes; else see [`ChangeStream`].
+    pub async fn changes(&self, from: ChangesFrom) -> Result<ChangeStream> {
+        if !self.core.options.changes {
+            let context =
+                "the layer was opened without changes(true), so its journal does not hold all changes";
+            return Err(Error::new(ErrorKind::Unsupported, context));
+        }
+        self.change_source()?.stream(from).await
+    }
+
+    /// Lists the named cursors of the change stream.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] without a journal.
+    pub fn cursors(&self) -> Result<Vec<CursorStatus>> {
+        Ok(self.change_source()?.cursors())
+    }
+
+    /// Removes a named cursor, and returns whether there was one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] without a journal; [`ErrorKind::Locked`] if it has a subscriber.
+    pub async fn forget_cursor(&self, name: &str) -> Result<bool> {
+        self.change_source()?.forget(name).await
+    }
+
+    fn change_source(&self) -> Result<&Arc<ChangeSource>> {
+        self.changes.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, "there are no cursors without a journal to keep them beside")
+        })
+    }
+
+    /// Starts a publisher of the layer's changes.
+    ///
+    /// # Errors
+    /// As [`Layer::changes`]; [`ErrorKind::InvalidName`], [`ErrorKind::InvalidOption`].
+    pub(crate) async fn publish(&self, bus: Arc<dyn Bus>, publish: Publish) -> Result<Publication> {
+        publish.check()?;
+        let stream = self.changes(ChangesFrom::Cursor(publish.cursor_name().to_owned())).await?;
+        let parts = PublishingLayer {
+            reads: self.reads(),
+            ticker: self.ticker(),
+            tasks: self.tasks(),
+            publishers: &self.publishers,
+        };
+        Publication::start(bus, publish, stream, parts)
     }
 
     /// Takes no more writes, drains until `deadline`, stops, and says what is left.

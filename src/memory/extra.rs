@@ -66,7 +66,6 @@ impl Extra {
         facts.time_to_idle = self.overrides.time_to_idle;
         if let Some(dependencies) = &self.overrides.dependencies {
             facts.derived = dependencies.is_derived();
-            facts.group_floor = dependencies.group_floor(scopes);
             facts.tag_floor = dependencies.tag_floor(scopes);
             facts.outdated = dependencies.is_outdated(scopes, facts.generation);
         }

@@ -8,7 +8,7 @@
 //! like, so their floors are striped, and the memory is bounded: two that share a stripe cost each other's entries a
 //! reload. There is no table that could forget one.
 
-use std::hash::{BuildHasher, Hash};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use crate::memory::fence::{FenceMark, Fences};
@@ -18,17 +18,17 @@ use crate::seam::clock::Moment;
 use crate::seam::random::HashBuilder;
 use crate::seam::sync::atomic::{AtomicU64, Ordering};
 
-/// How many floors groups and tags share. Few in a simulation, so that some of them collide.
+/// How many floors all tags share. Few in a simulation, so that some of them collide.
 const STRIPES: usize = if cfg!(feature = "simulation") { 8 } else { 4096 };
 
 /// From how many keys a derived value may be read and still be kept.
 pub const READS_MAX: usize = 256;
 
-/// The tick of a layer, and the floors of its groups and tags.
+/// The tick of a layer, and the floors of its tags.
 #[derive(Debug)]
 pub struct Scopes {
     tick: AtomicU64,
-    /// The newest tick of a group or a tag.
+    /// The newest tick of a tag.
     newest: AtomicU64,
     floors: Box<[AtomicU64]>,
     /// Until when a layer that follows another process has heard of every change, as a [`Moment`] of its clock.
@@ -36,7 +36,7 @@ pub struct Scopes {
     hasher: HashBuilder,
 }
 
-/// A group, or a tag: where its floor is.
+/// The place of a tag's floor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scope(u32);
 
@@ -73,37 +73,27 @@ impl Scopes {
         Moment::of_nanos(self.verified.load(Ordering::SeqCst))
     }
 
-    /// The scope of a group of a namespace.
-    #[must_use]
-    pub fn group(&self, namespace: &str, group: &str) -> Scope {
-        self.scope(&(true, namespace, group))
-    }
-
     /// The scope of a tag.
     #[must_use]
     pub fn tag(&self, tag: &str) -> Scope {
-        self.scope(&(false, tag))
-    }
-
-    fn scope(&self, name: &impl Hash) -> Scope {
-        let stripe = self.hasher.hash_one(name) % STRIPES as u64;
+        let stripe = self.hasher.hash_one(tag) % STRIPES as u64;
         Scope(u32::try_from(stripe).expect("the remainder is below the number of stripes"))
     }
 
-    /// Makes everything in a group, or with a tag, unservable that was stamped before.
+    /// Makes everything with a tag unservable that was stamped before.
     pub fn invalidate(&self, scope: Scope) {
         let floor = self.advance().0;
         self.newest.fetch_max(floor, Ordering::SeqCst);
         self.stripe(scope).fetch_max(floor, Ordering::SeqCst);
     }
 
-    /// When any group or tag was invalidated last.
+    /// The tick of the last invalidation of any tag.
     #[must_use]
     pub fn newest(&self) -> Generation {
         Generation(self.newest.load(Ordering::SeqCst))
     }
 
-    /// The oldest generation that may be served of a group, or with a tag.
+    /// The oldest generation that may be served with a tag.
     #[must_use]
     pub fn floor(&self, scope: Scope) -> Generation {
         Generation(self.stripe(scope).load(Ordering::SeqCst))
@@ -117,26 +107,16 @@ impl Scopes {
 /// What a value hangs on beside its own key and cache.
 #[derive(Clone, Debug, Default)]
 pub struct Dependencies {
-    group: Option<Scope>,
     tags: Vec<Scope>,
     read: ReadSet,
 }
 
 impl Dependencies {
-    /// These; nothing if there are none.
+    /// Puts tags, that of the key's group among them, and read keys together; `None` if there are none.
     #[must_use]
-    pub fn new(group: Option<Scope>, tags: Vec<Scope>, read: ReadSet) -> Option<Arc<Dependencies>> {
-        let some = group.is_some() || !tags.is_empty() || !read.is_empty();
-        some.then(|| Arc::new(Dependencies { group, tags, read }))
-    }
-
-    /// The oldest generation that its group admits.
-    #[must_use]
-    pub fn group_floor(&self, scopes: &Scopes) -> Generation {
-        match self.group {
-            Some(group) if Safeguard::GroupFloor.holds() => scopes.floor(group),
-            _ => Generation::default(),
-        }
+    pub fn new(tags: Vec<Scope>, read: ReadSet) -> Option<Arc<Dependencies>> {
+        let some = !tags.is_empty() || !read.is_empty();
+        some.then(|| Arc::new(Dependencies { tags, read }))
     }
 
     /// The oldest generation that all of its tags admit.
@@ -161,8 +141,7 @@ impl Dependencies {
     /// Whether a value of this generation has been invalidated by any of these.
     #[must_use]
     pub fn have_changed(&self, scopes: &Scopes, generation: Generation) -> bool {
-        self.group_floor(scopes).max(self.tag_floor(scopes)) > generation
-            || self.is_outdated(scopes, generation)
+        self.tag_floor(scopes) > generation || self.is_outdated(scopes, generation)
     }
 }
 
@@ -173,7 +152,7 @@ impl Dependencies {
 #[derive(Clone, Debug, Default)]
 pub struct ReadSet {
     reads: Vec<Read>,
-    /// The groups and tags of what was read.
+    /// The tags of what was read.
     scopes: Vec<Scope>,
     /// It was too much to remember, or something read was stale already.
     spoilt: bool,
@@ -189,8 +168,8 @@ impl ReadSet {
     /// Adds a key that was read after `mark` was taken from its fences, and what its value hangs on in turn.
     pub fn add(&mut self, fences: &Arc<Fences>, mark: FenceMark, dependencies: Option<&Dependencies>) {
         self.add_read(Read { fences: Arc::clone(fences), mark });
-        let Some(Dependencies { group, tags, read }) = dependencies else { return };
-        for scope in group.iter().chain(tags).chain(&read.scopes) {
+        let Some(Dependencies { tags, read }) = dependencies else { return };
+        for scope in tags.iter().chain(&read.scopes) {
             if !self.scopes.contains(scope) {
                 self.scopes.push(*scope);
             }
@@ -253,10 +232,10 @@ mod tests {
         let (scopes, inner, outer) = (Scopes::default(), fences(), fences());
         let mut first = ReadSet::default();
         first.add(&inner, inner.mark(7), None);
-        let dependencies = Dependencies::new(None, vec![scopes.tag("red")], first).unwrap();
+        let dependencies = Dependencies::new(vec![scopes.tag("red")], first).unwrap();
         let mut second = ReadSet::default();
         second.add(&outer, outer.mark(8), Some(&dependencies));
-        let derived = Dependencies::new(None, Vec::new(), second).unwrap();
+        let derived = Dependencies::new(Vec::new(), second).unwrap();
         let facts = scopes.now();
         assert!(!derived.have_changed(&scopes, facts));
         let tagged = derived.clone();

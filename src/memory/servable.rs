@@ -22,9 +22,7 @@ pub struct Generation(pub u64);
 pub struct EntryFacts {
     /// What it belongs to.
     pub generation: Generation,
-    /// The oldest generation that may be served of its group.
-    pub group_floor: Generation,
-    /// ... with its tags.
+    /// The oldest generation that may be served with its tags, that of its group among them.
     pub tag_floor: Generation,
     /// Whether something that it was derived from has changed.
     pub outdated: bool,
@@ -137,9 +135,7 @@ labels! {
         Invalidated = "invalidated",
         /// Its namespace, or one above that, was invalidated.
         NamespaceInvalidated = "namespace_invalidated",
-        /// Its group was invalidated.
-        GroupInvalidated = "group_invalidated",
-        /// One of its tags was invalidated.
+        /// One of its tags, or its group, was invalidated.
         TagInvalidated = "tag_invalidated",
         /// A value that it was derived from has changed.
         DependencyChanged = "dependency_changed",
@@ -160,9 +156,6 @@ pub fn invalidated(entry: &EntryFacts, limits: &CacheLimits<'_>) -> Option<MissR
     }
     if below(limits.namespace_floor) {
         return Some(MissReason::NamespaceInvalidated);
-    }
-    if below(entry.group_floor) {
-        return Some(MissReason::GroupInvalidated);
     }
     if below(entry.tag_floor) {
         return Some(MissReason::TagInvalidated);

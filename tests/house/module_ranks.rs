@@ -12,6 +12,7 @@ const RANKS: &[(&str, u32)] = &[
     ("metrics", 0),
     ("safeguard", 0),
     ("seam", 0),
+    ("invalidation", 1),
     ("disk", 1),
     ("postgres", 1),
     ("journal", 2),
