@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
 use crate::bus::event;
 use crate::cache::codec::{CacheKey, TAG_BYTES_MAX, check_name};
@@ -107,7 +106,6 @@ pub(crate) fn run<K, V>(
     namespace: &NamespaceName,
     rules: &[Rule<K, V>],
     change: &Replacement<'_, K, V>,
-    views: &Views,
 ) -> Result<Vec<RuleTarget>> {
     let mut stale = Stale { targets: Vec::new(), refused: None };
     let ran = catch_unwind(AssertUnwindSafe(|| rules.iter().for_each(|rule| rule(change, &mut stale))));

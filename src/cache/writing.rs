@@ -8,6 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Key;
 use crate::journal::frame::FrameBuilder;
 use crate::layer::layer::Writing;
+use crate::memory::views::RuleTarget;
 use crate::options::WritePolicy;
 use crate::queue::key_locks::KeyGuard;
 use crate::queue::ticket::Effects;
@@ -148,7 +149,7 @@ impl<K: CacheKey, V: CacheValue> RuledChange for KeyChange<K, V> {
             let KeyChange { cache, key, new, .. } = self;
             let old = cache.read(key, &ReadOptions::new(), false, || None).await?.value;
             let change = Replacement { key, old: old.as_ref(), new: new.as_ref() };
-            rules::run(&cache.view.namespace, &cache.view.rules, &change, cache.layer.views())
+            rules::run(&cache.view.namespace, &cache.view.rules, &change)
         })
     }
 }

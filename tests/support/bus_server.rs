@@ -1,6 +1,6 @@
 //! Tests of a bus whose server is stopped, set back or paused: its listeners notice, whichever bus it is.
 
-#![allow(unreachable_pub, reason = "this is a module of each test file")]
+#![allow(unreachable_pub, reason = "a module of a program of tests")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "these are tests")]
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,9 +1,8 @@
 //! A Postgres server of a test's own: in a temporary directory, on a free loopback port, gone with the test.
 //!
-//! The server needs `initdb` and `postgres` (Debian's package `postgresql`); without them
-//! the tests fail and say so.
+//! The server needs `initdb` and `postgres` (Debian's package `postgresql`); without them the tests fail and say so.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each program uses a part of it")]
 #![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
 
 use std::fs;

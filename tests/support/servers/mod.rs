@@ -3,7 +3,7 @@
 //!
 //! A server that is not installed fails the test. `bash .ci/install redis-server nats-server` installs them.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each program uses a part of it")]
 #![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
 
 pub mod certificates;

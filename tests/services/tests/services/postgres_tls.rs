@@ -1,22 +1,16 @@
 //! TLS to a Postgres server: the store and the bus speak it, and believe nobody whom their authority has not signed.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
-
-#[path = "../../support/servers/certificates.rs"]
-mod certificates;
-#[path = "../../support/postgres.rs"]
-mod postgres;
-
 use std::path::Path;
 
 use bytes::Bytes;
-use certificates::Certificates;
 use forebay::bus::{Bus, Delivery, Identity, Message, StartPosition};
 use forebay::{Channel, Error, ErrorKind, PostgresBus, PostgresServer, PostgresStore};
-use postgres::{PASSWORD, Postgres, USER};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+
+use crate::postgres::{PASSWORD, Postgres, USER};
+use crate::servers::certificates::Certificates;
 
 /// Of a client that believes this authority and no other.
 fn trusting(authority: &Certificates) -> ClientConfig {

@@ -1,28 +1,20 @@
 //! The bus over Redis Streams, against real servers: what Redis hides is noticed, and what fails says so.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
-
-#[path = "../../support/bus.rs"]
-mod bus;
-#[path = "../../support/bus_server.rs"]
-mod bus_server;
-#[path = "../../support/servers/mod.rs"]
-mod servers;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{
-    channel, expect_error, expect_lost, expect_nothing, message, next, publish, publish_at_last, subscribe,
-    take, take_at_last, within,
-};
-use bus_server::BusServer;
 use forebay::bus::contract::BoxFuture;
 use forebay::bus::{Bus, Delivery, Position, RedisBus, RedisBusOptions, StartPosition};
 use forebay::{Channel, ErrorKind};
-use servers::certificates::Certificates;
-use servers::redis::{How, RedisServer};
+
+use crate::bus::{
+    channel, expect_error, expect_lost, expect_nothing, message, next, publish, publish_at_last, subscribe,
+    take, take_at_last, within,
+};
+use crate::bus_server::{self, BusServer};
+use crate::servers::certificates::Certificates;
+use crate::servers::redis::{How, RedisServer};
 
 fn quick() -> RedisBusOptions {
     RedisBusOptions::new().idle(Duration::from_millis(100)).timeout(Duration::from_secs(2))
@@ -264,7 +256,7 @@ async fn what_does_not_pass_by_itself_says_so() {
     let bus = bus_of(&server);
     publish(&bus, &channel, &["1"]).await;
     let _: String = command(&server, &["SET", "{forebay:other}", "a string"]).await;
-    let other = bus::channel("other");
+    let other = crate::bus::channel("other");
     let published = bus.publish(&other, &[message("1")]).await.expect_err("a string");
     let subscribed = bus.subscribe(&other, StartPosition::Now).await.err().unwrap();
     assert_eq!((published.kind(), subscribed.kind()), (ErrorKind::BusFailed, ErrorKind::BusFailed));

@@ -1,10 +1,5 @@
 //! The Postgres bus keeps the contract; what commits late is not passed over, and what was restored is not trusted.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
-
-#[path = "../../support/postgres.rs"]
-mod postgres;
-
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +14,9 @@ use forebay::bus::{PostgresBus, PostgresBusOptions};
 use forebay::postgres::KeyColumn;
 use forebay::testkit::bus_conformance::{self, BusFixture};
 use forebay::{Bincode, Channel, Codec, ErrorKind, Key, NamespaceName, Seq};
-use postgres::{PASSWORD, Postgres, USER};
 use tokio::sync::Mutex;
+
+use crate::postgres::{PASSWORD, Postgres, USER};
 
 struct Fixture(Mutex<Postgres>);
 
@@ -388,7 +384,7 @@ async fn rows_of_other_programs_are_events() {
     let expected = [
         Directive::Invalidate(Invalidation::Key(key(&[7, 0xFF])), Seq::ZERO),
         Directive::Invalidate(Invalidation::Key(key(&text)), Seq::ZERO),
-        Directive::Remove(key(&(-2_i64).to_le_bytes()), Seq(17)),
+        Directive::Remove(key(&(-2_i64).to_le_bytes()), Seq::new(17)),
         Directive::Invalidate(Invalidation::Namespace(name("products/eu")), Seq::ZERO),
         Directive::Invalidate(Invalidation::Everything, Seq::ZERO),
     ];

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 /// Clones are one bus.
 #[derive(Clone)]
-pub struct HandBus(Arc<Inner>);
+pub struct ScriptedBus(Arc<Inner>);
 
 struct Inner {
     state: Mutex<State>,
@@ -28,13 +28,13 @@ struct State {
     published: Vec<(Channel, Message)>,
 }
 
-impl Default for HandBus {
+impl Default for ScriptedBus {
     fn default() -> Self {
-        HandBus(Arc::new(Inner { state: Mutex::default(), changed: watch::Sender::new(0) }))
+        ScriptedBus(Arc::new(Inner { state: Mutex::default(), changed: watch::Sender::new(0) }))
     }
 }
 
-impl HandBus {
+impl ScriptedBus {
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let changed = change(&mut self.0.state.lock().unwrap());
         self.0.changed.send_modify(|count| *count += 1);
@@ -48,11 +48,11 @@ impl HandBus {
     }
 
     /// Delivers this to the one who listens; its position is its number, from one.
-    pub fn hand(&self, event: &Event) {
-        self.hand_bytes(event.encode().unwrap());
+    pub fn deliver(&self, event: &Event) {
+        self.deliver_bytes(event.encode().unwrap());
     }
 
-    pub fn hand_bytes(&self, bytes: impl Into<bytes::Bytes>) {
+    pub fn deliver_bytes(&self, bytes: impl Into<bytes::Bytes>) {
         self.change(|state| {
             state.handed += 1;
             let position = Position::new(state.handed.to_string());
@@ -88,7 +88,7 @@ impl HandBus {
     }
 }
 
-struct Listener(HandBus);
+struct Listener(ScriptedBus);
 
 impl Subscription for Listener {
     fn next(&mut self) -> BoxFuture<'_, Result<Delivery>> {
@@ -109,7 +109,7 @@ impl Subscription for Listener {
     }
 }
 
-impl Bus for HandBus {
+impl Bus for ScriptedBus {
     fn publish<'a>(&'a self, channel: &'a Channel, messages: &'a [Message]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             self.change(|state| {

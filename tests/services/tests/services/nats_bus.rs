@@ -1,29 +1,21 @@
 //! The bus over NATS JetStream, against real servers: what JetStream hides is noticed, and what fails says so.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
-
-#[path = "../../support/bus.rs"]
-mod bus;
-#[path = "../../support/bus_server.rs"]
-mod bus_server;
-#[path = "../../support/servers/mod.rs"]
-mod servers;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
-use bus::{
-    channel, expect_error, expect_lost, expect_nothing, message, next, publish, publish_at_last, subscribe,
-    take, take_at_last,
-};
-use bus_server::BusServer;
 use forebay::bus::contract::BoxFuture;
 use forebay::bus::{Bus, Delivery, NatsBus, NatsBusOptions, Position, StartPosition};
 use forebay::{Channel, ErrorKind};
-use servers::certificates::Certificates;
-use servers::nats::{How, NatsServer};
+
+use crate::bus::{
+    channel, expect_error, expect_lost, expect_nothing, message, next, publish, publish_at_last, subscribe,
+    take, take_at_last, within,
+};
+use crate::bus_server::{self, BusServer};
+use crate::servers::certificates::Certificates;
+use crate::servers::nats::{How, NatsServer};
 
 fn quick() -> NatsBusOptions {
     NatsBusOptions::new().idle(Duration::from_millis(100)).timeout(Duration::from_secs(2))
@@ -111,6 +103,22 @@ async fn trimming_is_noticed() {
     take(&mut end, &["3"]).await;
 }
 
+/// Waits until no pull of the stream is open, which the server reports and does not signal.
+async fn no_pull_is_open(server: &NatsServer, stream: &str) {
+    let stream = context(server).await.get_stream(stream).await.unwrap();
+    loop {
+        let mut consumers = stream.consumers();
+        let mut open = 0;
+        while let Some(consumer) = futures_util::StreamExt::next(&mut consumers).await {
+            open += consumer.unwrap().num_waiting;
+        }
+        if open == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// A listener that does not pull meanwhile: what it would have been given was trimmed, and nothing comes after it.
 #[tokio::test]
 async fn trimming_before_a_pull_is_noticed() {
@@ -118,8 +126,8 @@ async fn trimming_before_a_pull_is_noticed() {
     let (bus, channel) = (bus_of(&server), channel("c"));
     let mut reader = subscribe(&bus, &channel, StartPosition::Now).await;
     expect_nothing(&mut reader, Duration::from_millis(350)).await;
-    // Its last pull ends, and it makes no other one.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Nobody asks it for more, so it makes no other one.
+    within("the end of its last pull", no_pull_is_open(&server, "forebay-c")).await;
     publish(&bus, &channel, &["1", "2"]).await;
     trim(&server, "forebay-c").await;
     expect_lost(&mut reader).await;
@@ -275,7 +283,7 @@ async fn what_does_not_pass_by_itself_says_so() {
         ..Default::default()
     };
     context(&server).await.create_stream(config).await.unwrap();
-    let other = bus::channel("other");
+    let other = crate::bus::channel("other");
     let published = bus.publish(&other, &[message("1")]).await.expect_err("a queue");
     let subscribed = bus.subscribe(&other, StartPosition::Now).await.err().unwrap();
     assert_eq!((published.kind(), subscribed.kind()), (ErrorKind::BusFailed, ErrorKind::BusFailed));
