@@ -69,8 +69,9 @@ impl SimDisk {
     /// From that image [`SimDisk::crash`] makes what a power cut could leave. There is one observer; a new one replaces
     /// it. All callers of this disk wait meanwhile, so the observer must not use this disk, nor wait for anybody who does.
     pub fn observe(&self, mut observer: impl FnMut(&DiskOperation, SimDisk) + Send + 'static) {
-        self.state().observer =
-            Some(Box::new(move |operation, image| observer(operation, SimDisk::of(image))));
+        let with_disk =
+            move |operation: &DiskOperation, image: DiskState| observer(operation, SimDisk::of(image));
+        self.state().observer = Some(Box::new(with_disk));
     }
 
     /// Removes and drops the observer.

@@ -346,7 +346,8 @@ impl DiskState {
     /// Returns the readable content of every file in a directory.
     pub(super) fn files(&self, dir: &Path) -> BTreeMap<String, Vec<u8>> {
         let names = self.dirs.get(dir).into_iter().flat_map(|dir| &dir.live);
-        let content = |inode| self.inodes.get(inode).map(|file| Vec::clone(&file.live)).unwrap_or_default();
+        let content =
+            |inode: &u64| self.inodes.get(inode).map(|file| Vec::clone(&file.live)).unwrap_or_default();
         names.map(|(name, inode)| (name.clone(), content(inode))).collect()
     }
 
