@@ -327,7 +327,7 @@ fn a_segment_that_is_not_the_one_its_successor_recorded_is_a_hole() {
 struct Changing {
     before: SimDisk,
     after: SimDisk,
-    /// What is read after the change through files that were opened before it and have no name any more.
+    /// The files that are read after the change through handles from before it, whose names are gone.
     recycled: SimDisk,
     left: Arc<AtomicUsize>,
 }
@@ -338,7 +338,7 @@ struct ChangingFile {
     left: Arc<AtomicUsize>,
 }
 
-/// Whether the change is still to come.
+/// True while the change is still to come.
 fn is_before(left: &AtomicUsize) -> bool {
     left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
