@@ -31,7 +31,7 @@ pub(super) type StateObserver = Box<dyn FnMut(&DiskOperation, DiskState) + Send>
 
 #[derive(Default)]
 pub(super) struct DiskState {
-    pub(super) dirs: BTreeMap<PathBuf, Directory>,
+    pub(super) dirs: BTreeMap<PathBuf, SimDirectory>,
     pub(super) inodes: BTreeMap<u64, Inode>,
     inodes_made: u64,
     pub(super) locks: BTreeSet<PathBuf>,
@@ -48,7 +48,7 @@ pub(super) struct DiskState {
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Directory {
+pub(super) struct SimDirectory {
     pub(super) live: BTreeMap<String, u64>,
     pub(super) durable: BTreeMap<String, u64>,
     /// The changes that lead from `durable` to `live`, in order.
@@ -366,12 +366,12 @@ impl DiskState {
     fn make_dirs(&mut self, path: &Path) {
         for ancestor in path.ancestors() {
             if !self.dirs.contains_key(ancestor) {
-                self.dirs.insert(ancestor.to_owned(), Directory::default());
+                self.dirs.insert(ancestor.to_owned(), SimDirectory::default());
             }
         }
     }
 
-    fn dir(&mut self, path: &Path) -> io::Result<&mut Directory> {
+    fn dir(&mut self, path: &Path) -> io::Result<&mut SimDirectory> {
         self.dirs.get_mut(path).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
@@ -406,10 +406,10 @@ impl DiskState {
     }
 }
 
-impl Directory {
+impl SimDirectory {
     /// Returns a directory whose entries are all durable.
-    pub(super) fn durable(entries: BTreeMap<String, u64>) -> Directory {
-        Directory { live: entries.clone(), durable: entries, changes: Vec::new() }
+    pub(super) fn durable(entries: BTreeMap<String, u64>) -> SimDirectory {
+        SimDirectory { live: entries.clone(), durable: entries, changes: Vec::new() }
     }
 
     fn change(&mut self, change: DirChange) {
