@@ -18,7 +18,7 @@ const MARKS_MAX: usize = 1024;
 const FINENESS: u64 = 16;
 
 /// What the flusher has applied since the layer opened.
-pub(crate) struct Applied {
+pub(crate) struct ApplyHistory {
     ticker: Ticker,
     /// The watermark with which the layer opened.
     opened_at: Seq,
@@ -56,12 +56,12 @@ impl Mark {
     }
 }
 
-impl Applied {
+impl ApplyHistory {
     /// Of a layer that opens with this watermark. When that was applied nobody knows, so it counts from now.
-    pub(crate) fn new(ticker: Ticker, watermark: Seq, end: Option<Location>) -> Applied {
+    pub(crate) fn new(ticker: Ticker, watermark: Seq, end: Option<Location>) -> ApplyHistory {
         let marks = VecDeque::from([Mark { batches: (0, 0), last: watermark, at: ticker.now(), bytes: 0 }]);
         let state = Mutex::new(State { marks, end, bytes: 0 });
-        Applied { ticker, opened_at: watermark, state }
+        ApplyHistory { ticker, opened_at: watermark, state }
     }
 
     /// Notes that the store holds everything up to `watermark`, and that this took so many bytes of the journal, which
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn an_age_is_that_of_the_next_batch_or_higher_however_many_there_were() {
         let seconds = Arc::new(AtomicU64::new(0));
-        let applied = Applied::new(Ticker::new(Seconds(Arc::clone(&seconds))), Seq(5), None);
+        let applied = ApplyHistory::new(Ticker::new(Seconds(Arc::clone(&seconds))), Seq(5), None);
         for second in 1..=5_000 {
             seconds.store(second, Ordering::SeqCst);
             applied.note(Seq(5 + 2 * second), None, 100);
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn bytes_are_those_of_the_batches_behind_or_more_however_many_there_were() {
         const BATCHES: u64 = 50_000;
-        let applied = Applied::new(Ticker::default(), Seq(5), None);
+        let applied = ApplyHistory::new(Ticker::default(), Seq(5), None);
         assert_eq!(applied.bytes_after(Seq(5)), Some(0));
         (1..=BATCHES).for_each(|batch| applied.note(Seq(5 + 2 * batch), None, 100));
         assert_eq!(applied.bytes_after(Seq(4)), None, "nobody has counted that");

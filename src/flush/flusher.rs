@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::flush::applied::Applied;
+use crate::flush::applied::ApplyHistory;
 use crate::flush::batching::Drain;
 use crate::flush::hand::{Source, is_control};
 use crate::flush::plan::{Ops, frame_of};
@@ -23,8 +23,9 @@ use crate::queue::queued::QueuedFrame;
 use crate::queue::state::Core;
 use crate::queue::ticket::{Ticket, Until};
 use crate::safeguard::Safeguard;
+use crate::seam::backoff::Backoff;
+use crate::seam::clock;
 use crate::seam::span::Span;
-use crate::seam::{clock, random};
 use crate::store::contract::{Batch, Op, Progress, Store, StoreError};
 
 /// How many frames are taken or retired under one lock.
@@ -39,7 +40,7 @@ pub(crate) struct Flusher {
     pub(crate) letters: Option<Arc<DeadLetters>>,
     pub(crate) views: Arc<Views>,
     pub(crate) cursors: Option<Arc<Cursors>>,
-    pub(crate) applied: Arc<Applied>,
+    pub(crate) applied: Arc<ApplyHistory>,
     pub(crate) progress: Progress,
     pub(crate) source: Source,
     /// The last number that was given to a write which then did not happen.
@@ -171,7 +172,8 @@ impl Flusher {
                     attempts += 1;
                     self.core.metrics.apply_retries.add(1);
                     self.note_retry(attempts, error.into_error());
-                    let wait = backoff(attempts, self.core.options.retry_first, self.core.options.retry_cap);
+                    let backoff = Backoff::new(self.core.options.retry_first, self.core.options.retry_cap);
+                    let wait = backoff.jittered(attempts);
                     clock::sleep(wait).await;
                 }
                 Err(error @ StoreError::Fenced { .. }) => {
@@ -211,7 +213,7 @@ impl Flusher {
             Some(_) if self.can_park() => {
                 // Taken out first, so that it is not found among those behind it and ended twice.
                 parked.push(frames.remove(at));
-                let rejected = parked.last().map_or(Ok(()), |frame| self.park(frame, &error.to_string()));
+                let rejected = parked.last().map_or(Ok(()), |frame| self.park(frame, &format!("{error:#}")));
                 rejected.and_then(|()| self.set_parked_apart(frames, parked))
             }
             _ => {
@@ -361,30 +363,5 @@ impl Flusher {
                 status.error = Some(error);
             }
         });
-    }
-}
-
-/// Full jitter: anything between nothing and the cap of this attempt (Brooker, "Exponential Backoff And
-/// Jitter", 2015). The first wait is not drawn below a tenth, so that an instant retry storm cannot happen.
-fn backoff(attempt: u64, first: Duration, cap: Duration) -> Duration {
-    let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(20);
-    let ceiling = first.saturating_mul(1 << doublings).min(cap);
-    // Without randomness there is no jitter, only a longer wait.
-    let drawn = random::u32().unwrap_or(u32::MAX);
-    ceiling.mul_f64(0.1 + 0.9 * f64::from(drawn) / f64::from(u32::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_up_to_the_cap_and_never_beyond() {
-        let (first, cap) = (Duration::from_millis(10), Duration::from_secs(1));
-        for attempt in 1..200 {
-            let ceiling = first.saturating_mul(1 << (attempt - 1).min(20) as u32).min(cap);
-            let wait = backoff(attempt, first, cap);
-            assert!(wait <= ceiling && wait >= ceiling / 10, "attempt {attempt}: {wait:?}");
-        }
     }
 }

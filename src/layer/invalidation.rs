@@ -16,7 +16,7 @@ use crate::layer::layer::Layer;
 use crate::memory::scope::Scope;
 use crate::memory::views::{AnyKey, Views};
 use crate::options::WritePolicy;
-use crate::queue::key_locks::Turn;
+use crate::queue::key_locks::KeyGuard;
 use crate::queue::record::{Operation, push};
 use crate::queue::ticket::{Effect, Effects};
 use crate::safeguard::Safeguard;
@@ -95,7 +95,7 @@ impl Directive {
 pub(crate) struct Aftermath {
     views: Arc<Views>,
     directives: Vec<Directive>,
-    _turn: Turn,
+    _key_guard: KeyGuard,
 }
 
 impl Aftermath {
@@ -103,10 +103,10 @@ impl Aftermath {
     ///
     /// # Errors
     /// As [`Directive::check`]; none of them is carried out then.
-    pub(crate) fn begin(layer: &Layer, directives: Vec<Directive>, turn: Turn) -> Result<Aftermath> {
+    pub(crate) fn begin(layer: &Layer, directives: Vec<Directive>, key_guard: KeyGuard) -> Result<Aftermath> {
         directives.iter().try_for_each(|directive| directive.check(layer.views()))?;
         layer.catch_up();
-        let aftermath = Aftermath { views: Arc::clone(layer.views()), directives, _turn: turn };
+        let aftermath = Aftermath { views: Arc::clone(layer.views()), directives, _key_guard: key_guard };
         aftermath.carry_out();
         Ok(aftermath)
     }
@@ -179,7 +179,7 @@ impl Layer {
     }
 
     async fn invalidate(&self, directive: Directive, token: &Key, value: &[u8]) -> Result<Seq> {
-        let aftermath = Aftermath::begin(self, vec![directive], Turn::default())?;
+        let aftermath = Aftermath::begin(self, vec![directive], KeyGuard::default())?;
         if !Safeguard::TokenIsDurable.holds() {
             return Ok(self.last_committed());
         }

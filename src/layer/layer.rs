@@ -16,15 +16,15 @@ use crate::journal::cursors::Cursors;
 use crate::journal::frame::{FrameBody, FrameBuilder};
 use crate::journal::log::Log;
 use crate::journal::sink::Submission;
-use crate::layer::ownership::Lifeline;
+use crate::layer::ownership::Heartbeat;
 use crate::memory::views::Views;
 use crate::metrics::{Metrics, Stats};
 use crate::options::{Backpressure, LayerOptions, WritePolicy};
 use crate::queue::dead_letters::{DeadLetter, DeadLetters};
 use crate::queue::gate::NotEntered;
 use crate::queue::health::{Closed, Health, HealthState};
-use crate::queue::key_locks::{Turn, Turns};
-use crate::queue::lookup::Reads;
+use crate::queue::key_locks::{KeyGuard, KeyLocks};
+use crate::queue::lookup::Lookup;
 use crate::queue::record::{Operation, notices_of, push};
 use crate::queue::state::{Core, unanswered};
 use crate::queue::ticket::{Effects, Ticket, Until};
@@ -45,7 +45,7 @@ pub(crate) struct FlusherThread {
 /// An open layer.
 pub struct Layer {
     pub(crate) core: Arc<Core>,
-    pub(crate) reads: Arc<Reads>,
+    pub(crate) reads: Arc<Lookup>,
     pub(crate) tasks: Tasks,
     pub(crate) ticker: Ticker,
     pub(crate) committer: Arc<Committer<Core>>,
@@ -55,9 +55,9 @@ pub struct Layer {
     pub(crate) changes: Option<Arc<ChangeSource>>,
     pub(crate) publishers: Publishers,
     pub(crate) views: Arc<Views>,
-    pub(crate) turns: Turns,
+    pub(crate) key_locks: KeyLocks,
     /// What says that the layer lives, if the store has an ear for it.
-    pub(crate) lifeline: Option<Lifeline>,
+    pub(crate) heartbeat: Option<Heartbeat>,
     /// What follows the store's owner, in a layer that is not that.
     pub(crate) follower: Option<Arc<Follower>>,
     /// The runtime of the flusher's thread: it drives the timers, so that callers need no runtime.
@@ -93,7 +93,7 @@ impl Layer {
     }
 
     /// What is beyond memory.
-    pub fn reads(&self) -> &Arc<Reads> {
+    pub fn reads(&self) -> &Arc<Lookup> {
         &self.reads
     }
 
@@ -139,7 +139,7 @@ impl Layer {
         self.end_write(writing).await
     }
 
-    /// Hands a frame over, unless it has to wait for room in the queue: then [`Layer::end_write`] does. `turn` ends
+    /// Hands a frame over, unless it has to wait for room in the queue: then [`Layer::end_write`] does. `key_guard` is released
     /// when the frame has ended, though its writer may be gone by then.
     ///
     /// # Errors
@@ -149,7 +149,7 @@ impl Layer {
         body: FrameBody,
         policy: WritePolicy,
         effects: Effects,
-        turn: Option<Turn>,
+        key_guard: Option<KeyGuard>,
     ) -> Result<Writing> {
         let behind = policy == WritePolicy::Behind;
         if behind && !self.has_journal() {
@@ -157,7 +157,7 @@ impl Layer {
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
         let until = if behind { Until::Committed } else { Until::Applied };
-        self.submit(body, until, behind, effects, turn)
+        self.submit(body, until, behind, effects, key_guard)
     }
 
     /// Waits for what comes of a write.
@@ -190,7 +190,7 @@ impl Layer {
         until: Until,
         journaled: bool,
         effects: Effects,
-        turn: Option<Turn>,
+        key_guard: Option<KeyGuard>,
     ) -> Result<Writing> {
         self.core.check_writable(!journaled)?;
         let records = body.count();
@@ -206,7 +206,7 @@ impl Layer {
         let noticed = !journaled && self.core.options.changes && Safeguard::ThroughLeavesNotice.holds();
         let notice = noticed.then(|| notices_of(&body)).transpose()?;
         let (sender, answer) = oneshot::channel();
-        let mut ticket = Ticket { until, effects, answer: sender, records, bytes, through: None, turn };
+        let mut ticket = Ticket { until, effects, answer: sender, records, bytes, through: None, key_guard };
         let submission = match notice {
             None => Submission { body, journaled, ticket: Some(ticket) },
             Some(notice) => {
@@ -422,9 +422,9 @@ impl Layer {
                 None => Err(self.not_drained(deadline)),
             }
         };
-        if let Some(lifeline) = &self.lifeline {
+        if let Some(heartbeat) = &self.heartbeat {
             // A store that does not listen any more hears it by the silence.
-            let _ = self.within(GOODBYE, lifeline.end()).await;
+            let _ = self.within(GOODBYE, heartbeat.end()).await;
         }
         self.on_thread(Layer::stop).await?;
         let queued = self.core.pending.lock().backlog().records;

@@ -17,7 +17,7 @@ use crate::feed::follow::Follow;
 use crate::feed::follower::Follower;
 use crate::feed::publisher::Publishers;
 use crate::feed::tasks::Tasks;
-use crate::flush::applied::Applied;
+use crate::flush::applied::ApplyHistory;
 use crate::flush::batching::Drain;
 use crate::flush::flusher::Flusher;
 use crate::flush::hand::Source;
@@ -29,27 +29,27 @@ use crate::journal::log::Log;
 use crate::journal::options::JournalOptions;
 use crate::journal::recovery::Opened;
 use crate::layer::layer::{FlusherThread, Layer};
-use crate::layer::ownership::{Lifeline, OnOwned, Role, await_turn};
+use crate::layer::ownership::{Heartbeat, OnOwned, Role, await_turn};
 use crate::memory::views::Views;
 use crate::options::LayerOptions;
 use crate::queue::dead_letters::DeadLetters;
 use crate::queue::inbox::PendingView;
-use crate::queue::key_locks::Turns;
-use crate::queue::lookup::Reads;
+use crate::queue::key_locks::KeyLocks;
+use crate::queue::lookup::Lookup;
 use crate::queue::pending::Pending;
 use crate::queue::queued::QueuedFrame;
+use crate::queue::spilled::UnappliedRecords;
 use crate::queue::state::Core;
-use crate::queue::unapplied::Unapplied;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Ticker};
 use crate::seam::priority;
 use crate::seam::span::Span;
 use crate::seam::sync::{Mutex, RwLock, thread};
-use crate::store::contract::{Batch, Progress, Pulse, Store, StoreError, Tenure};
+use crate::store::contract::{Batch, OwnerStatus, Progress, Store, StoreError, Tenure};
 
 /// What a layer that starts is to its store.
 enum Part {
-    Owner { has_ear: bool },
+    Owner { supports_heartbeat: bool },
     Follower(Follow),
 }
 
@@ -103,8 +103,9 @@ async fn claim_and_start(
     let id = journal.as_ref().map(|journal| journal.id);
     let mut tenure = store.claim(id).await.map_err(StoreError::into_error)?;
     forget_lost_journal(&*store, &mut tenure, journal.as_ref()).await?;
-    let has_ear = store.pulse().await.map_err(StoreError::into_error)? != Pulse::Unknown;
-    let part = Part::Owner { has_ear };
+    let supports_heartbeat =
+        store.owner_status().await.map_err(StoreError::into_error)? != OwnerStatus::Unknown;
+    let part = Part::Owner { supports_heartbeat };
     blocking(move || {
         let backlog = backlog.without_applied(&tenure, journal.as_ref())?;
         start(store, options, disk, ticker, tenure, journal.map(|journal| (journal, backlog)), part)
@@ -230,13 +231,13 @@ fn start(
     };
     pending.lock().start_at(last, ticker.now());
     let durability = options.durability;
-    let tells = options.changes || store.tells_others();
+    let tells = options.changes || store.has_change_feed();
     let core = Arc::new(Core::new(options, tenure.epoch, watermark, pending));
     let log = journal.as_ref().map(|journal| Arc::clone(&journal.log));
     let journal = journal.map(|journal| (journal.log, journal.writer));
     let committer = Arc::new(Committer::start(journal, durability, last, Arc::clone(&core))?);
     let views = Arc::new(Views::default());
-    let applied = Arc::new(Applied::new(ticker.clone(), watermark, applied_end));
+    let applied = Arc::new(ApplyHistory::new(ticker.clone(), watermark, applied_end));
     let flusher = Flusher {
         core: Arc::clone(&core),
         store: Arc::clone(&store),
@@ -254,8 +255,8 @@ fn start(
         tells,
     };
     let (runtime, thread) = run_flusher(flusher)?;
-    let lifeline_store = Arc::clone(&store);
-    let reads = Arc::new(Reads {
+    let heartbeat_store = Arc::clone(&store);
+    let reads = Arc::new(Lookup {
         core: Arc::clone(&core),
         store: RwLock::new(Some(store)),
         log: log.clone(),
@@ -274,14 +275,14 @@ fn start(
         _ => None,
     };
     let (flusher, tasks) = (Mutex::new(Some(thread)), Tasks::new(runtime.clone()));
-    let turns = Turns::default();
-    let (lifeline, follower) = match part {
+    let key_locks = KeyLocks::default();
+    let (heartbeat, follower) = match part {
         Part::Follower(follow) => {
             let parts = (&core, &reads, &views);
             (None, Some(Follower::start(follow, parts, ticker.clone(), &tenure, &tasks)?))
         }
-        Part::Owner { has_ear } => {
-            (has_ear.then(|| Lifeline::start(lifeline_store, Arc::clone(&core), &tasks)), None)
+        Part::Owner { supports_heartbeat } => {
+            (supports_heartbeat.then(|| Heartbeat::start(heartbeat_store, Arc::clone(&core), &tasks)), None)
         }
     };
     Ok(Arc::new(Layer {
@@ -296,8 +297,8 @@ fn start(
         changes,
         publishers: Publishers::default(),
         views,
-        turns,
-        lifeline,
+        key_locks,
+        heartbeat,
         follower,
         runtime,
         flusher,
@@ -322,9 +323,9 @@ fn open_journal(
     options: &JournalOptions,
     applied: Seq,
 ) -> Result<(Opened, Backlog)> {
-    let nothing = Unapplied::after(applied);
+    let nothing = UnappliedRecords::after(applied);
     let (opened, parts) = Log::open_heard(disk, dir, options, |before| nothing.part(before))?;
-    let found = parts.into_iter().try_fold(nothing, Unapplied::with)?;
+    let found = parts.into_iter().try_fold(nothing, UnappliedRecords::with)?;
     let begins = found.begins;
     Ok((opened, Backlog { pending: Pending::recovered(found), begins, applied }))
 }
@@ -518,7 +519,7 @@ mod tests {
         let error = open_after(&disk, 0).err().expect("it is refused");
         assert_eq!(error.kind(), ErrorKind::Damaged);
         let place = format!("damaged at byte {}", written[5].offset);
-        assert!(error.to_string().contains(&place), "{error}");
+        assert!(format!("{error:#}").contains(&place), "{error}");
         assert!(open_after(&disk, 6).is_ok(), "what the store has is not looked at");
     }
 }

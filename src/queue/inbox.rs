@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::sync::PoisonError;
 
 use crate::error::Error;
-use crate::queue::pending::{Backlog, Pending};
-use crate::queue::queued::QueuedFrame;
+use crate::queue::pending::Pending;
+use crate::queue::queued::{QueueSize, QueuedFrame};
 use crate::queue::ticket::{Effects, Ticket};
 use crate::seam::clock::{Moment, Ticker};
 use crate::seam::sync::atomic::{AtomicUsize, Ordering};
@@ -78,7 +78,7 @@ impl PendingView {
     }
 
     /// Takes in everything that is committed, and tells the backlog and what came of it since somebody asked.
-    pub(crate) fn take_in_all(&self) -> (Backlog, (u64, Option<Error>)) {
+    pub(crate) fn take_in_all(&self) -> (QueueSize, (u64, Option<Error>)) {
         loop {
             let mut state = lock(&self.state);
             if self.take_in(&mut state, AT_ONCE) < AT_ONCE {

@@ -17,26 +17,26 @@ use crate::seam::random::HashBuilder;
 const STRIPES: usize = if cfg!(feature = "simulation") { 8 } else { 256 };
 
 /// The turns of a layer's writers.
-pub(crate) struct Turns {
+pub(crate) struct KeyLocks {
     stripes: Box<[Arc<Mutex<()>>]>,
     hasher: HashBuilder,
 }
 
 /// The turns of some keys; they end when this is dropped.
 #[derive(Default)]
-pub(crate) struct Turn {
+pub(crate) struct KeyGuard {
     _stripes: Vec<OwnedMutexGuard<()>>,
 }
 
-impl Default for Turns {
+impl Default for KeyLocks {
     fn default() -> Self {
-        Turns { stripes: (0..STRIPES).map(|_| Arc::default()).collect(), hasher: HashBuilder::default() }
+        KeyLocks { stripes: (0..STRIPES).map(|_| Arc::default()).collect(), hasher: HashBuilder::default() }
     }
 }
 
-impl Turns {
+impl KeyLocks {
     /// Waits for the turns of these keys.
-    pub(crate) async fn take(&self, keys: impl Iterator<Item = &Key>) -> Turn {
+    pub(crate) async fn lock(&self, keys: impl Iterator<Item = &Key>) -> KeyGuard {
         let stripe = |key: &Key| self.hasher.hash_one(key) % STRIPES as u64;
         let wanted: BTreeSet<u64> =
             keys.filter(|_| Safeguard::WritersTakeTurns.holds()).map(stripe).collect();
@@ -46,6 +46,6 @@ impl Turns {
             let stripe = self.stripes.get(index).expect("the remainder is below the number of stripes");
             taken.push(Arc::clone(stripe).lock_owned().await);
         }
-        Turn { _stripes: taken }
+        KeyGuard { _stripes: taken }
     }
 }

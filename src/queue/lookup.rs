@@ -21,7 +21,7 @@ use crate::seam::sync::RwLock;
 use crate::store::contract::{Store, StoreError, Tenure, Versioned};
 
 /// What reading needs of a layer, apart from it: a load may outlive the call that began it, but keeps no layer open.
-pub struct Reads {
+pub struct Lookup {
     pub(crate) core: Arc<Core>,
     /// Let go when the layer stops, so that the store can be opened again though handles are left.
     pub(crate) store: RwLock<Option<Arc<dyn Store>>>,
@@ -33,20 +33,20 @@ pub struct Reads {
 
 /// What was found beyond memory.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct LookupAnswer {
     /// The value; `None` if there is none.
     pub value: Option<Versioned>,
     /// Whether it was pending, rather than the store's.
     pub pending: bool,
 }
 
-impl Answer {
-    fn pending(value: Option<Versioned>) -> Answer {
-        Answer { value, pending: true }
+impl LookupAnswer {
+    fn pending(value: Option<Versioned>) -> LookupAnswer {
+        LookupAnswer { value, pending: true }
     }
 }
 
-impl Reads {
+impl Lookup {
     /// Makes memory show every write that was acknowledged before the call. To be called before a cache's memory is
     /// looked at or changed.
     #[inline]
@@ -60,7 +60,7 @@ impl Reads {
     ///
     /// # Errors
     /// The store's, or the journal's if it no longer holds what it has committed.
-    pub async fn load(&self, key: &Key) -> Result<Answer> {
+    pub async fn load(&self, key: &Key) -> Result<LookupAnswer> {
         let store = self.store()?;
         let mut before = None;
         loop {
@@ -76,7 +76,7 @@ impl Reads {
                     // A dead letter may be as new.
                     Some(Looked::Found(version, value)) if found.is_before(version) => {
                         self.core.metrics.pending_hits.add(1);
-                        return Ok(Answer::pending(value.map(|value| Versioned { value, version })));
+                        return Ok(LookupAnswer::pending(value.map(|value| Versioned { value, version })));
                     }
                     Some(Looked::Found(..)) => {}
                     // Those were of other keys.
@@ -96,11 +96,11 @@ impl Reads {
                 Found::Pending { version, place } => match self.fetch(place).await? {
                     Fetched::Value(value) => {
                         self.core.metrics.pending_hits.add(1);
-                        return Ok(Answer::pending(Some(Versioned { value, version })));
+                        return Ok(LookupAnswer::pending(Some(Versioned { value, version })));
                     }
                     Fetched::Removed => {
                         self.core.metrics.pending_hits.add(1);
-                        return Ok(Answer::pending(None));
+                        return Ok(LookupAnswer::pending(None));
                     }
                     Fetched::Gone => continue,
                 },
@@ -116,7 +116,7 @@ impl Reads {
             // A write-through that began meanwhile may have shown what a power cut can still take back, or what did not
             // come to be.
             if !self.core.pending.lock().may_have_shown(key, refusals) {
-                return Ok(Answer { value: loaded, pending: false });
+                return Ok(LookupAnswer { value: loaded, pending: false });
             }
         }
     }
@@ -138,9 +138,9 @@ impl Reads {
     /// Loads several keys, in their order; what is not pending in one call to the store.
     ///
     /// # Errors
-    /// As [`Reads::load`]; one failure fails all.
-    pub async fn load_many(&self, keys: &[Key]) -> Result<Vec<Answer>> {
-        let mut found: Vec<Option<Answer>> = Vec::with_capacity(keys.len());
+    /// As [`Lookup::load`]; one failure fails all.
+    pub async fn load_many(&self, keys: &[Key]) -> Result<Vec<LookupAnswer>> {
+        let mut found: Vec<Option<LookupAnswer>> = Vec::with_capacity(keys.len());
         let mut absent = Vec::new();
         let refusals = self.core.pending.lock().refusals();
         for key in keys {
@@ -169,7 +169,7 @@ impl Reads {
             let value = match found {
                 Some(value) => value,
                 None => {
-                    let loaded = Answer { value: loaded.next().flatten(), pending: false };
+                    let loaded = LookupAnswer { value: loaded.next().flatten(), pending: false };
                     let doubtful = self.core.pending.lock().may_have_shown(key, refusals);
                     if doubtful { self.load(key).await? } else { loaded }
                 }

@@ -14,4 +14,3 @@ pub(crate) mod record;
 pub(crate) mod spilled;
 pub(crate) mod state;
 pub mod ticket;
-pub(crate) mod unapplied;

@@ -1,7 +1,7 @@
 //! The memory view of what the store lacks: which value each pending key has, and the queue for the flusher.
 //!
 //! Four places have what is pending: journaled frames in memory are packed, with an index of their keys (`Packed`); of
-//! those that are in the journal alone it is known which frames may have a key (`Journaled`); of dead letters the view
+//! those that are in the journal alone it is known which frames may have a key (`SpilledIndex`); of dead letters the view
 //! has the keys and where they are; and frames that are written through wait in a queue of their own, since nobody may
 //! see them yet. A key may be in several, and its newest record counts: places in the journal are in the order of
 //! numbers.
@@ -22,11 +22,10 @@ use crate::journal::frame::{Location, slices_of};
 use crate::metrics::QueueStats;
 use crate::queue::age::CommitTimes;
 use crate::queue::packed::{PACKED_BYTES_MAX, Packed};
-use crate::queue::queued::QueuedFrame;
+use crate::queue::queued::{QueueSize, QueuedFrame};
 use crate::queue::record::RecordRef;
-use crate::queue::spilled::Journaled;
+use crate::queue::spilled::{SpilledIndex, UnappliedRecords};
 use crate::queue::ticket::Ticket;
-use crate::queue::unapplied::Unapplied;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
 use crate::seam::random::HashBuilder;
@@ -91,28 +90,21 @@ enum Next {
     Packed,
 }
 
-/// The queue's size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Backlog {
-    pub(crate) records: u64,
-    pub(crate) bytes: u64,
-}
-
 /// The state behind the lock.
 #[derive(Default)]
 pub(crate) struct Pending {
     packed: Packed,
-    journaled: Journaled,
+    journaled: SpilledIndex,
     /// The newest dead letters of keys.
     buried: HashMap<Key, Buried, HashBuilder>,
     unsettled: HashMap<Key, Unsettled, HashBuilder>,
     /// Frames that are written through.
     through: VecDeque<QueuedFrame>,
-    /// Journaled frames after the first and up to the second number are only in the journal.
+    /// SpilledIndex frames after the first and up to the second number are only in the journal.
     spilled: Option<(Seq, Seq)>,
     tickets: BTreeMap<Seq, Ticket>,
     memory_bytes: u64,
-    backlog: Backlog,
+    backlog: QueueSize,
     /// Behind the last journaled frame that was parked.
     parked_end: Option<Location>,
     times: CommitTimes,
@@ -127,7 +119,7 @@ pub(crate) struct Pending {
 
 impl Pending {
     /// What was found at the opening: its values stay in the journal.
-    pub(crate) fn recovered(found: Unapplied) -> Pending {
+    pub(crate) fn recovered(found: UnappliedRecords) -> Pending {
         let spilled = found.begins.map(|_| (found.applied, found.last));
         Pending { journaled: found.journaled, backlog: found.size, spilled, ..Pending::default() }
     }
@@ -321,7 +313,7 @@ impl Pending {
         std::mem::take(&mut self.through).into()
     }
 
-    /// Forgets a frame that the store holds, or that ended otherwise. Journaled ones end in their order, but for those
+    /// Forgets a frame that the store holds, or that ended otherwise. SpilledIndex ones end in their order, but for those
     /// that are parked.
     ///
     /// A key is forgotten only if the frame's record is its newest: a newer pending one must not go with it.
@@ -372,7 +364,7 @@ impl Pending {
     }
 
     /// The queue's size, what the flusher has in hand included.
-    pub(crate) fn backlog(&self) -> Backlog {
+    pub(crate) fn backlog(&self) -> QueueSize {
         self.backlog
     }
 
@@ -386,7 +378,7 @@ impl Pending {
 
     /// The queue as its owner sees it.
     pub(crate) fn queue(&self, now: Moment) -> QueueStats {
-        let Backlog { records, bytes } = self.backlog;
+        let QueueSize { records, bytes } = self.backlog;
         QueueStats { records, bytes, oldest_age: self.times.oldest(now) }
     }
 
@@ -534,7 +526,7 @@ mod tests {
         assert_eq!(sought(&mut pending), (Some(4), vec![]), "the dead letter is left");
         pending.unbury(&key(), Seq(4));
         assert_eq!(sought(&mut pending), (None, vec![]));
-        assert_eq!(pending.backlog(), Backlog::default());
+        assert_eq!(pending.backlog(), QueueSize::default());
     }
 
     #[test]

@@ -27,6 +27,13 @@ pub(crate) struct QueuedFrame {
     pub(crate) counted: bool,
 }
 
+/// A number of records, and the bytes that they count for in the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct QueueSize {
+    pub(crate) records: u64,
+    pub(crate) bytes: u64,
+}
+
 impl QueuedFrame {
     /// A frame that was just committed.
     pub(crate) fn committed(first: Seq, body: FrameBody, location: Option<Location>) -> QueuedFrame {

@@ -19,7 +19,10 @@ use std::mem;
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal::frame::{FRAME_ALIGN_BYTES, Location};
+use crate::ids::{Key, Seq};
+use crate::journal::frame::{FRAME_ALIGN_BYTES, Location, SoundFrame};
+use crate::journal::shares::Hearer;
+use crate::queue::queued::QueueSize;
 use crate::queue::record::RecordRef;
 use crate::safeguard::Safeguard;
 use crate::seam::random::HashBuilder;
@@ -45,7 +48,7 @@ const UNSTREWN_MAX: usize = 256;
 
 /// The index.
 #[derive(Default)]
-pub(crate) struct Journaled {
+pub(crate) struct SpilledIndex {
     /// None while there is nothing.
     partitions: Vec<Partition>,
     /// The last records, by hash and place, that are in no partition yet: each one's place to append to is far from the
@@ -77,7 +80,7 @@ struct Partition {
     late: Vec<Vec<u64>>,
 }
 
-impl Journaled {
+impl SpilledIndex {
     /// Whether nothing is here.
     pub(crate) fn is_empty(&self) -> bool {
         self.partitions.is_empty()
@@ -118,13 +121,13 @@ impl Journaled {
     }
 
     /// Nothing, to be appended to this when it has taken what lies behind so many bytes of the journal.
-    pub(crate) fn part(&self, bytes_before: u64) -> Journaled {
+    pub(crate) fn part(&self, bytes_before: u64) -> SpilledIndex {
         let end = bytes_before.div_ceil(FRAME_ALIGN_BYTES);
-        Journaled { hasher: self.hasher.clone(), end, ..Journaled::default() }
+        SpilledIndex { hasher: self.hasher.clone(), end, ..SpilledIndex::default() }
     }
 
     /// Takes in a part, of which nothing has ended. It is as if each of its records had been taken.
-    pub(crate) fn append(&mut self, mut part: Journaled) -> Result<()> {
+    pub(crate) fn append(&mut self, mut part: SpilledIndex) -> Result<()> {
         let Some((begin, _)) = part.segments.front() else { return Ok(()) };
         if *begin < self.end {
             // Its places began anew.
@@ -178,7 +181,7 @@ impl Journaled {
         self.low = self.low.max(passed);
         if self.low >= self.end {
             let hasher = mem::take(&mut self.hasher);
-            *self = Journaled { hasher, ..Journaled::default() };
+            *self = SpilledIndex { hasher, ..SpilledIndex::default() };
             return;
         }
         // A segment goes when another one begins before what is left.
@@ -266,6 +269,62 @@ impl Journaled {
     }
 }
 
+/// Keys' hashes and places; values stay in the journal.
+#[derive(Default)]
+pub(crate) struct UnappliedRecords {
+    /// The watermark that the store told.
+    pub(crate) applied: Seq,
+    /// Where it begins, if there is any.
+    pub(crate) begins: Option<Location>,
+    /// The number of its last record.
+    pub(crate) last: Seq,
+    pub(crate) size: QueueSize,
+    pub(crate) journaled: SpilledIndex,
+}
+
+impl UnappliedRecords {
+    /// Nothing yet, of what lies behind `applied`.
+    pub(crate) fn after(applied: Seq) -> UnappliedRecords {
+        UnappliedRecords { applied, ..UnappliedRecords::default() }
+    }
+
+    /// Nothing yet, to be appended to this when it has heard of what lies behind so many bytes of the journal.
+    pub(crate) fn part(&self, bytes_before: u64) -> UnappliedRecords {
+        let journaled = self.journaled.part(bytes_before);
+        UnappliedRecords { applied: self.applied, journaled, ..UnappliedRecords::default() }
+    }
+
+    /// With a part that was heard behind this.
+    pub(crate) fn with(mut self, part: UnappliedRecords) -> Result<UnappliedRecords> {
+        self.begins = self.begins.or(part.begins);
+        self.last = self.last.max(part.last);
+        self.size.records += part.size.records;
+        self.size.bytes += part.size.bytes;
+        self.journaled.append(part.journaled)?;
+        Ok(self)
+    }
+}
+
+impl Hearer for UnappliedRecords {
+    #[inline]
+    fn hear(&mut self, frame: &SoundFrame<'_>) -> Result<()> {
+        if frame.header.last() <= self.applied {
+            return Ok(());
+        }
+        self.begins.get_or_insert(frame.location);
+        self.last = frame.header.last();
+        self.size.records += u64::from(frame.header.count);
+        self.size.bytes += frame.header.bytes_on_disk();
+        let place = self.journaled.place(frame.location)?;
+        frame.each_record(|bytes| {
+            let record = RecordRef::parse(bytes)?;
+            Key::check(record.key)?;
+            self.journaled.take(&record, place);
+            Ok(())
+        })
+    }
+}
+
 impl Partition {
     #[inline]
     fn push(&mut self, slot: u64) {
@@ -346,7 +405,7 @@ mod tests {
 
     /// Beside the index, what it is to know.
     struct Model {
-        index: Journaled,
+        index: SpilledIndex,
         frames: Vec<(Location, u64)>,
         next: Location,
     }
@@ -355,7 +414,7 @@ mod tests {
         format!("n\0{number}").into_bytes()
     }
 
-    fn take(index: &mut Journaled, location: Location, number: u64) {
+    fn take(index: &mut SpilledIndex, location: Location, number: u64) {
         let key = key(number);
         let record = RecordRef { operation: Operation::Put, coalesce: true, key: &key, value: b"" };
         let place = index.place(location).unwrap();
@@ -363,7 +422,7 @@ mod tests {
     }
 
     impl Model {
-        fn new(index: Journaled) -> Model {
+        fn new(index: SpilledIndex) -> Model {
             Model { index, frames: Vec::new(), next: Location { segment: 7, offset: 4096 } }
         }
 
@@ -414,8 +473,8 @@ mod tests {
 
     #[test]
     fn every_frame_that_may_have_a_key_is_told_until_it_ends() {
-        let near_the_end_of_places = Journaled { end: PLACE_MASK - 10_000, ..Journaled::default() };
-        for (index, is_near) in [(Journaled::default(), false), (near_the_end_of_places, true)] {
+        let near_the_end_of_places = SpilledIndex { end: PLACE_MASK - 10_000, ..SpilledIndex::default() };
+        for (index, is_near) in [(SpilledIndex::default(), false), (near_the_end_of_places, true)] {
             let mut model = Model::new(index);
             let (mut drawn, mut began_anew) = (1_u64, false);
             // So many that not all of them end by chance.
@@ -450,7 +509,7 @@ mod tests {
     /// One key is written over and over: each look has to find its newest record at once.
     #[test]
     fn a_look_at_a_key_with_many_records_tells_a_few() {
-        let mut model = Model::new(Journaled::default());
+        let mut model = Model::new(SpilledIndex::default());
         (0..100_000).for_each(|_| model.take(1, 8));
         let newest = model.frames.last().unwrap().0;
         let told = model.index.find(&key(1), None, None);
@@ -459,7 +518,7 @@ mod tests {
 
     #[test]
     fn a_backlog_that_outgrows_the_index_is_an_error() {
-        let mut index = Journaled::default();
+        let mut index = SpilledIndex::default();
         take(&mut index, Location { segment: 1, offset: 8 }, 1);
         let far = Location { segment: 2, offset: PLACE_MASK * FRAME_ALIGN_BYTES };
         assert_eq!(index.place(far).unwrap_err().kind(), ErrorKind::Unsupported);
@@ -468,7 +527,7 @@ mod tests {
 
     #[test]
     fn a_record_takes_no_more_than_16_bytes() {
-        let mut index = Journaled::default();
+        let mut index = SpilledIndex::default();
         const COUNT: u64 = 200_000;
         for number in 0..COUNT {
             let place =
@@ -495,8 +554,8 @@ mod tests {
         let location =
             |at: u64| Location { segment: 7 + at / 100, offset: 4096 + at % 100 * FRAME_ALIGN_BYTES };
         for parts in [vec![0..0, 0..FRAMES], vec![0..100, 100..900, 900..900, 900..2_000, 2_000..FRAMES]] {
-            let mut whole = Journaled::default();
-            let mut one = Journaled { hasher: whole.hasher.clone(), ..Journaled::default() };
+            let mut whole = SpilledIndex::default();
+            let mut one = SpilledIndex { hasher: whole.hasher.clone(), ..SpilledIndex::default() };
             for range in parts {
                 let mut part = whole.part(range.start / 100 * end);
                 for at in range {
@@ -509,7 +568,7 @@ mod tests {
             for round in 0..4 {
                 for number in 0..KEYS {
                     for (after, before) in [(None, None), (Some(location(150)), Some(location(2_050)))] {
-                        let found = |index: &mut Journaled| index.find(&key(number), after, before);
+                        let found = |index: &mut SpilledIndex| index.find(&key(number), after, before);
                         assert_eq!(found(&mut whole), found(&mut one), "key {number} in round {round}");
                     }
                 }
@@ -530,7 +589,7 @@ mod tests {
     /// More than a place can say lies before a part, so its places began anew.
     #[test]
     fn a_part_that_outgrows_the_index_is_an_error() {
-        let mut index = Journaled::default();
+        let mut index = SpilledIndex::default();
         take(&mut index, Location { segment: 1, offset: 8 }, 1);
         let mut part = index.part(PLACE_MASK * FRAME_ALIGN_BYTES);
         take(&mut part, Location { segment: 2, offset: 8 }, 2);

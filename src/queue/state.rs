@@ -13,8 +13,7 @@ use crate::options::LayerOptions;
 use crate::queue::gate::Gate;
 use crate::queue::health::{Health, HealthState};
 use crate::queue::inbox::{PendingView, Revealed};
-use crate::queue::pending::Backlog;
-use crate::queue::queued::QueuedFrame;
+use crate::queue::queued::{QueueSize, QueuedFrame};
 use crate::queue::ticket::{Effects, Ticket, Until};
 use crate::safeguard::Safeguard;
 use crate::seam::sync::Mutex;
@@ -134,7 +133,7 @@ impl Core {
     }
 
     /// Whether so much is pending that the flusher should not linger.
-    fn is_enough(&self, backlog: Backlog) -> bool {
+    fn is_enough(&self, backlog: QueueSize) -> bool {
         let options = &self.options;
         let (records, bytes) = match self.drain_gives_way.load(Ordering::SeqCst) {
             true => {
@@ -357,7 +356,7 @@ mod tests {
                 records: 1,
                 bytes: 1,
                 through: None,
-                turn: None,
+                key_guard: None,
             };
             let first = core.pending.lock().last_committed().next();
             let submission = Submission { body: body.finish(), journaled: false, ticket: Some(ticket) };

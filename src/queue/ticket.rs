@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::journal::frame::FrameBody;
-use crate::queue::key_locks::Turn;
+use crate::queue::key_locks::KeyGuard;
 use crate::seam::clock::Moment;
 
 /// What a write changes in the memory of the cache that it came from.
@@ -55,7 +55,7 @@ pub struct Ticket {
     /// What is written through, if the journal holds but a notice of it.
     pub(crate) through: Option<Box<FrameBody>>,
     /// Ends when the frame has its place in what readers see, or none, though its writer may be gone by then.
-    pub(crate) turn: Option<Turn>,
+    pub(crate) key_guard: Option<KeyGuard>,
 }
 
 impl Effects {
@@ -103,7 +103,7 @@ impl Ticket {
 
     /// Answers the writer. That nobody waits any more is no error: the write happened all the same.
     pub(crate) fn answer(self, outcome: Result<Seq, Error>) {
-        drop(self.turn);
+        drop(self.key_guard);
         drop(self.answer.send(outcome));
     }
 }
