@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::ids::Seq;
 use crate::journal::frame::Frame;
-use crate::journal::reader::Reader;
+use crate::journal::log::Reader;
 use crate::options::LayerOptions;
 use crate::queue::queued::QueuedFrame;
 use crate::queue::record::{Operation, Record};
