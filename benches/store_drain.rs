@@ -268,7 +268,7 @@ impl Ours {
     fn keep(self, rounds: u64) -> Result<Keep> {
         let Ours { what, path, store, last, .. } = self;
         drop(store);
-        let stored = last.0 * (KEY_BYTES + VALUE_BYTES) as u64;
+        let stored = last.get() * (KEY_BYTES + VALUE_BYTES) as u64;
         let bytes_per_byte = allocated_bytes(&path)? as f64 / stored as f64;
         let (mut closed, mut killed) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
@@ -276,7 +276,7 @@ impl Ours {
             kill(what, &path)?;
             killed.push(opening_ms(what, &path)?);
         }
-        Ok(Keep { what, rows: last.0, bytes_per_byte, closed, killed })
+        Ok(Keep { what, rows: last.get(), bytes_per_byte, closed, killed })
     }
 }
 

@@ -126,7 +126,7 @@ impl Aside for Ours {
             }
             Change::Remove => drop(cache.remove(&key).await?),
             Change::Invalidate => cache.invalidate(&key),
-            Change::InvalidateVersion => drop(cache.invalidate_version(&key, Seq(2))),
+            Change::InvalidateVersion => drop(cache.invalidate_version(&key, Seq::new(2))),
             Change::InvalidateAll => cache.invalidate_all(),
         }
         Ok(true)

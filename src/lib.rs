@@ -109,9 +109,9 @@ pub use crate::memory::metrics::{CacheStats, EvictionCause};
 pub use crate::memory::servable::{MissReason, StaleReason};
 pub use crate::metrics::ages::AgeSummary;
 pub use crate::metrics::{Counts, QueueStats, Stats};
+pub use crate::monitor::consistency::Monitor;
 pub use crate::monitor::observer::{Observation, Observer};
 pub use crate::monitor::report::MonitorReport;
-pub use crate::monitor::sampling::Monitor;
 pub use crate::options::{Backpressure, OnRejected, WritePolicy};
 #[cfg(feature = "postgres")]
 pub use crate::postgres::server::PostgresServer;

@@ -105,7 +105,7 @@ impl Bed {
         let none: [&[Directive]; 1] = [&[]];
         let parts = directives.chunks(EVENT_DIRECTIVES);
         for part in none.into_iter().filter(|_| directives.is_empty()).chain(parts) {
-            let until = Seq(self.at.0 + u64::try_from(part.len().max(1))?);
+            let until = Seq::new(self.at.get() + u64::try_from(part.len().max(1))?);
             let payload = Payload::Directives(part.to_vec());
             let event = Event { epoch: self.epoch, after: self.at, until, as_of_us: 0, payload };
             messages.push(Message { identity: Identity::parse(&until.to_string())?, body: event.encode()? });
@@ -144,7 +144,7 @@ impl Bed {
         let directives = keys.map(|number| {
             let mut encoded = Vec::new();
             Bincode::encode(&number, 1 << 10, &mut encoded).map_err(anyhow::Error::msg)?;
-            let version = Seq(self.at.0 + 1 + number - first);
+            let version = Seq::new(self.at.get() + 1 + number - first);
             Ok(Directive::Invalidate(Key::new(&namespace, &encoded)?, version))
         });
         directives.collect()

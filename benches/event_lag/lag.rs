@@ -174,7 +174,7 @@ async fn hear(follower: Forebay, first: Seq, mut last: watch::Receiver<Option<Se
     while last.borrow().is_none_or(|last| at < last) {
         tokio::select! {
             biased;
-            moved = follower.wait_applied(Seq(at.0 + 1)) => {
+            moved = follower.wait_applied(Seq::new(at.get() + 1)) => {
                 moved?;
                 at = follower.watermark();
                 marks.push((at, Instant::now()));

@@ -36,7 +36,7 @@ impl Measure {
             let written = bytes_written()?;
             let before = bay.last_committed();
             runtime.block_on(written_in(&cache, writers, time))?;
-            let puts = bay.last_committed().0 - before.0;
+            let puts = bay.last_committed().get() - before.get();
             let acknowledged = (puts * (8 + VALUE_BYTES) as u64) as f64;
             let written = bytes_written()? - written;
             let at = (writers, "writers");

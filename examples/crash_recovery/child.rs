@@ -94,7 +94,7 @@ impl Writer<'_> {
                 self.bay.blocking().commit(batch)?
             }
         };
-        Ok(receipt.seq().0)
+        Ok(receipt.seq().get())
     }
 
     fn single(&self, step: Step, place: Place, policy: WritePolicy) -> Result<forebay::Receipt> {

@@ -118,7 +118,7 @@ pub(crate) fn store_image(store: &Path, seed: u64) -> Result<Image> {
     let failed = |error: StoreError| anyhow!(error.into_error()).context("looking at the store alone");
     runtime.block_on(async {
         let tenure = store.tenure().await.map_err(failed)?;
-        let mut image = Image { watermark: tenure.progress.applied.0, shown: BTreeMap::new() };
+        let mut image = Image { watermark: tenure.progress.applied.get(), shown: BTreeMap::new() };
         for place in Place::all() {
             if let Some(stored) = store.load(&stored_key(place)?).await.map_err(failed)? {
                 image.shown.insert(place, shown(seed, place, &stored));
@@ -138,5 +138,5 @@ fn shown(seed: u64, place: Place, stored: &Versioned) -> Shown {
     let body = stored.value.get(VALUE_PREFIX_BYTES..).unwrap_or(&[]);
     let entry = Bincode::decode::<Entry>(body).ok();
     let genuine = entry.filter(|entry| entry.place == place && entry.is_genuine(seed));
-    Shown { id: genuine.map(|entry| entry.id), version: stored.version.0 }
+    Shown { id: genuine.map(|entry| entry.id), version: stored.version.get() }
 }

@@ -240,7 +240,7 @@ fn take_in(heard: &mut Heard, role: Role, line: &str) -> Option<()> {
             let (key, seq) = (number(key)?, number(seq)?);
             heard.ledger.applied(key, seq, value, number(since)?);
             if let (Some(monitor), Ok(key)) = (&heard.monitor, stored_key(key)) {
-                monitor.committed(&key, Seq(seq));
+                monitor.committed(&key, Seq::new(seq));
             }
         }
         ["read", key, value, began, tolerance] => {

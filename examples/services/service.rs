@@ -137,7 +137,7 @@ async fn own(arguments: &Arguments, mut questions: UnboundedReceiver<String>) ->
                 continue;
             }
             let value = value.map_or("-".to_owned(), |value| value.to_string());
-            if say.send(format!("applied {key} {} {value} {}", seq.0, now_us())).is_err() {
+            if say.send(format!("applied {key} {} {value} {}", seq.get(), now_us())).is_err() {
                 return;
             }
         }
@@ -179,7 +179,7 @@ async fn own(arguments: &Arguments, mut questions: UnboundedReceiver<String>) ->
             "where" => {
                 let bay = bay.clone();
                 let last = if writing.is_finished() { bay.flush().await.ok() } else { None };
-                say.send(last.map_or("at -".into(), |seq| format!("at {}", seq.0)))?;
+                say.send(last.map_or("at -".into(), |seq| format!("at {}", seq.get())))?;
             }
             other => bail!("the owner does not know \"{other}\""),
         }
@@ -233,7 +233,7 @@ async fn follow(role: Role, arguments: &Arguments, mut questions: UnboundedRecei
         let words: Vec<&str> = question.split(' ').collect();
         match words.as_slice() {
             ["stop"] => stop.store(true, Ordering::SeqCst),
-            ["where"] => say.send(format!("at {}", bay.watermark().0))?,
+            ["where"] => say.send(format!("at {}", bay.watermark().get()))?,
             ["ask", number, key] => {
                 // Before the look: what is heard in between is not missing.
                 let heard_until = bay.watermark();
@@ -245,9 +245,9 @@ async fn follow(role: Role, arguments: &Arguments, mut questions: UnboundedRecei
                     Some(entry) if entry.value.is_none() => "absent",
                     Some(_) => "fresh",
                 };
-                let version = entry.and_then(|entry| entry.version).map_or(0, |version| version.0);
+                let version = entry.and_then(|entry| entry.version).map_or(0, |version| version.get());
                 let gap = if status.has_gap { "gap" } else { "-" };
-                say.send(format!("answer {number} {state} {version} {} {gap}", heard_until.0))?;
+                say.send(format!("answer {number} {state} {version} {} {gap}", heard_until.get()))?;
             }
             // Through memory, as any reader: what the driver compares with the store.
             ["final", number, key] => {

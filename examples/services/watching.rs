@@ -52,9 +52,9 @@ fn observation(answer: &str) -> Option<Observation> {
         "store" => Served::Store,
         _ => return None,
     };
-    let version = Some(Seq(version.parse().ok()?)).filter(|version| *version > Seq::ZERO);
+    let version = Some(Seq::new(version.parse().ok()?)).filter(|version| *version > Seq::ZERO);
     let trouble = (*trouble == "gap").then_some(Trouble::Gap);
-    let heard_until = Some(Seq(heard_until.parse().ok()?));
+    let heard_until = Some(Seq::new(heard_until.parse().ok()?));
     Some(Observation { version, state, heard_until, trouble })
 }
 

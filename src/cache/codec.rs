@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::memory::reloads::CompareValues;
+use crate::memory::advice::CompareValues;
 use crate::safeguard::Safeguard;
 
 /// The schema version of a cache that says nothing else.

@@ -1,4 +1,4 @@
-//! What is drawn: nonces, identities, waits, and the keys of hash tables.
+//! Random numbers for nonces, identities, waits, and the keys of hash tables.
 
 #[cfg(not(feature = "simulation"))]
 pub(crate) use {

@@ -1,4 +1,4 @@
-//! Threads, and what they share. Everything in the crate that may block a thread, or that threads race for, comes from
+//! Threads, locks and atomics. Everything in the crate that may block a thread, or that threads race for, comes from
 //! here.
 //!
 //! Not from here: `Arc`, `OnceLock` and counters, on which no thread waits; tokio's channels and semaphores, which

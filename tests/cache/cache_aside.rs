@@ -172,7 +172,7 @@ async fn make(change: &str, bay: &Forebay, cache: &Cache<u32, u64>) {
         "remove" => drop(cache.remove(&1).await.unwrap()),
         "invalidate" => cache.invalidate(&1),
         "invalidate_all" => cache.invalidate_all(),
-        "invalidate_version" => assert!(cache.invalidate_version(&1, Seq(9))),
+        "invalidate_version" => assert!(cache.invalidate_version(&1, Seq::new(9))),
         _ => {
             let mut batch = bay.batch();
             batch.put(cache, &1, 2).unwrap();
@@ -377,17 +377,17 @@ async fn a_version_is_invalidated_only_if_memory_cannot_prove_it() {
     held.write_outside(1, Some(5), 5);
     assert_eq!(cache.get(&1).await.unwrap(), Some(5));
     for version in [4, 5, 5] {
-        assert!(!cache.invalidate_version(&1, Seq(version)));
+        assert!(!cache.invalidate_version(&1, Seq::new(version)));
     }
     assert_eq!((cache.get(&1).await.unwrap(), held.loads()), (Some(5), 1));
     held.write_outside(1, Some(6), 6);
-    assert!(cache.invalidate_version(&1, Seq(6)));
+    assert!(cache.invalidate_version(&1, Seq::new(6)));
     assert_eq!((cache.get(&1).await.unwrap(), held.loads()), (Some(6), 2));
-    assert!(!cache.invalidate_version(&1, Seq(6)), "the same again");
+    assert!(!cache.invalidate_version(&1, Seq::new(6)), "the same again");
     assert_eq!((cache.get(&1).await.unwrap(), held.loads()), (Some(6), 2));
     let source = Outside::new(7);
     assert_eq!(cache.get_or_load(&2, source.load()).await.unwrap(), Some(7));
-    assert!(cache.invalidate_version(&2, Seq(1)), "nobody knows which version this is");
+    assert!(cache.invalidate_version(&2, Seq::new(1)), "nobody knows which version this is");
     source.value.store(8, SeqCst);
     assert_eq!(cache.get_or_load(&2, source.load()).await.unwrap(), Some(8));
 }
@@ -430,7 +430,7 @@ async fn what_a_version_invalidates_includes_loads_under_way_though_memory_has_i
     held.write_outside(1, Some(6), 6);
     held.let_go();
     assert_eq!(cache.get(&1).await.unwrap(), Some(6));
-    assert!(!cache.invalidate_version(&1, Seq(6)), "memory has it");
+    assert!(!cache.invalidate_version(&1, Seq::new(6)), "memory has it");
     assert_eq!(cache.get_entry(&1).await.unwrap().source, Source::Memory);
     cache.evict(&1);
     assert_eq!(cache.get_or_load(&1, source.load()).await.unwrap(), Some(6), "it joins no older load");

@@ -239,7 +239,7 @@ async fn what_leaves_memory_is_counted_by_cause() {
     cache.remove(&4).await.unwrap();
     cache.get(&4).await.unwrap();
     cache.put(&5, 1).await.unwrap();
-    assert!(cache.invalidate_version(&5, Seq(u64::MAX)), "memory has an older one");
+    assert!(cache.invalidate_version(&5, Seq::new(u64::MAX)), "memory has an older one");
     let after = cache.stats().evictions;
     assert_eq!(after[EvictionCause::Called] - before[EvictionCause::Called], 1);
     assert_eq!(after[EvictionCause::Invalidated] - before[EvictionCause::Invalidated], 3);

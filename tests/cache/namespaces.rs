@@ -272,9 +272,9 @@ async fn a_token_that_cannot_be_read_or_written_is_never_taken_for_none() {
 async fn a_token_of_an_unknown_format_is_told() {
     let store = MemoryStore::new();
     let key = Key::from_bytes(b"!tokens\0\x01products".as_slice().into()).unwrap();
-    let ops = vec![Op { seq: Seq(1), key, value: Some(b"\x02more".as_slice().into()) }];
-    let progress = Progress { applied: Seq(1), journaled: Seq::ZERO };
-    store.apply(&Batch { epoch: Epoch(0), ops, progress }).await.unwrap();
+    let ops = vec![Op { seq: Seq::new(1), key, value: Some(b"\x02more".as_slice().into()) }];
+    let progress = Progress { applied: Seq::new(1), journaled: Seq::ZERO };
+    store.apply(&Batch { epoch: Epoch::new(0), ops, progress }).await.unwrap();
     let bay = Forebay::builder(store).open().await.unwrap();
     let error = bay.namespace_token("products/eu").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnknownFormat, "{error}");

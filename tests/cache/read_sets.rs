@@ -67,7 +67,7 @@ impl Sums {
                 batch.commit().await.unwrap();
             }
             "invalidate" => parts.invalidate(&key),
-            "invalidate version" => assert!(parts.invalidate_version(&key, Seq(1000))),
+            "invalidate version" => assert!(parts.invalidate_version(&key, Seq::new(1000))),
             "everything" => parts.invalidate_all(),
             "namespace" => drop(bay.invalidate_namespace("parts").await.unwrap()),
             "group" => drop(parts.group("group 7").unwrap().invalidate().await.unwrap()),

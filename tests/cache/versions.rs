@@ -377,7 +377,7 @@ async fn a_rejected_version_is_parked_with_its_list_and_replayed_with_it() {
     bay.flush().await.unwrap();
     let expected = (Some(30), vec![(1, 10), (2, 20), (3, 30)]);
     assert_eq!(all_of(&cache).await, expected, "parked, and readable");
-    assert_eq!(stored(&layer.store, "n", &1_u32).await.unwrap(), (10_u64, Seq(3)));
+    assert_eq!(stored(&layer.store, "n", &1_u32).await.unwrap(), (10_u64, Seq::new(3)));
     hand.accept_all();
     bay.dead_letters().replay(&[key_of("n", &1_u32)]).await.unwrap();
     cache.invalidate_all();

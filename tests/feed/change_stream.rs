@@ -58,7 +58,7 @@ fn told(outcome: &ChangeOutcome) -> (u64, String) {
             }
         }
     };
-    (outcome.seq().0, what)
+    (outcome.seq().get(), what)
 }
 
 /// All that is applied and was not told yet.
@@ -127,10 +127,10 @@ async fn puts_removes_batches_and_versions_are_told_in_order() {
         expected(&list),
         "coalesced in the store, told one by one; the list of versions is no change"
     );
-    assert_eq!(changes.told(), Seq(12));
+    assert_eq!(changes.told(), Seq::new(12));
     let stats = bay.stats();
     assert_eq!((stats.changes_delivered, stats.places_lost), (10, 0));
-    let mut later = bay.changes(Seq(4)).await.unwrap();
+    let mut later = bay.changes(Seq::new(4)).await.unwrap();
     assert_eq!(drain(&bay, &mut later).await, expected(&list[4..]), "from the middle of a batch");
 }
 
@@ -188,15 +188,15 @@ async fn a_dropped_next_loses_nothing() {
             bay.flush().await.unwrap();
             if let Some(outcome) = poll_once(&mut Box::pin(changes.next())).await {
                 told += 1;
-                assert_eq!(outcome.unwrap().seq(), Seq(told));
+                assert_eq!(outcome.unwrap().seq(), Seq::new(told));
             }
         }
         // One more, which is told at once if those before it are lost.
         cache.put(&1, vec![200]).await.unwrap();
         bay.flush().await.unwrap();
-        while Seq(told) < bay.watermark() {
+        while Seq::new(told) < bay.watermark() {
             told += 1;
-            assert_eq!(changes.next().await.unwrap().seq(), Seq(told));
+            assert_eq!(changes.next().await.unwrap().seq(), Seq::new(told));
         }
     }
 }
@@ -234,9 +234,9 @@ async fn lag_is_in_records_bytes_and_seconds() {
     changes.next().await.unwrap();
     clock.advance(Duration::from_secs(5));
     assert_eq!(figures(&changes), (1, frame(7), 15));
-    changes.acknowledge(Seq(1)).await.unwrap();
+    changes.acknowledge(Seq::new(1)).await.unwrap();
     let cursor = &bay.cursors().unwrap()[0];
-    assert_eq!((cursor.name.as_str(), cursor.acknowledged, cursor.open), ("index", Seq(1), true));
+    assert_eq!((cursor.name.as_str(), cursor.acknowledged, cursor.open), ("index", Seq::new(1), true));
     assert_eq!((cursor.lag.records, cursor.lag.age.as_secs()), (2, 25), "what is not acknowledged");
     assert_eq!(cursor.lag.bytes, frame(1000) + frame(7), "of batches that this layer has applied");
     changes.next().await.unwrap();
@@ -300,7 +300,7 @@ fn the_blocking_face_is_an_iterator() {
     }
     let seen: Vec<_> = changes.by_ref().take(3).map(|outcome| told(&outcome.unwrap())).collect();
     assert_eq!(seen, expected(&[(1, "1=1"), (2, "2=1"), (3, "3=1")]));
-    changes.acknowledge(Seq(3)).unwrap();
+    changes.acknowledge(Seq::new(3)).unwrap();
     assert_eq!(changes.stream().lag().records, 0);
     bay.blocking().close().unwrap();
     assert_eq!(changes.next().unwrap().expect_err("ended").kind(), ErrorKind::Closed);

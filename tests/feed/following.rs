@@ -72,7 +72,7 @@ fn changed(key: u64, seq: Seq) -> Directive {
 }
 
 fn before(seq: Seq) -> Seq {
-    Seq(seq.0 - 1)
+    Seq::new(seq.get() - 1)
 }
 
 /// Waits until `holds`, which nothing signals.

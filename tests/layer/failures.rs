@@ -36,7 +36,7 @@ async fn acknowledged_writes_survive_a_power_cut() {
         assert_eq!(cache.get(&n).await.unwrap(), Some(vec![n as u8; 300]), "key {n}");
     }
     bay.flush().await.unwrap();
-    assert_eq!(stored::<u32, Vec<u8>>(&layer.store, "n", &599).await.unwrap().1, Seq(600));
+    assert_eq!(stored::<u32, Vec<u8>>(&layer.store, "n", &599).await.unwrap().1, Seq::new(600));
 }
 
 /// P1: what was acknowledged under `Buffered` survives the process.
@@ -67,7 +67,11 @@ async fn a_batch_that_was_applied_without_saying_so_is_not_applied_again() {
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     cache.put(&1, 1).await.unwrap();
     hand.wait_for_applies(1).await;
-    assert_eq!(layer.store.tenure().await.unwrap().progress.applied, Seq(1), "applied, and nobody knows");
+    assert_eq!(
+        layer.store.tenure().await.unwrap().progress.applied,
+        Seq::new(1),
+        "applied, and nobody knows"
+    );
     let after = crashed(&layer, CrashPolicy::OnlySynced);
     let hand = Hand::new(&after.store);
     let bay = after.builder_on(hand.clone()).open().await.unwrap();
@@ -75,7 +79,7 @@ async fn a_batch_that_was_applied_without_saying_so_is_not_applied_again() {
     assert_eq!(bay.pending(), 0, "the store's watermark says what it holds");
     cache.put(&2, 2).await.unwrap();
     bay.flush().await.unwrap();
-    let sent: Vec<u64> = hand.applied().iter().flat_map(|batch| &batch.ops).map(|op| op.seq.0).collect();
+    let sent: Vec<u64> = hand.applied().iter().flat_map(|batch| &batch.ops).map(|op| op.seq.get()).collect();
     assert_eq!(sent, [2]);
 }
 
@@ -94,7 +98,7 @@ async fn transient_failures_are_retried_in_order_and_shown() {
     bay.flush().await.unwrap();
     assert_eq!(bay.health().state, HealthState::Healthy);
     assert_eq!(bay.stats().apply_retries, 5);
-    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((2, Seq(2))));
+    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((2, Seq::new(2))));
 }
 
 /// P9: once a newer owner has opened, the older one cannot change the store, and is told.
@@ -152,7 +156,7 @@ async fn who_comes_to_wait_right_after_the_layer_failed_is_told_as_well() {
     // The flusher fails meanwhile.
     layer.store.claim(None).await.unwrap();
     hand.release();
-    assert_eq!(bay.wait_applied(Seq(1)).await.expect_err("fenced").kind(), ErrorKind::Fenced);
+    assert_eq!(bay.wait_applied(Seq::new(1)).await.expect_err("fenced").kind(), ErrorKind::Fenced);
     gate.open();
     let patience = Duration::from_secs(10);
     let through = tokio::time::timeout(patience, through).await.expect("it is told before its own timeout");
@@ -224,7 +228,7 @@ async fn a_full_disk_is_told_before_anything_is_acknowledged_and_clears_up_by_it
     };
     assert_eq!(error.kind(), ErrorKind::DiskFull, "{error}");
     assert_eq!(cache.get(&acknowledged).await.unwrap(), None);
-    assert_eq!(bay.last_committed(), Seq(u64::from(acknowledged)), "a refused write takes no number");
+    assert_eq!(bay.last_committed(), Seq::new(u64::from(acknowledged)), "a refused write takes no number");
     layer.disk.set_capacity(None);
     cache.put(&acknowledged, vec![2; 1000]).await.expect("there is room again");
     hand.release();
@@ -279,7 +283,7 @@ async fn a_lost_or_swapped_journal_stops_the_opening() {
     let bay =
         swapped.builder().open().await.expect("the new journal is the store's from now on, empty or not");
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
-    assert!(cache.put(&2, 2).await.unwrap().seq() > Seq(1), "numbers are never used twice");
+    assert!(cache.put(&2, 2).await.unwrap().seq() > Seq::new(1), "numbers are never used twice");
     bay.close().await.unwrap();
     let error = layer.builder().open().await.expect_err("the old journal");
     assert_eq!(error.kind(), ErrorKind::WrongJournal, "{error}");
@@ -312,7 +316,10 @@ async fn a_rejected_record_halts_and_nothing_is_lost() {
     let error = bay.flush().await.expect_err("halted");
     assert_eq!(error.kind(), ErrorKind::Halted, "{error}");
     let health = bay.health();
-    assert_eq!((health.state, health.watermark, health.queued_records), (HealthState::Halted, Seq(1), 2));
+    assert_eq!(
+        (health.state, health.watermark, health.queued_records),
+        (HealthState::Halted, Seq::new(1), 2)
+    );
     let error = cache.put_with(&9, 9, WritePolicy::Through).await.expect_err("it cannot get through");
     assert_eq!(error.kind(), ErrorKind::Halted);
     assert_eq!(cache.get(&2).await.unwrap(), Some(1), "reads go on");
@@ -323,7 +330,9 @@ async fn a_rejected_record_halts_and_nothing_is_lost() {
     assert_eq!(error.kind(), ErrorKind::Halted);
     hand.accept_all();
     bay.resume();
-    bay.wait_applied(Seq(2)).await.map_or_else(|error| assert_eq!(error.kind(), ErrorKind::Halted), |()| ());
+    bay.wait_applied(Seq::new(2))
+        .await
+        .map_or_else(|error| assert_eq!(error.kind(), ErrorKind::Halted), |()| ());
     while bay.health().state == HealthState::Halted {
         tokio::task::yield_now().await;
     }
@@ -359,7 +368,7 @@ async fn a_rejected_record_is_parked_with_its_key_and_replayed_in_order() {
     other.put(&6, 60).await.unwrap();
     bay.flush().await.unwrap();
     let letters = bay.dead_letters().list().unwrap();
-    assert_eq!(letters.iter().map(|letter| letter.seq.0).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
+    assert_eq!(letters.iter().map(|letter| letter.seq.get()).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
     assert!(letters[0].reason.contains("not taken"), "{}", letters[0].reason);
     assert_eq!(stored::<u32, u64>(&layer.store, "n", &2).await, None);
     assert_eq!(stored::<u32, u64>(&layer.store, "m", &5).await, None, "an atomic batch is parked as one");

@@ -35,7 +35,7 @@ async fn a_batch_that_failed_is_not_passed_over() {
     for n in 1..=3 {
         cache.put(&u32::try_from(n).unwrap(), n).await.unwrap();
         bay.flush().await.unwrap();
-        assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((1, Seq(1))));
+        assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((1, Seq::new(1))));
     }
 }
 
@@ -178,13 +178,13 @@ async fn an_update_below_the_watermark_never_overwrites_a_newer_one() {
     let stores: [Box<dyn Store>; 2] = [Box::new(MemoryStore::new()), Box::new(sled)];
     for store in stores {
         let epoch = store.claim(None).await.unwrap().epoch;
-        let op = |seq, key: u32| Op { seq: Seq(seq), key: key_of("n", &key), value: Some("v".into()) };
+        let op = |seq, key: u32| Op { seq: Seq::new(seq), key: key_of("n", &key), value: Some("v".into()) };
         for (ops, last) in [(vec![op(2, 1)], 2), (vec![op(1, 1), op(3, 3)], 3)] {
-            let progress = Progress { applied: Seq(last), journaled: Seq(last) };
+            let progress = Progress { applied: Seq::new(last), journaled: Seq::new(last) };
             store.apply(&Batch { epoch, ops, progress }).await.unwrap();
         }
-        assert_eq!(store.load(&key_of("n", &1_u32)).await.unwrap().unwrap().version, Seq(2));
-        assert_eq!(store.load(&key_of("n", &3_u32)).await.unwrap().unwrap().version, Seq(3));
+        assert_eq!(store.load(&key_of("n", &1_u32)).await.unwrap().unwrap().version, Seq::new(2));
+        assert_eq!(store.load(&key_of("n", &3_u32)).await.unwrap().unwrap().version, Seq::new(3));
     }
 }
 
@@ -202,7 +202,7 @@ async fn writes_between_two_spills_keep_their_place() {
     for applied in 1..=12 {
         hand.wait_for_applies(applied).await;
         hand.release_one();
-        bay.wait_applied(Seq(applied)).await.unwrap();
+        bay.wait_applied(Seq::new(applied)).await.unwrap();
     }
     // There is room in memory again, but what was spilled comes first.
     for n in 40..80 {
@@ -210,6 +210,6 @@ async fn writes_between_two_spills_keep_their_place() {
     }
     hand.release();
     bay.flush().await.unwrap();
-    let seqs: Vec<u64> = hand.applied().iter().flat_map(|batch| &batch.ops).map(|op| op.seq.0).collect();
+    let seqs: Vec<u64> = hand.applied().iter().flat_map(|batch| &batch.ops).map(|op| op.seq.get()).collect();
     assert_eq!(seqs, (1..=80).collect::<Vec<_>>(), "every update, in order, once");
 }

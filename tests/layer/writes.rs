@@ -23,10 +23,10 @@ async fn what_was_put_is_read_and_reaches_the_store_in_order() {
     }
     assert!(seqs.windows(2).all(|pair| pair[1] == pair[0].next()), "dense and in order: {seqs:?}");
     assert_eq!(cache.get(&3).await.unwrap().as_deref(), Some("v93"));
-    assert_eq!(bay.flush().await.unwrap(), Seq(100));
+    assert_eq!(bay.flush().await.unwrap(), Seq::new(100));
     for key in 0..10_u32 {
         let value = stored::<u32, String>(&layer.store, "n", &key).await;
-        assert_eq!(value, Some((format!("v{}", 90 + key), Seq(91 + u64::from(key)))));
+        assert_eq!(value, Some((format!("v{}", 90 + key), Seq::new(91 + u64::from(key)))));
     }
     let closed = bay.close().await.unwrap();
     assert_eq!((closed.queued, closed.reason.is_none()), (0, true));
@@ -110,7 +110,7 @@ async fn a_batch_is_one_frame_and_one_apply_over_several_caches() {
     }
     batch.remove(&numbers, &3).unwrap();
     let receipt = batch.commit().await.unwrap();
-    assert_eq!(receipt.seq(), Seq(21));
+    assert_eq!(receipt.seq(), Seq::new(21));
     bay.flush().await.unwrap();
     let applied = hand.applied();
     assert_eq!(applied.len(), 1, "a batch is never split: {applied:?}");
@@ -120,7 +120,7 @@ async fn a_batch_is_one_frame_and_one_apply_over_several_caches() {
     let foreign: Cache<u32, u64> = other.cache("numbers").open().unwrap();
     let mut batch = bay.batch();
     assert_eq!(batch.put(&foreign, &1, 1).err().unwrap().kind(), ErrorKind::InvalidOption);
-    assert_eq!(batch.commit().await.unwrap().seq(), Seq(21), "an empty batch changes nothing");
+    assert_eq!(batch.commit().await.unwrap().seq(), Seq::new(21), "an empty batch changes nothing");
 }
 
 #[tokio::test]
@@ -139,7 +139,7 @@ async fn coalescing_sends_the_last_write_and_can_be_switched_off() {
         bay.flush().await.unwrap();
         let sent: usize = hand.applied().iter().map(|batch| batch.ops.len()).sum();
         assert_eq!(sent, if coalesce { 2 } else { 101 });
-        assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((100, Seq(101))));
+        assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((100, Seq::new(101))));
     }
 }
 
@@ -158,8 +158,8 @@ async fn write_through_is_acknowledged_by_the_store_and_takes_its_place_in_the_o
     assert_eq!(cache.get(&1).await.unwrap(), Some(1), "not confirmed, so not visible");
     hand.release();
     let receipt = through.await.unwrap().unwrap();
-    assert_eq!(receipt.seq(), Seq(2));
-    assert_eq!(bay.watermark(), Seq(2));
+    assert_eq!(receipt.seq(), Seq::new(2));
+    assert_eq!(bay.watermark(), Seq::new(2));
     assert_eq!(cache.get(&1).await.unwrap(), Some(2));
     cache.evict(&1);
     assert_eq!(cache.get(&1).await.unwrap(), Some(2));
@@ -190,7 +190,7 @@ async fn a_load_waits_for_an_unconfirmed_write_through_of_its_key() {
         };
         hand.wait_for_applies(1).await;
         let shown = stored::<u32, u64>(&layer.store, "n", &1).await;
-        assert_eq!(shown, Some((2, Seq(1))), "the store shows it already");
+        assert_eq!(shown, Some((2, Seq::new(1))), "the store shows it already");
         late.open.send_replace(true);
         assert!(poll_once(&mut read).await.is_none(), "the value is not durable yet");
         hand.release();
@@ -300,7 +300,7 @@ async fn a_layer_without_a_journal_writes_through_and_refuses_to_write_behind() 
     let bay = Forebay::builder(layer.store.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     cache.put(&1, 1).await.unwrap();
-    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((1, Seq(1))));
+    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((1, Seq::new(1))));
     let refused = cache.put_with(&1, 2, WritePolicy::Behind).await.expect_err("nowhere to keep it");
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
     let refused =
@@ -310,7 +310,7 @@ async fn a_layer_without_a_journal_writes_through_and_refuses_to_write_behind() 
     bay.close().await.unwrap();
     let bay = Forebay::builder(layer.store.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
-    assert_eq!(cache.put(&1, 3).await.unwrap().seq(), Seq(2), "numbers go on where the store stands");
+    assert_eq!(cache.put(&1, 3).await.unwrap().seq(), Seq::new(2), "numbers go on where the store stands");
 }
 
 #[tokio::test]
@@ -385,10 +385,10 @@ async fn a_dropped_write_is_wholly_done_or_not_at_all() {
     assert_eq!(cache.get(&1).await.unwrap(), None, "not durable, so not visible");
     gate.open();
     let other = cache.put(&2, 2).await.unwrap();
-    assert_eq!(other.seq(), Seq(2), "the dropped write took its place before it");
+    assert_eq!(other.seq(), Seq::new(2), "the dropped write took its place before it");
     assert_eq!(cache.get(&1).await.unwrap(), Some(2), "handed over, so done");
     bay.flush().await.unwrap();
-    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((2, Seq(1))));
+    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((2, Seq::new(1))));
 }
 
 #[tokio::test]
@@ -406,7 +406,7 @@ async fn flush_waits_for_what_was_acknowledged_before_it_and_not_for_an_idle_mom
     tokio::task::yield_now().await;
     cache.put(&2, 2).await.unwrap();
     hand.release_one();
-    assert_eq!(flush.await.unwrap().unwrap(), Seq(1));
+    assert_eq!(flush.await.unwrap().unwrap(), Seq::new(1));
     assert_eq!(bay.pending(), 1, "the later write is still queued");
     hand.release();
 }
@@ -423,10 +423,10 @@ async fn a_flush_does_not_wait_for_a_write_that_was_refused() {
     let error = cache.put_with(&1, 1, WritePolicy::Through).await.expect_err("it is rejected");
     assert_eq!(error.kind(), ErrorKind::Rejected);
     let flushed = tokio::time::timeout(Duration::from_secs(10), bay.flush()).await;
-    assert_eq!(flushed.expect("nothing is left to wait for").unwrap(), Seq(1));
+    assert_eq!(flushed.expect("nothing is left to wait for").unwrap(), Seq::new(1));
     cache.put(&2, 2).await.unwrap();
     bay.flush().await.unwrap();
-    assert_eq!(stored::<u32, u64>(&layer.store, "n", &2).await, Some((2, Seq(2))));
+    assert_eq!(stored::<u32, u64>(&layer.store, "n", &2).await, Some((2, Seq::new(2))));
 }
 
 #[tokio::test]
@@ -496,7 +496,7 @@ async fn a_backlog_larger_than_memory_drains_in_order_and_stays_readable() {
     hand.release();
     through.await.unwrap().unwrap();
     bay.flush().await.unwrap();
-    let seqs: Vec<u64> = hand.applied().iter().flat_map(|batch| &batch.ops).map(|op| op.seq.0).collect();
+    let seqs: Vec<u64> = hand.applied().iter().flat_map(|batch| &batch.ops).map(|op| op.seq.get()).collect();
     assert_eq!(seqs, (1..=2001).collect::<Vec<_>>(), "every update, in order, once");
     assert_eq!(bay.pending(), 0);
 }
@@ -537,7 +537,7 @@ async fn another_policy_after_a_reopening_abandons_nothing() {
     let bay = layer.open().await;
     let cache: Cache<u32, u64> = bay.cache("n").write_policy(WritePolicy::Through).open().unwrap();
     cache.put(&2, 2).await.unwrap();
-    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((1, Seq(1))));
+    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((1, Seq::new(1))));
     bay.close().await.unwrap();
     let bay = Forebay::builder(layer.store.clone()).replace_journal(true).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
@@ -649,13 +649,13 @@ async fn buffered_writes_behave_the_same() {
     for writer in writers {
         writer.await.unwrap();
     }
-    assert_eq!(bay.last_committed(), Seq(1600));
+    assert_eq!(bay.last_committed(), Seq::new(1600));
     bay.flush().await.unwrap();
     for writer in 0..8 {
         assert_eq!(stored::<u32, u64>(&layer.store, "n", &writer).await.unwrap().0, 199);
     }
     let tenure = layer.store.tenure().await.unwrap();
-    assert_eq!((tenure.progress.applied, tenure.progress.journaled), (Seq(1600), Seq(1600)));
+    assert_eq!((tenure.progress.applied, tenure.progress.journaled), (Seq::new(1600), Seq::new(1600)));
 }
 
 #[tokio::test]

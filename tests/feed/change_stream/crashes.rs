@@ -46,11 +46,11 @@ async fn after_any_power_cut_every_applied_record_is_told_at_least_once_and_in_o
             assert!(after >= acknowledged, "an acknowledged place is gone");
             let all = drain(&bay, &mut changes).await;
             let numbers: Vec<u64> = all.iter().map(|(seq, _)| *seq).collect();
-            let through_to = bay.watermark().0;
-            assert!(through_to >= applied.0);
+            let through_to = bay.watermark().get();
+            assert!(through_to >= applied.get());
             assert_eq!(
                 numbers,
-                (after.0 + 1..=through_to).collect::<Vec<_>>(),
+                (after.get() + 1..=through_to).collect::<Vec<_>>(),
                 "{policy:?} at {applied}: {all:?}"
             );
             for (seq, what) in all {
@@ -98,7 +98,7 @@ async fn write_throughs_are_told_as_invalidations_whatever_became_of_them() {
 
     // In doubt: the process dies after the store has applied it, and before it says so.
     let late = Hand::stalled_after_applying(&layer.store);
-    changes.acknowledge(Seq(6)).await.unwrap();
+    changes.acknowledge(Seq::new(6)).await.unwrap();
     bay.close().await.unwrap();
     let bay = telling(layer.builder_on(late.clone())).open().await.unwrap();
     let cache: Cache<u32, Vec<u8>> = bay.cache("n").open().unwrap();
@@ -169,7 +169,11 @@ async fn write_throughs_that_a_halt_refuses_are_passed_over() {
     for one in expected(&[(1, "1=10"), (2, "2=20"), (3, "3?")]) {
         assert_eq!(told(&changes.next().await.unwrap()), one);
     }
-    assert_eq!(layer.store.history().last().unwrap().journaled, Seq(3), "so that the journal can be trimmed");
+    assert_eq!(
+        layer.store.history().last().unwrap().journaled,
+        Seq::new(3),
+        "so that the journal can be trimmed"
+    );
 }
 
 #[tokio::test]
@@ -213,7 +217,7 @@ async fn a_layer_that_would_miss_some_refuses_and_what_it_did_meanwhile_is_told_
     let mut changes = bay.changes("index").await.unwrap();
     cache(&bay).put(&1, vec![10]).await.unwrap();
     assert_eq!(drain(&bay, &mut changes).await, expected(&[(1, "1=10")]));
-    changes.acknowledge(Seq(1)).await.unwrap();
+    changes.acknowledge(Seq::new(1)).await.unwrap();
     bay.close().await.unwrap();
 
     let silent = layer.open().await;

@@ -304,8 +304,8 @@ async fn what_is_not_to_be_believed_is_refused_and_counted_and_does_nothing() {
     });
     // Of an owner that the store does not know, and would silence the true one.
     let forged = bed.event(seq, seq.next(), vec![changed(1, seq.next())]);
-    bed.bus.hand(&Event { epoch: Epoch(bed.epoch().0 + 1), ..forged.clone() });
-    bed.bus.hand(&Event { epoch: Epoch(bed.epoch().0 - 1), ..forged });
+    bed.bus.hand(&Event { epoch: Epoch::new(bed.epoch().get() + 1), ..forged.clone() });
+    bed.bus.hand(&Event { epoch: Epoch::new(bed.epoch().get() - 1), ..forged });
     bed.bus.hand(&bed.event(seq, seq, vec![Directive::Remove(key_of("elsewhere", &1_u64), seq)]));
     bed.bus.heard().await;
     let status = bay.following().unwrap();
@@ -329,7 +329,7 @@ async fn directives_from_outside_are_carried_out_where_that_is_wanted() {
     bed.bus.subscribed().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
     let event = bed.event(Seq::ZERO, Seq::ZERO, vec![changed(1, Seq::ZERO)]);
-    bed.bus.hand(&Event { epoch: Epoch(0), ..event });
+    bed.bus.hand(&Event { epoch: Epoch::new(0), ..event });
     bed.bus.heard().await;
     assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Store);
 }

@@ -106,7 +106,7 @@ async fn followers_over_a_bus_see_what_the_owner_writes_and_the_owner_sees_that(
     }
     let known = publication.followers();
     assert_eq!(known.iter().map(|follower| follower.name.as_str()).collect::<Vec<_>>(), ["eu", "us"]);
-    let missing = publication.seen_by_all(&["eu", "asia"], Seq(1), ms(1)).await;
+    let missing = publication.seen_by_all(&["eu", "asia"], Seq::new(1), ms(1)).await;
     assert_eq!(missing.len(), 1);
     assert_eq!((missing[0].name.as_str(), missing[0].seen), ("asia", Seq::ZERO));
     let hits = followers.iter().map(|(_, prices)| prices.stats().memory_hits).sum::<u64>();

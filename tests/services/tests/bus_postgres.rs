@@ -387,7 +387,7 @@ async fn rows_of_other_programs_are_events() {
     let expected = [
         Directive::Invalidate(key(&[7, 0xFF]), Seq::ZERO),
         Directive::Invalidate(key(&text), Seq::ZERO),
-        Directive::Remove(key(&(-2_i64).to_le_bytes()), Seq(17)),
+        Directive::Remove(key(&(-2_i64).to_le_bytes()), Seq::new(17)),
         Directive::Namespace(name("products/eu"), Seq::ZERO),
         Directive::Everything(Seq::ZERO),
     ];

@@ -58,7 +58,7 @@ fn key(number: u64) -> Key {
 }
 
 fn put(seq: u64, number: u64) -> Op {
-    Op { seq: Seq(seq), key: key(number), value: Some(Bytes::from(format!("value {seq}"))) }
+    Op { seq: Seq::new(seq), key: key(number), value: Some(Bytes::from(format!("value {seq}"))) }
 }
 
 fn batch(tenure: Tenure, ops: Vec<Op>) -> Batch {
@@ -77,7 +77,7 @@ async fn outbox(client: &Client) -> (Vec<Event>, Seq) {
     let rows = client.query(sql, &[]).await.unwrap();
     let events = rows.iter().filter_map(|row| row.get::<_, Option<Vec<u8>>>(1));
     let events = events.map(|body| Event::decode(&Bytes::from(body)).unwrap()).collect();
-    (events, Seq(rows[0].get::<_, i64>(0) as u64))
+    (events, Seq::new(rows[0].get::<_, i64>(0) as u64))
 }
 
 /// P3 and P8 for a server that is killed again and again: whenever it comes back, its outbox tells all that its data
@@ -115,7 +115,10 @@ async fn data_and_outbox_agree_after_each_death_of_the_server() {
         server.run();
         let client = server.client("postgres").await;
         let (events, applied) = outbox(&client).await;
-        assert!(applied >= Seq(acknowledged), "{acknowledged} was acknowledged, the store is at {applied}");
+        assert!(
+            applied >= Seq::new(acknowledged),
+            "{acknowledged} was acknowledged, the store is at {applied}"
+        );
         let mut tracker = Tracker::new(tenure.epoch, Seq::ZERO);
         let mut told = std::collections::BTreeMap::new();
         for event in &events {
@@ -124,13 +127,13 @@ async fn data_and_outbox_agree_after_each_death_of_the_server() {
             let Payload::Directives(directives) = &event.payload else { panic!("{event:?}") };
             for directive in directives {
                 let Directive::Put(key, seq, value) = directive else { panic!("{directive:?}") };
-                told.insert(key.as_bytes().to_vec(), (seq.0 as i64, value.to_vec()));
+                told.insert(key.as_bytes().to_vec(), (seq.get() as i64, value.to_vec()));
             }
         }
         // The applier goes on meanwhile; what is asked for here is as old as what was read above, or newer.
         assert_eq!(tracker.position(), applied);
         let sql = "SELECT key, version, value FROM forebay.data WHERE version <= $1";
-        for row in client.query(sql, &[&(applied.0 as i64)]).await.unwrap() {
+        for row in client.query(sql, &[&(applied.get() as i64)]).await.unwrap() {
             assert_eq!(told[row.get::<_, &[u8]>(0)], (row.get(1), row.get(2)));
         }
     }
@@ -161,7 +164,11 @@ async fn a_claim_waits_for_the_apply_that_holds_the_tenure() {
     let (old, applied) = applying.await.unwrap();
     applied.unwrap();
     let claimed = claiming.await.unwrap().unwrap();
-    assert_eq!(claimed.progress.applied, Seq(2), "what was under way is part of what the new owner finds");
+    assert_eq!(
+        claimed.progress.applied,
+        Seq::new(2),
+        "what was under way is part of what the new owner finds"
+    );
     let refused = old.apply(&batch(tenure, vec![put(3, 1)])).await;
     assert!(
         matches!(refused, Err(StoreError::Fenced { current }) if current == claimed.epoch),
@@ -211,7 +218,7 @@ async fn a_frozen_owner_holds_its_successor_up_for_a_bounded_time() {
     let again = old.apply(&batch(tenure, vec![put(1, 1)])).await;
     assert!(matches!(again, Err(StoreError::Fenced { current }) if current == claimed.epoch), "{again:?}");
     assert_eq!(new.load(&key(1)).await.unwrap(), None);
-    assert_eq!(outbox(&server.client("postgres").await).await, (vec![], Seq(1)));
+    assert_eq!(outbox(&server.client("postgres").await).await, (vec![], Seq::new(1)));
 }
 
 /// The outbox does not grow for ever: applies trim it.
@@ -270,21 +277,21 @@ async fn a_refused_record_is_found() {
         let sent = batch(tenure, seqs.iter().map(|seq| put(*seq, 100 - seq)).collect());
         match store.apply(&sent).await {
             Err(StoreError::Rejected { seq, error }) => {
-                assert_eq!(seq, Seq(refused), "of {seqs:?}");
+                assert_eq!(seq, Seq::new(refused), "of {seqs:?}");
                 assert_eq!(error.kind(), ErrorKind::Rejected);
                 assert!(!format!("{error:#} {error:?}").contains("value"), "it shows a value: {error:#}");
                 assert!(format!("{error:#}").contains("SQLSTATE"), "{error:#}");
             }
             other => panic!("{seqs:?}: {other:?}"),
         }
-        assert_eq!(store.tenure().await.unwrap().progress.applied, Seq(1));
+        assert_eq!(store.tenure().await.unwrap().progress.applied, Seq::new(1));
         let rows = client.query("SELECT version FROM forebay.data", &[]).await.unwrap();
         assert_eq!(rows.len(), 1, "nothing of the batch is there");
         assert_eq!(outbox(&client).await.0.len(), 1);
     }
     // Without it the batch is taken.
     store.apply(&batch(tenure, vec![put(2, 1), put(3, 1), put(40, 2)])).await.unwrap();
-    assert_eq!(outbox(&client).await.1, Seq(40));
+    assert_eq!(outbox(&client).await.1, Seq::new(40));
 }
 
 /// A frozen server is a failure that passes, after a bounded time; whether the batch was applied does not matter.
@@ -310,7 +317,7 @@ async fn a_frozen_server_is_given_up_and_found_again() {
         assert!(matches!(&error, StoreError::Transient(_)), "{error:?}");
     }
     let found = store.load(&key(1)).await.unwrap().unwrap();
-    assert_eq!((found.version, found.value), (Seq(3), Bytes::from("value 3")));
+    assert_eq!((found.version, found.value), (Seq::new(3), Bytes::from("value 3")));
 }
 
 /// Connections that an operator ends are made again by the next call.
@@ -331,7 +338,7 @@ async fn connections_that_were_cut_are_made_again() {
             assert!(matches!(&error, StoreError::Transient(_)) && tries < 3, "{error:?}");
         }
     }
-    assert_eq!(store.tenure().await.unwrap().progress.applied, Seq(5));
+    assert_eq!(store.tenure().await.unwrap().progress.applied, Seq::new(5));
 }
 
 /// A layer on it, from threads without any runtime.
@@ -419,7 +426,7 @@ async fn an_ordinary_role_suffices() {
     let tenure = store.claim(None).await.unwrap();
     store.apply(&batch(tenure, vec![put(1, 1)])).await.unwrap();
     let Delivery::Message(_, body) = heard.next().await.unwrap() else { panic!("lost") };
-    assert_eq!(Event::decode(&body).unwrap().until, Seq(1));
+    assert_eq!(Event::decode(&body).unwrap().until, Seq::new(1));
     bus.trim(&channel(), 0).await.unwrap();
     bus.outbox_backlog(&channel()).await.unwrap();
 }

@@ -155,7 +155,7 @@ impl Subject for Queue {
 
     fn settle(&self) -> Result<()> {
         self.journal.sync()?;
-        Ok(self.journal.trim(Seq(self.last.load(Ordering::Acquire)))?)
+        Ok(self.journal.trim(Seq::new(self.last.load(Ordering::Acquire)))?)
     }
 
     fn close(self: Box<Self>) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Jobs that threads do beside each other, and that end before whoever gave them goes on.
+//! Jobs that several threads do in parallel. They have ended when the call returns.
 
 use std::io;
 
@@ -8,27 +8,27 @@ use {
     std::sync::PoisonError,
 };
 
-/// How many threads the system would run at a time. One in the simulation, whose runs are to be repeatable; three in
-/// the crate's tests, whatever the machine has.
+/// Returns the number of threads that the system runs at a time. A simulated system has one, so that its runs can be
+/// repeated.
 pub(crate) fn processors() -> usize {
-    match cfg!(feature = "simulation") {
-        true => 1,
-        false if cfg!(test) => 3,
-        // A system that does not tell is taken for one that has one.
-        false => std::thread::available_parallelism().map_or(1, usize::from),
+    if cfg!(feature = "simulation") {
+        return 1;
     }
+    // A system that does not say is taken for one with a single processor.
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Does jobs on so many threads, of which this is one, each taking the next. Returns their results in the jobs' order.
-/// If one panics, so does this, when all threads have ended.
+/// Does jobs on so many threads, of which the calling one is the first. Each thread takes the next job. Returns the
+/// results in the jobs' order. A panic of one is passed on when all threads have ended.
 ///
 /// # Errors
-/// What the system says if it cannot start a thread.
-pub(crate) fn work_off<J: Send, T: Send>(
+/// The system's if it cannot start a thread.
+pub(crate) fn parallel_map<J: Send, T: Send>(
     threads: usize,
     jobs: Vec<J>,
     work: impl Fn(J) -> T + Sync,
 ) -> io::Result<Vec<T>> {
+    // A single thread needs no queue, and a simulated system has no other.
     #[cfg(not(feature = "simulation"))]
     if threads > 1 {
         return on_threads(threads, jobs, work);
@@ -45,6 +45,7 @@ fn on_threads<J: Send, T: Send>(
 ) -> io::Result<Vec<T>> {
     let mut results: Vec<Option<T>> = jobs.iter().map(|_| None).collect();
     let queue = Mutex::new(jobs.into_iter().zip(&mut results));
+    // A function of its own, so that the lock is released before the job is done.
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work_some = || {
         while let Some((job, result)) = next() {
