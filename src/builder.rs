@@ -17,7 +17,7 @@ use crate::forebay::Forebay;
 use crate::journal::options::{Durability, JournalOptions};
 use crate::layer::opening;
 use crate::layer::ownership::{OnOwned, Role};
-#[cfg(feature = "simulation")]
+#[cfg(forebay_simulation)]
 use crate::options::LayerSizes;
 use crate::options::{Backpressure, LayerOptions, OnRejected, layer_options};
 use crate::seam::clock::{Clock, Ticker, block_on};
@@ -79,7 +79,7 @@ layer_options!(setters);
 
 impl Builder {
     /// Sets the sizes of internal structures. For the crate's own tests.
-    #[cfg(feature = "simulation")]
+    #[cfg(forebay_simulation)]
     #[doc(hidden)]
     pub fn sizes(mut self, sizes: LayerSizes) -> Self {
         self.options.sizes = sizes;
