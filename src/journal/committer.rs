@@ -63,7 +63,7 @@ pub trait Sink: Send + Sync + 'static {
     fn committed(&self, group: &mut Vec<Committed<Self::Ticket>>);
 
     /// Reports a submission that was not committed, or whose outcome is unknown
-    /// ([`ErrorKind::Poisoned`](crate::ErrorKind::Poisoned), "outcome unknown").
+    /// ([`ErrorKind::Poisoned`], "outcome unknown").
     fn refused(&self, ticket: Self::Ticket, error: &Error);
 
     /// Reports once that nothing is written any more, and why, before any submission is refused for that reason.

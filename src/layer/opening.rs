@@ -91,7 +91,7 @@ async fn claim_and_start(
     let tenure = store.tenure().await.map_err(StoreError::into_error)?;
     let (journal, backlog) = match &options.journal_dir {
         Some(dir) => {
-            let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal.clone());
+            let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal_options.clone());
             let applied = tenure.progress.applied;
             let (journal, backlog) =
                 blocking(move || open_journal(disk, &dir, &journal, &CheckOptions::default(), applied))
@@ -233,11 +233,12 @@ fn start(
     pending.lock().start_at(last, ticker.now());
     let durability = options.durability;
     let tells = options.changes || store.has_change_feed();
+    let sizes = options.sizes;
     let core = Arc::new(Core::new(options, tenure.epoch, watermark, pending));
     let log = journal.as_ref().map(|journal| Arc::clone(&journal.log));
     let journal = journal.map(|journal| (journal.log, journal.writer));
     let committer = Arc::new(Committer::start(journal, durability, last, Arc::clone(&core))?);
-    let views = Arc::new(Views::default());
+    let views = Arc::new(Views::new(sizes.memory));
     let applied = Arc::new(ApplyHistory::new(ticker.clone(), watermark, applied_end));
     let flusher = Flusher {
         core: Arc::clone(&core),
@@ -495,7 +496,7 @@ mod tests {
         journal_in(Arc::clone(&disk) as Arc<dyn Disk>, dir.path(), 299, sound(7));
         let options = LayerOptions {
             journal_dir: Some(dir.path().to_owned()),
-            journal: options(),
+            journal_options: options(),
             // All of it stays pending.
             batch_linger: std::time::Duration::from_secs(60),
             batch_records_max: 1_000_000,

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::ids::{Epoch, Seq};
 
 /// A layer's condition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub enum HealthState {
     /// Nothing is wrong.
@@ -22,12 +22,13 @@ pub enum HealthState {
 }
 
 /// A layer's condition with its reason and the figures that tell how urgent it is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
 pub struct Health {
     /// The condition.
     pub state: HealthState,
     /// Why it is not healthy, or what last went wrong beside the data (recycling a segment).
+    #[serde(serialize_with = "crate::metrics::error_as_text")]
     pub error: Option<Error>,
     /// Failed attempts in a row at the batch that is being applied.
     pub attempts: u64,
@@ -48,11 +49,12 @@ pub struct Health {
 }
 
 /// What [`Forebay::close`](crate::Forebay::close) left behind.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
 pub struct Closed {
     /// Records that are in the journal and not in the store; the next opening drains them.
     pub queued: u64,
     /// Why they are still there; `None` if nothing is.
+    #[serde(serialize_with = "crate::metrics::error_as_text")]
     pub reason: Option<Error>,
 }

@@ -7,6 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use forebay::disk::simulated::{CrashPolicy, DiskOp, Fault};
+use forebay::options::LayerSizes;
 use forebay::seam::simulated;
 use forebay::{
     Bincode, Builder, Cache, Codec, Durability, ErrorKind, Forebay, HealthState, JournalOptions, Key,
@@ -110,7 +111,8 @@ impl Director {
 
     fn open(&mut self, number: usize, setting: &Setting) -> Option<Open> {
         let world = &self.world;
-        let builder = Forebay::builder(world.store(number)).disk(world.disk(number));
+        let builder =
+            Forebay::builder(world.store(number)).disk(world.disk(number)).sizes(LayerSizes::COLLIDING);
         let opened = options(builder, setting).open_blocking().and_then(|bay| {
             let open = |name| bay.cache(name).capacity(setting.capacity).coalesce(setting.coalesce).open();
             let caches = [open(NAMES[0])?, open(NAMES[1])?];
