@@ -44,6 +44,8 @@
 //! | [`figures`](manual::figures), [`monitor`](manual::monitor) | metrics, alerts, consistency |
 //! | [`glossary`](manual::glossary), [`design`](manual::design), [`testing`](manual::testing) | words, and pages for contributors |
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod builder;
 pub mod bus;
 pub mod cache;
@@ -64,13 +66,13 @@ pub mod options;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod queue;
-#[cfg(not(feature = "mutation"))]
+#[cfg(not(forebay_mutation))]
 mod safeguard;
-#[cfg(feature = "mutation")]
+#[cfg(forebay_mutation)]
 pub mod safeguard;
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 mod seam;
-#[cfg(feature = "simulation")]
+#[cfg(forebay_simulation)]
 pub mod seam;
 pub mod store;
 #[cfg(feature = "testkit")]
@@ -82,9 +84,11 @@ pub use crate::bus::local::LocalBus;
 #[cfg(feature = "postgres")]
 pub use crate::bus::postgres::PostgresBus;
 pub use crate::cache::batch::WriteBatch;
+#[cfg(feature = "bincode")]
+pub use crate::cache::codec::Bincode;
 #[cfg(feature = "postcard")]
 pub use crate::cache::codec::Postcard;
-pub use crate::cache::codec::{Bincode, CacheKey, CacheValue, Codec};
+pub use crate::cache::codec::{CacheKey, CacheValue, Codec, EncodeError};
 pub use crate::cache::entry::{Entry, Loaded, ReadOptions, Receipt, Source, StalenessBound, WriteOptions};
 pub use crate::cache::group::{BlockingGroup, Group};
 pub use crate::cache::opening::CacheBuilder;
@@ -128,6 +132,7 @@ pub use crate::store::memory::MemoryStore;
 pub use crate::store::postgres::PostgresStore;
 #[cfg(feature = "redb")]
 pub use crate::store::redb::RedbStore;
+#[cfg(feature = "sled")]
 pub use crate::store::sled::SledStore;
 
 /// The README's program compiles.

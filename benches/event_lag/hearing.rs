@@ -1,4 +1,4 @@
-//! What a directive costs the follower that carries it out.
+//! The cost of a directive to the follower that carries it out.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -20,9 +20,9 @@ const CHANNEL: &str = "cost";
 const NAMESPACE: &str = "products";
 /// Where nobody has a cache open.
 const ELSEWHERE: &str = "elsewhere";
-/// How many directives an event holds: as many as a publisher's at the most.
+/// Directives of an event: as many as a publisher puts into one at the most.
 pub(crate) const EVENT_DIRECTIVES: usize = 1024;
-/// How many writes fill the store at once.
+/// Writes of a batch that fills the store.
 const FILL: usize = 1_000;
 /// Longer than it takes: nobody asks the store in between.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -100,7 +100,7 @@ impl Bed {
         Ok(bed)
     }
 
-    /// What the owner says of these directives, as it goes over the bus.
+    /// Encodes an event with these directives, as the owner publishes it.
     fn events(&mut self, directives: &[Directive]) -> Result<Vec<Message>> {
         let mut messages = Vec::new();
         let none: [&[Directive]; 1] = [&[]];

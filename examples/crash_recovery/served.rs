@@ -74,7 +74,7 @@ impl Server {
         Ok(Server { path: path.to_owned(), stopping, fenced, thread })
     }
 
-    /// How many applies and claims of an older epoch the store has refused.
+    /// Applies and claims of an older epoch that the store has refused.
     pub(crate) fn fenced(&self) -> u64 {
         self.fenced.load(Ordering::SeqCst)
     }

@@ -95,7 +95,7 @@ pub fn check(files: &Image) {
     salvaged(&disk_of(files));
 }
 
-/// What a salvage writes opens.
+/// Checks that the journal which a salvage writes can be opened.
 fn salvaged(disk: &SimDisk) {
     let shared: Arc<dyn Disk> = Arc::new(disk.clone());
     let before = files_of(disk, DIR);

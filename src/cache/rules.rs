@@ -1,8 +1,8 @@
 //! Rules: what becomes stale elsewhere when a key of a cache changes, as a pure function of the change.
 //!
-//! A rule is told the key, the value that the write replaces and the new one. So that the first is exactly that,
-//! writers of a key take turns: from the look at the old value until the write has taken effect. What the rule names
-//! is dropped before the write is handed over, and again when it has taken effect.
+//! A rule gets the key, the value that the write replaces and the new one. So that the old value is exactly that,
+//! writers of a key wait for each other, from the read of the old value until the write has taken effect. Everything
+//! that the rule names is invalidated before the write is handed over, and again when it has taken effect.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,10 +18,10 @@ use crate::memory::views::{RuleTarget, Views};
 use crate::queue::ticket::{Effect, Effects};
 use crate::store::contract::BoxFuture;
 
-/// How much one write may make stale.
+/// The most things that one write may make stale.
 const TARGETS_MAX: usize = 1024;
 
-/// What a write replaces, as a rule is told it.
+/// A change of one key, as rules get it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Replacement<'a, K, V> {
@@ -33,7 +33,7 @@ pub struct Replacement<'a, K, V> {
     pub new: Option<&'a V>,
 }
 
-/// Takes down what a change makes stale.
+/// Collects what a change makes stale. A name that cannot be makes the write fail with [`ErrorKind::RuleFailed`].
 pub struct Stale {
     targets: Vec<RuleTarget>,
     refused: Option<Error>,
@@ -49,18 +49,19 @@ impl fmt::Debug for Stale {
 pub(crate) type Rule<K, V> = Box<dyn Fn(&Replacement<'_, K, V>, &mut Stale) + Send + Sync>;
 
 impl Stale {
-    /// This key of this cache; its type has to be that of the cache's keys.
+    /// Names a key of a cache; its type has to be that of the cache's keys.
     pub fn key<K: CacheKey>(&mut self, cache: &str, key: K) {
         self.add(NamespaceName::parse(cache).map(|name| RuleTarget::Key(name, Box::new(key))));
     }
 
-    /// Everything that has this tag.
+    /// Names every entry that has this tag.
     pub fn tag(&mut self, tag: &str) {
         let checked = check_name("a tag", tag, TAG_BYTES_MAX);
         self.add(checked.map(|()| RuleTarget::Invalidation(Invalidation::Tag(tag.to_owned()))));
     }
 
-    /// Everything in this namespace and below it. Its token is written with the change, in one frame.
+    /// Names every entry in this namespace and below it. The namespace's token is written with the change, in one
+    /// frame.
     pub fn namespace(&mut self, name: &str) {
         let name = NamespaceName::parse(name);
         self.add(name.map(|name| RuleTarget::Invalidation(Invalidation::Namespace(name))));
@@ -68,6 +69,7 @@ impl Stale {
 
     fn add(&mut self, target: Result<RuleTarget>) {
         match target {
+            // Bounded, since all of them are carried out twice while other writers of the key wait.
             Ok(target) if self.targets.len() < TARGETS_MAX => self.targets.push(target),
             Ok(_) => {
                 let context = format!("a rule makes more than {TARGETS_MAX} things stale by one write");
@@ -78,7 +80,7 @@ impl Stale {
     }
 }
 
-/// Turns a user's rule about directives of other processes into one that a follower can call.
+/// Wraps a user's rule on the directives of other processes: catches its panics, and checks what it names.
 pub(crate) fn on_directive(
     rule: impl Fn(&event::Directive, &mut Stale) + Send + Sync + 'static,
 ) -> impl Fn(&event::Directive, &Views) -> Result<Vec<RuleTarget>> + Send + Sync + 'static {
@@ -137,6 +139,7 @@ pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Re
             format!("another write of the key has been under way for {wait:?}; nothing was written");
         Error::new(ErrorKind::Transient, context)
     })?;
+    // The keys are locked: no other write can come between the old value that a rule sees and this write.
     let mut targets = Vec::new();
     for change in changes {
         targets.extend(change.stale_targets().await?);
@@ -144,7 +147,7 @@ pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Re
     PostCommitInvalidation::begin(layer, targets, key_guard)
 }
 
-/// A write's effect on its own cache, and then what it makes stale elsewhere.
+/// A write's effect on its own cache, followed by the invalidation of what it makes stale elsewhere.
 struct EffectThenInvalidation {
     effect: Box<dyn Effect>,
     invalidation: PostCommitInvalidation,
@@ -154,6 +157,7 @@ impl Effect for EffectThenInvalidation {
     fn publish(self: Box<Self>, seq: Seq) {
         let EffectThenInvalidation { effect, invalidation } = *self;
         effect.publish(seq);
+        // After the effect: whoever loads something derived now finds the new value.
         drop(invalidation);
     }
 }
@@ -166,7 +170,7 @@ pub(crate) fn then_invalidate(
     Box::new(EffectThenInvalidation { effect, invalidation })
 }
 
-/// The effects of a frame that begins with so many tokens.
+/// The effects of a frame that begins with so many tokens, which have none.
 pub(crate) fn after_tokens(tokens: usize, effect: Box<dyn Effect>) -> Effects {
     let none = std::iter::repeat_with(|| None).take(tokens);
     Effects::Many(none.chain([Some(effect)]).collect())

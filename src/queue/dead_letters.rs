@@ -27,7 +27,7 @@ use crate::seam::sync::{Mutex, MutexGuard};
 /// The folder beside the segments.
 pub(crate) const FOLDER: &str = "dead-letters";
 /// Small in a simulation, where writing zeros takes most of the time.
-const SEGMENT_BYTES: u64 = if cfg!(feature = "simulation") { 64 << 10 } else { 1 << 20 };
+const SEGMENT_BYTES: u64 = if cfg!(forebay_simulation) { 64 << 10 } else { 1 << 20 };
 const REASON_BYTES_MAX: usize = 512;
 const LETTER: u8 = 1;
 const RESOLVED: u8 = 2;

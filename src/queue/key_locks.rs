@@ -14,7 +14,7 @@ use crate::ids::Key;
 use crate::safeguard::Safeguard;
 use crate::seam::random::HashBuilder;
 
-const STRIPES: usize = if cfg!(feature = "simulation") { 8 } else { 256 };
+const STRIPES: usize = if cfg!(forebay_simulation) { 8 } else { 256 };
 
 /// The turns of a layer's writers.
 pub(crate) struct KeyLocks {

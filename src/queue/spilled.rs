@@ -35,7 +35,7 @@ const PARTITION_BITS: u32 = 10;
 const PLACE_BITS: u32 = 40;
 const PLACE_MASK: u64 = (1 << PLACE_BITS) - 1;
 /// In the crate's tests keys share their pieces as a rule, so that what is rare elsewhere is tried all the time.
-const HASH_MASK: u64 = if cfg!(any(test, feature = "simulation")) { 0xF << 58 } else { u64::MAX };
+const HASH_MASK: u64 = if cfg!(any(test, forebay_simulation)) { 0xF << 58 } else { u64::MAX };
 /// How many slots of a partition may be unsorted when somebody looks, beside an eighth of those that are sorted.
 const UNSORTED_MAX: usize = 64;
 /// How many places are told at a time.

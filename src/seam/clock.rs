@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use crate::seam::sync::Mutex;
 
-#[cfg(feature = "simulation")]
+#[cfg(forebay_simulation)]
 pub(crate) use crate::seam::simulated::{Handle, Runtime, block_on, may_block, now, runtime, sleep};
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 pub(crate) use {
     real::{block_on, may_block, now, runtime},
     tokio::runtime::{Handle, Runtime},
@@ -130,7 +130,7 @@ impl UserClock {
     }
 }
 
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 mod real {
     use std::cell::Cell;
     use std::io;
@@ -207,7 +207,7 @@ mod real {
 }
 
 #[cfg(test)]
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};

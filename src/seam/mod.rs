@@ -9,7 +9,7 @@ pub(crate) mod clock;
 pub(crate) mod parallel;
 pub(crate) mod priority;
 pub(crate) mod random;
-#[cfg(feature = "simulation")]
+#[cfg(forebay_simulation)]
 pub mod simulated;
 pub(crate) mod span;
 pub(crate) mod sync;

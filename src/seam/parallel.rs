@@ -2,7 +2,7 @@
 
 use std::io;
 
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 use {
     crate::seam::sync::{Mutex, thread},
     std::sync::PoisonError,
@@ -11,7 +11,7 @@ use {
 /// Returns the number of threads that the system runs at a time. A simulated system has one, so that its runs can be
 /// repeated.
 pub(crate) fn processors() -> usize {
-    if cfg!(feature = "simulation") {
+    if cfg!(forebay_simulation) {
         return 1;
     }
     // A system that does not say is taken for one with a single processor.
@@ -29,7 +29,7 @@ pub(crate) fn parallel_map<J: Send, T: Send>(
     work: impl Fn(J) -> T + Sync,
 ) -> io::Result<Vec<T>> {
     // A single thread needs no queue, and a simulated system has no other.
-    #[cfg(not(feature = "simulation"))]
+    #[cfg(not(forebay_simulation))]
     if threads > 1 {
         return on_threads(threads, jobs, work);
     }
@@ -37,7 +37,7 @@ pub(crate) fn parallel_map<J: Send, T: Send>(
     Ok(jobs.into_iter().map(work).collect())
 }
 
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 fn on_threads<J: Send, T: Send>(
     threads: usize,
     jobs: Vec<J>,

@@ -5,13 +5,13 @@
 //! never block a thread; and locks that are held over no other call of this module (the memory store's, the simulated
 //! disk's, quick_cache's), which one simulated thread can therefore never find taken by another.
 
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 pub(crate) use std::{
     sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic},
     thread, thread_local,
 };
 
-#[cfg(feature = "simulation")]
+#[cfg(forebay_simulation)]
 pub(crate) use {
     crate::seam::simulated::Condvar,
     shuttle::{

@@ -448,12 +448,14 @@ fn large_batches_in_redb_survive_power_cuts() {
     cut_the_power(Kind::Redb, "large", 2, Duration::from_secs(2));
 }
 
+#[cfg(feature = "fjall")]
 #[test]
 fn batches_in_fjall_survive_power_cuts() {
     cut_the_power(Kind::Fjall, "small", 2, Duration::from_secs(2));
     cut_the_power(Kind::Fjall, "reusing", 3, Duration::from_secs(2));
 }
 
+#[cfg(feature = "fjall")]
 #[test]
 fn large_batches_in_fjall_survive_power_cuts() {
     cut_the_power(Kind::Fjall, "large", 2, Duration::from_secs(2));

@@ -33,7 +33,7 @@ pub(crate) const BEHIND: Entry = Entry {
     },
 };
 
-/// What the drain takes from the writers, whose puts are the same.
+/// The share that the drain takes from the writers, whose puts are the same.
 pub(crate) const DRAINED: Entry = Entry {
     name: "forebay-drained",
     classes: &[

@@ -8,16 +8,10 @@
     reason = "these are tests; their modules share what is public in them"
 )]
 
-#[path = "../../../support/bus.rs"]
 mod bus;
-#[path = "../../../support/bus_server.rs"]
 mod bus_server;
 mod nats_bus;
-#[path = "../../../support/postgres.rs"]
-mod postgres;
 mod postgres_bus;
 mod postgres_store;
 mod postgres_tls;
 mod redis_bus;
-#[path = "../../../support/servers/mod.rs"]
-mod servers;

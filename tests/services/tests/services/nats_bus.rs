@@ -14,8 +14,8 @@ use crate::bus::{
     take, take_at_last, within,
 };
 use crate::bus_server::{self, BusServer};
-use crate::servers::certificates::Certificates;
-use crate::servers::nats::{How, NatsServer};
+use forebay_servers::certificates::Certificates;
+use forebay_servers::nats::{NatsRecipe, NatsServer};
 
 fn quick() -> NatsBusOptions {
     NatsBusOptions::new().idle(Duration::from_millis(100)).timeout(Duration::from_secs(2))
@@ -39,7 +39,7 @@ async fn trim(server: &NatsServer, stream: &str) {
     }
 }
 
-impl BusServer for How {
+impl BusServer for NatsRecipe {
     fn client(at: SocketAddr) -> Arc<dyn Bus> {
         Arc::new(NatsBus::with_options(&format!("nats://{at}"), quick()).unwrap())
     }

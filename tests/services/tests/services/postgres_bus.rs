@@ -16,7 +16,7 @@ use forebay::testkit::bus_conformance::{self, BusFixture};
 use forebay::{Bincode, Channel, Codec, ErrorKind, Key, NamespaceName, Seq};
 use tokio::sync::Mutex;
 
-use crate::postgres::{PASSWORD, Postgres, USER};
+use forebay_servers::postgres::{PASSWORD, Postgres, USER};
 
 struct Fixture(Mutex<Postgres>);
 

@@ -16,7 +16,7 @@ use forebay::testkit::heartbeat_conformance;
 use forebay::{Cache, Channel, ErrorKind, Forebay, Key, NamespaceName, OutboxPuts, Seq, WritePolicy};
 use tokio_postgres::Client;
 
-use crate::postgres::{PASSWORD, Postgres, USER};
+use forebay_servers::postgres::{PASSWORD, Postgres, USER};
 
 /// A schema of a database.
 struct InSchema(PostgresServer);

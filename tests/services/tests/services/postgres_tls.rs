@@ -9,8 +9,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::postgres::{PASSWORD, Postgres, USER};
-use crate::servers::certificates::Certificates;
+use forebay_servers::certificates::Certificates;
+use forebay_servers::postgres::{PASSWORD, Postgres, USER};
 
 /// Of a client that believes this authority and no other.
 fn trusting(authority: &Certificates) -> ClientConfig {

@@ -13,8 +13,8 @@ use crate::bus::{
     take, take_at_last, within,
 };
 use crate::bus_server::{self, BusServer};
-use crate::servers::certificates::Certificates;
-use crate::servers::redis::{How, RedisServer};
+use forebay_servers::certificates::Certificates;
+use forebay_servers::redis::{RedisRecipe, RedisServer};
 
 fn quick() -> RedisBusOptions {
     RedisBusOptions::new().idle(Duration::from_millis(100)).timeout(Duration::from_secs(2))
@@ -37,7 +37,7 @@ async fn trim(server: &RedisServer, stream: &str) {
     let _: i64 = command(server, &["XTRIM", stream, "MAXLEN", "0"]).await;
 }
 
-impl BusServer for How {
+impl BusServer for RedisRecipe {
     fn client(at: SocketAddr) -> Arc<dyn Bus> {
         Arc::new(RedisBus::with_options(&format!("redis://{at}"), quick()).unwrap())
     }

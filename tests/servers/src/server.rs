@@ -5,18 +5,18 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::process::{Process, Recipe};
+use crate::process::{Process, Recipe};
 
 /// A server of some kind; it runs, unless it was ended.
 pub struct Server<H> {
-    pub(super) how: H,
+    pub(crate) how: H,
     data: TempDir,
     process: Option<Process>,
     port: u16,
 }
 
 impl<H: Recipe> Server<H> {
-    pub(super) fn start_as(how: H) -> Server<H> {
+    pub(crate) fn start_as(how: H) -> Server<H> {
         let data = tempfile::tempdir().unwrap();
         let process = Process::start(&how, data.path());
         let port = process.port;
@@ -31,7 +31,7 @@ impl<H: Recipe> Server<H> {
         self.process.as_ref().unwrap()
     }
 
-    pub(super) fn runs(&self) -> bool {
+    pub(crate) fn runs(&self) -> bool {
         self.process.is_some()
     }
 

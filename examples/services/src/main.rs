@@ -3,7 +3,7 @@
 //! connections cut, and the bus's server killed.
 //!
 //! ```text
-//! cargo run --release --example services -- --bus redis --seconds 60
+//! cargo run --release -p forebay-services -- --bus redis --seconds 60
 //! ```
 //!
 //! This process starts a Postgres server for the store, and the server of the bus (`redis-server`, `nats-server`, or
@@ -21,11 +21,6 @@
 //! consistency monitor looks on, and its table is printed.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::indexing_slicing, reason = "it is a program")]
-
-#[path = "../../tests/support/postgres.rs"]
-mod postgres;
-#[path = "../../tests/support/servers/mod.rs"]
-mod servers;
 
 mod driver;
 mod ledger;
@@ -48,13 +43,13 @@ pub(crate) struct Arguments {
     /// For how many seconds harm is done.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// How many products are written in a second.
+    /// Products written per second.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=20_000))]
     rate: u64,
-    /// Which kinds of harm; all unless told.
+    /// The kinds of harm (comma-separated); by default all.
     #[arg(long, value_enum, value_delimiter = ',')]
     faults: Vec<Fault>,
-    /// How often harm is done, in milliseconds, on average.
+    /// The average time between two kinds of harm, in milliseconds.
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..))]
     every_ms: u64,
     /// Where the random choices come from; printed at the start.
@@ -96,7 +91,7 @@ pub(crate) enum Fault {
     Freeze,
     /// A service's connections to the bus are cut for a while.
     Cut,
-    /// What the bus sends to a service is held back for a while.
+    /// Holds back what the bus sends to a service.
     Stall,
     /// The bus's server is killed and started again over its data.
     Bus,

@@ -1,6 +1,5 @@
 //! Helpers for the tests of buses: publishing and listening, each within a time.
 
-#![allow(dead_code, unreachable_pub, reason = "each program uses a part of it")]
 #![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! How cost grows: with writers, with the size of values, with what waits for the store, with namespaces, and with the
-//! keys in memory; and what the journal writes and keeps on the disk.
+//! The growth of cost: with writers, with the size of values, with what waits for the store, with namespaces, and with
+//! the keys in memory; and what the journal writes and keeps on the disk.
 //!
 //! The store forgets what it is given, or takes nothing where a backlog is to grow, so that what is measured is the
 //! layer and its journal. Behind `Buffered` the calling task does all of a put but the drain. Bytes are counted at the
@@ -9,25 +9,24 @@
 //! take turns with the opening, and ratios are the medians of three. The files are in the page cache, but for what is
 //! called cold, before which `dd` has the system forget them.
 //! `--up-to 10000000`, or `--up-to 1300000 --backlog-value-bytes 4096` for 5 GiB, needs as much disk, and minutes.
-//! What is written is what Linux counts for the process (`/proc/self/io`), in bytes handed over in writes; the disk
+//! Bytes written are what Linux counts for the process (`/proc/self/io`), in bytes handed over in writes; the disk
 //! gets whole blocks.
 //!
-//! `cargo bench --bench growth` prints a table and writes the same figures to `target/forebay/growth.json`.
+//! `cargo bench -p forebay-benches --bench growth` prints a table and writes the same figures to
+//! `target/forebay/growth.json`.
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark's result")]
 
-#[path = "growth/disks.rs"]
 mod disks;
-#[path = "growth/forgetful.rs"]
 mod forgetful;
-#[path = "growth/looking.rs"]
 mod looking;
-#[path = "growth/memory_disk.rs"]
 mod memory_disk;
+#[path = "../support/results.rs"]
+mod results;
 
 use std::fs;
 use std::hint::black_box;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -47,13 +46,13 @@ use crate::looking::{forget_cached, read_and_check, read_and_check_frames};
 static ALLOCATED: PeakAlloc = PeakAlloc;
 
 const VALUE_BYTES: usize = 100;
-/// How many calls one figure is the median of, at the most.
+/// The largest number of calls that one figure is the median of.
 const CALLS_MAX: usize = 20_000;
-/// How often a backlog is opened.
+/// Openings of a backlog.
 const RECOVERIES: usize = 3;
 const MIB: f64 = (1 << 20) as f64;
 
-/// How cost grows.
+/// Measures how cost grows.
 #[derive(Parser, Debug)]
 struct Arguments {
     /// Only see that it runs.
@@ -65,7 +64,7 @@ struct Arguments {
     /// The largest backlog, in records, and the largest number of keys.
     #[arg(long, default_value_t = 1_000_000)]
     up_to: u64,
-    /// How many bytes a value of the backlog has.
+    /// Bytes of a value of the backlog.
     #[arg(long, default_value_t = VALUE_BYTES)]
     backlog_value_bytes: usize,
     /// Passed by `cargo bench`.
@@ -103,7 +102,7 @@ impl What {
         [What::Writers, What::Values, What::Backlog, What::Namespaces, What::Keys, What::Disk, What::NoDisk];
 }
 
-/// What was measured at one point of a curve.
+/// The measurement at one point of a curve.
 struct Row {
     curve: &'static str,
     at: u64,
@@ -114,8 +113,7 @@ struct Row {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/forebay");
-    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
+    let target = results::directory()?;
     let directory = tempfile::tempdir_in(&target).context("making a directory for the data")?;
     let measure = Measure {
         directory: directory.path().to_owned(),
@@ -235,7 +233,7 @@ impl Measure {
         Ok(())
     }
 
-    /// What waits for a store that takes nothing, and what it costs to open a layer with that.
+    /// Measures a backlog for a store that takes nothing, and the opening of a layer with it.
     fn backlog(&mut self) -> Result<()> {
         let runtime = one_thread()?;
         let durability = Durability::Buffered { sync_interval: Duration::from_millis(100) };

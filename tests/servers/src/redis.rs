@@ -2,20 +2,20 @@
 
 use std::path::Path;
 
-use super::certificates::Certificates;
-use super::process::Recipe;
-use super::server::Server;
+use crate::certificates::Certificates;
+use crate::process::Recipe;
+use crate::server::Server;
 
-pub type RedisServer = Server<How>;
+pub type RedisServer = Server<RedisRecipe>;
 
 /// The options of its start.
 #[derive(Default)]
-pub struct How {
+pub struct RedisRecipe {
     password: Option<String>,
     tls: Option<Certificates>,
 }
 
-impl Recipe for How {
+impl Recipe for RedisRecipe {
     fn program(&self) -> &str {
         "redis-server"
     }
@@ -67,15 +67,15 @@ impl Recipe for How {
 
 impl RedisServer {
     pub fn start() -> RedisServer {
-        Server::start_as(How::default())
+        Server::start_as(RedisRecipe::default())
     }
 
     pub fn with_password(password: &str) -> RedisServer {
-        Server::start_as(How { password: Some(password.into()), tls: None })
+        Server::start_as(RedisRecipe { password: Some(password.into()), tls: None })
     }
 
     pub fn with_tls(tls: Certificates) -> RedisServer {
-        Server::start_as(How { password: None, tls: Some(tls) })
+        Server::start_as(RedisRecipe { password: None, tls: Some(tls) })
     }
 
     pub fn url(&self) -> String {

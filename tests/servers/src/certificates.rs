@@ -1,8 +1,5 @@
 //! Certificates for a server on this machine: an authority of the test's own, and what it has signed.
 
-#![allow(dead_code, unreachable_pub, reason = "each program uses a part of it")]
-#![allow(clippy::unwrap_used, reason = "these are tests")]
-
 use std::fs;
 use std::path::PathBuf;
 

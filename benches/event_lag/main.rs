@@ -1,11 +1,11 @@
-//! How far a follower is behind the owner's commits over each bus, what a publisher adds to a write, and what a
+//! The lag of a follower behind the owner's commits over each bus, what a publisher adds to a write, and what a
 //! directive costs a follower.
 //!
 //! ```text
-//! cargo bench --bench event_lag
-//! cargo bench --bench event_lag -- --bus redis,nats --seconds 20
-//! cargo bench --bench event_lag -- --smoke
-//! cargo bench --bench event_lag -- --count
+//! cargo bench -p forebay-benches --bench event_lag
+//! cargo bench -p forebay-benches --bench event_lag -- --bus redis,nats --seconds 20
+//! cargo bench -p forebay-benches --bench event_lag -- --smoke
+//! cargo bench -p forebay-benches --bench event_lag -- --count
 //! ```
 //!
 //! *Lag*: one owner, whose journal is on the disk of the repository and synced for each acknowledgement, is written
@@ -25,32 +25,20 @@
 //!
 //! *Instructions of hearing* (`--count`, and then nothing else): how many a directive takes, counted under callgrind.
 //!
-//! Tables go to the terminal, and the same figures to `target/forebay/event_lag.json`. The crate is built with its
-//! tests' features, so everything here also looks whether a safeguard is switched off.
+//! Tables go to the terminal, and the same figures to `target/forebay/event_lag.json`.
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
-#[path = "event_lag/buses.rs"]
 mod buses;
-#[path = "event_lag/counting.rs"]
 mod counting;
-#[path = "event_lag/hearing.rs"]
 mod hearing;
-#[path = "event_lag/lag.rs"]
 mod lag;
-#[path = "event_lag/load.rs"]
 mod load;
-#[path = "../tests/support/postgres.rs"]
-mod postgres;
-#[path = "event_lag/publishing.rs"]
 mod publishing;
-#[path = "event_lag/report.rs"]
 mod report;
-#[path = "../tests/support/servers/mod.rs"]
-mod servers;
+#[path = "../support/results.rs"]
+mod results;
 
-use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -72,22 +60,22 @@ struct Arguments {
     /// For how many seconds each bus is measured. What is written in a tenth of it beforehand does not count.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// How many writes a second.
+    /// Writes per second.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     rate: u64,
-    /// How many async writers.
+    /// The number of async writers.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..))]
     writers: u64,
     /// For how long at the most the owner's flusher waits for a batch to fill, in milliseconds.
     #[arg(long, default_value_t = 10)]
     linger_ms: u64,
-    /// How many rounds the costs are measured; none leaves them out. Many short ones, because a disk's mood changes.
+    /// Rounds in which the costs are measured; 0 leaves them out. Many short ones, because a disk's mood changes.
     #[arg(long, default_value_t = 21)]
     rounds: u64,
-    /// How long each measurement of a publisher's cost takes, in milliseconds.
+    /// The duration of each measurement of a publisher's cost, in milliseconds.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..))]
     measure_ms: u64,
-    /// How many entries the follower of the last part has in memory.
+    /// Entries in the memory of the last part's follower.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     entries: u64,
     /// Count the instructions of a directive under callgrind, which valgrind brings, and measure nothing.
@@ -122,9 +110,7 @@ fn main() -> Result<()> {
     }
     let Arguments { rate, writers, seconds, linger_ms, rounds, entries, .. } = arguments;
     arguments.bus.iter().try_for_each(|over| over.check())?;
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/forebay");
-    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
-    // On the disk that the repository is on: a temporary directory may be memory.
+    let target = results::directory()?;
     let directory = tempfile::tempdir_in(&target).context("making a directory for the journals")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
 

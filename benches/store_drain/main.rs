@@ -1,6 +1,7 @@
-//! How fast each embedded store takes batches, beside the bare database's own durable transaction of the same batch.
+//! The rate at which each embedded store takes batches, beside the bare database's own durable transaction of the same
+//! batch.
 //!
-//! `cargo bench --bench store_drain`, with `-- --smoke` to see only that it runs.
+//! `cargo bench -p forebay-benches --bench store_drain`, with `-- --smoke` to see only that it runs.
 //!
 //! The stores take turns, ours and bare, in every round, each round in another order and each on a file system that was
 //! synced before. Keys are random, so each batch touches pages all over the database. Medians over rounds, with the
@@ -12,16 +13,16 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
-#[path = "store_drain/bare.rs"]
 mod bare;
-#[path = "support/bare_sled.rs"]
+#[path = "../support/bare_sled.rs"]
 mod bare_sled;
-#[path = "support/fair.rs"]
+#[path = "../support/fair.rs"]
 mod fair;
-#[path = "../examples/replay_trace/trace.rs"]
+#[path = "../support/results.rs"]
+mod results;
+#[path = "../../examples/replay_trace/trace.rs"]
 #[allow(dead_code, reason = "what its tests use")]
 mod trace;
-#[path = "store_drain/traced.rs"]
 mod traced;
 
 use std::fs;
@@ -53,13 +54,13 @@ struct Arguments {
     /// Only see that it runs: one short round.
     #[arg(long)]
     smoke: bool,
-    /// How many rounds.
+    /// The number of rounds.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
-    /// How many rows each measurement of a round writes, at least; whole batches.
+    /// Rows that each measurement of a round writes, rounded up to whole batches.
     #[arg(long, default_value_t = 12_000, value_parser = clap::value_parser!(u64).range(1..))]
     rows: u64,
-    /// How many rows each store holds beforehand.
+    /// Rows in each store beforehand.
     #[arg(long, default_value_t = 0)]
     preload: u64,
     /// Measure only these (comma-separated).
@@ -121,9 +122,7 @@ fn main() -> Result<()> {
         return hold(what, path);
     }
     let (rounds, rows) = if arguments.smoke { (1, 2_000) } else { (arguments.rounds, arguments.rows) };
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/forebay");
-    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
-    // On the disk that the repository is on: a temporary directory may be memory.
+    let target = results::directory()?;
     let directory = tempfile::tempdir_in(&target).context("making a directory for the data")?;
 
     let mut random = Random(7);
@@ -315,7 +314,7 @@ fn hold(what: What, path: &Path) -> Result<()> {
     bail!("nobody killed this process")
 }
 
-/// What the files take of the disk.
+/// The disk space of the files.
 fn allocated_bytes(path: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(path)? {

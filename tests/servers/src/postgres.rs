@@ -2,9 +2,6 @@
 //!
 //! The server needs `initdb` and `postgres` (Debian's package `postgresql`); without them the tests fail and say so.
 
-#![allow(dead_code, unreachable_pub, reason = "each program uses a part of it")]
-#![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;

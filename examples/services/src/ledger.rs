@@ -1,4 +1,4 @@
-//! What was written and what was read, and whether a read was given something older than it accepts.
+//! The writes and the reads of a run, and the check that no read was given something older than it accepts.
 //!
 //! The store has a write since some time before the owner said so, so a value counts as replaced later than it was:
 //! whatever is counted as a breach is one.
@@ -26,13 +26,13 @@ pub(crate) struct Read {
 #[derive(Default)]
 pub(crate) struct Ledger {
     writes: HashMap<u64, BTreeMap<u64, Write>>,
-    /// Which write brought a value.
+    /// The write that brought a value.
     seqs: HashMap<(u64, u64), u64>,
     reads: Vec<(&'static str, Read)>,
     pub(crate) written: u64,
 }
 
-/// What a check of all reads found.
+/// The result of the check of all reads.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Findings {
     pub(crate) reads: u64,
@@ -40,9 +40,9 @@ pub(crate) struct Findings {
     pub(crate) unknown: u64,
     pub(crate) breaches: u64,
     pub(crate) examples: Vec<String>,
-    /// How stale reads were, the most, in microseconds: how long before the read began its value had been replaced.
+    /// The staleness of the stalest read, in microseconds: the time from the replacement of its value to its beginning.
     pub(crate) stalest_us: u64,
-    /// How many reads found what had been replaced already when they began.
+    /// Reads that returned a value which had been replaced before they began.
     pub(crate) stale: u64,
 }
 
@@ -86,7 +86,8 @@ impl Ledger {
         findings
     }
 
-    /// When what a read found was replaced, at the latest; nothing if it was not, or nobody knows.
+    /// The latest moment at which the value that a read returned can have been replaced; `None` if it was not, or that
+    /// is unknown.
     fn replaced(
         &self,
         read: &Read,

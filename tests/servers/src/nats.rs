@@ -3,22 +3,22 @@
 use std::fs;
 use std::path::Path;
 
-use super::certificates::Certificates;
-use super::process::Recipe;
-use super::server::Server;
+use crate::certificates::Certificates;
+use crate::process::Recipe;
+use crate::server::Server;
 
-pub type NatsServer = Server<How>;
+pub type NatsServer = Server<NatsRecipe>;
 
 /// The options of its start.
 #[derive(Default)]
-pub struct How {
+pub struct NatsRecipe {
     password: Option<String>,
     /// Further lines of its file of options.
     config: Option<String>,
     tls: Option<Certificates>,
 }
 
-impl Recipe for How {
+impl Recipe for NatsRecipe {
     fn program(&self) -> &str {
         "nats-server"
     }
@@ -60,21 +60,21 @@ impl Recipe for How {
 
 impl NatsServer {
     pub fn start() -> NatsServer {
-        Server::start_as(How::default())
+        Server::start_as(NatsRecipe::default())
     }
 
     /// Of a user `bus` with this password.
     pub fn with_password(password: &str) -> NatsServer {
-        Server::start_as(How { password: Some(password.into()), ..How::default() })
+        Server::start_as(NatsRecipe { password: Some(password.into()), ..NatsRecipe::default() })
     }
 
     /// With this in its file of options.
     pub fn with_config(config: &str) -> NatsServer {
-        Server::start_as(How { config: Some(config.into()), ..How::default() })
+        Server::start_as(NatsRecipe { config: Some(config.into()), ..NatsRecipe::default() })
     }
 
     pub fn with_tls(tls: Certificates) -> NatsServer {
-        Server::start_as(How { tls: Some(tls), ..How::default() })
+        Server::start_as(NatsRecipe { tls: Some(tls), ..NatsRecipe::default() })
     }
 
     pub fn url(&self) -> String {

@@ -32,9 +32,9 @@ const CHANNEL: &str = "products";
 /// Products; those from [`REMOVED_FROM`] on are removed now and then.
 pub(crate) const PRODUCTS: u64 = 400;
 pub(crate) const REMOVED_FROM: u64 = 360;
-/// How many products are on a page, or in a list.
+/// Products on a page, or in a list.
 pub(crate) const GROUP: u64 = 10;
-/// How many readers a follower has, and how long each rests after a read.
+/// Readers of a follower, and the rest of each after a read.
 const READERS: u64 = 4;
 const REST: Duration = Duration::from_millis(2);
 
@@ -54,7 +54,7 @@ pub(crate) fn now_us() -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// What the driver asks, line by line. Its end is the driver's, and ends this process.
+/// The driver's requests, line by line. When they end the driver has ended, and this process ends too.
 fn questions() -> UnboundedReceiver<String> {
     let (sender, receiver) = unbounded_channel();
     std::thread::spawn(move || {
@@ -267,7 +267,7 @@ async fn follow(role: Role, arguments: &Arguments, mut questions: UnboundedRecei
 /// The products of a page, or of a list.
 type Group = Vec<Option<u64>>;
 
-/// What was changed makes its list stale: a loader made that, and nobody knows what it read.
+/// Drops the list of a changed product: a loader made it, so that the cache does not know what it was made from.
 fn drop_lists(directive: &Directive, stale: &mut forebay::Stale) {
     match directive {
         Directive::Invalidate(Invalidation::Key(key), _)

@@ -1,7 +1,7 @@
 //! The race that leaves old values in caches, run against moka's `get_with` and against `get_or_load`, and counted.
 //!
 //! ```sh
-//! cargo run --release --example cache_aside_race
+//! cargo run --release -p forebay-services --bin cache_aside_race
 //! ```
 //!
 //! A reader misses and loads version 1 of a key from a source. Before its load ends, a writer changes the source to
@@ -28,12 +28,12 @@ use tokio::sync::oneshot;
 
 #[derive(Parser)]
 struct Options {
-    /// How often each change is tried on each cache.
+    /// Rounds of each change on each cache.
     #[arg(long, default_value_t = 1_000)]
     rounds: u64,
 }
 
-/// How the writer tells a cache.
+/// The call by which the writer notifies a cache.
 #[derive(Clone, Copy, Debug)]
 enum Change {
     Put,
@@ -59,14 +59,14 @@ const CHANGES: [Change; 8] = [
 
 /// A cache beside a source.
 trait Aside: Clone + Send + Sync + 'static {
-    /// What the cache has, or else what `load` brings.
+    /// Returns the cached version, or else the one that `load` brings.
     fn read(
         &self,
         key: u64,
         load: impl Future<Output = u64> + Send + 'static,
     ) -> impl Future<Output = Result<u64>> + Send;
 
-    /// What the cache has.
+    /// Returns the cached version.
     fn kept(&self, key: u64) -> impl Future<Output = Result<Option<u64>>> + Send;
 
     /// Tells the cache that the source has version 2 of a key; says whether it can be told so.
@@ -133,7 +133,7 @@ impl Aside for Ours {
     }
 }
 
-/// What came of the rounds of one change.
+/// The counts of one change over all its rounds.
 #[derive(Default)]
 struct Tally {
     kept: u64,

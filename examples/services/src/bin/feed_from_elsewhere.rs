@@ -2,16 +2,13 @@
 //! outbox, in the same transaction, and a service that keeps what it reads drops what has changed.
 //!
 //! ```text
-//! cargo run --release --example feed_from_elsewhere
+//! cargo run --release -p forebay-services --bin feed_from_elsewhere
 //! ```
 //!
 //! Starts a Postgres server of its own on a free port of this machine, with its data in a temporary directory, and
 //! stops it. The other program is `psql`. Exit status 1 unless the service sees each change that was committed.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a program")]
-
-#[path = "../tests/support/postgres.rs"]
-mod postgres;
 
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -21,10 +18,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use forebay::postgres::KeyColumn;
 use forebay::{Cache, Channel, Follow, Forebay, NamespaceName, PostgresBus, PostgresStore};
-use postgres::{PASSWORD, Postgres, USER};
+use forebay_servers::postgres::{PASSWORD, Postgres, USER};
 use tokio_postgres::Client;
 
-/// How long a change may take to be seen, before this gives up.
+/// The time within which a change has to be seen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {

@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use forebay::testkit::Proxy;
 
-use crate::postgres::{PASSWORD, Postgres, USER};
-use crate::servers::nats::NatsServer;
-use crate::servers::redis::RedisServer;
 use crate::{Arguments, BusKind, Role};
+use forebay_servers::nats::NatsServer;
+use forebay_servers::postgres::{PASSWORD, Postgres, USER};
+use forebay_servers::redis::RedisServer;
 
 const DATABASE: &str = "shop";
 
@@ -153,7 +153,7 @@ impl World {
         Ok(())
     }
 
-    /// Whether a service has ended by itself.
+    /// True if a service has ended by itself.
     pub(crate) fn has_ended(&mut self) -> Result<Option<Role>> {
         for (role, child) in &mut self.services {
             if child.try_wait()?.is_some() {

@@ -19,8 +19,8 @@ use crate::bus::{
     channel, expect_error, expect_lost, message, next, next_at_last, publish, publish_at_last, subscribe,
     take, take_at_last,
 };
-use crate::servers::process::Recipe;
-use crate::servers::server::Server;
+use forebay_servers::process::Recipe;
+use forebay_servers::server::Server;
 
 /// A kind of server, as the conformance suite treats it.
 pub trait BusServer: Recipe + Send + Sync + 'static {

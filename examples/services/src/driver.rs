@@ -19,7 +19,7 @@ use crate::watching::{ask, followers};
 use crate::world::World;
 use crate::{Arguments, Fault, Role};
 
-/// How long a service may take to be ready, or the followers to agree in the end.
+/// The time that a service may take to be ready, or the followers to agree in the end.
 const PATIENCE: Duration = Duration::from_secs(90);
 const FOLLOWERS: [Role; 2] = [Role::Catalogue, Role::Prices];
 /// The share of the writes that the monitor follows.
@@ -37,7 +37,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     runtime.block_on(drive(arguments, Random(seed)))
 }
 
-/// What the services have said.
+/// The lines that the services have sent.
 #[derive(Default)]
 pub(crate) struct Heard {
     ledger: Ledger,

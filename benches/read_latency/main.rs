@@ -1,10 +1,10 @@
-//! How long reads take: hits, misses, many keys at once, a herd that loads one key, invalidations, and the bump of a
+//! The latency of reads: hits, misses, many keys at once, a herd that loads one key, invalidations, and the bump of a
 //! namespace, of a layer's cache and of the in-memory caches that people use.
 //!
 //! ```text
-//! cargo bench --bench read_latency
-//! cargo bench --bench read_latency -- --smoke
-//! cargo bench --bench read_latency -- --trace ../shared/traces/cloudphysics_io.csv
+//! cargo bench -p forebay-benches --bench read_latency
+//! cargo bench -p forebay-benches --bench read_latency -- --smoke
+//! cargo bench -p forebay-benches --bench read_latency -- --trace ../shared/traces/cloudphysics_io.csv
 //! ```
 //!
 //! All subjects hold the same keys and values and are asked in the same order of keys, by 1 and by 4 threads, in turn
@@ -18,15 +18,14 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
-#[path = "read_latency/measure.rs"]
 mod measure;
-#[path = "read_latency/orders.rs"]
 mod orders;
-#[path = "read_latency/subjects.rs"]
+#[path = "../support/results.rs"]
+mod results;
 mod subjects;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -48,10 +47,10 @@ struct Arguments {
     /// Only see that it runs: one short round with few keys.
     #[arg(long)]
     smoke: bool,
-    /// How many rounds.
+    /// The number of rounds.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
-    /// How long each measurement of a round takes, in milliseconds.
+    /// The duration of each measurement of a round, in milliseconds.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     measure_ms: u64,
     /// Measure only these numbers of threads (comma-separated).
@@ -60,10 +59,10 @@ struct Arguments {
     /// Measure only these (comma-separated).
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = ALL)]
     what: Vec<What>,
-    /// How many keys the drawn order has.
+    /// The number of keys of the drawn order.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1_000..))]
     keys: u64,
-    /// How many entries a bump makes unservable.
+    /// The number of entries that a bump makes unservable.
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     bump_entries: u64,
     /// A block trace (`version,time,op,size,lbn`) whose reads are a second order of keys.
@@ -205,7 +204,7 @@ fn spread(figures: &[f64]) -> [f64; 3] {
     [rank(&sorted, 50), rank(&sorted, 0), rank(&sorted, 100)]
 }
 
-/// What the layer's figures are of each other subject's, round by round.
+/// The ratios of the layer's figures to each other subject's, paired by round.
 struct Ratio {
     what: What,
     order: &'static str,
@@ -308,8 +307,7 @@ fn write_json(lines: &[Line], ratios: &[Ratio]) -> Result<PathBuf> {
             })
         })
         .collect();
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/forebay");
-    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
+    let target = results::directory()?;
     let path = target.join("read_latency.json");
     let text = serde_json::to_string_pretty(&json!({ "rows": rows, "ratios": ratios }))?;
     fs::write(&path, text + "\n").with_context(|| format!("writing {}", path.display()))?;

@@ -1,8 +1,8 @@
-//! How long a write takes, and how many fit into a second: each write policy beside the bare system calls.
+//! The latency of writes and their rate, by write policy, beside the bare system calls.
 //!
 //! ```text
-//! cargo bench --bench write_latency
-//! cargo bench --bench write_latency -- --smoke
+//! cargo bench -p forebay-benches --bench write_latency
+//! cargo bench -p forebay-benches --bench write_latency -- --smoke
 //! ```
 //!
 //! `raw` is what the disk itself takes for the same key and value: `pwrite` and `fdatasync` into a file that
@@ -27,17 +27,17 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result")]
 
-#[path = "write_latency/bare.rs"]
 mod bare;
-#[path = "support/bare_sled.rs"]
+#[path = "../support/bare_sled.rs"]
 mod bare_sled;
-#[path = "support/fair.rs"]
+#[path = "../support/fair.rs"]
 mod fair;
-#[path = "support/figures.rs"]
+#[path = "../support/figures.rs"]
 mod figures;
-#[path = "support/raw_file.rs"]
+#[path = "../support/raw_file.rs"]
 mod raw_file;
-#[path = "write_latency/targets.rs"]
+#[path = "../support/results.rs"]
+mod results;
 mod targets;
 
 use std::fmt::{self, Display};
@@ -65,7 +65,7 @@ use crate::targets::{Ratio, TARGETS, print_ratios};
 
 const VALUE_BYTES: usize = 100;
 const WRITERS: [usize; 5] = [1, 4, 16, 64, 256];
-/// How many keys each writer goes through.
+/// Keys that each writer goes through.
 const KEYS_PER_WRITER: u64 = 1_000;
 
 /// Write latency and throughput of each policy, beside the bare system calls.
@@ -74,10 +74,10 @@ struct Arguments {
     /// Only see that it runs: one short round.
     #[arg(long)]
     smoke: bool,
-    /// How many rounds.
+    /// The number of rounds.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
-    /// How long each measurement of a round takes, in milliseconds.
+    /// The duration of each measurement of a round, in milliseconds.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..))]
     measure_ms: u64,
     /// Measure only these numbers of writers (comma-separated).
@@ -86,7 +86,7 @@ struct Arguments {
     /// Measure only these (comma-separated).
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = What::ALL)]
     what: Vec<What>,
-    /// How many threads the writers' runtime has, if there is more than one writer [default: one per core, and not
+    /// Threads of the writers' runtime, if there is more than one writer [default: one per core, and not
     /// more than there are writers].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     threads: Option<u64>,
@@ -145,9 +145,7 @@ fn main() -> Result<()> {
         true => (1, Duration::from_millis(60)),
         false => (arguments.rounds, Duration::from_millis(arguments.measure_ms)),
     };
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/forebay");
-    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
-    // On the disk that the repository is on: a temporary directory may be memory.
+    let target = results::directory()?;
     let directory = tempfile::tempdir_in(&target).context("making a directory for the data")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let cores = thread::available_parallelism()?.get();
@@ -188,7 +186,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What is measured, opened once and kept open over all rounds.
+/// The subjects, opened once and kept open over all rounds.
 struct Subjects {
     raw: Arc<RawFile>,
     sled: Arc<BareSled>,
