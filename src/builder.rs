@@ -30,7 +30,7 @@ use crate::layer::layer::Layer;
 use crate::layer::opening;
 use crate::layer::ownership::{OnOwned, Role};
 use crate::metrics::Stats;
-use crate::options::{Backpressure, LayerOptions, OnRejected};
+use crate::options::{Backpressure, LayerOptions, OnRejected, Sizes};
 use crate::queue::health::{Closed, Health};
 use crate::seam::clock::{Clock, Ticker, block_on};
 use crate::store::contract::Store;
@@ -400,6 +400,13 @@ impl Builder {
     /// Where the journal lies. Without one every write goes through.
     pub fn journal(mut self, dir: impl Into<PathBuf>) -> Self {
         self.options.journal_dir = Some(dir.into());
+        self
+    }
+
+    /// Lowers internal sizes so that keys collide all the time, for tests.
+    #[doc(hidden)]
+    pub fn colliding_sizes(mut self) -> Self {
+        self.options.sizes = Sizes::COLLIDING;
         self
     }
 

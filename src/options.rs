@@ -91,6 +91,26 @@ pub struct LayerOptions {
     pub renew_interval: Duration,
     /// Whether the layer follows another process that owns the store, so that it writes nothing.
     pub follows: bool,
+    /// Internal sizes, for tests.
+    #[doc(hidden)]
+    pub sizes: Sizes,
+}
+
+/// Internal sizes on which it depends how often keys collide.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// The number of stripes of the key locks.
+    pub key_lock_stripes: usize,
+    /// The bits of a key's hash that count in the index of spilled records.
+    pub spilled_hash_mask: u64,
+}
+
+impl Sizes {
+    /// The sizes of every layer outside tests.
+    pub const SHIPPED: Sizes = Sizes { key_lock_stripes: 256, spilled_hash_mask: u64::MAX };
+    /// Sizes with which keys collide all the time: there are eight key locks, and sixteen different hashes.
+    pub const COLLIDING: Sizes = Sizes { key_lock_stripes: 8, spilled_hash_mask: 0xF << 58 };
 }
 
 impl Default for LayerOptions {
@@ -118,6 +138,7 @@ impl Default for LayerOptions {
             changes_bytes_max: 1 << 30,
             renew_interval: Duration::from_secs(1),
             follows: false,
+            sizes: Sizes::SHIPPED,
         }
     }
 }

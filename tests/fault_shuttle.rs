@@ -162,6 +162,7 @@ fn layer(disk: &SimDisk, store: &MemoryStore) -> Builder {
     Forebay::builder(store.clone())
         .journal("/journal")
         .journal_options(small())
+        .colliding_sizes()
         .disk(disk)
         .batch_records_max(2)
 }

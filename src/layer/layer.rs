@@ -247,7 +247,7 @@ impl Layer {
     async fn enter(&self, refused: NotEntered, records: u32, bytes: u32, through: bool) -> Result<()> {
         let full = || {
             self.core.metrics.writes_refused_full.add(1);
-            let backlog = self.core.pending.lock().backlog();
+            let backlog = self.core.pending.lock().size();
             let context = format!(
                 "the queue is full: {} records and {} bytes wait for the store",
                 backlog.records, backlog.bytes
@@ -365,7 +365,7 @@ impl Layer {
     /// What has been counted.
     pub fn stats(&self) -> Stats {
         // Counted by the caches, each for itself, so that a hit counts once.
-        let queue = self.core.pending.lock().queue(self.ticker.now());
+        let queue = self.core.pending.lock().stats(self.ticker.now());
         Stats { memory_hits: self.views.memory_hits(), queue, ..self.core.metrics.snapshot() }
     }
 
@@ -427,7 +427,7 @@ impl Layer {
             let _ = self.within(GOODBYE, lifeline.end()).await;
         }
         self.on_thread(Layer::stop).await?;
-        let queued = self.core.pending.lock().backlog().records;
+        let queued = self.core.pending.lock().size().records;
         match (queued, ended, drained) {
             (0, ended, _) => ended.map(|()| Closed { queued, reason: None }),
             (_, Err(error), _) | (_, Ok(()), Err(error)) => Ok(Closed { queued, reason: Some(error) }),
@@ -470,7 +470,7 @@ impl Layer {
         let panicked = Error::new(ErrorKind::StoreFailed, "the flusher's thread panicked");
         self.core.fail(HealthState::Closed, if runtime.is_err() { panicked } else { Error::layer_closed() });
         self.tasks.end();
-        self.reads.let_go();
+        self.reads.release_store();
         if let Some(cursors) = &self.cursors {
             cursors.shutdown();
         }

@@ -44,6 +44,7 @@ impl Bay {
         let bay = Forebay::builder(truth.clone())
             .journal(PathBuf::from("/journal"))
             .journal_options(journal)
+            .colliding_sizes()
             .disk(disk)
             .batch_linger(Duration::ZERO)
             .open_blocking()

@@ -268,6 +268,7 @@ pub fn options(builder: Builder, setting: &Setting) -> Builder {
     builder
         .journal("/journal")
         .journal_options(journal)
+        .colliding_sizes()
         .durability(if setting.buffered { buffered } else { Durability::Sync })
         .pending_memory_bytes_max(setting.pending_memory_bytes_max)
         .batch_records_max(setting.batch_records_max)
