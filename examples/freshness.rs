@@ -91,10 +91,10 @@ impl Line {
             Ok(Entry { value, age, source, stale, error, .. }) => {
                 let what = value.map_or("nothing".into(), |version| format!("version {version}"));
                 let stale = stale.map_or(String::new(), |excuse| format!("stale: {excuse:?}"));
-                let error = error.map_or(String::new(), |error| format!("; {error}"));
+                let error = error.map_or(String::new(), |error| format!("; {error:#}"));
                 row(&what, &format!("{}s", age.as_secs()), &format!("{source:?}"), &(stale + &error));
             }
-            Err(error) => row("an error", "", "", &error.to_string()),
+            Err(error) => row("an error", "", "", &format!("{error:#}")),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The crate's one error: a kind to branch on, a sentence to read, and the source.
+//! The crate's one error: a kind to branch on, a sentence to read, and the causes below it.
 //!
-//! Errors are cheap to clone, because one failure may have to reach every waiter. No error ever holds a value
-//! of the user's, and of a key only a bounded, escaped prefix.
+//! `{}` prints the sentence and `{:#}` the whole chain of causes. Errors are cheap to clone, because one failure may have
+//! to reach every waiter. No error of the crate's own holds a user's value, and of a key only a bounded, escaped prefix.
 
 use std::fmt;
 use std::sync::Arc;
@@ -121,6 +121,17 @@ impl Error {
         Error::with_source(kind, context, self)
     }
 
+    /// The first cause of this type in the chain, nearest first: a user's own error, as a loader or a store returned it.
+    #[must_use]
+    pub fn downcast_ref<E: std::error::Error + 'static>(&self) -> Option<&E> {
+        self.causes().find_map(|cause| cause.downcast_ref())
+    }
+
+    /// The causes, nearest first.
+    fn causes(&self) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+        std::iter::successors(std::error::Error::source(self), |cause| cause.source())
+    }
+
     /// What kind of failure this is.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -135,24 +146,58 @@ impl Error {
 }
 
 impl fmt::Display for Error {
+    /// Writes what failed; with `{:#}` also the whole chain of causes, joined by colons.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.context)?;
-        match &self.0.source {
-            Some(source) => write!(f, ": {source}"),
-            None => Ok(()),
+        if f.alternate() {
+            for cause in self.causes() {
+                write!(f, ": {cause}")?;
+            }
         }
+        Ok(())
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {self}", self.0.kind)
+        write!(f, "{:?}: {self:#}", self.0.kind)
     }
 }
 
 impl std::error::Error for Error {
-    // The source is part of the sentence already, so it is not told again.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        None
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error as _;
+
+    #[derive(Debug, PartialEq)]
+    struct Refused(u16);
+
+    impl fmt::Display for Refused {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "connection refused by port {}", self.0)
+        }
+    }
+
+    impl std::error::Error for Refused {}
+
+    /// A loader's "connection refused" used to be lost behind "error sending request".
+    #[test]
+    fn a_wrapped_error_keeps_its_cause() {
+        let sending = Error::with_source(ErrorKind::Transient, "error sending request", Refused(5432));
+        let error = sending.wrap(ErrorKind::LoadFailed, "the loader failed");
+        assert_eq!(error.to_string(), "the loader failed");
+        let whole = "the loader failed: error sending request: connection refused by port 5432";
+        assert_eq!(format!("{error:#}"), whole);
+        assert_eq!(format!("{error:?}"), format!("LoadFailed: {whole}"));
+        assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("error sending request"));
+        assert_eq!(error.downcast_ref(), Some(&Refused(5432)));
+        assert_eq!(error.clone().downcast_ref(), Some(&Refused(5432)));
+        assert!(error.downcast_ref::<std::io::Error>().is_none());
     }
 }

@@ -245,14 +245,14 @@ impl Key {
     }
 
     /// What is stored under this key.
-    pub(crate) fn holding(&self) -> Holding {
+    pub(crate) fn stored_kind(&self) -> StoredKind {
         let namespace = self.namespace();
         if let Some(name) = namespace.strip_suffix(VERSION_MARK)
             && let Some((key, version)) = self.key().split_last_chunk::<8>()
         {
-            return Holding::Version(Key::joined(&[name], &[key]), u64::from_le_bytes(*version));
+            return StoredKind::Version(Key::joined(&[name], &[key]), u64::from_le_bytes(*version));
         }
-        if namespace.ends_with(VERSION_LIST_MARK) { Holding::VersionList } else { Holding::Value }
+        if namespace.ends_with(VERSION_LIST_MARK) { StoredKind::VersionList } else { StoredKind::Value }
     }
 
     fn beside(&self, mark: &str, tail: &[u8]) -> Result<Key, Error> {
@@ -284,7 +284,7 @@ impl Borrow<[u8]> for Key {
 
 /// What is stored under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Holding {
+pub(crate) enum StoredKind {
     /// A value.
     Value,
     /// One version of the value of that key.
@@ -363,10 +363,10 @@ mod tests {
         let name = NamespaceName::parse("a/b").unwrap();
         for bytes in [&b""[..], b"k", b"\0", b"@version\0\0\0\0\0\0\0\0", &[b'@'; 300]] {
             let key = Key::new(&name, bytes).unwrap();
-            assert_eq!(key.holding(), Holding::Value, "{key}");
+            assert_eq!(key.stored_kind(), StoredKind::Value, "{key}");
             let version = key.version(u64::MAX - 7).unwrap();
-            assert_eq!(version.holding(), Holding::Version(key.clone(), u64::MAX - 7));
-            assert_eq!(key.version_list().unwrap().holding(), Holding::VersionList);
+            assert_eq!(version.stored_kind(), StoredKind::Version(key.clone(), u64::MAX - 7));
+            assert_eq!(key.version_list().unwrap().stored_kind(), StoredKind::VersionList);
             assert!(NamespaceName::parse(version.namespace()).is_err(), "no cache can have it");
         }
         let longest = Key::new(&name, &vec![1; KEY_BYTES_MAX - 4]).unwrap();

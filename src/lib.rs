@@ -1,6 +1,48 @@
-//! Forebay is a cache layer in front of a durable store.
+//! Forebay is a cache layer in front of a durable store. It acknowledges writes fast, serves reads from memory, and
+//! carries every update to the store in order, through crashes.
 //!
-//! This file is a table of contents; what a module promises stands at its own head.
+//! ```no_run
+//! use forebay::{Cache, Durability, Forebay, SledStore, WritePolicy};
+//!
+//! # async fn run() -> Result<(), forebay::Error> {
+//! let bay = Forebay::builder(SledStore::open("data/store")?)
+//!     .journal("data/journal")
+//!     .durability(Durability::Sync)
+//!     .open()
+//!     .await?;
+//! let products: Cache<u64, String> =
+//!     bay.cache("products").capacity(100_000).write_policy(WritePolicy::Behind).open()?;
+//!
+//! let receipt = products.put(&7, "kettle".into()).await?; // durable in the journal before it returns
+//! let seen = products.get(&7).await?; // from memory
+//! bay.wait_applied(receipt.seq()).await?; // this write is in the store
+//! bay.close().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Promises
+//!
+//! - No acknowledged write is lost: [`Durability::Sync`] survives power loss, [`Durability::Buffered`] `kill -9`.
+//! - The store always equals a prefix of the layer's writes, and each write takes effect in it exactly once.
+//! - After an acknowledgement every read returns that value or a newer one, though it was evicted or is still queued.
+//! - No load that began before a write or an invalidation is cached after it, and no read exceeds its staleness bound.
+//! - Memory and disk use are bounded. Damage and failures are reported with file, offset and reason.
+//!
+//! # The manual
+//!
+//! | page | subject |
+//! | --- | --- |
+//! | [`start`](manual::start) | dependencies, choices, all promises, limits |
+//! | [`writing`](manual::writing) | behind, through, around; batches, receipts, a full queue, rejected records |
+//! | [`reading`](manual::reading) | staleness bounds, times to live, loaders, versioned keys |
+//! | [`invalidation`](manual::invalidation) | keys, namespaces, groups, tags, rules, read sets, schemas |
+//! | [`stores`](manual::stores) | sled, redb, fjall, Postgres, and a store of your own |
+//! | [`coordination`](manual::coordination), [`buses`](manual::buses), [`events`](manual::events), [`changes`](manual::changes) | between processes |
+//! | [`operating`](manual::operating), [`durability`](manual::durability), [`options`](manual::options) | running |
+//! | [`errors`](manual::errors) | every kind of error, with a way on |
+//! | [`figures`](manual::figures), [`monitor`](manual::monitor) | metrics, alerts, consistency |
+//! | [`glossary`](manual::glossary), [`design`](manual::design), [`testing`](manual::testing) | words, and pages for contributors |
 
 pub mod builder;
 pub mod bus;
@@ -9,6 +51,7 @@ pub mod disk;
 pub mod error;
 pub mod feed;
 pub mod flush;
+pub mod forebay;
 pub mod ids;
 pub mod journal;
 pub mod layer;
@@ -32,24 +75,21 @@ pub mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
-pub use crate::builder::blocking::BlockingForebay;
-pub use crate::builder::{Builder, Forebay};
+pub use crate::builder::Builder;
 pub use crate::bus::contract::{Bus, Channel};
 pub use crate::bus::local::LocalBus;
 #[cfg(feature = "postgres")]
 pub use crate::bus::postgres::PostgresBus;
-pub use crate::cache::batch::Batch;
-pub use crate::cache::blocking::BlockingCache;
+pub use crate::cache::batch::WriteBatch;
 #[cfg(feature = "postcard")]
 pub use crate::cache::codec::Postcard;
-pub use crate::cache::codec::{Bincode, Codec};
-pub use crate::cache::derive::{BlockingLoadContext, LoadContext};
-pub use crate::cache::entry::{Entry, Loaded, MetBound, ReadOptions, Source, WriteOptions};
+pub use crate::cache::codec::{Bincode, CacheKey, CacheValue, Codec};
+pub use crate::cache::entry::{Entry, Loaded, ReadOptions, Receipt, Source, StalenessBound, WriteOptions};
 pub use crate::cache::group::{BlockingGroup, Group};
 pub use crate::cache::opening::CacheBuilder;
-pub use crate::cache::receipt::Receipt;
 pub use crate::cache::rules::{Replacement, Stale};
-pub use crate::cache::typed::Cache;
+pub use crate::cache::typed::derive::{BlockingLoadContext, LoadContext};
+pub use crate::cache::typed::{BlockingCache, Cache};
 pub use crate::cache::versions::{VersionPlace, VersionReceipt};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::feed::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
@@ -57,16 +97,18 @@ pub use crate::feed::changes::{BlockingChangeStream, ChangeStream};
 pub use crate::feed::follow::{Follow, FollowStatus};
 #[cfg(feature = "postgres")]
 pub use crate::feed::outbox::OutboxPuts;
-pub use crate::feed::publisher::{FollowerStatus, Publication, Publish, PublishStatus};
+pub use crate::feed::publisher::{BlockingPublication, FollowerStatus, Publication, Publish, PublishStatus};
+pub use crate::forebay::{BlockingForebay, Forebay};
 pub use crate::ids::{Epoch, JournalId, Key, NamespaceName, Seq};
 pub use crate::journal::options::{Durability, JournalOptions};
 pub use crate::layer::dead_letter_list::DeadLetterList;
 pub use crate::layer::ownership::OnOwned;
 pub use crate::memory::advice::TtlAdvice;
 pub use crate::memory::freshness::OnUnverified;
-pub use crate::memory::servable::Excuse;
+pub use crate::memory::metrics::{CacheStats, EvictionCause};
+pub use crate::memory::servable::{MissReason, StaleReason};
 pub use crate::metrics::ages::AgeSummary;
-pub use crate::metrics::{CacheStats, EvictionStats, QueueStats, Stats};
+pub use crate::metrics::{Counts, QueueStats, Stats};
 pub use crate::monitor::observer::{Observation, Observer};
 pub use crate::monitor::report::MonitorReport;
 pub use crate::monitor::sampling::Monitor;

@@ -214,9 +214,11 @@ mod tests {
         let bad = LayerOptions { queue_records_max: 0, ..LayerOptions::default() };
         let error = bad.validate().expect_err("zero records");
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
-        assert_eq!(error.to_string(), "queue_records_max is 0; allowed are 1 to 2147483648");
+        assert_eq!(format!("{error:#}"), "queue_records_max is 0; allowed are 1 to 2147483648");
         let bad = LayerOptions { retry_cap: Duration::from_millis(1), ..LayerOptions::default() };
-        assert!(bad.validate().expect_err("cap below first").to_string().contains("allowed are 10ms to"));
+        assert!(
+            format!("{:#}", bad.validate().expect_err("cap below first")).contains("allowed are 10ms to")
+        );
         let bad = LayerOptions { on_rejected: OnRejected::Park, ..LayerOptions::default() };
         assert!(bad.validate().is_err());
         LayerOptions::default().validate().expect("the defaults are in range");

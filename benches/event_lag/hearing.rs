@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use forebay::bus::{Bus as _, Directive, Event, Identity, Message, Said};
+use forebay::bus::{Bus as _, Directive, Event, Identity, Message, Payload};
 use forebay::store::{Batch, Progress};
 use forebay::{
     Bincode, Cache, Channel, Codec as _, Epoch, Follow, Forebay, Key, LocalBus, MemoryStore, NamespaceName,
@@ -106,8 +106,8 @@ impl Bed {
         let parts = directives.chunks(EVENT_DIRECTIVES);
         for part in none.into_iter().filter(|_| directives.is_empty()).chain(parts) {
             let until = Seq(self.at.0 + u64::try_from(part.len().max(1))?);
-            let said = Said::Directives(part.to_vec());
-            let event = Event { epoch: self.epoch, after: self.at, until, as_of_us: 0, said };
+            let payload = Payload::Directives(part.to_vec());
+            let event = Event { epoch: self.epoch, after: self.at, until, as_of_us: 0, payload };
             messages.push(Message { identity: Identity::parse(&until.to_string())?, body: event.encode()? });
             self.at = until;
         }

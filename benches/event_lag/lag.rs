@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use bytes::Bytes;
-use forebay::store::{Atomicity, Batch, BoxFuture, Pulse, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, OwnerStatus, Store, StoreError, Tenure, Versioned};
 use forebay::{Cache, Durability, Epoch, Follow, Forebay, JournalId, Key, Publish, Seq, WritePolicy};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -30,12 +30,8 @@ struct Noting {
 }
 
 impl Store for Noting {
-    fn atomicity(&self) -> Atomicity {
-        self.store.atomicity()
-    }
-
-    fn tells_others(&self) -> bool {
-        self.store.tells_others()
+    fn has_change_feed(&self) -> bool {
+        self.store.has_change_feed()
     }
 
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
@@ -50,8 +46,8 @@ impl Store for Noting {
         self.store.renew(epoch, ends)
     }
 
-    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
-        self.store.pulse()
+    fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
+        self.store.owner_status()
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use forebay::bus::{Delivery, Event, From, RedisBus, Subscription};
+use forebay::bus::{Delivery, Event, RedisBus, StartPosition, Subscription};
 use forebay::{
     Bus, Cache, Channel, Durability, Forebay, LocalBus, MemoryStore, Publication, Publish, WritePolicy,
 };
@@ -74,7 +74,7 @@ impl Subject {
             .open()?;
         let published = match buses {
             Some([bus, listening]) => {
-                let subscription = listening.subscribe(&Channel::parse(CHANNEL)?, From::Now).await?;
+                let subscription = listening.subscribe(&Channel::parse(CHANNEL)?, StartPosition::Now).await?;
                 Some((bay.publish(bus, Publish::to(CHANNEL)).await?, subscription))
             }
             None => None,

@@ -20,6 +20,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::history::{Id, Kind, Place, Side, Step};
+use crate::order::Order;
 
 /// What one key shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,18 +82,11 @@ impl Findings {
     }
 }
 
-/// An acknowledged change of one key. `id` is `None` for a removal.
-#[derive(Clone, Copy, Debug)]
-struct Change {
-    seq: u64,
-    id: Option<Id>,
-}
-
 /// All that the children acknowledged.
 pub(crate) struct Ledger {
     seed: u64,
-    /// Per key, in the layer's order: the last change before this round, then this round's.
-    changes: BTreeMap<Place, Vec<Change>>,
+    /// Per key, in the layer's order: the last change before this round, then this round's. `None` is a removal.
+    changes: Order<Place, u64, Option<Id>>,
     /// This round's acknowledgements: the last sequence number of each write.
     acknowledged: BTreeMap<u64, Step>,
     /// Per thread, the next write that nobody has begun.
@@ -106,7 +100,7 @@ impl Ledger {
     pub(crate) fn new(seed: u64, threads: usize) -> Ledger {
         Ledger {
             seed,
-            changes: BTreeMap::new(),
+            changes: Order::default(),
             acknowledged: BTreeMap::new(),
             next: vec![1; threads],
             doubtful: Vec::new(),
@@ -141,9 +135,7 @@ impl Ledger {
             return Err(format!("{id:?} got number {seq}, which another write has"));
         }
         for (place, seq) in step.places().zip(first..) {
-            let changes = self.changes.entry(place).or_default();
-            let at = changes.partition_point(|change| change.seq < seq);
-            changes.insert(at, Change { seq, id: (!step.removes).then_some(id) });
+            self.changes.insert(place, seq, (!step.removes).then_some(id));
         }
         Ok(())
     }
@@ -203,13 +195,11 @@ impl Ledger {
             let sentence = format!("the watermark went from {} to {}", self.watermark, image.watermark);
             findings.add(Fault::AppliedTwice, sentence);
         }
-        let touched: BTreeSet<&Place> = self.changes.keys().chain(image.shown.keys()).collect();
-        for place in touched {
-            let changes = self.changes.get(place).map_or(&[][..], Vec::as_slice);
-            let expected = changes.iter().rev().find(|change| change.seq <= limit);
-            let outcome = match image.shown.get(place) {
-                Some(shown) => self.check_shown(changes, expected, shown, image.watermark),
-                None => self.check_absent(*place, expected),
+        for place in self.touched(image) {
+            let expected = self.changes.newest(place, limit).map(|(seq, id)| (seq, *id));
+            let outcome = match image.shown.get(&place) {
+                Some(shown) => self.check_shown(place, expected, shown, image.watermark),
+                None => self.check_absent(place, expected),
             };
             if let Err((fault, sentence)) = outcome {
                 findings.add(fault, format!("{place:?}: {sentence}"));
@@ -229,10 +219,14 @@ impl Ledger {
         findings
     }
 
+    fn touched(&self, image: &Image) -> BTreeSet<Place> {
+        self.changes.places().chain(image.shown.keys().copied()).collect()
+    }
+
     fn check_shown(
         &self,
-        changes: &[Change],
-        expected: Option<&Change>,
+        place: Place,
+        expected: Option<(u64, Option<Id>)>,
         shown: &Shown,
         watermark: u64,
     ) -> Result<(), (Fault, String)> {
@@ -243,13 +237,11 @@ impl Ledger {
         if version > watermark {
             return Err((Fault::Reordered, format!("version {version} is in a store at {watermark}")));
         }
-        let expected_seq = expected.map_or(0, |change| change.seq);
-        if let Some(known) = changes.iter().find(|change| change.id == Some(id)) {
-            if known.seq != version {
-                return Err((
-                    Fault::AppliedTwice,
-                    format!("{id:?} is number {} and stands at {version}", known.seq),
-                ));
+        let expected_seq = expected.map_or(0, |(seq, _)| seq);
+        if let Some((known, _)) = self.changes.of(place).find(|(_, change)| **change == Some(id)) {
+            if known != version {
+                let sentence = format!("{id:?} is number {known} and stands at {version}");
+                return Err((Fault::AppliedTwice, sentence));
             }
             if version < expected_seq {
                 return Err((Fault::Lost, format!("{id:?} ({version}) stands where {expected:?} was")));
@@ -265,8 +257,8 @@ impl Ledger {
         }
     }
 
-    fn check_absent(&self, place: Place, expected: Option<&Change>) -> Result<(), (Fault, String)> {
-        let was_there = expected.is_some_and(|change| change.id.is_some());
+    fn check_absent(&self, place: Place, expected: Option<(u64, Option<Id>)>) -> Result<(), (Fault, String)> {
+        let was_there = expected.is_some_and(|(_, id)| id.is_some());
         let removes = |step: &Step| step.removes && step.places().any(|removed| removed == place);
         if was_there && !self.doubtful.iter().any(removes) {
             return Err((Fault::Lost, format!("nothing stands where {expected:?} was")));
@@ -276,13 +268,11 @@ impl Ledger {
 
     /// Takes a checked image as the truth that the next round starts from.
     pub(crate) fn adopt(&mut self, image: &Image) {
-        let known: BTreeSet<Place> = self.changes.keys().chain(image.shown.keys()).copied().collect();
-        for place in known {
-            let change = match image.shown.get(&place) {
-                Some(shown) => Change { seq: shown.version, id: shown.id },
-                None => Change { seq: image.watermark, id: None },
-            };
-            self.changes.insert(place, vec![change]);
+        for place in self.touched(image) {
+            match image.shown.get(&place) {
+                Some(shown) => self.changes.replace(place, shown.version, shown.id),
+                None => self.changes.replace(place, image.watermark, None),
+            }
         }
         self.watermark = image.watermark;
         self.acknowledged.clear();

@@ -37,6 +37,8 @@ mod faults;
 mod history;
 mod layer;
 mod ledger;
+#[path = "../../tests/support/order.rs"]
+mod order;
 mod running;
 mod served;
 

@@ -99,7 +99,7 @@ fn serve(store: &SledStore, mut stream: UnixStream, fenced: &AtomicU64) -> Resul
             fenced.fetch_add(1, Ordering::SeqCst);
             Answer::Fenced { current: current.0 }
         }
-        error => Answer::Failed(error.into_error().to_string()),
+        error => Answer::Failed(format!("{:#}", error.into_error())),
     });
     stream.write_all(&bincode::serialize(&answer)?)?;
     Ok(())

@@ -20,7 +20,7 @@ use forebay::bus::event::Directive;
 use forebay::bus::{NatsBus, PostgresBus, RedisBus};
 use forebay::postgres::PostgresServer;
 use forebay::{
-    Bincode, Bus, Cache, Codec as _, Excuse, Follow, Forebay, PostgresStore, Publish, ReadOptions, Seq,
+    Bincode, Bus, Cache, Codec as _, Follow, Forebay, PostgresStore, Publish, ReadOptions, Seq, StaleReason,
     WritePolicy,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -241,7 +241,7 @@ async fn follow(role: Role, arguments: &Arguments, mut questions: UnboundedRecei
                 let entry = products.peek(&key.parse()?);
                 let state = match &entry {
                     None => "store",
-                    Some(entry) if entry.stale == Some(Excuse::Unverified) => "unverified",
+                    Some(entry) if entry.stale == Some(StaleReason::Unverified) => "unverified",
                     Some(entry) if entry.value.is_none() => "absent",
                     Some(_) => "fresh",
                 };
@@ -253,7 +253,7 @@ async fn follow(role: Role, arguments: &Arguments, mut questions: UnboundedRecei
             ["final", number, key] => {
                 let line = match products.get_entry(&key.parse()?).await {
                     Ok(entry) => text(entry.value),
-                    Err(error) => format!("failed: {error}"),
+                    Err(error) => format!("failed: {error:#}"),
                 };
                 say.send(format!("answer {number} {line}"))?;
             }

@@ -83,7 +83,7 @@ pub fn check(files: &Image) {
         }
         Err(error) => {
             let known = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::UnknownFormat);
-            assert!(known && error.to_string().contains(".seg"), "{error:?}");
+            assert!(known && format!("{error:#}").contains(".seg"), "{error:?}");
             assert_eq!(&files_of(&disk, DIR), files, "an opening that fails changes nothing");
             match seen {
                 Ok(seen) => assert!(seen.damages > 0, "a survey finds what an opening finds: {error}"),

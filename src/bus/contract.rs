@@ -1,9 +1,11 @@
-//! What the layer asks of a bus: channels of messages, kept for a while, in one order each.
+//! The contract of a bus: the traits [`Bus`] and [`Subscription`] and the types of their calls.
 //!
-//! A bus may lose, double, delay and reorder what it carries. Whoever listens finds that out by what the messages say
-//! of themselves ([`crate::bus::tracker`]), so a bus need not be trusted. What it must not do is hide what it knows:
-//! if it cannot deliver what comes after a position, because that was trimmed, or belongs to a server that has lost
-//! its data, it says [`Delivery::PositionLost`]. The testkit tests an implementation.
+//! A bus has channels, and each channel keeps its messages in one order for a limited time. A bus may lose, duplicate,
+//! delay and reorder messages: the events inside them are numbered, and a listener notices all of this by their numbers
+//! ([`crate::bus::tracker`]). But a bus must not hide what it knows. If it cannot deliver the messages after a position,
+//! because they were trimmed or the server has lost its data, it delivers [`Delivery::PositionLost`].
+//!
+//! [`crate::testkit::bus_conformance`] tests an implementation.
 
 use std::fmt;
 use std::future::Future;
@@ -13,22 +15,22 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// The future of a bus's call.
+/// The future of a call of a bus.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// The longest channel name, in bytes.
+/// The longest name of a channel, in bytes.
 pub const CHANNEL_BYTES_MAX: usize = 64;
 /// The longest identity of a message, in bytes.
 pub const IDENTITY_BYTES_MAX: usize = 128;
-/// The largest body of a message, in bytes. What is larger is refused by whoever publishes and by whoever listens.
+/// The largest body of a message, in bytes. Publishers and listeners refuse larger ones.
 pub const BODY_BYTES_MAX: usize = 512 << 10;
 
-/// The name of a channel: 1 to 64 of `a-z A-Z 0-9 _ -`, which no bus has to escape.
+/// The name of a channel: 1 to 64 of `a-z A-Z 0-9 _ -`, so that no bus has to escape it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Channel(Box<str>);
 
 impl Channel {
-    /// Checks `name` and wraps it.
+    /// Parses a name.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidName`].
@@ -42,7 +44,7 @@ impl Channel {
         Ok(Channel(name.into()))
     }
 
-    /// The name as text.
+    /// Returns the name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -55,12 +57,12 @@ impl fmt::Display for Channel {
     }
 }
 
-/// What a message is known by, so that publishing it twice does no harm: 1 to 128 of `a-z A-Z 0-9 _ . -`.
+/// The identity of a message, by which a bus recognises one that is published twice: 1 to 128 of `a-z A-Z 0-9 _ . -`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity(Box<str>);
 
 impl Identity {
-    /// Checks `name` and wraps it.
+    /// Parses a name.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidName`].
@@ -74,24 +76,24 @@ impl Identity {
         Ok(Identity(name.into()))
     }
 
-    /// The identity as text.
+    /// Returns the identity as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A message on its way to a bus.
+/// A message to be published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// What it is known by.
+    /// The identity.
     pub identity: Identity,
-    /// What it says; up to [`BODY_BYTES_MAX`].
+    /// The contents, of at most [`BODY_BYTES_MAX`] bytes.
     pub body: Bytes,
 }
 
 impl Message {
-    /// Checks the body's length; for a bus, before it takes the message.
+    /// Checks the length of the body. A bus calls this for each message before it publishes any of them.
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`].
@@ -105,78 +107,95 @@ impl Message {
     }
 }
 
-/// A place in a channel, in the bus's own terms.
+/// The position of a message in a channel. Only the bus that made it knows the format.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Position(Box<str>);
 
 impl Position {
-    /// A place that this bus calls so.
+    /// Makes a position from the text of a bus.
     #[must_use]
     pub fn new(text: impl Into<Box<str>>) -> Position {
         Position(text.into())
     }
 
-    /// What the bus calls it.
+    /// Returns the text of the bus.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Where a subscription begins.
+/// The position at which a subscription starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum From {
-    /// With the first message that is published after [`Bus::subscribe`] has returned, or one that was shortly before.
+pub enum StartPosition {
+    /// At the end of the channel: delivers all messages published after [`Bus::subscribe`] has returned, and possibly some
+    /// published shortly before.
     Now,
-    /// With the oldest message that the bus still holds.
+    /// At the oldest message that the bus still has.
     Oldest,
-    /// With the first message after this one.
+    /// Behind this message.
     After(Position),
 }
 
-/// What a subscription delivers. Both have to be dealt with.
+/// A delivery of a subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Delivery {
-    /// A message, and its place. It may come more than once.
+    /// A message and its position. A message may be delivered more than once.
     Message(Position, Bytes),
-    /// What followed the last delivered message, or the place where the subscription began, cannot be delivered any
-    /// more, or nobody can tell. The subscription goes on with what comes next.
+    /// Messages are missing here, or the bus cannot exclude it: the next message after the last delivered one, or after the
+    /// start of the subscription, is gone. The subscription goes on with the next message that the bus has.
     PositionLost,
 }
 
-/// A bus: channels that many may publish to and many may listen to.
+/// A bus: named channels with any number of publishers and listeners.
 ///
-/// Every error names the bus and what was being done, and never holds credentials.
-/// [`ErrorKind::Transient`] may pass, whether after a reconnect or without one: the same call can be made again.
-/// [`ErrorKind::BusFailed`] does not pass by itself (refused credentials, a channel that is something else).
+/// Implement it to carry events over a message system of your own; [`crate::testkit::bus_conformance`] tests it.
+///
+/// # Errors
+/// Every error names the bus and the operation, and never contains credentials. [`ErrorKind::Transient`] may pass by
+/// itself: the caller repeats the same call, and the bus reconnects if it has to. [`ErrorKind::BusFailed`] does not pass
+/// by itself, such as refused credentials, or an object on the server that is not a channel of this bus.
 pub trait Bus: Send + Sync + 'static {
-    /// Publishes messages to a channel, in their order. On return the bus holds them, as durably as it holds anything.
+    /// Publishes messages to a channel, in their order. On return the bus has them, as durably as it has any message.
     ///
-    /// A message whose identity was published to the channel lately may be left out; it does no harm if it is not.
-    /// After an error, and when the future is dropped, any of them may have been published, the first ones first.
+    /// A message whose identity was published to the channel recently may be left out. Publishing it again is harmless.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] if a body is too large; nothing was published. After any other error the first messages may
+    /// have been published, in their order, and the later ones not.
+    ///
+    /// # Cancellation
+    /// As after an error.
     fn publish<'a>(&'a self, channel: &'a Channel, messages: &'a [Message]) -> BoxFuture<'a, Result<()>>;
 
-    /// Listens to a channel, from some place on. A channel need not exist before.
+    /// Subscribes to a channel. The channel need not exist before.
     ///
-    /// A place that the bus does not hold any more is no error: the first delivery is [`Delivery::PositionLost`].
+    /// A position that the bus no longer has is not an error: the first delivery is then [`Delivery::PositionLost`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::BusFailed`] for a position that is not of this bus.
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>>;
 }
 
-/// One listener of one channel.
+/// A subscription of one listener to one channel.
 pub trait Subscription: Send {
-    /// The next delivery; waits for it. Dropping the future loses nothing.
+    /// Waits for the next delivery and returns it.
     ///
-    /// After an error the next call goes on behind what was delivered last, with a new connection if it takes one, and
-    /// says so if that cannot be had any more.
+    /// # Errors
+    /// After an error the subscription can still be used. The next call goes on behind the last delivered message,
+    /// reconnects if it has to, and returns [`Delivery::PositionLost`] if messages are missing meanwhile.
+    ///
+    /// # Cancellation
+    /// Dropping the future loses no delivery.
     fn next(&mut self) -> BoxFuture<'_, Result<Delivery>>;
 }
 
-/// A bus that was chosen at run time.
+/// Forwards to a bus that was chosen at run time.
 impl<B: Bus + ?Sized> Bus for Box<B> {
     fn publish<'a>(&'a self, channel: &'a Channel, messages: &'a [Message]) -> BoxFuture<'a, Result<()>> {
         (**self).publish(channel, messages)
@@ -185,13 +204,13 @@ impl<B: Bus + ?Sized> Bus for Box<B> {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         (**self).subscribe(channel, from)
     }
 }
 
-/// A bus that several share.
+/// Forwards to a shared bus.
 impl<B: Bus + ?Sized> Bus for std::sync::Arc<B> {
     fn publish<'a>(&'a self, channel: &'a Channel, messages: &'a [Message]) -> BoxFuture<'a, Result<()>> {
         (**self).publish(channel, messages)
@@ -200,7 +219,7 @@ impl<B: Bus + ?Sized> Bus for std::sync::Arc<B> {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         (**self).subscribe(channel, from)
     }

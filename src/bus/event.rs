@@ -1,34 +1,34 @@
-//! What is said over a bus, and its bytes, which another language can write as well.
+//! The events that a bus carries, and their format, which programs in other languages can write as well.
 //!
-//! An *event* says: what happened in the owner's order after one sequence number and up to another is this. So the
-//! events of an owner form a chain, and a missing link shows, whichever bus carried them. An event of somebody who is
-//! no layer, and has no such order, is outside the chain: both numbers are zero.
+//! An *event* covers a range of the owner's sequence numbers, from after one number up to another, and contains all
+//! changes in this range. So the events of an owner form a chain, and a missing link shows whichever bus carried them. An
+//! event of a program that is no layer has no such numbers and is outside the chain: both numbers are zero.
 //!
 //! | bytes, little-endian | |
 //! | --- | --- |
 //! | 1 | version of the format, 1 |
-//! | 1 | what it is: 1 directives, 2 heartbeat, 3 what a follower has seen |
+//! | 1 | kind: 1 directives, 2 heartbeat, 3 the position of a follower |
 //! | 8 | the owner's epoch |
-//! | 8, 8 | the sequence number after which, and up to which, it tells what happened |
-//! | 8 | when that was known to be all, in microseconds of Unix time; zero if nobody knows |
-//! | ... | of directives: each of them, as below; of what a follower has seen: its name |
+//! | 8, 8 | the sequence numbers after which and up to which the event covers all changes |
+//! | 8 | the time when the store held nothing newer, in microseconds of Unix time; zero if unknown |
+//! | ... | the directives, as below; or the name of the follower |
 //! | 4 | CRC-32C (Castagnoli) of all of the above |
 //!
-//! A directive is its kind (1 byte), its version (8), and its parts, each with its length in front (4). The version is
-//! the sequence number of the change.
+//! A directive is its kind (1 byte), its version (8), and its parts, each preceded by its length (4). The version is the
+//! sequence number of the change.
 //!
 //! | kind | | parts |
 //! | --- | --- | --- |
-//! | 1 | the key has another value, or had | namespace, encoded key |
+//! | 1 | the value of the key has changed | namespace, encoded key |
 //! | 2 | the key has this value | namespace, encoded key, encoded value |
 //! | 3 | the key was removed | namespace, encoded key |
 //! | 4 | everything in the namespace and below it was invalidated | namespace |
 //! | 5 | the group was invalidated | namespace, group |
 //! | 6 | what has the tag was invalidated | tag |
-//! | 7 | the namespace's values are of this schema version now (one byte) | namespace, schema version |
-//! | 8 | anything may have changed: what happened up to here cannot be told | |
+//! | 7 | the values of the namespace have this schema version now (one byte) | namespace, schema version |
+//! | 8 | anything may have changed up to this version | |
 //!
-//! The numbers of the format cannot be reused for anything else; a reader refuses what it does not know.
+//! The numbers of the format are never reused. A reader refuses unknown ones.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -40,42 +40,42 @@ const FORMAT: u8 = 1;
 const DIRECTIVES: u8 = 1;
 const HEARTBEAT: u8 = 2;
 const SEEN: u8 = 3;
-/// Everything but what is said, and the checksum.
+/// The length of an event without its payload and checksum.
 const HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 8 + 8;
 const CHECKSUM_BYTES: usize = 4;
 /// The longest name of a follower, in bytes.
 pub const FOLLOWER_BYTES_MAX: usize = 64;
 
-/// One message of an owner, or of a follower, to the others.
+/// A message of an owner or of a follower to the other processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// The owner's epoch.
+    /// The epoch of the owner.
     pub epoch: Epoch,
-    /// Up to where it was told what happened before this event.
+    /// The sequence number up to which the previous event covers all changes.
     pub after: Seq,
-    /// Up to where it is told with this event.
+    /// The sequence number up to which this event covers all changes.
     pub until: Seq,
-    /// When the store was known to hold nothing beyond `until`, in microseconds of Unix time; zero if nobody knows.
+    /// The time when the store was known to hold nothing beyond `until`, in microseconds of Unix time; zero if unknown.
     pub as_of_us: u64,
-    /// What is said.
-    pub said: Said,
+    /// The contents.
+    pub payload: Payload,
 }
 
-/// What an event says. New kinds may come.
+/// The contents of an event. Later versions may add kinds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Said {
-    /// What happened. May be empty.
+pub enum Payload {
+    /// The changes. May be empty.
     Directives(Vec<Directive>),
-    /// Nothing happened: the owner is alive.
+    /// No change: the owner is alive.
     Heartbeat,
-    /// The follower of this name has dealt with everything up to `until`.
+    /// The follower of this name has processed everything up to `until`.
     Seen(String),
 }
 
-/// A precise invalidation. New kinds may come.
+/// A precise invalidation. Later versions may add kinds.
 ///
-/// Keys and values that were decoded share the buffers of their event, so copy what is kept for long.
+/// Decoded keys and values share the buffers of their event; copy them if you keep them for long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Directive {
@@ -89,7 +89,7 @@ pub enum Directive {
     Namespace(NamespaceName, Seq),
     /// The group of the namespace was invalidated.
     Group(NamespaceName, String, Seq),
-    /// What has the tag was invalidated.
+    /// All entries with the tag were invalidated.
     Tag(String, Seq),
     /// The namespace's values have this schema version now.
     Schema(NamespaceName, u8, Seq),
@@ -98,7 +98,7 @@ pub enum Directive {
 }
 
 impl Directive {
-    /// Its version: the sequence number of the change.
+    /// Returns the version: the sequence number of the change.
     #[must_use]
     pub fn version(&self) -> Seq {
         match self {
@@ -113,7 +113,7 @@ impl Directive {
         }
     }
 
-    /// How many bytes it takes in an event.
+    /// Returns the encoded length in bytes.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         let parts = match self {
@@ -153,8 +153,8 @@ impl Directive {
         }
     }
 
-    /// The one that `rest`, which lies within `whole`, begins with.
-    fn decode(whole: &Bytes, rest: &mut &[u8], keys: &mut Keys) -> Result<Directive> {
+    /// Decodes the directive at the start of `rest`, which is a part of `whole`, and removes it from `rest`.
+    fn decode(whole: &Bytes, rest: &mut &[u8], keys: &mut KeyDecoder) -> Result<Directive> {
         let short = || refused("ends within a directive");
         let kind = rest.try_get_u8().map_err(|_| short())?;
         let version = Seq(rest.try_get_u64_le().map_err(|_| short())?);
@@ -186,31 +186,31 @@ impl Directive {
 }
 
 impl Event {
-    /// Its bytes.
+    /// Encodes the event.
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`] beyond [`BODY_BYTES_MAX`]; [`ErrorKind::InvalidName`] for a follower's name that is
     /// empty or longer than [`FOLLOWER_BYTES_MAX`].
     pub fn encode(&self) -> Result<Bytes> {
         let mut out = BytesMut::with_capacity(HEADER_BYTES + CHECKSUM_BYTES + 64);
-        let kind = match &self.said {
-            Said::Directives(_) => DIRECTIVES,
-            Said::Heartbeat => HEARTBEAT,
-            Said::Seen(_) => SEEN,
+        let kind = match &self.payload {
+            Payload::Directives(_) => DIRECTIVES,
+            Payload::Heartbeat => HEARTBEAT,
+            Payload::Seen(_) => SEEN,
         };
         out.put_slice(&[FORMAT, kind]);
         for number in [self.epoch.0, self.after.0, self.until.0, self.as_of_us] {
             out.put_u64_le(number);
         }
-        match &self.said {
-            Said::Directives(directives) => {
+        match &self.payload {
+            Payload::Directives(directives) => {
                 directives.iter().for_each(|directive| directive.encode(&mut out))
             }
-            Said::Heartbeat => {}
-            Said::Seen(follower) if (1..=FOLLOWER_BYTES_MAX).contains(&follower.len()) => {
+            Payload::Heartbeat => {}
+            Payload::Seen(follower) if (1..=FOLLOWER_BYTES_MAX).contains(&follower.len()) => {
                 out.put_slice(follower.as_bytes());
             }
-            Said::Seen(follower) => {
+            Payload::Seen(follower) => {
                 let context = format!("a follower's name of {} bytes; allowed are 1 to 64", follower.len());
                 return Err(Error::new(ErrorKind::InvalidName, context));
             }
@@ -223,10 +223,10 @@ impl Event {
         Ok(out.freeze())
     }
 
-    /// The event that these bytes are.
+    /// Decodes an event.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`]: they are none, or of a format or kind that this version of the crate does not know.
+    /// [`ErrorKind::Refused`] if the bytes are not an event, or of a format or kind that this version does not know.
     pub fn decode(bytes: &Bytes) -> Result<Event> {
         if bytes.len() > BODY_BYTES_MAX {
             return Err(refused("is larger than any event"));
@@ -236,6 +236,7 @@ impl Event {
             return Err(refused("is shorter than any event"));
         };
         let checksum = u32::from_le_bytes(*checksum);
+        // The format comes before the checksum: another format may have another checksum.
         if rest.first() != Some(&FORMAT) {
             return Err(refused("is of an unknown format"));
         }
@@ -249,23 +250,23 @@ impl Event {
         if after > until {
             return Err(refused("ends before it begins"));
         }
-        let said = match kind {
+        let payload = match kind {
             DIRECTIVES => {
-                let (mut directives, mut keys) = (Vec::new(), Keys::within(rest.len()));
+                let (mut directives, mut keys) = (Vec::new(), KeyDecoder::within(rest.len()));
                 while !rest.is_empty() {
                     directives.push(Directive::decode(bytes, &mut rest, &mut keys)?);
                 }
-                Said::Directives(directives)
+                Payload::Directives(directives)
             }
-            HEARTBEAT if rest.is_empty() => Said::Heartbeat,
-            SEEN if (1..=FOLLOWER_BYTES_MAX).contains(&rest.len()) => Said::Seen(text(rest)?),
+            HEARTBEAT if rest.is_empty() => Payload::Heartbeat,
+            SEEN if (1..=FOLLOWER_BYTES_MAX).contains(&rest.len()) => Payload::Seen(text(rest)?),
             HEARTBEAT | SEEN => return Err(refused("has a body of a wrong length")),
             _ => return Err(refused("is of an unknown kind")),
         };
-        Ok(Event { epoch, after, until, as_of_us, said })
+        Ok(Event { epoch, after, until, as_of_us, payload })
     }
 
-    /// Whether it belongs to an owner's chain.
+    /// Returns true if the event belongs to the chain of an owner.
     #[must_use]
     pub fn is_chained(&self) -> bool {
         self.until > Seq::ZERO
@@ -289,21 +290,22 @@ fn name(bytes: &[u8]) -> Result<NamespaceName> {
         .map_err(|error| error.wrap(ErrorKind::Refused, "what a bus delivered holds a bad name"))
 }
 
-/// The keys of an event. Mostly they share a namespace, so the name of the last one is remembered and not checked
-/// again; and they lie in one buffer, which is made once.
-struct Keys {
+/// Decodes the keys of an event. Most keys of an event share a namespace, so the last name is kept and not validated
+/// again; and all keys share one buffer.
+struct KeyDecoder {
     last: Option<NamespaceName>,
     shared: BytesMut,
 }
 
-impl Keys {
-    /// Of an event with so many bytes of directives: their keys take less.
-    fn within(bytes: usize) -> Keys {
-        Keys { last: None, shared: BytesMut::with_capacity(bytes) }
+impl KeyDecoder {
+    /// Makes a decoder for so many bytes of directives, which is more than their keys take.
+    fn within(bytes: usize) -> KeyDecoder {
+        KeyDecoder { last: None, shared: BytesMut::with_capacity(bytes) }
     }
 
     fn key(&mut self, namespace: &[u8], encoded: &[u8]) -> Result<Key> {
         let refused = |error: Error| error.wrap(ErrorKind::Refused, "what a bus delivered holds a bad key");
+        // Validating the same name again for each key would cost more than decoding the key.
         let known = self.last.take().filter(|known| known.as_str().as_bytes() == namespace);
         let name = self.last.insert(known.map_or_else(|| name(namespace), Ok)?);
         Key::new_within(&mut self.shared, name, encoded).map_err(refused)
@@ -318,8 +320,8 @@ mod tests {
         NamespaceName::parse(name).unwrap()
     }
 
-    fn event(said: Said) -> Event {
-        Event { epoch: Epoch(3), after: Seq(41), until: Seq(42), as_of_us: 7, said }
+    fn event(payload: Payload) -> Event {
+        Event { epoch: Epoch(3), after: Seq(41), until: Seq(42), as_of_us: 7, payload }
     }
 
     fn all() -> Vec<Event> {
@@ -336,9 +338,14 @@ mod tests {
             Directive::Schema(name("products"), 2, Seq(42)),
             Directive::Everything(Seq(42)),
         ];
-        [Said::Directives(directives), Said::Directives(vec![]), Said::Heartbeat, Said::Seen("eu-1".into())]
-            .map(event)
-            .into()
+        [
+            Payload::Directives(directives),
+            Payload::Directives(vec![]),
+            Payload::Heartbeat,
+            Payload::Seen("eu-1".into()),
+        ]
+        .map(event)
+        .into()
     }
 
     #[test]
@@ -360,7 +367,7 @@ mod tests {
     fn the_bytes_are_the_documented_ones_and_their_length_is_known() {
         let key = Key::new(&name("products"), b"123").unwrap();
         let directive = Directive::Invalidate(key, Seq(42));
-        let bytes = event(Said::Directives(vec![directive.clone()])).encode().unwrap();
+        let bytes = event(Payload::Directives(vec![directive.clone()])).encode().unwrap();
         let mut expected = vec![1, 1];
         [3_u64, 41, 42, 7].iter().for_each(|number| expected.extend(number.to_le_bytes()));
         expected.push(1);
@@ -372,7 +379,7 @@ mod tests {
         assert_eq!(bytes[..bytes.len() - 4], expected);
         assert_eq!(directive.encoded_len(), bytes.len() - HEADER_BYTES - CHECKSUM_BYTES);
         for event in all() {
-            let Said::Directives(directives) = &event.said else { continue };
+            let Payload::Directives(directives) = &event.payload else { continue };
             let length: usize = directives.iter().map(Directive::encoded_len).sum();
             assert_eq!(event.encode().unwrap().len(), HEADER_BYTES + length + CHECKSUM_BYTES);
         }
@@ -382,13 +389,13 @@ mod tests {
     fn what_is_too_large_or_badly_named_is_refused() {
         let key = Key::new(&name("n"), b"k").unwrap();
         let large = Directive::Put(key, Seq(1), Bytes::from(vec![0; BODY_BYTES_MAX]));
-        let error = event(Said::Directives(vec![large])).encode().expect_err("large");
+        let error = event(Payload::Directives(vec![large])).encode().expect_err("large");
         assert_eq!(error.kind(), ErrorKind::TooLarge);
-        assert!(event(Said::Seen(String::new())).encode().is_err());
-        let backwards = Event { after: Seq(43), ..event(Said::Heartbeat) };
+        assert!(event(Payload::Seen(String::new())).encode().is_err());
+        let backwards = Event { after: Seq(43), ..event(Payload::Heartbeat) };
         assert!(Event::decode(&backwards.encode().unwrap()).is_err());
         // A name that no cache can have, with a checksum that holds.
-        let mut bytes = event(Said::Directives(vec![Directive::Namespace(name("ab"), Seq(1))]))
+        let mut bytes = event(Payload::Directives(vec![Directive::Namespace(name("ab"), Seq(1))]))
             .encode()
             .unwrap()
             .to_vec();

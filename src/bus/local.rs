@@ -1,47 +1,56 @@
-//! A bus within one process: for several layers of it, and for tests.
+//! A bus within one process, for several layers of it and for tests.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::bus::contract::{BoxFuture, Bus, Channel, Delivery, From, Message, Position, Subscription};
+use crate::bus::contract::{
+    BoxFuture, Bus, Channel, Delivery, Message, Position, StartPosition, Subscription,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::seam::sync::{Mutex, MutexGuard};
 
-/// How many messages a channel holds unless it is told otherwise.
+/// The default retention of a channel, in messages.
 const RETAINED_DEFAULT: usize = 65_536;
 
-/// A bus within one process. Cheap to clone; all clones are one bus.
+/// A bus within one process. Cheap to clone; all clones are the same bus.
 ///
-/// Each channel holds its last messages, 65,536 unless told otherwise; who comes too late for one is told that it has
-/// lost its position. Nothing outlives the process.
+/// Each channel keeps its last messages, 65,536 by default. A listener that comes too late for a message gets
+/// [`Delivery::PositionLost`]. Nothing survives the process.
 #[derive(Clone)]
 pub struct LocalBus {
-    channels: Arc<Mutex<HashMap<Channel, Arc<Log>>>>,
+    channels: Arc<Mutex<HashMap<Channel, Arc<ChannelLog>>>>,
     retained: usize,
 }
 
-struct Log {
-    held: Mutex<Held>,
-    /// The number behind the last message.
+struct ChannelLog {
+    held: Mutex<RetainedMessages>,
+    /// The number of the next message.
     end: watch::Sender<u64>,
 }
 
 #[derive(Default)]
-struct Held {
+struct RetainedMessages {
     messages: VecDeque<Bytes>,
-    /// The number of the first of them.
+    /// The number of the first message in `messages`.
     first: u64,
 }
 
-struct Listener {
-    log: Arc<Log>,
-    /// The number of what comes next.
+struct LocalListener {
+    log: Arc<ChannelLog>,
+    /// The number of the next message to deliver.
     next: u64,
-    /// Whether what should have come next may not be what has that number.
+    /// True if the number of the next message is not of this channel, so that messages may be missing.
     lost: bool,
+}
+
+impl fmt::Debug for LocalBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalBus").field("retained", &self.retained).finish_non_exhaustive()
+    }
 }
 
 impl Default for LocalBus {
@@ -51,13 +60,13 @@ impl Default for LocalBus {
 }
 
 impl LocalBus {
-    /// A bus whose channels hold so many messages, one at the least.
+    /// Makes a bus whose channels keep so many messages, at least one.
     #[must_use]
     pub fn new(retained: usize) -> LocalBus {
         LocalBus { channels: Arc::default(), retained: retained.max(1) }
     }
 
-    /// Forgets the messages of a channel, as a bus does whose retention is short.
+    /// Removes all messages of a channel, as if the retention were short.
     pub fn trim(&self, channel: &Channel) {
         let log = self.log(channel);
         let mut held = log.held();
@@ -66,20 +75,20 @@ impl LocalBus {
         held.first += u64::try_from(count).unwrap_or(u64::MAX);
     }
 
-    fn log(&self, channel: &Channel) -> Arc<Log> {
+    fn log(&self, channel: &Channel) -> Arc<ChannelLog> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Log { held: Mutex::default(), end: watch::Sender::new(0) });
+        let new = || Arc::new(ChannelLog { held: Mutex::default(), end: watch::Sender::new(0) });
         Arc::clone(channels.entry(channel.clone()).or_insert_with(new))
     }
 }
 
-impl Log {
-    fn held(&self) -> MutexGuard<'_, Held> {
+impl ChannelLog {
+    fn held(&self) -> MutexGuard<'_, RetainedMessages> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Held {
+impl RetainedMessages {
     fn end(&self) -> u64 {
         self.first + u64::try_from(self.messages.len()).unwrap_or(u64::MAX)
     }
@@ -88,6 +97,7 @@ impl Held {
 impl Bus for LocalBus {
     fn publish<'a>(&'a self, channel: &'a Channel, messages: &'a [Message]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
+            // All are checked before the first one is published: a refused call must publish nothing.
             messages.iter().try_for_each(Message::check)?;
             let log = self.log(channel);
             let end = {
@@ -101,6 +111,8 @@ impl Bus for LocalBus {
                 }
                 held.end()
             };
+            // Publishers get here after the lock is released, so an earlier end may come after a later one. It must not move
+            // the end back.
             log.end.send_if_modified(|known| {
                 let newer = end > *known;
                 *known = end.max(*known);
@@ -113,23 +125,23 @@ impl Bus for LocalBus {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         Box::pin(async move {
             let log = self.log(channel);
             let (next, lost) = {
                 let held = log.held();
                 match &from {
-                    From::Now => (held.end(), false),
-                    From::Oldest => (held.first, false),
-                    From::After(position) => {
+                    StartPosition::Now => (held.end(), false),
+                    StartPosition::Oldest => (held.first, false),
+                    StartPosition::After(position) => {
                         let next = number(position)?.saturating_add(1);
-                        // A number that was never given is of another bus, or of this one's earlier life.
+                        // A number beyond the end is of another bus, or of an earlier process.
                         (next.min(held.end()), next > held.end())
                     }
                 }
             };
-            Ok(Box::new(Listener { log, next, lost }) as Box<dyn Subscription>)
+            Ok(Box::new(LocalListener { log, next, lost }) as Box<dyn Subscription>)
         })
     }
 }
@@ -141,7 +153,7 @@ fn number(position: &Position) -> Result<u64> {
     })
 }
 
-impl Subscription for Listener {
+impl Subscription for LocalListener {
     fn next(&mut self) -> BoxFuture<'_, Result<Delivery>> {
         Box::pin(async move {
             loop {

@@ -1,4 +1,4 @@
-//! Events between processes: the contract of a bus, what is said over one, and the buses that the crate brings along.
+//! Events between processes: the contract of a bus, the format of the events, and the buses that come with the crate.
 
 pub mod contract;
 pub mod event;
@@ -7,20 +7,18 @@ pub mod local;
 pub mod nats;
 #[cfg(feature = "postgres")]
 pub mod postgres;
-#[cfg(feature = "postgres")]
-mod postgres_reading;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(any(feature = "redis", feature = "nats"))]
 mod server;
 pub mod tracker;
 
-pub use contract::{Bus, Channel, Delivery, From, Identity, Message, Position, Subscription};
-pub use event::{Directive, Event, Said};
+pub use contract::{Bus, Channel, Delivery, Identity, Message, Position, StartPosition, Subscription};
+pub use event::{Directive, Event, Payload};
 pub use local::LocalBus;
 #[cfg(feature = "nats")]
 pub use nats::{NatsBus, NatsBusOptions};
 #[cfg(feature = "postgres")]
-pub use postgres::{HeldUp, PostgresBus, PostgresBusOptions};
+pub use postgres::{OutboxBacklog, PostgresBus, PostgresBusOptions};
 #[cfg(feature = "redis")]
 pub use redis::{RedisBus, RedisBusOptions};

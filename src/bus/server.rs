@@ -1,4 +1,4 @@
-//! What the buses have in common that talk to a server: how their errors name it, and options that both have.
+//! The common part of the buses over Redis and NATS: errors that name the server without its secrets, and options.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -8,61 +8,91 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// How many messages a channel holds unless it is told otherwise.
+/// The default retention of a channel, in messages.
 pub(crate) const RETAINED_DEFAULT: u64 = 65_536;
-/// Messages of a channel; more than this says that nothing is to be forgotten, which nobody can promise.
+/// The range of the retention. A larger number would promise to keep everything, which no server can.
 const RETAINED: RangeInclusive<u64> = 1..=1_000_000_000;
-/// How long a server may take to answer unless it is told otherwise.
+/// The default timeout of an answer.
 pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);
-/// After how long without a message a listener looks whether all is well, unless it is told otherwise.
+/// The default time without a message after which a listener checks that it has lost none.
 pub(crate) const IDLE_DEFAULT: Duration = Duration::from_secs(1);
 const IDLE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
-/// What the names of a channel begin with on the server unless it is told otherwise.
+/// The default prefix of all names on the server.
 pub(crate) const PREFIX_DEFAULT: &str = "forebay";
 const PREFIX_BYTES_MAX: usize = 64;
 
-/// A server as the errors of a bus may show it.
+/// The name of a server in errors, and the secrets that no error may contain.
 #[derive(Clone)]
-pub(crate) struct Server {
+pub(crate) struct ServerLabel {
     name: String,
-    /// What no error may show.
+    /// Passwords and tokens, also in their encoded forms.
     secrets: Vec<String>,
 }
 
-impl Server {
-    /// Of a kind of bus, at an address that holds no credentials.
+impl ServerLabel {
+    /// Makes the name from the kind of the bus and an address without credentials.
     pub(crate) fn new(
         bus: &str,
         address: impl fmt::Display,
         secrets: impl Iterator<Item = String>,
-    ) -> Server {
+    ) -> ServerLabel {
+        // Replacing an empty text would insert stars everywhere.
         let secrets = secrets.filter(|secret| !secret.is_empty()).collect();
-        Server { name: format!("the {bus} bus at {address}"), secrets }
+        ServerLabel { name: format!("the {bus} bus at {address}"), secrets }
     }
 
-    /// The failure of doing something, because of something that a server or a driver said. Servers repeat what they
-    /// did not understand, so a secret in that is blotted out.
+    /// Makes an error without a source.
     pub(crate) fn error(&self, kind: ErrorKind, doing: impl fmt::Display, why: impl fmt::Display) -> Error {
-        let mut why = why.to_string();
-        for secret in &self.secrets {
-            why = why.replace(secret.as_str(), "***");
+        Error::new(kind, format!("{}: {doing}: {}", self.name, self.without_secrets(&why.to_string())))
+    }
+
+    /// Makes an error with the driver's error as its source.
+    ///
+    /// Servers repeat what they did not understand, such as a command with a password. If a secret occurs anywhere in the
+    /// chain of sources, the source is replaced by the text of the chain without the secret.
+    pub(crate) fn error_from(
+        &self,
+        kind: ErrorKind,
+        doing: impl fmt::Display,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Error {
+        let context = format!("{}: {doing}", self.name);
+        let mut chain = source.to_string();
+        let mut next = std::error::Error::source(&source);
+        while let Some(cause) = next {
+            // Some drivers print their source in their own text already.
+            let text = cause.to_string();
+            if !chain.contains(&text) {
+                chain.push_str(": ");
+                chain.push_str(&text);
+            }
+            next = cause.source();
         }
-        Error::new(kind, format!("{}: {doing}: {why}", self.name))
+        let shown = self.without_secrets(&chain);
+        if shown == chain {
+            Error::with_source(kind, context, source)
+        } else {
+            Error::with_source(kind, context, shown)
+        }
+    }
+
+    fn without_secrets(&self, text: &str) -> String {
+        self.secrets.iter().fold(text.to_owned(), |shown, secret| shown.replace(secret.as_str(), "***"))
     }
 }
 
-impl fmt::Debug for Server {
+impl fmt::Debug for ServerLabel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
     }
 }
 
-/// Waits for whoever is connecting, but no longer than connecting may take.
+/// Locks a connection that another call may be opening at this moment, within the timeout.
 pub(crate) async fn lock_within<'a, T>(
     connection: &'a Mutex<T>,
     timeout: Duration,
-    server: &Server,
+    server: &ServerLabel,
 ) -> Result<MutexGuard<'a, T>> {
     tokio::time::timeout(timeout, connection.lock()).await.map_err(|_| {
         let why = format!("another call has been at it for {} ms", timeout.as_millis());
@@ -74,7 +104,7 @@ fn refused(option: &str, value: impl fmt::Debug, allowed: &str) -> Error {
     Error::new(ErrorKind::InvalidOption, format!("{option} is {value:?}; allowed are {allowed}"))
 }
 
-/// Checks the options that both have.
+/// Checks the common options.
 pub(crate) fn check(retained: u64, prefix: &str, timeout: Duration, idle: Duration) -> Result<()> {
     if !RETAINED.contains(&retained) {
         return Err(refused("retained", retained, "1 to 1,000,000,000 messages"));
@@ -93,7 +123,7 @@ pub(crate) fn check(retained: u64, prefix: &str, timeout: Duration, idle: Durati
     Ok(())
 }
 
-/// Draws what tells one making of something on a server from the next.
+/// Draws a random identity, which distinguishes a channel from an earlier one of the same name.
 #[cfg(feature = "redis")]
 pub(crate) fn draw_incarnation() -> Result<String> {
     let mut bytes = [0; 8];
@@ -103,11 +133,10 @@ pub(crate) fn draw_incarnation() -> Result<String> {
     Ok(format!("{:016x}", u64::from_le_bytes(bytes)))
 }
 
-/// Sees to it that TLS has its cryptography. A process has one for all of its TLS: the one that it has already is
-/// kept, and where it has none, it is ring.
+/// Installs ring as the process's cryptography for TLS, unless one is installed. rustls has one per process.
 #[cfg(any(feature = "redis-tls", feature = "nats"))]
 pub(crate) fn provide_cryptography() {
-    // That another thread was faster is no failure: then there is one.
+    // This fails if a provider is installed already, which is then used.
     drop(rustls::crypto::ring::default_provider().install_default());
 }
 
@@ -117,9 +146,15 @@ mod tests {
 
     #[test]
     fn an_error_holds_no_secret() {
-        let server = Server::new("redis", "h:1", ["s3cret".to_string(), String::new()].into_iter());
+        let server = ServerLabel::new("redis", "h:1", ["s3cret".to_string(), String::new()].into_iter());
         let error = server.error(ErrorKind::BusFailed, "connecting", "unknown command 'AUTH' 's3cret'");
-        assert_eq!(error.to_string(), "the redis bus at h:1: connecting: unknown command 'AUTH' '***'");
+        assert_eq!(format!("{error:#}"), "the redis bus at h:1: connecting: unknown command 'AUTH' '***'");
+        let io = |text: &str| std::io::Error::other(text.to_owned());
+        let error = server.error_from(ErrorKind::BusFailed, "connecting", io("unknown command 's3cret'"));
+        let shown = format!("{error:#} {error:?}");
+        assert!(shown.contains("unknown command '***'") && !shown.contains("s3cret"), "{shown}");
+        let error = server.error_from(ErrorKind::Transient, "connecting", io("refused"));
+        assert_eq!(format!("{error:#}"), "the redis bus at h:1: connecting: refused");
     }
 
     #[test]
@@ -135,7 +170,7 @@ mod tests {
         ];
         for (result, expected) in refused {
             let error = result.expect_err(expected);
-            assert!(error.kind() == ErrorKind::InvalidOption && error.to_string().starts_with(expected));
+            assert!(error.kind() == ErrorKind::InvalidOption && format!("{error:#}").starts_with(expected));
         }
     }
 }

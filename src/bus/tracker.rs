@@ -1,87 +1,89 @@
-//! What one listener knows of one owner's chain of events: up to where it has heard everything.
+//! The position of a listener in the chain of events of an owner: the number up to which it has received everything.
 //!
-//! A pure state machine: of epochs and of ranges of sequence numbers. Directives may be carried out as they come, in
-//! whatever order and however often; only this says how far *everything* has been heard.
+//! A pure state machine of epochs and of ranges of sequence numbers. A listener may apply directives in any order and more
+//! than once; only the tracker knows up to which number it has them *all*.
 
 use std::collections::BTreeMap;
 
 use crate::ids::{Epoch, Seq};
 use crate::safeguard::Safeguard;
 
-/// How many ranges that lie behind a gap are remembered; what goes beyond has to be heard again.
+/// The number of ranges behind a gap that are remembered. Further ones must be received again.
 const RANGES_MAX: usize = 256;
 
-/// How far a listener has heard everything.
+/// The numbers that a listener has received.
 #[derive(Clone, Debug, Default)]
 pub struct Tracker {
     epoch: Epoch,
     position: Seq,
-    /// What has been heard behind a gap: after which number, up to which.
+    /// The ranges received behind a gap: after the key, up to the value.
     beyond: BTreeMap<Seq, Seq>,
 }
 
-/// What an event is to a listener.
+/// The continuity of an event with those received before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Heard {
-    /// It goes on where the listener stands, or repeats what it knows.
+pub enum Continuity {
+    /// The event continues at the position of the listener, or repeats what it has received.
     InOrder,
-    /// Something is missing before it.
+    /// Numbers are missing before the event.
     Gap,
-    /// It is of an owner that another one has followed. Nothing of it counts.
+    /// The event is of an owner that was succeeded by another one. It must be ignored.
     OldEpoch,
 }
 
 impl Tracker {
-    /// Of a listener who needs nothing up to `position`, and knows of this epoch.
+    /// Makes the tracker of a listener that needs nothing up to `position` and knows this epoch.
     #[must_use]
     pub fn new(epoch: Epoch, position: Seq) -> Tracker {
         Tracker { epoch, position, beyond: BTreeMap::new() }
     }
 
-    /// Up to where everything has been heard.
+    /// Returns the number up to which everything was received.
     #[must_use]
     pub fn position(&self) -> Seq {
         self.position
     }
 
-    /// The newest epoch that is known.
+    /// Returns the newest known epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// Whether something is missing before what has been heard.
+    /// Returns true if numbers are missing before the newest received one.
     #[must_use]
     pub fn has_gap(&self) -> bool {
         !self.beyond.is_empty()
     }
 
-    /// Notes that there is an owner of this epoch.
+    /// Records that there is an owner of this epoch.
     pub fn learn_epoch(&mut self, epoch: Epoch) {
         self.epoch = self.epoch.max(epoch);
     }
 
-    /// Notes an event of this epoch that tells what happened after one number and up to another.
-    pub fn hear(&mut self, epoch: Epoch, after: Seq, until: Seq) -> Heard {
+    /// Records an event of this epoch that covers the numbers after `after` and up to `until`.
+    pub fn observe(&mut self, epoch: Epoch, after: Seq, until: Seq) -> Continuity {
         if epoch < self.epoch && Safeguard::OldOwnerRefused.holds() {
-            return Heard::OldEpoch;
+            return Continuity::OldEpoch;
         }
         self.learn_epoch(epoch);
         if after > self.position && Safeguard::GapIsNoticed.holds() {
+            // A range that is not remembered must be received again. The position never passes it, so nothing is skipped.
             if self.beyond.len() < RANGES_MAX {
                 let known = self.beyond.entry(after).or_insert(until);
                 *known = until.max(*known);
             }
-            return Heard::Gap;
+            return Continuity::Gap;
         }
         self.raise(until);
-        Heard::InOrder
+        Continuity::InOrder
     }
 
-    /// Notes that nothing up to `position` is missing any more, whether it was heard or not.
+    /// Raises the position: nothing up to it is missing any more, whether it was received or not.
     pub fn raise(&mut self, position: Seq) {
         self.position = position.max(self.position);
+        // Closing a gap may connect several ranges behind it.
         while let Some(first) = self.beyond.first_entry()
             && *first.key() <= self.position
         {
@@ -89,9 +91,9 @@ impl Tracker {
         }
     }
 
-    /// Up to where something was heard, with or without gaps.
+    /// Returns the newest number received, with or without gaps before it.
     #[must_use]
-    pub fn heard_of(&self) -> Seq {
+    pub fn newest(&self) -> Seq {
         self.beyond.values().copied().max().unwrap_or_default().max(self.position)
     }
 }
@@ -104,13 +106,17 @@ mod tests {
     #[test]
     fn a_gap_is_noticed_and_closed_in_any_order() {
         let mut tracker = Tracker::new(Epoch(1), Seq(10));
-        assert_eq!(tracker.hear(Epoch(1), Seq(10), Seq(12)), Heard::InOrder);
-        assert_eq!(tracker.hear(Epoch(1), Seq(14), Seq(16)), Heard::Gap);
-        assert_eq!(tracker.hear(Epoch(1), Seq(16), Seq(17)), Heard::Gap);
-        assert!(tracker.position() == Seq(12) && tracker.has_gap() && tracker.heard_of() == Seq(17));
-        assert_eq!(tracker.hear(Epoch(1), Seq(11), Seq(14)), Heard::InOrder, "it overlaps what is known");
+        assert_eq!(tracker.observe(Epoch(1), Seq(10), Seq(12)), Continuity::InOrder);
+        assert_eq!(tracker.observe(Epoch(1), Seq(14), Seq(16)), Continuity::Gap);
+        assert_eq!(tracker.observe(Epoch(1), Seq(16), Seq(17)), Continuity::Gap);
+        assert!(tracker.position() == Seq(12) && tracker.has_gap() && tracker.newest() == Seq(17));
+        assert_eq!(
+            tracker.observe(Epoch(1), Seq(11), Seq(14)),
+            Continuity::InOrder,
+            "it overlaps what is known"
+        );
         assert!(tracker.position() == Seq(17) && !tracker.has_gap());
-        assert_eq!(tracker.hear(Epoch(1), Seq(0), Seq(9)), Heard::InOrder, "a duplicate");
+        assert_eq!(tracker.observe(Epoch(1), Seq(0), Seq(9)), Continuity::InOrder, "a duplicate");
         assert_eq!(tracker.position(), Seq(17));
     }
 
@@ -118,10 +124,10 @@ mod tests {
     fn an_older_epoch_does_not_count() {
         let mut tracker = Tracker::new(Epoch(1), Seq(10));
         tracker.learn_epoch(Epoch(2));
-        assert_eq!(tracker.hear(Epoch(1), Seq(10), Seq(11)), Heard::OldEpoch);
+        assert_eq!(tracker.observe(Epoch(1), Seq(10), Seq(11)), Continuity::OldEpoch);
         assert_eq!((tracker.position(), tracker.has_gap()), (Seq(10), false));
-        assert_eq!(tracker.hear(Epoch(3), Seq(10), Seq(11)), Heard::InOrder);
-        assert_eq!(tracker.hear(Epoch(2), Seq(11), Seq(12)), Heard::OldEpoch);
+        assert_eq!(tracker.observe(Epoch(3), Seq(10), Seq(11)), Continuity::InOrder);
+        assert_eq!(tracker.observe(Epoch(2), Seq(11), Seq(12)), Continuity::OldEpoch);
     }
 
     proptest! {
@@ -133,7 +139,7 @@ mod tests {
             let mut tracker = Tracker::new(Epoch(1), Seq::ZERO);
             let mut heard = [false; 64];
             for (after, count) in ranges {
-                prop_assert_ne!(tracker.hear(Epoch(1), Seq(after), Seq(after + count)), Heard::OldEpoch);
+                prop_assert_ne!(tracker.observe(Epoch(1), Seq(after), Seq(after + count)), Continuity::OldEpoch);
                 heard[after as usize..(after + count) as usize].fill(true);
                 let first_missing = heard.iter().position(|heard| !heard).unwrap();
                 prop_assert_eq!(tracker.position(), Seq(first_missing as u64));

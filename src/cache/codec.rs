@@ -8,6 +8,7 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::error::Error as StdError;
+use std::hash::Hash;
 
 use bincode::Options;
 use serde::Serialize;
@@ -15,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::memory::reloads::Same;
+use crate::memory::reloads::CompareValues;
 use crate::safeguard::Safeguard;
 
 /// The schema version of a cache that says nothing else.
@@ -48,6 +49,14 @@ pub trait Codec: Send + Sync + 'static {
     /// A sentence saying why `bytes` are not a `T`.
     fn decode<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, String>;
 }
+
+/// The bounds of a cache's keys. Every type that meets them is one.
+pub trait CacheKey: Serialize + DeserializeOwned + Hash + Eq + Clone + Send + Sync + 'static {}
+impl<K: Serialize + DeserializeOwned + Hash + Eq + Clone + Send + Sync + 'static> CacheKey for K {}
+
+/// The bounds of a cache's values. Every type that meets them is one.
+pub trait CacheValue: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {}
+impl<V: Serialize + DeserializeOwned + Clone + Send + Sync + 'static> CacheValue for V {}
 
 /// bincode 1.3: fixed-width integers, little-endian, no bytes left over, bounded.
 #[derive(Clone, Copy, Debug)]
@@ -171,7 +180,7 @@ const COMPARED_BYTES_MAX: usize = 64 << 10;
 impl<K, V: 'static> Coder<K, V> {
     /// Tells whether two values are the same by what they encode to; nothing of large ones, and of those that do not
     /// encode.
-    pub(crate) fn comparison(&self) -> Same<V> {
+    pub(crate) fn comparison(&self) -> CompareValues<V> {
         let encode = self.encode_value;
         Box::new(move |one, other| {
             let (mut first, mut second) = (Vec::new(), Vec::new());
@@ -358,7 +367,7 @@ mod tests {
             let mut other = bytes.clone();
             other[at] = 99;
             let error = bincode.decode(&other).err().expect(what);
-            assert!(error.kind() == ErrorKind::Decode && error.to_string().contains(what), "{error}");
+            assert!(error.kind() == ErrorKind::Decode && format!("{error:#}").contains(what), "{error}");
         }
         let mut longer = bytes.clone();
         longer.push(0);
@@ -424,7 +433,7 @@ mod tests {
         bytes[1] = TAGGED | 9;
         let error = new.decode(&bytes).err().expect("another schema");
         assert!(
-            error.kind() == ErrorKind::Decode && error.to_string().contains("no schema of ours"),
+            error.kind() == ErrorKind::Decode && format!("{error:#}").contains("no schema of ours"),
             "{error}"
         );
     }

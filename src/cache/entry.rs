@@ -3,14 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::receipt::Receipt;
-use crate::error::Error;
+use crate::cache::codec::check_tags;
+use crate::error::{Error, Result};
 use crate::ids::Seq;
-use crate::memory::entry::Own;
+use crate::memory::entry::EntryOverrides;
 use crate::memory::freshness::OnUnverified;
-use crate::memory::scope::{ReadSet, Ties};
-use crate::memory::servable::{Ask, Excuse, Situation};
-use crate::options::WritePolicy;
+use crate::memory::scope::{Dependencies, ReadSet};
+use crate::memory::servable::{LoadProgress, ReadConstraints, StaleReason};
+use crate::options::{WritePolicy, within_time};
+
+/// The shortest and the longest time to live or to idle.
+pub(crate) const LIFE_MIN: Duration = Duration::from_millis(1);
+pub(crate) const LIFE_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
 /// What a read found, with the proof of how current that is. Of a key without a value there is one, too.
 #[derive(Clone, Debug)]
@@ -26,13 +30,13 @@ pub struct Entry<V> {
     /// Where this read found it.
     pub source: Source,
     /// The bound that it met.
-    pub bound: MetBound,
+    pub bound: StalenessBound,
     /// If it is served though its time is up: why.
-    pub stale: Option<Excuse>,
+    pub stale: Option<StaleReason>,
     /// The failure in whose stead it is served.
     pub error: Option<Error>,
     /// What it hangs on beside its key and cache.
-    pub(crate) ties: Option<Arc<Ties>>,
+    pub(crate) dependencies: Option<Arc<Dependencies>>,
 }
 
 /// Where a read found its answer.
@@ -52,7 +56,7 @@ pub enum Source {
 /// How stale an answer could have been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum MetBound {
+pub enum StalenessBound {
     /// Not at all: it is pending, or its load began after the read did.
     Current,
     /// Younger than this when it was taken; the tightest of what the cache and the reader ask for.
@@ -61,9 +65,30 @@ pub enum MetBound {
     Unbounded,
 }
 
-impl MetBound {
-    pub(crate) fn of(bound: Option<Duration>) -> MetBound {
-        bound.map_or(MetBound::Unbounded, MetBound::Within)
+impl StalenessBound {
+    pub(crate) fn of(bound: Option<Duration>) -> StalenessBound {
+        bound.map_or(StalenessBound::Unbounded, StalenessBound::Within)
+    }
+}
+
+/// The proof of an acknowledged write: its place in the layer's order.
+///
+/// It can be sent to a process that follows this one, which then reads the write's effect:
+/// [`ReadOptions::at_least`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Receipt {
+    seq: Seq,
+}
+
+impl Receipt {
+    pub(crate) fn new(seq: Seq) -> Receipt {
+        Receipt { seq }
+    }
+
+    /// The write's sequence number; of an atomic batch, its last record's.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        self.seq
     }
 }
 
@@ -118,9 +143,9 @@ impl ReadOptions {
         self
     }
 
-    pub(crate) fn ask(&self, has_loader: bool) -> Ask {
+    pub(crate) fn constraints(&self, has_loader: bool) -> ReadConstraints {
         let (max_staleness, on_unverified) = (self.max_staleness, self.on_unverified);
-        Ask { max_staleness, on_unverified, has_loader, situation: Situation::Looking }
+        ReadConstraints { max_staleness, on_unverified, has_loader, progress: LoadProgress::NotStarted }
     }
 
     pub(crate) fn least(&self) -> Option<Seq> {
@@ -179,12 +204,24 @@ impl WriteOptions {
         self
     }
 
+    /// Checks lives and tags.
+    pub(crate) fn check(&self) -> Result<()> {
+        for (option, life) in [("time_to_live", self.time_to_live), ("time_to_idle", self.time_to_idle)] {
+            life.map_or(Ok(()), |life| within_time(option, life, LIFE_MIN, LIFE_MAX))?;
+        }
+        check_tags(&self.tags).map(drop)
+    }
+
     pub(crate) fn chosen_policy(&self) -> Option<WritePolicy> {
         self.policy
     }
 
-    pub(crate) fn own(&self) -> Own {
-        Own { time_to_live: self.time_to_live, time_to_idle: self.time_to_idle, ties: None }
+    pub(crate) fn overrides(&self) -> EntryOverrides {
+        EntryOverrides {
+            time_to_live: self.time_to_live,
+            time_to_idle: self.time_to_idle,
+            dependencies: None,
+        }
     }
 
     pub(crate) fn chosen_tags(&self) -> &[String] {
@@ -202,7 +239,7 @@ impl From<WritePolicy> for WriteOptions {
 #[derive(Clone, Debug)]
 pub struct Loaded<V> {
     pub(crate) value: Option<V>,
-    pub(crate) own: Own,
+    pub(crate) overrides: EntryOverrides,
     pub(crate) tags: Vec<String>,
     pub(crate) read: ReadSet,
 }
@@ -223,14 +260,14 @@ impl<V> Loaded<V> {
     /// How long this is fresh in memory, instead of as long as the cache says.
     #[must_use]
     pub fn time_to_live(mut self, time_to_live: Duration) -> Loaded<V> {
-        self.own.time_to_live = Some(time_to_live);
+        self.overrides.time_to_live = Some(time_to_live);
         self
     }
 
     /// How long it stays in memory unused, instead of as long as the cache says.
     #[must_use]
     pub fn time_to_idle(mut self, time_to_idle: Duration) -> Loaded<V> {
-        self.own.time_to_idle = Some(time_to_idle);
+        self.overrides.time_to_idle = Some(time_to_idle);
         self
     }
 
@@ -244,6 +281,6 @@ impl<V> Loaded<V> {
 
 impl<V> From<Option<V>> for Loaded<V> {
     fn from(value: Option<V>) -> Loaded<V> {
-        Loaded { value, own: Own::default(), tags: Vec::new(), read: ReadSet::default() }
+        Loaded { value, overrides: EntryOverrides::default(), tags: Vec::new(), read: ReadSet::default() }
     }
 }

@@ -1,12 +1,12 @@
-//! One load per key at a time.
+//! Single flight: one load per key at a time, shared by all readers who wait for the key.
 //!
-//! A flight carries where it started. A reader joins it only if nothing has moved since, so a read that begins after a
-//! write or an invalidation never joins an older load (Facebook's memcache leases, NSDI 2013, settle the same race with
-//! tokens); and only if it is young enough for the reader.
+//! A flight records where the fences stood when it began. A reader joins it only if they still stand there, so a read
+//! that begins after a write or an invalidation never joins an older load (Facebook's memcache leases, NSDI 2013, settle
+//! the same race with tokens); and only if the flight is young enough for that reader.
 //!
-//! A flight belongs to all who wait for it, and whoever of them is polled drives it: none of them can hold up the
-//! others by not being polled or by going away. When the last one goes away, the load is dropped. If it panics, all of
-//! them are told. One flight may load several keys.
+//! A flight is driven by its waiters: whichever of them is polled polls the load. So no waiter can hold up the others
+//! by not being polled or by going away. When the last one goes away, the load is dropped. If the load panics, every
+//! waiter gets `None`. One flight may load several keys.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -17,77 +17,79 @@ use std::pin::Pin;
 use std::sync::{Arc, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
-use crate::memory::entry::Start;
+use crate::memory::entry::LoadStart;
 use crate::safeguard::Safeguard;
 use crate::seam::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::seam::sync::{Mutex, MutexGuard};
 
-/// A load that lands with one outcome for each of its keys.
+/// A load that ends with one outcome for each of its keys, in their order.
 pub type Load<T> = Pin<Box<dyn Future<Output = Vec<T>> + Send>>;
 
-/// The loads of one cache that are under way.
+/// The loads of one cache that are under way, by key.
 pub struct Flights<K, T> {
-    flights: Mutex<HashMap<K, Listed<T>>>,
+    slots: Mutex<HashMap<K, Slot<T>>>,
 }
 
-/// Where the flight of a key is found.
-struct Listed<T> {
-    start: Start,
+/// One key's place in the flight that loads it.
+struct Slot<T> {
+    start: LoadStart,
     flight: Weak<Flight<T>>,
-    seat: usize,
+    index: usize,
 }
 
+/// One load and what its waiters share.
 struct Flight<T> {
-    state: Mutex<State<T>>,
-    waiting: Arc<Waiting>,
-    joined: AtomicU64,
+    state: Mutex<FlightState<T>>,
+    wakers: Arc<Wakers>,
+    /// Numbers the waiters.
+    waiters: AtomicU64,
 }
 
-enum State<T> {
-    /// Its keys are still being collected.
-    Boarding,
-    /// Nobody polls it.
+enum FlightState<T> {
+    /// The keys are still being collected.
+    Collecting,
+    /// The load waits to be polled.
     Idle(Load<T>),
-    /// Somebody polls it.
+    /// A waiter polls the load, which it took out of here.
     Polled,
-    /// The outcomes are there.
-    Landed(Vec<T>),
-    /// There will be none.
-    Crashed,
+    /// The load has ended with these outcomes.
+    Done(Vec<T>),
+    /// The load panicked, or was never started.
+    Panicked,
 }
 
-/// Who is to be woken when a flight gets on.
+/// The wakers of a flight's waiters.
 #[derive(Default)]
-struct Waiting {
-    wakers: Mutex<BTreeMap<u64, Waker>>,
-    /// Somebody has woken the flight since its poll began.
+struct Wakers {
+    by_waiter: Mutex<BTreeMap<u64, Waker>>,
+    /// True if the flight was woken since its poll began.
     woken: AtomicBool,
 }
 
-/// What a reader is to do about an absent key.
-pub enum Turn<T> {
-    /// Its flight loads the key.
-    Lead(Join<T>),
-    /// Somebody loads it already.
-    Join(Join<T>),
+/// The part a reader plays in the flight of its key.
+pub enum Join<T> {
+    /// The reader's own flight loads the key.
+    Lead(Waiter<T>),
+    /// Another reader's flight loads it already.
+    Follow(Waiter<T>),
 }
 
-/// A flight that collects its keys. Dropping it without [`Departure::depart`] releases those who joined.
-pub struct Departure<K: Hash + Eq, T> {
+/// A flight that still collects its keys. Dropping it without [`FlightBuilder::start`] releases everyone who joined.
+pub struct FlightBuilder<K: Hash + Eq, T> {
     flights: Arc<Flights<K, T>>,
     flight: Arc<Flight<T>>,
     keys: Vec<K>,
 }
 
-/// A place on a flight: a future of its outcome, or of nothing if the load panicked.
-pub struct Join<T> {
+/// A future of one key's outcome; `None` if the load panicked.
+pub struct Waiter<T> {
     flight: Arc<Flight<T>>,
-    seat: usize,
+    index: usize,
     number: u64,
 }
 
-/// Takes a flight off the list when its load ends, however it does.
-struct Listing<K: Hash + Eq, T> {
+/// Frees the slots of a flight's keys when its load ends or is dropped.
+struct SlotsGuard<K: Hash + Eq, T> {
     flights: Arc<Flights<K, T>>,
     flight: Weak<Flight<T>>,
     keys: Vec<K>,
@@ -99,147 +101,158 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<K, T> Default for Flights<K, T> {
     fn default() -> Self {
-        Flights { flights: Mutex::new(HashMap::new()) }
-    }
-}
-
-impl<K: Hash + Eq + Clone, T> Flights<K, T> {
-    /// A flight for keys that nobody loads.
-    #[must_use]
-    pub fn departure(self: &Arc<Self>) -> Departure<K, T> {
-        let flight =
-            Flight { state: Mutex::new(State::Boarding), waiting: Arc::default(), joined: AtomicU64::new(0) };
-        Departure { flights: Arc::clone(self), flight: Arc::new(flight), keys: Vec::new() }
-    }
-}
-
-impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> Departure<K, T> {
-    /// Joins the flight of `key` that began where the fences stand now and that `suits`; or takes the key on this one.
-    pub fn board(&mut self, key: &K, start: &Start, suits: impl FnOnce(&Start) -> bool) -> Turn<T> {
-        let mut flights = lock(&self.flights.flights);
-        if let Some(listed) = flights.get(key)
-            && (listed.start.mark == start.mark || !Safeguard::JoinNoOlderLoad.holds())
-            && suits(&listed.start)
-            && let Some(flight) = listed.flight.upgrade()
-        {
-            return Turn::Join(Join::new(flight, listed.seat));
-        }
-        let seat = self.keys.len();
-        let flight = Arc::downgrade(&self.flight);
-        flights.insert(key.clone(), Listed { start: *start, flight, seat });
-        self.keys.push(key.clone());
-        Turn::Lead(Join::new(Arc::clone(&self.flight), seat))
-    }
-
-    /// Starts the load of the keys that were taken, in their order.
-    pub fn depart(mut self, load: impl Future<Output = Vec<T>> + Send + 'static) {
-        let keys = mem::take(&mut self.keys);
-        let listing =
-            Listing { flights: Arc::clone(&self.flights), flight: Arc::downgrade(&self.flight), keys };
-        let load: Load<T> = Box::pin(async move {
-            let landed = load.await;
-            drop(listing);
-            landed
-        });
-        *lock(&self.flight.state) = State::Idle(load);
-        self.flight.waiting.wake_all();
-    }
-}
-
-impl<K: Hash + Eq, T> Drop for Departure<K, T> {
-    fn drop(&mut self) {
-        let mut state = lock(&self.flight.state);
-        if matches!(*state, State::Boarding) {
-            *state = State::Crashed;
-            drop(state);
-            self.flights.strike(&self.keys, &Arc::downgrade(&self.flight));
-            self.flight.waiting.wake_all();
-        }
+        Flights { slots: Mutex::new(HashMap::new()) }
     }
 }
 
 impl<K: Hash + Eq, T> Flights<K, T> {
-    /// Forgets where these keys are loaded, as far as it is still this flight: a newer one may have taken the place.
-    fn strike(&self, keys: &[K], flight: &Weak<Flight<T>>) {
-        let mut flights = lock(&self.flights);
+    /// Begins a flight without keys.
+    #[must_use]
+    pub fn builder(self: &Arc<Self>) -> FlightBuilder<K, T> {
+        let state = Mutex::new(FlightState::Collecting);
+        let flight = Flight { state, wakers: Arc::default(), waiters: AtomicU64::new(0) };
+        FlightBuilder { flights: Arc::clone(self), flight: Arc::new(flight), keys: Vec::new() }
+    }
+
+    /// Frees the slots of these keys that are still this flight's.
+    fn free(&self, keys: &[K], flight: &Weak<Flight<T>>) {
+        let mut slots = lock(&self.slots);
         for key in keys {
-            if flights.get(key).is_some_and(|listed| Weak::ptr_eq(&listed.flight, flight)) {
-                flights.remove(key);
+            // After a change of the key a newer flight may have taken the slot.
+            if slots.get(key).is_some_and(|slot| Weak::ptr_eq(&slot.flight, flight)) {
+                slots.remove(key);
             }
         }
     }
 }
 
-impl<K: Hash + Eq, T> Drop for Listing<K, T> {
-    fn drop(&mut self) {
-        self.flights.strike(&self.keys, &self.flight);
+impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> FlightBuilder<K, T> {
+    /// Joins the flight that loads `key`, if it began where the fences stand now and `suits` accepts its start; else
+    /// adds the key to this flight.
+    pub fn join_or_add(
+        &mut self,
+        key: &K,
+        start: &LoadStart,
+        suits: impl FnOnce(&LoadStart) -> bool,
+    ) -> Join<T> {
+        let mut slots = lock(&self.flights.slots);
+        if let Some(slot) = slots.get(key)
+            && (slot.start.mark == start.mark || !Safeguard::JoinNoOlderLoad.holds())
+            && suits(&slot.start)
+            && let Some(flight) = slot.flight.upgrade()
+        {
+            return Join::Follow(Waiter::new(flight, slot.index));
+        }
+        let index = self.keys.len();
+        let flight = Arc::downgrade(&self.flight);
+        slots.insert(key.clone(), Slot { start: *start, flight, index });
+        self.keys.push(key.clone());
+        Join::Lead(Waiter::new(Arc::clone(&self.flight), index))
+    }
+
+    /// Starts the load of the keys that were added; it has to end with one outcome for each, in their order.
+    pub fn start(mut self, load: impl Future<Output = Vec<T>> + Send + 'static) {
+        let keys = mem::take(&mut self.keys);
+        let guard =
+            SlotsGuard { flights: Arc::clone(&self.flights), flight: Arc::downgrade(&self.flight), keys };
+        let load: Load<T> = Box::pin(async move {
+            let outcomes = load.await;
+            // Before the outcomes are seen: whoever sees them and reads again begins a load of its own.
+            drop(guard);
+            outcomes
+        });
+        *lock(&self.flight.state) = FlightState::Idle(load);
+        // Readers who joined while the keys were collected found nothing to poll.
+        self.flight.wakers.wake_all();
     }
 }
 
-impl Waiting {
+impl<K: Hash + Eq, T> Drop for FlightBuilder<K, T> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.flight.state);
+        // Never started: readers who joined would wait for ever.
+        if matches!(*state, FlightState::Collecting) {
+            *state = FlightState::Panicked;
+            drop(state);
+            self.flights.free(&self.keys, &Arc::downgrade(&self.flight));
+            self.flight.wakers.wake_all();
+        }
+    }
+}
+
+impl<K: Hash + Eq, T> Drop for SlotsGuard<K, T> {
+    fn drop(&mut self) {
+        self.flights.free(&self.keys, &self.flight);
+    }
+}
+
+impl Wakers {
     fn wake_all(&self) {
-        let wakers = mem::take(&mut *lock(&self.wakers));
+        let wakers = mem::take(&mut *lock(&self.by_waiter));
         wakers.into_values().for_each(Waker::wake);
     }
 }
 
-impl Wake for Waiting {
+impl Wake for Wakers {
     fn wake(self: Arc<Self>) {
         self.woken.store(true, Ordering::SeqCst);
         self.wake_all();
     }
 }
 
-impl<T> Join<T> {
-    fn new(flight: Arc<Flight<T>>, seat: usize) -> Join<T> {
-        let number = flight.joined.fetch_add(1, Ordering::SeqCst);
-        Join { flight, seat, number }
+impl<T> Waiter<T> {
+    fn new(flight: Arc<Flight<T>>, index: usize) -> Waiter<T> {
+        let number = flight.waiters.fetch_add(1, Ordering::SeqCst);
+        Waiter { flight, index, number }
     }
 }
 
-impl<T: Clone> Future for Join<T> {
+impl<T: Clone> Future for Waiter<T> {
     type Output = Option<T>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
-        let Join { flight, seat, number } = &*self;
+        let Waiter { flight, index, number } = &*self;
         let mut state = lock(&flight.state);
         match &*state {
-            State::Landed(outcomes) => return Poll::Ready(outcomes.get(*seat).cloned()),
-            State::Crashed => return Poll::Ready(None),
-            State::Boarding | State::Idle(_) | State::Polled => {}
+            FlightState::Done(outcomes) => return Poll::Ready(outcomes.get(*index).cloned()),
+            FlightState::Panicked => return Poll::Ready(None),
+            FlightState::Collecting | FlightState::Idle(_) | FlightState::Polled => {}
         }
-        lock(&flight.waiting.wakers).insert(*number, context.waker().clone());
-        let mut load = match mem::replace(&mut *state, State::Polled) {
-            State::Idle(load) => load,
-            // Who polls it, or makes it depart, wakes this one.
+        // Under the state's lock, so that a flight that ends now either is seen here or finds this waker.
+        lock(&flight.wakers.by_waiter).insert(*number, context.waker().clone());
+        let mut load = match mem::replace(&mut *state, FlightState::Polled) {
+            FlightState::Idle(load) => load,
+            // Whoever polls the load, or starts it, wakes this waiter.
             other => {
                 *state = other;
                 return Poll::Pending;
             }
         };
+        // The load runs without the lock: it may read keys of this cache, and other waiters may come and go.
         drop(state);
-        flight.waiting.woken.store(false, Ordering::SeqCst);
-        let waker = Waker::from(Arc::clone(&flight.waiting));
+        flight.wakers.woken.store(false, Ordering::SeqCst);
+        let waker = Waker::from(Arc::clone(&flight.wakers));
         let polled = catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(&mut Context::from_waker(&waker))));
         match polled {
             Ok(Poll::Pending) => {
-                *lock(&flight.state) = State::Idle(load);
-                // Somebody who was woken in between found the flight being polled, and waits: not for this one alone.
-                if flight.waiting.woken.load(Ordering::SeqCst) {
-                    flight.waiting.wake_all();
+                *lock(&flight.state) = FlightState::Idle(load);
+                // A waiter that was woken during the poll found the load taken, and went to sleep again. Without a
+                // second wake-up it would depend on this waiter being polled.
+                if flight.wakers.woken.load(Ordering::SeqCst) {
+                    flight.wakers.wake_all();
                 }
                 Poll::Pending
             }
             Ok(Poll::Ready(outcomes)) => {
-                let outcome = outcomes.get(*seat).cloned();
-                *lock(&flight.state) = State::Landed(outcomes);
-                flight.waiting.wake_all();
+                let outcome = outcomes.get(*index).cloned();
+                *lock(&flight.state) = FlightState::Done(outcomes);
+                flight.wakers.wake_all();
                 Poll::Ready(outcome)
             }
             Err(_panic) => {
-                *lock(&flight.state) = State::Crashed;
-                flight.waiting.wake_all();
-                // What a panic left behind may panic again when it is dropped.
+                *lock(&flight.state) = FlightState::Panicked;
+                flight.wakers.wake_all();
+                // A future that panicked may panic again when it is dropped.
                 drop(catch_unwind(AssertUnwindSafe(|| drop(load))));
                 Poll::Ready(None)
             }
@@ -247,8 +260,8 @@ impl<T: Clone> Future for Join<T> {
     }
 }
 
-impl<T> Drop for Join<T> {
+impl<T> Drop for Waiter<T> {
     fn drop(&mut self) {
-        lock(&self.flight.waiting.wakers).remove(&self.number);
+        lock(&self.flight.wakers.by_waiter).remove(&self.number);
     }
 }

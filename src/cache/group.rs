@@ -1,93 +1,93 @@
-//! Groups: parts of a cache whose keys can be invalidated together.
+//! Groups: the parts of a cache whose keys can be invalidated together.
 //!
-//! Which group a key is in follows from the key alone, by the function that the cache was opened with; so an entry is
-//! in its group however it came into memory.
+//! A key's group is a function of the key alone, given when the cache was opened; so an entry is in its group however
+//! it came into memory.
 
 use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
 
-use crate::cache::blocking::BlockingCache;
-use crate::cache::receipt::Receipt;
-use crate::cache::typed::Cache;
-use crate::cache::view::{CacheKey, CacheValue};
+use crate::cache::entry::Receipt;
 use crate::error::Result;
-use crate::ids::Seq;
+use crate::ids::{NamespaceName, Seq};
+use crate::layer::layer::Layer;
+use crate::seam::blocking::blocking_calls;
+use crate::seam::clock::block_on;
 
-/// Says which group a key is in.
+/// Returns the group of a key, if it is in one.
 pub(crate) type GroupOf<K> = Box<dyn Fn(&K) -> Option<String> + Send + Sync>;
 
-/// A group of a cache's keys.
+/// A group of a cache's keys, by name. Made by [`Cache::group`](crate::Cache::group); cheap to clone.
 #[derive(Clone)]
-pub struct Group<K, V> {
-    cache: Cache<K, V>,
+pub struct Group {
+    layer: Arc<Layer>,
+    namespace: NamespaceName,
     name: Box<str>,
 }
 
-impl<K, V> fmt::Debug for Group<K, V> {
+impl fmt::Debug for Group {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Group").field("cache", &self.cache).field("name", &self.name).finish()
+        f.debug_struct("Group").field("cache", &self.namespace.as_str()).field("name", &self.name).finish()
     }
 }
 
-impl<K: CacheKey, V: CacheValue> Group<K, V> {
-    pub(crate) fn new(cache: Cache<K, V>, name: &str) -> Group<K, V> {
-        Group { cache, name: name.into() }
+impl Group {
+    pub(crate) fn new(layer: Arc<Layer>, namespace: NamespaceName, name: &str) -> Group {
+        Group { layer, namespace, name: name.into() }
     }
 
-    /// Its name.
+    /// The group's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Makes every entry of the group unservable in memory, at a cost that does not depend on how many there are, and
-    /// notes that durably; what is pending is the truth and stays. See
-    /// [`Forebay::invalidate_namespace`](crate::Forebay::invalidate_namespace), which does so for whole caches.
+    /// Makes every entry of the group unservable in memory, and writes that down durably. Costs the same however many
+    /// entries there are. Pending writes are not touched: they are newer than the store.
+    ///
+    /// [`Forebay::invalidate_namespace`](crate::Forebay::invalidate_namespace) does so for whole caches.
     ///
     /// # Errors and cancellation
     /// As there.
     pub async fn invalidate(&self) -> Result<Receipt> {
-        let Cache { layer, view } = &self.cache;
-        layer.invalidate_group(&view.namespace, &self.name).await.map(Receipt::new)
+        self.layer.invalidate_group(&self.namespace, &self.name).await.map(Receipt::new)
     }
 
-    /// The sequence number of the last invalidation of the group, its namespace, or one that this lies below; zero if
+    /// The sequence number of the last invalidation of the group, of its namespace, or of a namespace above it; zero if
     /// there was none.
     ///
     /// # Errors
-    /// The store's. A token that cannot be read is never taken for one that is not there.
+    /// The store's. A token that cannot be read is an error, never taken for one that is not there.
     pub async fn token(&self) -> Result<Seq> {
-        let Cache { layer, view } = &self.cache;
-        layer.group_token(&view.namespace, &self.name).await
+        self.layer.group_token(&self.namespace, &self.name).await
     }
 
-    /// The same calls without a runtime.
+    /// The same calls for callers without a runtime.
     #[must_use]
-    pub fn blocking(&self) -> BlockingGroup<K, V> {
-        BlockingGroup { group: self.clone(), cache: self.cache.blocking() }
+    pub fn blocking(&self) -> BlockingGroup {
+        BlockingGroup { inner: self.clone() }
     }
 }
 
 /// A [`Group`] for callers without a runtime.
 #[derive(Clone, Debug)]
-pub struct BlockingGroup<K, V> {
-    group: Group<K, V>,
-    cache: BlockingCache<K, V>,
+pub struct BlockingGroup {
+    inner: Group,
 }
 
-impl<K: CacheKey, V: CacheValue> BlockingGroup<K, V> {
-    /// See [`Group::invalidate`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn invalidate(&self) -> Result<Receipt> {
-        self.cache.run(self.group.invalidate())
+impl BlockingGroup {
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        block_on(Some(&self.inner.layer.runtime), future)
     }
 
-    /// See [`Group::token`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn token(&self) -> Result<Seq> {
-        self.cache.run(self.group.token())
+    /// The group itself.
+    #[must_use]
+    pub fn group(&self) -> &Group {
+        &self.inner
+    }
+
+    blocking_calls! { Group:
+        fn invalidate() -> Result<Receipt>;
+        fn token() -> Result<Seq>;
     }
 }

@@ -1,22 +1,20 @@
-//! Typed views of one layer's namespaces, and the same calls without a runtime.
+//! Typed views of one layer's namespaces: reading, writing, invalidating; async, and blocking for callers without a
+//! runtime.
+//!
+//! A cache turns keys and values into bytes and back, keeps values in memory, and loads each key once at a time. It
+//! never decides on its own what is durable or in which order: that is the layer's.
 
-mod asking;
 pub mod batch;
-pub mod blocking;
 pub mod codec;
-pub(crate) mod counting;
-pub mod derive;
 pub mod entry;
 pub mod flights;
-pub(crate) mod forgetting;
-pub(crate) mod get;
 pub mod group;
+pub mod loader;
 pub mod opening;
 pub(crate) mod reading;
-pub mod receipt;
 pub mod rules;
-pub mod source;
 pub mod throttle;
 pub mod typed;
 pub mod versions;
-pub mod view;
+pub(crate) mod view;
+pub(crate) mod writing;

@@ -2,31 +2,30 @@
 
 use std::any::type_name;
 use std::error::Error as StdError;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::codec::{Bincode, Codec, Coder, SCHEMA_DEFAULT, SCHEMA_MAX, Upgrade};
+use crate::cache::codec::{Bincode, CacheKey, CacheValue, Codec, Coder, SCHEMA_DEFAULT, SCHEMA_MAX, Upgrade};
+use crate::cache::entry::{LIFE_MAX, LIFE_MIN};
 use crate::cache::group::GroupOf;
+use crate::cache::reading::OpenCache;
 use crate::cache::rules::{Replacement, Rule, Stale};
 use crate::cache::throttle::Throttle;
 use crate::cache::typed::Cache;
 use crate::cache::versions::VERSIONS_KEPT_MAX;
-use crate::cache::view::{CacheKey, CacheValue, TypedView};
+use crate::cache::view::TypedView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::NamespaceName;
 use crate::layer::layer::Layer;
 use crate::memory::freshness::Freshness;
-use crate::memory::resident::{Bound, Resident};
+use crate::memory::metrics::CacheMetrics;
+use crate::memory::resident::{Capacity, Resident};
 use crate::memory::views::View;
-use crate::metrics::CacheMetrics;
 use crate::options::{WritePolicy, within_time};
 
 /// How many entries a cache holds in memory unless it says otherwise.
 const CAPACITY_DEFAULT: usize = 10_000;
-
-/// The shortest and the longest time to live.
-pub(crate) const LIFE_MIN: Duration = Duration::from_millis(1);
-pub(crate) const LIFE_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
 const LOAD_THROTTLE_DEFAULT: Duration = Duration::from_secs(1);
 
@@ -35,7 +34,7 @@ const LOAD_THROTTLE_DEFAULT: Duration = Duration::from_secs(1);
 pub struct CacheBuilder<K, V> {
     layer: Arc<Layer>,
     name: String,
-    bound: Bound<K, V>,
+    bound: Capacity<K, V>,
     policy: Option<WritePolicy>,
     coalesce: bool,
     time_to_live: Option<Duration>,
@@ -50,12 +49,18 @@ pub struct CacheBuilder<K, V> {
     rules: Vec<Rule<K, V>>,
 }
 
+impl<K, V> fmt::Debug for CacheBuilder<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheBuilder").field("namespace", &self.name).finish_non_exhaustive()
+    }
+}
+
 impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
     pub(crate) fn new(layer: Arc<Layer>, name: &str) -> Self {
         CacheBuilder {
             layer,
             name: name.into(),
-            bound: Bound::Entries(CAPACITY_DEFAULT),
+            bound: Capacity::Entries(CAPACITY_DEFAULT),
             policy: None,
             coalesce: true,
             time_to_live: None,
@@ -73,7 +78,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
 
     /// How many entries may be in memory. Default: 10,000.
     pub fn capacity(mut self, entries: usize) -> Self {
-        self.bound = Bound::Entries(entries);
+        self.bound = Capacity::Entries(entries);
         self
     }
 
@@ -84,7 +89,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         weight: u64,
         weigh: impl Fn(&K, &V) -> u32 + Send + Sync + 'static,
     ) -> Self {
-        self.bound = Bound::Weight(weight, Box::new(weigh));
+        self.bound = Capacity::Weight(weight, Box::new(weigh));
         self
     }
 
@@ -284,7 +289,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         let view = self.layer.views().open(&namespace, schema, || {
             let throttle = Throttle::new(freshness.load_throttle);
             let resident = Resident::new(bound, freshness, ticker)?;
-            let resident = resident.in_order_of(scopes).comparing(coder.comparison());
+            let resident = resident.with_scopes(scopes).with_comparison(coder.comparison());
             resident.set_time_to_live(time_to_live);
             let view: TypedView<K, V> = TypedView {
                 namespace: namespace.clone(),
@@ -306,7 +311,9 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             Ok(Arc::new(view) as Arc<dyn View>)
         })?;
         match view.into_any().downcast::<TypedView<K, V>>() {
-            Ok(view) if view.described == described => Ok(Cache { layer: self.layer, view }),
+            Ok(view) if view.described == described => {
+                Ok(Cache { open: OpenCache { layer: self.layer, view } })
+            }
             Ok(view) => Err(in_use(&namespace, &view.described, &described)),
             Err(_) => Err(in_use(&namespace, "other types", &described)),
         }
@@ -350,12 +357,12 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
     /// The options in words, so that two openings of a namespace can be compared and told apart.
     fn describe(&self, policy: WritePolicy, codec: u8, freshness: &Freshness) -> Result<String> {
         let bound = match &self.bound {
-            Bound::Entries(0) | Bound::Weight(0, _) => {
+            Capacity::Entries(0) | Capacity::Weight(0, _) => {
                 let context = format!("cache \"{}\": capacity is 0; it has to be at least 1", self.name);
                 return Err(Error::new(ErrorKind::InvalidOption, context));
             }
-            Bound::Entries(entries) => format!("{entries} entries"),
-            Bound::Weight(weight, _) => format!("weight {weight}"),
+            Capacity::Entries(entries) => format!("{entries} entries"),
+            Capacity::Weight(weight, _) => format!("weight {weight}"),
         };
         if !(1..=SCHEMA_MAX).contains(&self.schema) {
             let context = format!("schema_version is {}; allowed are 1 to {SCHEMA_MAX}", self.schema);

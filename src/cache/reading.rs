@@ -1,228 +1,265 @@
-//! How a cache reads: memory, then what is pending, then the store, then the reader's loader; one load per key.
+//! Lookup: memory, then pending writes, then the store, then the reader's loader; one load per key at a time.
 //!
-//! Whether something in memory may be served is decided by `memory::servable` alone. Here is what follows from the
-//! answer: a load, a load in the background, or, when a load fails, a second look at what may be served in its stead.
+//! Whether an entry in memory may be served is decided by `memory::servable` alone. This file acts on the answer: it
+//! serves, loads, loads in the background, or, when a load fails, looks for a stale entry to serve in its stead.
 
-use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::cache::codec::{Decoded, check_tags};
-use crate::cache::entry::{Entry, Loaded, MetBound, ReadOptions, Source};
-use crate::cache::flights::{Departure, Flights, Turn};
-use crate::cache::source::{Loader, ManyLoader, panicked};
-use crate::cache::throttle::is_failing_source;
-use crate::cache::view::{CacheKey, CacheValue, TypedView};
-use crate::error::{Error, Result};
-use crate::ids::{Key, Seq};
+use crate::cache::codec::{CacheKey, CacheValue};
+use crate::cache::entry::{Entry, ReadOptions, Source, StalenessBound};
+use crate::cache::flights::{FlightBuilder, Flights, Join};
+use crate::cache::loader::{Loader, ManyLoader, load_panicked};
+use crate::cache::throttle::is_source_failure;
+use crate::cache::view::{KeyLoad, LoadDone, LoadOutcome, TypedView};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Seq;
 use crate::layer::layer::Layer;
-use crate::memory::entry::{Brought, Held, Own, Start, Unjudged};
-use crate::memory::scope::{ReadSet, Ties};
-use crate::memory::servable::{Ask, Generation, Situation};
-use crate::queue::lookup::{Lookup, LookupAnswer};
-use crate::safeguard::Safeguard;
-use crate::seam::clock::Moment;
-use crate::seam::span::Span;
-use crate::store::contract::Versioned;
+use crate::memory::entry::{Candidate, LoadStart, MemoryHit};
+use crate::memory::freshness::OnUnverified;
+use crate::memory::servable::{LoadProgress, MissReason, ReadConstraints};
+use crate::queue::lookup::LookupAnswer;
+use crate::store::contract::BoxFuture;
 
-/// What a load brought to all who wait for it.
-#[derive(Clone)]
-pub(crate) struct Landed<V> {
-    value: Option<V>,
-    version: Seq,
-    since: Moment,
-    source: Source,
-    generation: Generation,
-    ties: Option<Arc<Ties>>,
+/// An open cache: the shared part of its namespace, and the layer that it belongs to.
+pub(crate) struct OpenCache<K, V> {
+    pub(crate) layer: Arc<Layer>,
+    pub(crate) view: Arc<TypedView<K, V>>,
 }
 
-pub(crate) type Outcome<V> = Result<Landed<V>>;
-
-/// A key that a flight loads.
-struct Led<K> {
-    key: K,
-    stored: Key,
-    start: Start,
+impl<K, V> Clone for OpenCache<K, V> {
+    fn clone(&self) -> Self {
+        OpenCache { layer: Arc::clone(&self.layer), view: Arc::clone(&self.view) }
+    }
 }
 
-impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
-    /// What memory has, counted, if no time limits it; else what there is to judge.
+/// The future of a plain read.
+///
+/// Written by hand: an `async` block moves what it returns at once through its own memory, and that is a good part of
+/// what a hit costs.
+pub(crate) struct Get<'a, K, V> {
+    cache: &'a OpenCache<K, V>,
+    key: &'a K,
+    /// The read of a key that memory does not have; on the heap, so that the future of a hit stays small.
+    beyond_memory: Option<BoxFuture<'a, Result<Option<V>>>>,
+}
+
+impl<K: CacheKey, V: CacheValue> Future for Get<'_, K, V> {
+    type Output = Result<Option<V>>;
+
     #[inline]
-    pub(crate) fn hit(&self, layer: &Layer, key: &K) -> Result<Option<V>, Unjudged<V>> {
-        layer.catch_up();
-        let value = self.resident.glance(key)?;
-        self.metrics.memory_hits.increment();
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.beyond_memory.is_none()
+            && let Poll::Ready(answer) = self.cache.get_in_memory(self.key)
+        {
+            return Poll::Ready(answer);
+        }
+        self.poll_beyond_memory(context)
+    }
+}
+
+impl<'a, K: CacheKey, V: CacheValue> Get<'a, K, V> {
+    pub(crate) fn new(cache: &'a OpenCache<K, V>, key: &'a K) -> Get<'a, K, V> {
+        Get { cache, key, beyond_memory: None }
+    }
+
+    #[cold]
+    fn poll_beyond_memory(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<V>>> {
+        let (cache, key) = (self.cache, self.key);
+        self.beyond_memory
+            .get_or_insert_with(|| Box::pin(cache.get_beyond_memory(key)))
+            .as_mut()
+            .poll(context)
+    }
+}
+
+impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
+    /// Answers a plain read from memory, or returns `Pending`; counted either way. Needs nobody to drive it.
+    #[inline(always)]
+    pub(crate) fn get_in_memory(&self, key: &K) -> Poll<Result<Option<V>>> {
+        // Two ways out, so that the value of the first one passes through no memory.
+        match self.glance(key) {
+            Ok(value) => Poll::Ready(Ok(value)),
+            Err(found) => match self.get_judged(key, found) {
+                Some(answer) => Poll::Ready(answer),
+                None => Poll::Pending,
+            },
+        }
+    }
+
+    /// The rest of a plain read that memory did not answer.
+    pub(crate) async fn get_beyond_memory(&self, key: &K) -> Result<Option<V>> {
+        self.read_beyond_memory(key, &ReadConstraints::default(), None, None).await.map(|entry| entry.value)
+    }
+
+    /// Returns the value in memory if no time limits it, and counts the hit; else what is to be judged.
+    #[inline]
+    fn glance(&self, key: &K) -> Result<Option<V>, Candidate<V>> {
+        self.layer.catch_up();
+        let value = self.view.resident.get(key)?;
+        self.view.metrics.memory_hits.increment();
         Ok(value)
     }
 
-    /// What memory has, if it may be served, or why nothing may be; counted either way. Loads it again where that is
-    /// due.
+    /// Returns what was found if it may be served, and loads it again if that is due. `None` if the read has to go
+    /// beyond memory. Counts a hit or a miss.
     #[cold]
-    pub(crate) fn hit_if_judged(
-        self: &Arc<Self>,
-        layer: &Layer,
-        key: &K,
-        found: Unjudged<V>,
-    ) -> Option<Result<Option<V>>> {
-        match self.resident.judge(found, &Ask::default()) {
+    fn get_judged(&self, key: &K, found: Candidate<V>) -> Option<Result<Option<V>>> {
+        match self.view.resident.check(found, &ReadConstraints::default()) {
             Ok(held) => {
-                self.count_hit(&held);
+                self.view.count_hit(&held);
                 if held.reload {
-                    self.load_in_background(layer, key, None);
+                    self.load_in_background(key, None);
                 }
                 Some(Ok(held.value))
             }
             Err(reason) => {
-                self.count_miss(reason);
-                self.check_verifiable(reason, &Ask::default()).err().map(Err)
+                self.view.count_miss(reason);
+                self.check_verifiable(reason, &ReadConstraints::default()).err().map(Err)
             }
         }
     }
 
     /// Reads with the proof. `loader` is made only if memory does not have the answer.
     pub(crate) async fn read(
-        self: &Arc<Self>,
-        layer: &Layer,
+        &self,
         key: &K,
         options: &ReadOptions,
         has_loader: bool,
         loader: impl FnOnce() -> Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
-        let ask = self.asked(layer, options, has_loader).await?;
-        layer.catch_up();
-        match self.resident.look_closely(key, &ask) {
+        let constraints = self.constraints(options, has_loader).await?;
+        self.layer.catch_up();
+        match self.view.resident.look_closely(key, &constraints) {
             Ok(held) => {
-                self.count_hit(&held);
+                self.view.count_hit(&held);
                 if held.reload {
-                    self.load_in_background(layer, key, loader());
+                    self.load_in_background(key, loader());
                 }
-                Ok(entry_held(held, None))
+                Ok(entry_in_memory(held, None))
             }
             Err(reason) => {
-                self.count_miss(reason);
-                self.check_verifiable(reason, &ask)?;
-                self.read_beyond(layer, key, &ask, options.instead_of_waiting(), loader()).await
+                self.view.count_miss(reason);
+                self.check_verifiable(reason, &constraints)?;
+                self.read_beyond_memory(key, &constraints, options.instead_of_waiting(), loader()).await
             }
         }
     }
 
-    /// Reads what memory does not have: pending, then the store, then the loader, one load per key at a time.
-    pub(crate) async fn read_beyond(
-        self: &Arc<Self>,
-        layer: &Layer,
+    /// Reads a key that memory does not have: pending writes, then the store, then the loader.
+    async fn read_beyond_memory(
+        &self,
         key: &K,
-        ask: &Ask,
+        constraints: &ReadConstraints,
         instead_of_waiting: Option<Duration>,
         loader: Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
-        let stored = self.stored_key(key)?;
-        let start = self.start(key, ask);
+        let OpenCache { layer, view } = self;
+        let stored = view.stored_key(key)?;
+        let start = self.start(key, constraints);
+        // A pending value that is in memory needs no flight: nobody has to wait for it. A pending removal answers only
+        // a reader without a loader; the key is absent then, and a loader has to be asked.
         if let Some(pending) = layer.reads().peek(&stored)
             && (pending.is_some() || loader.is_none())
         {
             layer.metrics().pending_hits.add(1);
             let answer = LookupAnswer { value: pending, pending: true };
-            let landed = self.keep_answer(layer.reads(), key, answer, &start);
-            let landed = landed.map_err(|error| self.in_namespace(error))?;
-            return Ok(self.entry_landed(landed, &start, ask));
+            let done = view.keep_answer(layer.reads(), key, answer, &start);
+            let done = done.map_err(|error| view.in_namespace(error))?;
+            return Ok(self.entry_loaded(done, &start, constraints));
         }
-        if let Some(error) = self.throttle.recent(key, start.since) {
-            self.metrics.throttled_loads.add(1);
-            return self.instead_of(layer, key, ask, error);
+        if let Some(error) = view.throttle.recent(key, start.since) {
+            view.metrics.throttled_loads.add(1);
+            return self.stale_or(key, constraints, error);
         }
-        let mut departure = self.flights(loader.as_ref()).departure();
-        let suits = |other: &Start| self.resident.may_join(other.since, start.since, ask);
-        let (join, left) = match departure.board(key, &start, suits) {
-            Turn::Lead(join) => {
-                self.depart(layer.reads(), departure, Led { key: key.clone(), stored, start }, loader);
-                (join, None)
+        let mut flight = self.flights(loader.as_ref()).builder();
+        let suits = |other: &LoadStart| view.resident.may_join(other.since, start.since, constraints);
+        let (waiter, retry) = match flight.join_or_add(key, &start, suits) {
+            Join::Lead(waiter) => {
+                self.start_load(flight, KeyLoad { key: key.clone(), stored, start }, loader);
+                (waiter, None)
             }
-            Turn::Join(join) => {
-                drop(departure);
+            Join::Follow(waiter) => {
+                drop(flight);
                 if let Some(most) = instead_of_waiting {
-                    let waiting = Ask { situation: Situation::Waiting(most), ..*ask };
-                    if let Ok(held) = self.resident.look_closely(key, &waiting) {
-                        self.count_hit(&held);
-                        return Ok(entry_held(held, None));
+                    let waiting = ReadConstraints { progress: LoadProgress::InFlight(most), ..*constraints };
+                    if let Ok(held) = view.resident.look_closely(key, &waiting) {
+                        view.count_hit(&held);
+                        return Ok(entry_in_memory(held, None));
                     }
                 }
-                self.count_join(layer);
-                (join, Some((stored, loader)))
+                self.count_join();
+                (waiter, Some((stored, loader)))
             }
         };
-        match (join.await.unwrap_or_else(|| Err(panicked())), left) {
-            // What it hangs on may have been invalidated before this reader came.
-            (Ok(landed), Some((stored, loader))) if self.is_broken(&landed) => {
-                let led = Led { key: key.clone(), stored, start: self.start(key, ask) };
-                Box::pin(self.read_alone(layer, led, ask, loader)).await
+        match (waiter.await.unwrap_or_else(|| Err(load_panicked())), retry) {
+            // Tags and read keys of a value are known only when it is loaded. If one of them was invalidated before
+            // this reader came, the load that it joined is too old for it.
+            (Ok(done), Some((stored, loader))) if view.is_invalidated(&done) => {
+                let load = KeyLoad { key: key.clone(), stored, start: self.start(key, constraints) };
+                Box::pin(self.read_alone(load, constraints, loader)).await
             }
-            (Ok(landed), _) => Ok(self.entry_landed(landed, &start, ask)),
-            (Err(error), _) => self.instead_of(layer, key, ask, error),
+            (Ok(done), _) => Ok(self.entry_loaded(done, &start, constraints)),
+            (Err(error), _) => self.stale_or(key, constraints, error),
         }
     }
 
-    /// Loads a key without joining anybody.
+    /// Loads a key without joining a flight.
     async fn read_alone(
-        self: &Arc<Self>,
-        layer: &Layer,
-        led: Led<K>,
-        ask: &Ask,
+        &self,
+        load: KeyLoad<K>,
+        constraints: &ReadConstraints,
         loader: Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
-        let (key, start) = (led.key.clone(), led.start);
-        let mut departure = self.flights(loader.as_ref()).departure();
-        let (Turn::Lead(join) | Turn::Join(join)) = departure.board(&key, &start, |_| false);
-        self.depart(layer.reads(), departure, led, loader);
-        match join.await.unwrap_or_else(|| Err(panicked())) {
-            Ok(landed) => Ok(self.entry_landed(landed, &start, ask)),
-            Err(error) => self.instead_of(layer, &key, ask, error),
+        let (key, start) = (load.key.clone(), load.start);
+        let mut flight = self.flights(loader.as_ref()).builder();
+        let (Join::Lead(waiter) | Join::Follow(waiter)) = flight.join_or_add(&key, &start, |_| false);
+        self.start_load(flight, load, loader);
+        match waiter.await.unwrap_or_else(|| Err(load_panicked())) {
+            Ok(done) => Ok(self.entry_loaded(done, &start, constraints)),
+            Err(error) => self.stale_or(&key, constraints, error),
         }
     }
 
-    fn is_broken(&self, landed: &Landed<V>) -> bool {
-        let scopes = self.resident.fences().scopes();
-        let broken = |ties: &Arc<Ties>| ties.are_broken(scopes, landed.generation);
-        landed.ties.as_ref().is_some_and(broken) && Safeguard::JoinNoBrokenLoad.holds()
-    }
-
-    /// The values of several keys, in their order; what nobody loads yet in one call, of the store and of the loader.
+    /// Reads several keys, in their order. Keys that nobody loads yet are loaded in one call of the store and one of
+    /// the loader.
     pub(crate) async fn read_many(
-        self: &Arc<Self>,
-        layer: &Layer,
+        &self,
         keys: &[K],
         options: &ReadOptions,
         loader: Option<ManyLoader<K, V>>,
     ) -> Result<Vec<Option<V>>> {
-        let ask = self.asked(layer, options, loader.is_some()).await?;
+        let OpenCache { layer, view } = self;
+        let constraints = self.constraints(options, loader.is_some()).await?;
         let mut values = Vec::with_capacity(keys.len());
         let mut missing = Vec::new();
         layer.catch_up();
-        // What can fail comes first: a flight that has been boarded has to depart.
+        // All that can fail comes before a flight is joined or begun: a flight that has keys has to be started.
         for (at, key) in keys.iter().enumerate() {
-            match self.resident.look(key, &ask) {
+            match view.resident.lookup(key, &constraints) {
                 Ok(held) => {
-                    self.count_hit(&held);
+                    view.count_hit(&held);
                     if held.reload && loader.is_none() {
-                        self.load_in_background(layer, key, None);
+                        self.load_in_background(key, None);
                     }
                     values.push(held.value);
                     continue;
                 }
                 Err(reason) => {
-                    self.count_miss(reason);
-                    self.check_verifiable(reason, &ask)?;
+                    view.count_miss(reason);
+                    self.check_verifiable(reason, &constraints)?;
                 }
             }
-            match self.throttle.recent(key, self.resident.ticker().now()) {
+            match view.throttle.recent(key, view.resident.ticker().now()) {
                 Some(error) => {
-                    self.metrics.throttled_loads.add(1);
-                    values.push(self.instead_of(layer, key, &ask, error)?.value);
+                    view.metrics.throttled_loads.add(1);
+                    values.push(self.stale_or(key, &constraints, error)?.value);
                 }
                 None => {
-                    missing.push((at, key, self.stored_key(key)?));
+                    missing.push((at, key, view.stored_key(key)?));
                     values.push(None);
                 }
             }
@@ -230,37 +267,38 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         if missing.is_empty() {
             return Ok(values);
         }
-        let flights = if loader.is_some() { &self.loader_flights } else { &self.flights };
-        let mut departure = flights.departure();
-        // Which tags a load will bring is not known before it lands.
-        let newest = self.resident.fences().scopes().newest();
-        let (mut led, mut joins) = (Vec::new(), Vec::new());
+        let flights = if loader.is_some() { &view.loader_flights } else { &view.flights };
+        let mut flight = flights.builder();
+        // The tags of a value are known only when it is loaded, so a load is joined only if no tag or group at all was
+        // invalidated since it began. A single read would check the tags afterwards and load again.
+        let newest = view.resident.fences().scopes().newest();
+        let (mut loads, mut waiters) = (Vec::new(), Vec::new());
         for (at, key, stored) in missing {
-            let start = self.start(key, &ask);
-            let suits = |other: &Start| {
-                other.generation >= newest && self.resident.may_join(other.since, start.since, &ask)
+            let start = self.start(key, &constraints);
+            let suits = |other: &LoadStart| {
+                other.generation >= newest && view.resident.may_join(other.since, start.since, &constraints)
             };
-            let join = match departure.board(key, &start, suits) {
-                Turn::Lead(join) => {
-                    led.push(Led { key: key.clone(), stored, start });
-                    join
+            let waiter = match flight.join_or_add(key, &start, suits) {
+                Join::Lead(waiter) => {
+                    loads.push(KeyLoad { key: key.clone(), stored, start });
+                    waiter
                 }
-                Turn::Join(join) => {
-                    self.count_join(layer);
-                    join
+                Join::Follow(waiter) => {
+                    self.count_join();
+                    waiter
                 }
             };
-            joins.push((at, key, start, join));
+            waiters.push((at, key, start, waiter));
         }
-        if !led.is_empty() {
-            self.metrics.loads.add(u64::try_from(led.len()).unwrap_or(u64::MAX));
-            let (view, reads) = (Arc::clone(self), Arc::clone(layer.reads()));
-            departure.depart(async move { view.load_many(&reads, led, loader).await });
+        if !loads.is_empty() {
+            view.metrics.loads.add(u64::try_from(loads.len()).unwrap_or(u64::MAX));
+            let (view, reads) = (Arc::clone(view), Arc::clone(layer.reads()));
+            flight.start(async move { view.load_many(&reads, loads, loader).await });
         }
-        for (at, key, start, join) in joins {
-            let entry = match join.await.unwrap_or_else(|| Err(panicked())) {
-                Ok(landed) => self.entry_landed(landed, &start, &ask),
-                Err(error) => self.instead_of(layer, key, &ask, error)?,
+        for (at, key, start, waiter) in waiters {
+            let entry = match waiter.await.unwrap_or_else(|| Err(load_panicked())) {
+                Ok(done) => self.entry_loaded(done, &start, &constraints),
+                Err(error) => self.stale_or(key, &constraints, error)?,
             };
             if let Some(value) = values.get_mut(at) {
                 *value = entry.value;
@@ -269,227 +307,137 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         Ok(values)
     }
 
-    /// Loads a key while its readers have what memory has; does nothing if somebody loads it already.
-    fn load_in_background(self: &Arc<Self>, layer: &Layer, key: &K, loader: Option<Loader<K, V>>) {
-        // A key that is in memory was encoded when it came, so this one will be, too; if not, its readers are told
-        // when its time is up.
-        let Ok(stored) = self.stored_key(key) else { return };
-        let start = self.resident.start(key);
-        if self.throttle.recent(key, start.since).is_some() {
+    /// Returns what memory would serve; neither counted nor a use.
+    pub(crate) fn peek(&self, key: &K) -> Option<Entry<V>> {
+        self.layer.catch_up();
+        self.view.resident.peek(key, &ReadConstraints::default()).ok().map(|held| entry_in_memory(held, None))
+    }
+
+    /// Loads a key while its readers are served from memory; does nothing if it is being loaded already.
+    fn load_in_background(&self, key: &K, loader: Option<Loader<K, V>>) {
+        // The key was encoded when its entry came, so it encodes again; should it not, readers get the error when the
+        // entry's time is up.
+        let Ok(stored) = self.view.stored_key(key) else { return };
+        let start = self.view.resident.start(key);
+        if self.view.throttle.recent(key, start.since).is_some() {
             return;
         }
-        let mut departure = self.flights(loader.as_ref()).departure();
-        if let Turn::Lead(join) = departure.board(key, &start, |_| true) {
-            self.depart(layer.reads(), departure, Led { key: key.clone(), stored, start }, loader);
-            self.metrics.background_loads.add(1);
-            layer.tasks().spawn(async move { drop(join.await) });
+        let mut flight = self.flights(loader.as_ref()).builder();
+        if let Join::Lead(waiter) = flight.join_or_add(key, &start, |_| true) {
+            self.start_load(flight, KeyLoad { key: key.clone(), stored, start }, loader);
+            self.view.metrics.background_loads.add(1);
+            self.layer.tasks().spawn(async move { drop(waiter.await) });
         }
     }
 
-    /// Where a load for this reader starts.
-    fn start(&self, key: &K, ask: &Ask) -> Start {
-        match ask.max_staleness {
-            // The value of now: what began earlier must not come after it.
-            Some(most) if most.is_zero() => self.resident.start_anew(key),
-            _ => self.resident.start(key),
+    /// Notes where the fences of a key stand before a load for this reader.
+    fn start(&self, key: &K, constraints: &ReadConstraints) -> LoadStart {
+        match constraints.max_staleness {
+            // This reader wants the value of now, so no load that began earlier may replace what it finds.
+            Some(most) if most.is_zero() => self.view.resident.begin_load_past_memory(key),
+            _ => self.view.resident.start(key),
         }
     }
 
-    fn flights(&self, loader: Option<&Loader<K, V>>) -> &Arc<Flights<K, Outcome<V>>> {
+    fn flights(&self, loader: Option<&Loader<K, V>>) -> &Arc<Flights<K, LoadOutcome<V>>> {
         match loader {
-            None => &self.flights,
-            Some(loader) if loader.derives => &self.derived_flights,
-            Some(_) => &self.loader_flights,
+            None => &self.view.flights,
+            Some(loader) if loader.derives => &self.view.derived_flights,
+            Some(_) => &self.view.loader_flights,
         }
     }
 
-    fn depart(
-        self: &Arc<Self>,
-        reads: &Arc<Lookup>,
-        departure: Departure<K, Outcome<V>>,
-        led: Led<K>,
+    fn start_load(
+        &self,
+        flight: FlightBuilder<K, LoadOutcome<V>>,
+        load: KeyLoad<K>,
         loader: Option<Loader<K, V>>,
     ) {
-        self.metrics.loads.add(1);
-        let (view, reads) = (Arc::clone(self), Arc::clone(reads));
-        departure.depart(async move { vec![view.load(&reads, led, loader).await] });
+        self.view.metrics.loads.add(1);
+        let (view, reads) = (Arc::clone(&self.view), Arc::clone(self.layer.reads()));
+        flight.start(async move { vec![view.load(&reads, load, loader).await] });
     }
 
-    async fn load(&self, reads: &Lookup, led: Led<K>, loader: Option<Loader<K, V>>) -> Outcome<V> {
-        let Led { key, stored, start } = led;
-        let span = Span::load(self.namespace.as_str(), 1);
-        let landed = async {
-            let answer = reads.load(&stored).await?;
-            match loader {
-                Some(loader) if answer.value.is_none() => {
-                    let loaded = (loader.load)(key.clone()).await?;
-                    self.keep_loaded(reads, &key, loaded, &start)
-                }
-                _ => self.keep_answer(reads, &key, answer, &start),
-            }
+    /// Translates a read's options, after waiting until the store has the write that the reader wants to see.
+    async fn constraints(&self, options: &ReadOptions, has_loader: bool) -> Result<ReadConstraints> {
+        let constraints = options.constraints(has_loader);
+        let past_memory = match options.least() {
+            Some(least) => self.layer.reach(least).await?,
+            None => false,
         };
-        let outcome = span.around(caught(landed)).await.map_err(|error| self.in_namespace(error));
-        self.ended(&key, &outcome);
-        note_load(&span, std::slice::from_ref(&outcome));
-        outcome
+        let max_staleness = if past_memory { Some(Duration::ZERO) } else { constraints.max_staleness };
+        Ok(ReadConstraints { max_staleness, ..constraints })
     }
 
-    async fn load_many(
-        &self,
-        reads: &Lookup,
-        led: Vec<Led<K>>,
-        loader: Option<ManyLoader<K, V>>,
-    ) -> Vec<Outcome<V>> {
-        let span = Span::load(self.namespace.as_str(), led.len());
-        let stored: Vec<Key> = led.iter().map(|led| led.stored.clone()).collect();
-        let found = caught(async {
-            let answers = reads.load_many(&stored).await?;
-            let Some(loader) = loader else { return Ok((answers, None)) };
-            let lacking = led.iter().zip(&answers).filter(|(_, answer)| answer.value.is_none());
-            let lacking: Vec<K> = lacking.map(|(led, _)| led.key.clone()).collect();
-            // A failing loader fails what it was asked for, not what the store has.
-            let loaded = if lacking.is_empty() { Ok(Vec::new()) } else { caught(loader(lacking)).await };
-            Ok((answers, Some(loaded.map(Vec::into_iter))))
-        });
-        let (answers, mut loaded) = match span.around(found).await {
-            Ok((answers, loaded)) => (answers.into_iter().map(Ok).collect(), loaded),
-            Err(error) => (vec![Err(error); led.len()], None),
-        };
-        let landed =
-            led.iter().zip::<Vec<Result<LookupAnswer>>>(answers).map(|(Led { key, start, .. }, answer)| {
-                let outcome = answer.and_then(|answer| match &mut loaded {
-                    Some(loaded) if answer.value.is_none() => {
-                        let loaded = loaded.as_mut().map_err(|error| error.clone())?;
-                        let loaded = loaded.next().unwrap_or_else(Loaded::absent);
-                        self.keep_loaded(reads, key, loaded, start)
-                    }
-                    _ => self.keep_answer(reads, key, answer, start),
-                });
-                let outcome = outcome.map_err(|error| self.in_namespace(error));
-                self.ended(key, &outcome);
-                outcome
-            });
-        let landed: Vec<Outcome<V>> = landed.collect();
-        note_load(&span, &landed);
-        landed
-    }
-
-    /// Notes how a load ended.
-    fn ended(&self, key: &K, outcome: &Outcome<V>) {
-        self.metrics.failed_loads.add(u64::from(outcome.is_err()));
-        self.throttle.note(key, outcome.as_ref().err(), self.resident.ticker().now());
-    }
-
-    /// Decodes what was found and keeps it in memory, if nothing has changed since the start.
-    fn keep_answer(&self, reads: &Lookup, key: &K, answer: LookupAnswer, start: &Start) -> Outcome<V> {
-        let source = if answer.pending { Source::Pending } else { Source::Store };
-        let tied = |tags: &[&str]| Own { ties: self.ties(key, tags, ReadSet::default()), ..Own::default() };
-        let (value, version, own) = match answer.value {
-            Some(Versioned { value, version }) => {
-                let Decoded { value, tags } = self.coder.decode(&value)?;
-                (Some(value), version, tied(&tags))
-            }
-            None => (None, Seq::ZERO, tied(&[])),
-        };
-        let brought = Brought { value: value.as_ref(), version, of_loader: false, own };
-        self.keep(reads, key, &brought, start);
-        let (ties, generation) = (brought.own.ties, start.generation);
-        Ok(Landed { value, version, since: start.since, source, generation, ties })
-    }
-
-    fn keep_loaded(&self, reads: &Lookup, key: &K, loaded: Loaded<V>, start: &Start) -> Outcome<V> {
-        let Loaded { value, own, tags, read } = loaded;
-        check_tags(&tags)?;
-        let own = Own { ties: self.ties(key, &tags, read), ..own };
-        let brought = Brought { value: value.as_ref(), version: Seq::ZERO, of_loader: true, own };
-        self.keep(reads, key, &brought, start);
-        let (ties, generation, source) = (brought.own.ties, start.generation, Source::Loader);
-        Ok(Landed { value, version: Seq::ZERO, since: start.since, source, generation, ties })
-    }
-
-    fn keep(&self, reads: &Lookup, key: &K, brought: &Brought<'_, V>, start: &Start) {
-        match self.resident.fill(key, brought, start) {
-            Ok(true) => {}
-            // Nothing was to be kept.
-            Ok(false) if brought.value.is_none() && !self.remembers_absences() => {}
-            Ok(false) => {
-                reads.metrics().refused_fills.add(1);
-                self.metrics.refused_fills.add(1);
-            }
-            Err(_) => self.memory_failed(),
+    /// Fails a read that wants nothing unverified, if memory has the key and cannot tell whether it is current.
+    fn check_verifiable(&self, reason: MissReason, constraints: &ReadConstraints) -> Result<()> {
+        let Some(following) = self.view.resident.freshness().following else { return Ok(()) };
+        let wanted = constraints.on_unverified.unwrap_or(following.on_unverified);
+        if reason != MissReason::Unverified || wanted != OnUnverified::Fail {
+            return Ok(());
         }
+        let context = format!(
+            "namespace {}: for {:?} or longer it could not be told whether this is current",
+            self.view.namespace, following.lag_max
+        );
+        Err(Error::new(ErrorKind::Unverified, context))
     }
 
-    fn remembers_absences(&self) -> bool {
-        self.resident.freshness().negative_time_to_live.is_some()
-    }
-
-    /// What may be served in the stead of a load that failed: what memory has *now*, since what was there before the
-    /// load may have been invalidated meanwhile.
-    fn instead_of(&self, layer: &Layer, key: &K, ask: &Ask, error: Error) -> Result<Entry<V>> {
-        if !is_failing_source(&error) {
+    /// Returns a stale entry in the stead of a load that failed, or else the failure.
+    fn stale_or(&self, key: &K, constraints: &ReadConstraints, error: Error) -> Result<Entry<V>> {
+        // "It must not be read" or "it does not decode" are answers: an older value would hide them.
+        if !is_source_failure(&error) {
             return Err(error);
         }
-        layer.catch_up();
-        match self.resident.look_closely(key, &Ask { situation: Situation::Failed, ..*ask }) {
+        // What memory has now: the entry from before the load may have been invalidated while it ran.
+        self.layer.catch_up();
+        match self
+            .view
+            .resident
+            .look_closely(key, &ReadConstraints { progress: LoadProgress::Failed, ..*constraints })
+        {
             Ok(held) => {
-                self.count_hit(&held);
-                Ok(entry_held(held, Some(error)))
+                self.view.count_hit(&held);
+                Ok(entry_in_memory(held, Some(error)))
             }
             Err(_) => Err(error),
         }
     }
 
-    fn entry_landed(&self, landed: Landed<V>, start: &Start, ask: &Ask) -> Entry<V> {
-        let Landed { value, version, since, source, generation: _, ties } = landed;
+    /// Makes a reader's entry of what its load, or one that it joined, brought.
+    fn entry_loaded(&self, done: LoadDone<V>, start: &LoadStart, constraints: &ReadConstraints) -> Entry<V> {
+        let metrics = &self.view.metrics;
+        let LoadDone { value, version, since, source, generation: _, dependencies } = done;
         match (&value, source) {
-            (None, _) => self.metrics.not_found.add(1),
-            (_, Source::Pending) => self.metrics.pending_hits.add(1),
-            (_, Source::Loader) => self.metrics.loader_hits.add(1),
-            _ => self.metrics.store_hits.add(1),
+            (None, _) => metrics.not_found.add(1),
+            (_, Source::Pending) => metrics.pending_hits.add(1),
+            (_, Source::Loader) => metrics.loader_hits.add(1),
+            _ => metrics.store_hits.add(1),
         }
         let bound = if source == Source::Pending || since >= start.since {
-            MetBound::Current
+            StalenessBound::Current
         } else {
-            MetBound::of(self.resident.time_to_live().into_iter().chain(ask.max_staleness).min())
+            // A joined load that began before the read did.
+            StalenessBound::of(
+                self.view.resident.time_to_live().into_iter().chain(constraints.max_staleness).min(),
+            )
         };
-        let age = self.resident.ticker().now().since(since);
-        Entry { value, version: known(version), age, source, bound, stale: None, error: None, ties }
+        let age = self.view.resident.ticker().now().since(since);
+        Entry { value, version: known(version), age, source, bound, stale: None, error: None, dependencies }
     }
 
-    fn in_namespace(&self, error: Error) -> Error {
-        let kind = error.kind();
-        error.wrap(kind, format!("namespace {}", self.namespace))
-    }
-}
-
-/// How many keys a load found, or of what kind its first failure was.
-fn note_load<V>(span: &Span, outcomes: &[Outcome<V>]) {
-    match outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
-        Some(error) => span.failed(error.kind()),
-        None => {
-            let found = outcomes.iter().flatten().filter(|landed| landed.value.is_some()).count();
-            span.note("found", u64::try_from(found).unwrap_or(u64::MAX));
-        }
+    fn count_join(&self) {
+        self.layer.metrics().joined_loads.add(1);
+        self.view.metrics.joined_loads.add(1);
     }
 }
 
-/// Runs a load; a panic of it is a failure.
-async fn caught<T>(load: impl Future<Output = Result<T>>) -> Result<T> {
-    let mut load = pin!(load);
-    poll_fn(|context| {
-        let polled = catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(context)));
-        polled.unwrap_or_else(|_panic| Poll::Ready(Err(panicked())))
-    })
-    .await
-}
-
-pub(super) fn entry_held<V>(held: Held<V>, error: Option<Error>) -> Entry<V> {
-    let Held { value, version, age, excuse, reload: _, bound, ties } = held;
-    let (version, bound) = (known(version), MetBound::of(bound));
-    // What is fresh stands in nobody's stead.
-    let error = error.filter(|_| excuse.is_some());
-    Entry { value, version, age, source: Source::Memory, bound, stale: excuse, error, ties }
+fn entry_in_memory<V>(held: MemoryHit<V>, error: Option<Error>) -> Entry<V> {
+    let MemoryHit { value, version, age, stale, reload: _, bound, dependencies } = held;
+    let (version, bound) = (known(version), StalenessBound::of(bound));
+    // A fresh entry, loaded by somebody else meanwhile, is not served in the stead of anything.
+    let error = error.filter(|_| stale.is_some());
+    Entry { value, version, age, source: Source::Memory, bound, stale, error, dependencies }
 }
 
 fn known(version: Seq) -> Option<Seq> {

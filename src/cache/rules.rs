@@ -4,13 +4,12 @@
 //! writers of a key take turns: from the look at the old value until the write has taken effect. What the rule names
 //! is dropped before the write is handed over, and again when it has taken effect.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::bus::event;
-use crate::cache::codec::{TAG_BYTES_MAX, check_name};
-use crate::cache::entry::ReadOptions;
-use crate::cache::view::{CacheKey, CacheValue, TypedView};
+use crate::cache::codec::{CacheKey, TAG_BYTES_MAX, check_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, NamespaceName, Seq};
 use crate::layer::invalidation::{Aftermath, Directive};
@@ -42,7 +41,13 @@ pub struct Stale {
     refused: Option<Error>,
 }
 
-/// Says what a change makes stale.
+impl fmt::Debug for Stale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stale").field("named", &self.directives.len()).finish_non_exhaustive()
+    }
+}
+
+/// A rule of a cache: names what a change makes stale.
 pub(crate) type Rule<K, V> = Box<dyn Fn(&Replacement<'_, K, V>, &mut Stale) + Send + Sync>;
 
 impl Stale {
@@ -95,54 +100,42 @@ pub(crate) fn on_directive(
     }
 }
 
+/// Runs a cache's rules on one change, and returns what they name.
+///
+/// # Errors
+/// [`ErrorKind::RuleFailed`] if one panics or names what cannot be.
+pub(crate) fn run<K, V>(
+    namespace: &NamespaceName,
+    rules: &[Rule<K, V>],
+    change: &Replacement<'_, K, V>,
+    views: &Views,
+) -> Result<Vec<Directive>> {
+    let scopes = Arc::clone(views.scopes());
+    let mut stale = Stale { directives: Vec::new(), scopes, refused: None };
+    let ran = catch_unwind(AssertUnwindSafe(|| rules.iter().for_each(|rule| rule(change, &mut stale))));
+    let failed = |context| Error::new(ErrorKind::RuleFailed, context);
+    ran.map_err(|_panic| failed(format!("a rule of cache \"{namespace}\" panicked")))?;
+    match stale.refused {
+        None => Ok(stale.directives),
+        Some(error) => {
+            let context = format!("a rule of cache \"{namespace}\" names what cannot be");
+            Err(error.wrap(ErrorKind::RuleFailed, context))
+        }
+    }
+}
+
 /// A change that is about to be written, of a cache with rules.
-pub(crate) trait Derives: Send + Sync {
-    /// The key that changes.
-    fn stored(&self) -> &Key;
-    /// What becomes stale by it. To be asked while nobody else writes the key.
-    fn directives<'a>(&'a self, layer: &'a Layer) -> BoxFuture<'a, Result<Vec<Directive>>>;
-}
-
-/// See [`Derives`].
-pub(crate) struct Changing<K, V> {
-    pub(crate) view: Arc<TypedView<K, V>>,
-    pub(crate) key: K,
-    pub(crate) stored: Key,
-    pub(crate) new: Option<V>,
-}
-
-impl<K: CacheKey, V: CacheValue> Derives for Changing<K, V> {
-    fn stored(&self) -> &Key {
-        &self.stored
-    }
-
-    fn directives<'a>(&'a self, layer: &'a Layer) -> BoxFuture<'a, Result<Vec<Directive>>> {
-        Box::pin(async move {
-            let Changing { view, key, new, .. } = self;
-            let old = view.read(layer, key, &ReadOptions::new(), false, || None).await?.value;
-            let scopes = Arc::clone(layer.views().scopes());
-            let mut stale = Stale { directives: Vec::new(), scopes, refused: None };
-            let change = Replacement { key, old: old.as_ref(), new: new.as_ref() };
-            let ran = catch_unwind(AssertUnwindSafe(|| {
-                view.rules.iter().for_each(|rule| rule(&change, &mut stale));
-            }));
-            let failed = |context| Error::new(ErrorKind::RuleFailed, context);
-            ran.map_err(|_panic| failed(format!("a rule of cache \"{}\" panicked", view.namespace)))?;
-            match stale.refused {
-                None => Ok(stale.directives),
-                Some(error) => {
-                    let context = format!("a rule of cache \"{}\" names what cannot be", view.namespace);
-                    Err(error.wrap(ErrorKind::RuleFailed, context))
-                }
-            }
-        })
-    }
+pub(crate) trait RuledChange: Send + Sync {
+    /// The key that changes, as it is stored.
+    fn stored_key(&self) -> &Key;
+    /// Reads the old value and returns what becomes stale. To be called while nobody else may write the key.
+    fn directives(&self) -> BoxFuture<'_, Result<Vec<Directive>>>;
 }
 
 /// Waits until nobody else writes these keys, as long as a write-through would, and drops what their changes make
 /// stale; what is returned does so again when it is dropped, and holds the keys until then.
-pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn Derives>]) -> Result<Aftermath> {
-    let (wait, keys) = (layer.options().through_timeout, changes.iter().map(|change| change.stored()));
+pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Result<Aftermath> {
+    let (wait, keys) = (layer.options().through_timeout, changes.iter().map(|change| change.stored_key()));
     let key_guard = layer.within(wait, layer.key_locks.lock(keys)).await.ok_or_else(|| {
         let context =
             format!("another write of the key has been under way for {wait:?}; nothing was written");
@@ -150,28 +143,28 @@ pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn Derives>]) -> Result
     })?;
     let mut directives = Vec::new();
     for change in changes {
-        directives.extend(change.directives(layer).await?);
+        directives.extend(change.directives().await?);
     }
     Aftermath::begin(layer, directives, key_guard)
 }
 
 /// A write's effect on its own cache, and then what it makes stale elsewhere.
-struct Followed {
+struct EffectThenInvalidation {
     effect: Box<dyn Effect>,
     aftermath: Aftermath,
 }
 
-impl Effect for Followed {
+impl Effect for EffectThenInvalidation {
     fn publish(self: Box<Self>, seq: Seq) {
-        let Followed { effect, aftermath } = *self;
+        let EffectThenInvalidation { effect, aftermath } = *self;
         effect.publish(seq);
         drop(aftermath);
     }
 }
 
 /// An effect that the aftermath follows.
-pub(crate) fn followed(effect: Box<dyn Effect>, aftermath: Aftermath) -> Box<dyn Effect> {
-    Box::new(Followed { effect, aftermath })
+pub(crate) fn then_invalidate(effect: Box<dyn Effect>, aftermath: Aftermath) -> Box<dyn Effect> {
+    Box::new(EffectThenInvalidation { effect, aftermath })
 }
 
 /// The effects of a frame that begins with so many tokens.

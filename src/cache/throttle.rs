@@ -21,7 +21,7 @@ pub struct Throttle<K> {
 
 /// Whether an error says that the source could not answer, rather than that it must not, or what the answer is.
 #[must_use]
-pub fn is_failing_source(error: &Error) -> bool {
+pub fn is_source_failure(error: &Error) -> bool {
     use ErrorKind as E;
     matches!(error.kind(), E::Transient | E::StoreFailed | E::LoadFailed | E::Io)
 }
@@ -43,7 +43,7 @@ impl<K: Hash + Eq + Clone> Throttle<K> {
     /// Notes how a load ended.
     pub fn note(&self, key: &K, failure: Option<&Error>, now: Moment) {
         let Some(failures) = &self.failures else { return };
-        match failure.filter(|error| is_failing_source(error)) {
+        match failure.filter(|error| is_source_failure(error)) {
             Some(error) => failures.insert(key.clone(), (now, error.clone())),
             None if failures.is_empty() => {}
             None => drop(failures.remove(key)),
@@ -51,7 +51,8 @@ impl<K: Hash + Eq + Clone> Throttle<K> {
     }
 }
 
-#[cfg(all(test, not(feature = "simulation")))]
+#[cfg(test)]
+#[cfg(not(feature = "simulation"))]
 mod tests {
     use super::*;
 

@@ -1,75 +1,83 @@
-//! A typed cache: one namespace of a layer, with keys and values of the user's types.
+//! The typed cache: one namespace of a layer, with keys and values of the user's types; async and blocking.
+//!
+//! This is the face: every call is documented here, and passes on to reading, writing or versions.
+
+pub mod derive;
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use crate::cache::batch::Batch;
-use crate::cache::blocking::BlockingCache;
-use crate::cache::codec::check_tags;
-use crate::cache::derive::LoadContext;
-use crate::cache::entry::{Entry, Loaded, ReadOptions, WriteOptions};
-use crate::cache::get::Get;
-use crate::cache::opening::{LIFE_MAX, LIFE_MIN};
-use crate::cache::receipt::Receipt;
-use crate::cache::rules::{self, Changing, Derives};
-use crate::cache::source::{LoadError, deriver, loader, many_loader};
-use crate::cache::view::{CacheKey, CacheValue, TypedView};
+use crate::cache::codec::{CacheKey, CacheValue, check_name};
+use crate::cache::entry::{Entry, LIFE_MAX, LIFE_MIN, Loaded, ReadOptions, Receipt, WriteOptions};
+use crate::cache::group::{BlockingGroup, Group};
+use crate::cache::loader::{LoadError, loader, many_loader, on_blocking_thread};
+use crate::cache::reading::{Get, OpenCache};
+use crate::cache::typed::derive::{BlockingLoadContext, LoadContext, blocking_deriver, deriver};
+use crate::cache::versions::{self, VersionReceipt};
+use crate::cache::writing::{self, KeyWrite, check_unversioned};
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal::frame::FrameBuilder;
-use crate::layer::layer::{Layer, Writing};
+use crate::ids::Seq;
+use crate::layer::invalidation::GROUP_BYTES_MAX;
 use crate::memory::advice::TtlAdvice;
+use crate::memory::metrics::CacheStats;
 use crate::memory::views::View;
-use crate::metrics::CacheStats;
-use crate::options::{WritePolicy, within_time};
-use crate::queue::key_locks::KeyGuard;
-use crate::queue::ticket::Effects;
-use crate::safeguard::Safeguard;
-use crate::store::contract::BoxFuture;
+use crate::options::within_time;
+use crate::seam::blocking::blocking_calls;
+use crate::seam::clock::block_on;
 
 const PUT_VERSION: &str = "a value comes with its version, by put_version";
 
 /// A typed view of one namespace of a layer. Cheap to clone; all handles of a namespace share its memory.
+///
+/// Made by [`Forebay::cache`](crate::Forebay::cache). [`Cache::blocking`] has the same calls for callers without a
+/// runtime.
+///
+/// ```
+/// # use forebay::{Cache, Forebay, MemoryStore};
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let bay = Forebay::builder(MemoryStore::new()).open().await?;
+/// let users: Cache<u64, String> = bay.cache("users").open()?;
+/// users.put(&7, "Ada".into()).await?;
+/// assert_eq!(users.get(&7).await?.as_deref(), Some("Ada"));
+/// users.remove(&7).await?;
+/// assert_eq!(users.get(&7).await?, None);
+/// # Ok::<(), forebay::Error>(()) }).unwrap();
+/// ```
 pub struct Cache<K, V> {
-    pub(crate) layer: Arc<Layer>,
-    pub(crate) view: Arc<TypedView<K, V>>,
-}
-
-/// A write that was handed over, or that a cache's rules have to be told of before.
-pub(crate) enum Begun<'a> {
-    Now(Result<Writing>),
-    Later(BoxFuture<'a, Result<Writing>>),
+    pub(crate) open: OpenCache<K, V>,
 }
 
 impl<K, V> Clone for Cache<K, V> {
     fn clone(&self) -> Self {
-        Cache { layer: Arc::clone(&self.layer), view: Arc::clone(&self.view) }
+        Cache { open: self.open.clone() }
     }
 }
 
 impl<K, V> fmt::Debug for Cache<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache").field("namespace", &self.view.namespace.as_str()).finish_non_exhaustive()
+        f.debug_struct("Cache").field("namespace", &self.open.view.namespace.as_str()).finish_non_exhaustive()
     }
 }
 
 impl<K: CacheKey, V: CacheValue> Cache<K, V> {
-    /// The value of `key`: from memory, from what is pending, or from the store. `None` if there is none.
+    /// Reads the value of `key`: from memory, from pending writes, or from the store. `None` if there is none.
     ///
-    /// Never older than the last write that was acknowledged before the call. A hit costs no I/O and does not
-    /// wait. Dropping the future changes nothing: who shares its load goes on with it.
+    /// The value is never older than the last write that was acknowledged before the call. A hit costs no I/O and does
+    /// not wait. Dropping the future changes nothing: other readers that share its load go on with it.
     ///
     /// # Errors
     /// The store's, unless the cache serves [stale values](crate::CacheBuilder::stale_if_error) in its stead;
-    /// [`ErrorKind::Decode`] if what is stored is not a `V`; [`ErrorKind::InDoubt`] if the layer failed while a
+    /// [`ErrorKind::Decode`] if the stored bytes are not a `V`; [`ErrorKind::InDoubt`] if the layer failed while a
     /// write-through of this key was under way; [`ErrorKind::LoadFailed`] if the load panicked;
     /// [`ErrorKind::Closed`].
     pub fn get<'a>(&'a self, key: &'a K) -> impl Future<Output = Result<Option<V>>> + Send + 'a {
-        Get::new(self, key)
+        Get::new(&self.open, key)
     }
 
-    /// As [`Cache::get`], with a bound of its own on how stale the value may be.
+    /// Reads as [`Cache::get`], with this read's own bound on how stale the value may be.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -91,9 +99,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.get_entry_with(key, options).await.map(|entry| entry.value)
     }
 
-    /// As [`Cache::get`], with the proof: version, age, where it was found, and the bound that it met.
-    ///
-    /// Costs a look at the clock more than [`Cache::get`].
+    /// Reads as [`Cache::get`], and returns the proof with the value: its version, its age, where it was found, and the
+    /// bound that it met. Costs one look at the clock more.
     ///
     /// # Errors
     /// As [`Cache::get`].
@@ -101,48 +108,49 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.get_entry_with(key, &ReadOptions::new()).await
     }
 
-    /// As [`Cache::get_with`], with the proof.
+    /// Reads as [`Cache::get_with`], and returns the proof with the value.
     ///
     /// # Errors
     /// As [`Cache::get`].
     pub async fn get_entry_with(&self, key: &K, options: &ReadOptions) -> Result<Entry<V>> {
-        self.view.read(&self.layer, key, options, false, || None).await
+        self.open.read(key, options, false, || None).await
     }
 
-    /// What memory would serve of `key` at this moment, with the proof; `None` if a read would have to load it. Loads
-    /// nothing, waits for nothing, and counts neither as a read nor as a use.
+    /// Returns what memory would serve of `key` at this moment, with the proof; `None` if a read would have to load it.
+    ///
+    /// Loads nothing, waits for nothing, and counts neither as a read nor as a use.
     #[must_use]
     pub fn peek(&self, key: &K) -> Option<Entry<V>> {
-        self.view.peek(&self.layer, key)
+        self.open.peek(key)
     }
 
-    /// The values of several keys, in their order. What is not in memory is loaded in one call.
+    /// Reads the values of several keys, in their order. Keys that are not in memory are loaded in one call.
     ///
     /// # Errors
-    /// As [`Cache::get`]; one failure fails all.
+    /// As [`Cache::get`]; one failure fails the whole call.
     pub async fn get_many(&self, keys: &[K]) -> Result<Vec<Option<V>>> {
-        self.view.read_many(&self.layer, keys, &ReadOptions::new(), None).await
+        self.get_many_with(keys, &ReadOptions::new()).await
     }
 
-    /// As [`Cache::get_many`], with a bound on how stale the values may be.
+    /// Reads as [`Cache::get_many`], with this call's own bound on how stale the values may be.
     ///
     /// # Errors
     /// As [`Cache::get_many`].
     pub async fn get_many_with(&self, keys: &[K], options: &ReadOptions) -> Result<Vec<Option<V>>> {
-        self.view.read_many(&self.layer, keys, options, None).await
+        self.open.read_many(keys, options, None).await
     }
 
-    /// Cache-aside of an outside source: the value of `key` from memory, from what is pending, from the layer's store,
-    /// or else from `loader`, which is given the key. `None` if none of them has one.
+    /// Reads from an outside source through the cache (cache-aside): the value of `key` from memory, from pending
+    /// writes, from the layer's store, or else from `load`, which gets the key. `None` if none of them has one.
     ///
-    /// What a loader brings stays in memory, under the cache's freshness or its own ([`Loaded`]), and is *not* written
-    /// to the layer's store: the source has it. So a key that was put into this cache is never loaded. All readers of
-    /// an absent key share one run of one of their loaders; a value whose key was written or invalidated since the
-    /// run began is returned to who waited for it and not kept. While a stale value is served, the loader may run in
-    /// the background, until the layer closes.
+    /// A loaded value stays in memory, under the cache's freshness or its own ([`Loaded`]). It is *not* written to the
+    /// layer's store: the source has it. So a key that was put into this cache is never loaded. All readers of an
+    /// absent key share one run of one of their loaders. If the key is written or invalidated during the run, the
+    /// loaded value is returned to those who waited for it and not kept. While a stale value is served, the loader may
+    /// run in the background, until the layer closes.
     ///
     /// Dropping the future changes nothing for others: the load goes on as long as somebody waits for it. The loader
-    /// must not block its thread. One that holds a handle of this layer keeps the layer open while it runs.
+    /// must not block its thread. A loader that holds a handle of this layer keeps the layer open while it runs.
     ///
     /// ```
     /// # use forebay::{Cache, Forebay, MemoryStore};
@@ -156,7 +164,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::LoadFailed`] if the loader failed or panicked, for all who waited for it; else as [`Cache::get`].
+    /// [`ErrorKind::LoadFailed`] if the loader failed or panicked, for everyone who waited for it; the loader's own
+    /// error is its source. Else as [`Cache::get`].
     pub async fn get_or_load<T, E, F>(
         &self,
         key: &K,
@@ -170,7 +179,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.get_or_load_with(key, &ReadOptions::new(), load).await.map(|entry| entry.value)
     }
 
-    /// As [`Cache::get_or_load`], with a bound on how stale the value may be, and with the proof.
+    /// Reads as [`Cache::get_or_load`], with a bound on how stale the value may be, and returns the proof.
     ///
     /// # Errors
     /// As [`Cache::get_or_load`].
@@ -185,12 +194,13 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         T: Into<Loaded<V>>,
         E: LoadError,
     {
-        self.view.read(&self.layer, key, options, true, || Some(loader(load))).await
+        self.open.read(key, options, true, || Some(loader(load))).await
     }
 
-    /// As [`Cache::get_or_load`], with a loader that reads other keys through the context that it is given: what it
-    /// brings is served only as long as none of them changes. If one does while the loader runs, what it brings is
-    /// returned to those who asked before, and not kept.
+    /// Reads as [`Cache::get_or_load`], with a loader that derives the value from other keys, which it reads through
+    /// the context that it gets. The value is served only as long as none of those keys changes.
+    ///
+    /// If one of them changes while the loader runs, the value is returned to those who asked before, and not kept.
     ///
     /// ```
     /// # use forebay::{Cache, Forebay, MemoryStore};
@@ -227,8 +237,9 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.get_or_derive_with(key, &ReadOptions::new(), load).await.map(|entry| entry.value)
     }
 
-    /// As [`Cache::get_or_derive`], with a bound on how stale the value may be, and with the proof. Its age is its own:
-    /// what it was made of may have been as old as its cache allows.
+    /// Reads as [`Cache::get_or_derive`], with a bound on how stale the value may be, and returns the proof.
+    ///
+    /// The age is that of the derived value: the values it was made of may have been as old as their caches allow.
     ///
     /// # Errors
     /// As [`Cache::get_or_load`].
@@ -243,15 +254,17 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         T: Into<Loaded<V>>,
         E: LoadError,
     {
-        let deriver = || Some(deriver(LoadContext::new(&self.layer), load));
-        self.view.read(&self.layer, key, options, true, deriver).await
+        let loader = || Some(deriver(LoadContext::new(&self.open.layer), load));
+        self.open.read(key, options, true, loader).await
     }
 
-    /// As [`Cache::get_or_load`] for several keys, in their order. The loader is given those that neither memory nor
-    /// the store has and that nobody loads yet, if there are any, in one call, and answers in their order.
+    /// Reads as [`Cache::get_or_load`] for several keys, in their order.
+    ///
+    /// The loader gets, in one call, the keys that neither memory nor the store has and that nobody loads yet, and
+    /// answers in their order. It is not called if there are none.
     ///
     /// # Errors
-    /// As [`Cache::get_or_load`]; one failure fails all, though what did load is kept.
+    /// As [`Cache::get_or_load`]; one failure fails the whole call, though what did load is kept.
     pub async fn get_many_or_load<T, E, F>(
         &self,
         keys: &[K],
@@ -262,12 +275,13 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         T: Into<Loaded<V>>,
         E: LoadError,
     {
-        self.view.read_many(&self.layer, keys, &ReadOptions::new(), Some(many_loader(load))).await
+        self.open.read_many(keys, &ReadOptions::new(), Some(many_loader(load))).await
     }
 
-    /// Loads `key` from the store again, and returns what it found; others have what memory has until then. Afterwards
-    /// no load that began before the call is kept, and no read joins one. Of what a loader brought the store knows
-    /// nothing: see [`Cache::get_or_load_with`] and [`ReadOptions::max_staleness`].
+    /// Loads `key` from the store again, and returns the value found. Other readers are served from memory until then.
+    ///
+    /// No load that began before the call is kept afterwards, and no read joins one. The store knows nothing of values
+    /// that a loader brought: for those see [`Cache::get_or_load_with`] and [`ReadOptions::max_staleness`].
     ///
     /// # Errors
     /// As [`Cache::get`]; memory keeps what it has.
@@ -275,7 +289,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.get_with(key, &ReadOptions::new().max_staleness(Duration::ZERO)).await
     }
 
-    /// Whether `key` has a value; loads it if it is not in memory.
+    /// Returns true if `key` has a value; loads it if it is not in memory.
     ///
     /// # Errors
     /// As [`Cache::get`].
@@ -283,42 +297,43 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         Ok(self.get(key).await?.is_some())
     }
 
-    /// Writes a value under the cache's policy.
+    /// Writes a value under the cache's policy, and returns its place in the layer's order.
     ///
-    /// Dropping the future leaves the write wholly done or not done at all: once it was handed to the
-    /// committer it happens, though nobody waits any more.
+    /// Dropping the future leaves the write wholly done or not done at all: once it was handed to the committer it
+    /// happens, whether or not anybody waits for it.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`], [`ErrorKind::Encode`], [`ErrorKind::QueueFull`], [`ErrorKind::DiskFull`]: not written.
-    /// [`ErrorKind::Rejected`], [`ErrorKind::Parked`], [`ErrorKind::Halted`] (write-through only), and, of a cache
-    /// with [rules](crate::CacheBuilder::on_change), theirs: not written. [`ErrorKind::InDoubt`],
-    /// [`ErrorKind::Poisoned`]: it may or may not take effect. [`ErrorKind::Fenced`], [`ErrorKind::Closed`]: the layer
-    /// takes no more writes. [`ErrorKind::Unsupported`]: the cache keeps versions, so values come by
-    /// [`Cache::put_version`].
+    /// * [`ErrorKind::TooLarge`], [`ErrorKind::Encode`], [`ErrorKind::QueueFull`], [`ErrorKind::DiskFull`],
+    ///   [`ErrorKind::Rejected`], [`ErrorKind::Parked`], [`ErrorKind::Halted`] (the last three of a write-through only),
+    ///   and, of a cache with [rules](crate::CacheBuilder::on_change), theirs: nothing was written.
+    /// * [`ErrorKind::InDoubt`], [`ErrorKind::Poisoned`]: the write may or may not take effect.
+    /// * [`ErrorKind::Fenced`], [`ErrorKind::Closed`]: the layer takes no more writes.
+    /// * [`ErrorKind::Unsupported`]: the cache keeps versions, so values come by [`Cache::put_version`].
     pub async fn put(&self, key: &K, value: V) -> Result<Receipt> {
-        self.check_unversioned(PUT_VERSION)?;
-        let begun = self.begin_write(key, Some(value), &WriteOptions::new());
-        self.end_write(key, begun).await
+        check_unversioned(&self.open, PUT_VERSION)?;
+        let begun =
+            KeyWrite::new(&self.open, key, self.open.view.policy).begin(Some(value), &WriteOptions::new());
+        writing::end(&self.open, key, begun).await
     }
 
-    /// Writes a value under other options than the cache's: a [`WritePolicy`], or [`WriteOptions`].
+    /// Writes a value under other options than the cache's: a [`WritePolicy`](crate::WritePolicy), or
+    /// [`WriteOptions`].
     ///
     /// # Errors
     /// As [`Cache::put`]; [`ErrorKind::InvalidOption`]; of tags [`ErrorKind::InvalidName`], [`ErrorKind::TooLarge`].
     pub async fn put_with(&self, key: &K, value: V, options: impl Into<WriteOptions>) -> Result<Receipt> {
-        self.check_unversioned(PUT_VERSION)?;
+        check_unversioned(&self.open, PUT_VERSION)?;
         let options = options.into();
-        let own = options.own();
-        for (option, life) in [("time_to_live", own.time_to_live), ("time_to_idle", own.time_to_idle)] {
-            life.map_or(Ok(()), |life| within_time(option, life, LIFE_MIN, LIFE_MAX))?;
-        }
-        check_tags(options.chosen_tags())?;
-        let begun = self.begin_write(key, Some(value), &options);
-        self.end_write(key, begun).await
+        options.check()?;
+        let policy = options.chosen_policy().unwrap_or(self.open.view.policy);
+        let begun = KeyWrite::new(&self.open, key, policy).begin(Some(value), &options);
+        writing::end(&self.open, key, begun).await
     }
 
-    /// Removes a key under the cache's policy; an absent one, too, is a write. Of a cache that keeps versions, with all
-    /// of its versions: what comes later, of whatever version, is the first again.
+    /// Removes a key under the cache's policy. The removal of an absent key is a write, too.
+    ///
+    /// In a cache that keeps versions all versions of the key are removed: the next one, whatever its number, is the
+    /// first again.
     ///
     /// # Errors
     /// As [`Cache::put`].
@@ -331,117 +346,149 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// # Errors
     /// As [`Cache::put`].
     pub async fn remove_with(&self, key: &K, options: impl Into<WriteOptions>) -> Result<Receipt> {
-        let policy = options.into().chosen_policy().unwrap_or(self.view.policy);
-        if self.view.versions_kept.is_some() {
-            return self.remove_versions(key, policy).await;
+        let policy = options.into().chosen_policy().unwrap_or(self.open.view.policy);
+        if self.open.view.versions_kept.is_some() {
+            return versions::remove(&self.open, key, policy).await;
         }
-        let begun = self.begin_write(key, None, &WriteOptions::from(policy));
-        self.end_write(key, begun).await
+        let begun = KeyWrite::new(&self.open, key, policy).begin(None, &WriteOptions::from(policy));
+        writing::end(&self.open, key, begun).await
     }
 
-    /// Hands a write over, or begins what comes before that. No future, as the value would move into it.
-    fn begin_write<'a>(&'a self, key: &'a K, value: Option<V>, options: &WriteOptions) -> Begun<'a> {
-        let policy = options.chosen_policy().unwrap_or(self.view.policy);
-        match self.changing(key, value.as_ref()) {
-            Ok(None) => {
-                let mut frame = FrameBuilder::new();
-                let effect = self.view.encode(&mut frame, key, value, options);
-                let begin = |effect| self.begin_frame(key, frame, policy, Effects::One(effect), None);
-                Begun::Now(effect.and_then(begin))
-            }
-            Ok(Some(change)) => {
-                let options = options.clone();
-                Begun::Later(Box::pin(async move {
-                    let aftermath = rules::begin(&self.layer, &[change]).await?;
-                    let mut frame = FrameBuilder::new();
-                    // The tokens first, so that the receipt's number is the value's version.
-                    let tokens = aftermath.push_tokens(&mut frame)?;
-                    let effect = self.view.encode(&mut frame, key, value, &options)?;
-                    let effects = rules::after_tokens(tokens, rules::followed(effect, aftermath));
-                    self.begin_frame(key, frame, policy, effects, None)
-                }))
-            }
-            Err(error) => Begun::Now(Err(error)),
-        }
-    }
-
-    /// Begins to write a frame that is about one key.
-    pub(crate) fn begin_frame(
-        &self,
-        key: &K,
-        frame: FrameBuilder,
-        policy: WritePolicy,
-        mut effects: Effects,
-        key_guard: Option<KeyGuard>,
-    ) -> Result<Writing> {
-        if policy == WritePolicy::Around {
-            // Before, so that an outcome that stays unknown finds memory without the older value; and with the
-            // effect, when the store has the new one.
-            if Safeguard::AroundDropsBefore.holds() {
-                self.invalidate(key);
-            }
-            if !Safeguard::AroundDropsAfter.holds() {
-                effects = Effects::None;
-            }
-        }
-        self.layer.begin_write(frame.finish(), policy, effects, key_guard)
-    }
-
-    /// Waits for what comes of a frame that is about one key.
-    pub(crate) async fn end_write(&self, key: &K, begun: Begun<'_>) -> Result<Receipt> {
-        let begun = match begun {
-            Begun::Now(begun) => begun,
-            Begun::Later(begun) => begun.await,
-        };
-        let written = match begun {
-            Ok(writing) => self.layer.end_write(writing).await,
-            Err(error) => Err(error),
-        };
-        let doubtful = written.as_ref().is_err_and(|error| error.kind() == ErrorKind::InDoubt);
-        if doubtful && Safeguard::DropWhatIsInDoubt.holds() {
-            self.invalidate(key);
-        }
-        written.map(Receipt::new)
-    }
-
-    /// What the cache's rules have to be told of a write, if there are any.
-    fn changing(&self, key: &K, new: Option<&V>) -> Result<Option<Box<dyn Derives>>> {
-        if self.view.rules.is_empty() {
-            return Ok(None);
-        }
-        let (view, stored) = (Arc::clone(&self.view), self.view.stored_key(key)?);
-        Ok(Some(Box::new(Changing { view, key: key.clone(), stored, new: new.cloned() })))
-    }
-
-    /// Changes how long values are fresh; `None` is for as long as they are there. Holds at once for what is in memory,
-    /// except where a write or a loader chose for itself, and for as long as the layer is open.
+    /// Writes one version of a key's value, where `version` is a number of the source's own: higher is later.
+    ///
+    /// For caches with [`versions_kept`](crate::CacheBuilder::versions_kept). Versions may come in any order: a plain
+    /// [`Cache::get`] returns the highest one that ever came and is kept. Putting a version again replaces its value, so
+    /// a source may deliver it twice. The write has the cache's policy, is one atomic frame, and is acknowledged as
+    /// [`Cache::put`] is. It costs a load of the key's list of versions, and writes the value once, or twice if it is
+    /// the latest.
+    ///
+    /// Dropping the future leaves the write wholly done or not done at all. Writers of one key wait for each other.
+    ///
+    /// ```
+    /// # use forebay::{Cache, Forebay, MemoryStore, VersionPlace};
+    /// # let bay = Forebay::builder(MemoryStore::new()).open_blocking()?;
+    /// let prices: Cache<u64, u32> = bay.cache("prices").versions_kept(3).open()?;
+    /// let prices = prices.blocking();
+    /// prices.put_version(&7, 42, 3_490)?;
+    /// let late = prices.put_version(&7, 41, 2_990)?;
+    /// assert_eq!(late.place, VersionPlace::Behind);
+    /// assert_eq!(prices.get(&7)?, Some(3_490));
+    /// assert_eq!(prices.get_version(&7, 41)?, Some(2_990));
+    /// assert_eq!(prices.versions(&7)?, [41, 42]);
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`].
+    /// As [`Cache::put`]; [`ErrorKind::Unsupported`] if the cache keeps no versions; [`ErrorKind::Decode`] if the list
+    /// of versions is unreadable; [`ErrorKind::Transient`] if a write-through waited for another writer of the key for
+    /// longer than [`through_timeout`](crate::Builder::through_timeout): nothing was written.
+    pub async fn put_version(&self, key: &K, version: u64, value: V) -> Result<VersionReceipt> {
+        versions::put(&self.open, key, version, value).await
+    }
+
+    /// Reads one version of a key's value; `None` if it never came or is not kept any more.
+    ///
+    /// Costs a load from pending writes or the store each time: memory keeps the latest version alone.
+    ///
+    /// # Errors
+    /// As [`Cache::get`]; [`ErrorKind::Unsupported`] if the cache keeps no versions.
+    pub async fn get_version(&self, key: &K, version: u64) -> Result<Option<V>> {
+        versions::get(&self.open, key, version).await
+    }
+
+    /// Lists the versions of a key's value that are kept, ascending. Costs a load.
+    ///
+    /// # Errors
+    /// As [`Cache::get_version`]; [`ErrorKind::Decode`] if the list is unreadable.
+    pub async fn versions(&self, key: &K) -> Result<Vec<u64>> {
+        versions::list(&self.open, key).await
+    }
+
+    /// Drops a key from memory to make room. Says nothing about its value: loads under way are kept.
+    pub fn evict(&self, key: &K) {
+        self.open.layer.catch_up();
+        self.open.view.resident.evict(key);
+    }
+
+    /// Drops a key from memory because its value in the store has changed.
+    ///
+    /// No load that began before the call is kept, and no read that begins after it joins one. Pending writes stay:
+    /// they are newer than the store.
+    pub fn invalidate(&self, key: &K) {
+        self.open.layer.catch_up();
+        self.open.view.invalidate(key);
+    }
+
+    /// Invalidates a key because the store's value has this version now: drops what memory has if that is older or of an
+    /// unknown version, and keeps it otherwise.
+    ///
+    /// Returns true if it dropped the entry, or would have if there had been one. Loads under way are not kept in
+    /// either case, since nobody knows what they saw. The call may be repeated and may come late: it then checks what
+    /// was loaded since.
+    pub fn invalidate_version(&self, key: &K, version: Seq) -> bool {
+        self.open.layer.catch_up();
+        match self.open.view.resident.invalidate_version(key, version) {
+            Ok(dropped) => dropped,
+            // The user's hash or comparison panicked: all of memory is unservable then, this key included.
+            Err(_) => {
+                self.open.view.memory_failed();
+                true
+            }
+        }
+    }
+
+    /// Invalidates every key as [`Cache::invalidate`] does, present or absent, at the cost of one.
+    pub fn invalidate_all(&self) {
+        self.open.layer.catch_up();
+        self.open.view.resident.invalidate_all();
+    }
+
+    /// Returns the group of this name; see [`CacheBuilder::group_by`](crate::CacheBuilder::group_by).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if the cache was opened without groups; [`ErrorKind::InvalidName`] if the name is
+    /// empty or longer than 255 bytes.
+    pub fn group(&self, name: &str) -> Result<Group> {
+        let OpenCache { layer, view } = &self.open;
+        if view.group_of.is_none() {
+            let context = format!("cache \"{}\" was opened without groups", view.namespace);
+            return Err(Error::new(ErrorKind::Unsupported, context));
+        }
+        check_name("a group's name", name, GROUP_BYTES_MAX)?;
+        Ok(Group::new(Arc::clone(layer), view.namespace.clone(), name))
+    }
+
+    /// Sets how long values are fresh; `None` means for as long as they are in memory.
+    ///
+    /// Takes effect at once for entries in memory too, except those whose write or loader chose a time to live of its
+    /// own, and holds until the layer closes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] unless the time is between 1 ms and ten years.
     pub fn set_time_to_live(&self, time_to_live: Option<Duration>) -> Result<()> {
         time_to_live.map_or(Ok(()), |life| within_time("time_to_live", life, LIFE_MIN, LIFE_MAX))?;
-        self.view.resident.set_time_to_live(time_to_live);
+        self.open.view.resident.set_time_to_live(time_to_live);
         Ok(())
     }
 
-    /// How long values are fresh.
+    /// The time for which values are fresh; `None` if it is not limited.
     #[must_use]
     pub fn time_to_live(&self) -> Option<Duration> {
-        self.view.resident.time_to_live()
+        self.open.view.resident.time_to_live()
     }
 
-    /// What this cache's reads have counted.
+    /// The counters of this cache's reads.
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        self.view.stats()
+        self.open.view.stats()
     }
 
-    /// Which time to live would serve the share `wanted` of the reads that memory answers stale, as far as the
-    /// reloads tell that have happened so far; and what today's does.
+    /// Estimates the time to live under which the share `wanted` of the reads answered from memory is stale, and what
+    /// the present one does, from the reloads so far.
     ///
-    /// Each load that replaces a copy in memory tells how old that was and whether its source had changed, by version
-    /// or else by comparing encoded values (up to 64 KiB each). Costs some thousand steps of arithmetic. What it
-    /// assumes is in the manual's [page on figures](crate::manual::figures).
+    /// Each load that replaces a copy in memory shows how old the copy was and whether its source had changed, by
+    /// version or else by comparing encoded values (up to 64 KiB each). Costs some thousand steps of arithmetic. The
+    /// manual's [page on figures](crate::manual::figures) says what is assumed.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -457,7 +504,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// [`ErrorKind::InvalidOption`] unless `wanted` is above 0 and below 1.
     pub fn ttl_advice(&self, wanted: f64) -> Result<TtlAdvice> {
         if wanted > 0.0 && wanted < 1.0 {
-            return Ok(self.view.resident.advise(wanted));
+            return Ok(self.open.view.resident.advise(wanted));
         }
         let context = format!("the wanted share of stale serves is {wanted}; allowed is above 0 and below 1");
         Err(Error::new(ErrorKind::InvalidOption, context))
@@ -466,35 +513,174 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// The namespace's name.
     #[must_use]
     pub fn namespace(&self) -> &str {
-        self.view.namespace.as_str()
+        self.open.view.namespace.as_str()
     }
 
-    /// How many entries are in memory, ones that are no longer servable included.
+    /// The number of entries in memory, including those that may not be served any more.
     #[must_use]
     pub fn resident_count(&self) -> usize {
-        self.layer.catch_up();
-        self.view.resident.count()
+        self.open.layer.catch_up();
+        self.open.view.resident.count()
     }
 
-    /// The same calls without a runtime.
+    /// The same calls for callers without a runtime.
     #[must_use]
     pub fn blocking(&self) -> BlockingCache<K, V> {
-        BlockingCache::new(self.clone())
+        BlockingCache { inner: self.clone() }
+    }
+}
+
+/// A [`Cache`] for callers without a runtime: the same calls, errors and costs, on the calling thread.
+///
+/// Needs no runtime. Inside one it works, too, and blocks the thread that it is called on. Calls that do not wait are
+/// on the cache itself: [`BlockingCache::cache`].
+pub struct BlockingCache<K, V> {
+    inner: Cache<K, V>,
+}
+
+impl<K, V> Clone for BlockingCache<K, V> {
+    fn clone(&self) -> Self {
+        BlockingCache { inner: self.inner.clone() }
+    }
+}
+
+impl<K, V> fmt::Debug for BlockingCache<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("BlockingCache").field(&self.inner).finish()
+    }
+}
+
+impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        block_on(Some(&self.inner.open.layer.runtime), future)
     }
 
-    /// Adds a write to a batch, after checking that both belong to one layer.
-    pub(crate) fn add_to(&self, batch: &mut Batch, key: &K, value: Option<V>) -> Result<()> {
-        if !Arc::ptr_eq(&self.layer, batch.layer()) {
-            let context =
-                format!("cache \"{}\" and the batch belong to different layers", self.view.namespace);
-            return Err(Error::new(ErrorKind::InvalidOption, context));
+    /// The cache itself, whose calls that do not wait are the same for both.
+    #[must_use]
+    pub fn cache(&self) -> &Cache<K, V> {
+        &self.inner
+    }
+
+    /// Reads as [`Cache::get`], and blocks if memory does not have the answer.
+    ///
+    /// # Errors
+    /// As [`Cache::get`].
+    pub fn get(&self, key: &K) -> Result<Option<V>> {
+        // Driving a future costs more than a hit does: a waker, and the runtime's context.
+        match self.inner.open.get_in_memory(key) {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => self.run(self.inner.open.get_beyond_memory(key)),
         }
-        self.check_unversioned("a batch would have to look at the list of versions first")?;
-        let (change, frame) = (self.changing(key, value.as_ref())?, batch.frame());
-        let effect = self.view.encode(frame, key, value, &WriteOptions::new())?;
-        batch.changes(change);
-        let (invalidate, doubtful) = (self.clone(), key.clone());
-        batch.added(effect, self.view.policy, Box::new(move || invalidate.invalidate(&doubtful)));
-        Ok(())
+    }
+
+    blocking_calls! { Cache:
+        fn get_with(key: &K, options: &ReadOptions) -> Result<Option<V>>;
+        fn get_entry(key: &K) -> Result<Entry<V>>;
+        fn get_entry_with(key: &K, options: &ReadOptions) -> Result<Entry<V>>;
+        fn get_many(keys: &[K]) -> Result<Vec<Option<V>>>;
+        fn get_many_with(keys: &[K], options: &ReadOptions) -> Result<Vec<Option<V>>>;
+        fn refresh(key: &K) -> Result<Option<V>>;
+        fn contains(key: &K) -> Result<bool>;
+        fn put(key: &K, value: V) -> Result<Receipt>;
+        fn put_with(key: &K, value: V, options: impl Into<WriteOptions>) -> Result<Receipt>;
+        fn remove(key: &K) -> Result<Receipt>;
+        fn remove_with(key: &K, options: impl Into<WriteOptions>) -> Result<Receipt>;
+        fn put_version(key: &K, version: u64, value: V) -> Result<VersionReceipt>;
+        fn get_version(key: &K, version: u64) -> Result<Option<V>>;
+        fn versions(key: &K) -> Result<Vec<u64>>;
+    }
+
+    /// Reads as [`Cache::get_or_load`]. The loader runs on a thread of the layer's own, and may block it.
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`].
+    pub fn get_or_load<T, E>(
+        &self,
+        key: &K,
+        load: impl FnOnce(K) -> Result<T, E> + Send + 'static,
+    ) -> Result<Option<V>>
+    where
+        T: Into<Loaded<V>> + Send + 'static,
+        E: LoadError,
+    {
+        self.get_or_load_with(key, &ReadOptions::new(), load).map(|entry| entry.value)
+    }
+
+    /// Reads as [`Cache::get_or_load_with`]; the loader is as in [`BlockingCache::get_or_load`].
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`].
+    pub fn get_or_load_with<T, E>(
+        &self,
+        key: &K,
+        options: &ReadOptions,
+        load: impl FnOnce(K) -> Result<T, E> + Send + 'static,
+    ) -> Result<Entry<V>>
+    where
+        T: Into<Loaded<V>> + Send + 'static,
+        E: LoadError,
+    {
+        let load = on_blocking_thread(&self.inner.open.layer.runtime, load);
+        self.run(self.inner.get_or_load_with(key, options, load))
+    }
+
+    /// Reads as [`Cache::get_many_or_load`]; the loader is as in [`BlockingCache::get_or_load`].
+    ///
+    /// # Errors
+    /// As [`Cache::get_many_or_load`].
+    pub fn get_many_or_load<T, E>(
+        &self,
+        keys: &[K],
+        load: impl FnOnce(Vec<K>) -> Result<Vec<T>, E> + Send + 'static,
+    ) -> Result<Vec<Option<V>>>
+    where
+        T: Into<Loaded<V>> + Send + 'static,
+        E: LoadError,
+    {
+        let load = on_blocking_thread(&self.inner.open.layer.runtime, load);
+        self.run(self.inner.get_many_or_load(keys, load))
+    }
+
+    /// Reads as [`Cache::get_or_derive`]; the loader is as in [`BlockingCache::get_or_load`], and its context blocks,
+    /// too.
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_derive`].
+    pub fn get_or_derive<T, E>(
+        &self,
+        key: &K,
+        load: impl FnOnce(K, BlockingLoadContext) -> Result<T, E> + Send + 'static,
+    ) -> Result<Option<V>>
+    where
+        T: Into<Loaded<V>> + Send + 'static,
+        E: LoadError,
+    {
+        self.get_or_derive_with(key, &ReadOptions::new(), load).map(|entry| entry.value)
+    }
+
+    /// Reads as [`Cache::get_or_derive_with`]; the loader is as in [`BlockingCache::get_or_derive`].
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_derive`].
+    pub fn get_or_derive_with<T, E>(
+        &self,
+        key: &K,
+        options: &ReadOptions,
+        load: impl FnOnce(K, BlockingLoadContext) -> Result<T, E> + Send + 'static,
+    ) -> Result<Entry<V>>
+    where
+        T: Into<Loaded<V>> + Send + 'static,
+        E: LoadError,
+    {
+        let load = blocking_deriver(&self.inner.open.layer.runtime, load);
+        self.run(self.inner.get_or_derive_with(key, options, load))
+    }
+
+    /// Returns the group of this name, as [`Cache::group`].
+    ///
+    /// # Errors
+    /// As [`Cache::group`].
+    pub fn group(&self, name: &str) -> Result<BlockingGroup> {
+        Ok(self.inner.group(name)?.blocking())
     }
 }

@@ -1,17 +1,15 @@
 //! Versioned keys: the versions that an outside source gives to a value, side by side.
 //!
 //! Three kinds of records are kept, and change together in one frame: each version's value, the list of the versions,
-//! and what a plain read finds, which is the value of the highest one. Writers of one key come one after the other,
+//! and the plain value, which is that of the highest version. Writers of one key are serialised by the layer's key locks,
 //! from their look at the list until their frame is committed or refused, whether or not anybody still waits for it.
 
 use std::iter;
 
-use crate::cache::blocking::BlockingCache;
-use crate::cache::codec::with_scratch;
-use crate::cache::entry::WriteOptions;
-use crate::cache::receipt::Receipt;
-use crate::cache::typed::{Begun, Cache};
-use crate::cache::view::{CacheKey, CacheValue};
+use crate::cache::codec::{CacheKey, CacheValue, with_scratch};
+use crate::cache::entry::{Receipt, WriteOptions};
+use crate::cache::reading::OpenCache;
+use crate::cache::writing::{self, Begun, KeyWrite};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
 use crate::journal::frame::FrameBuilder;
@@ -25,23 +23,23 @@ use crate::safeguard::Safeguard;
 pub const VERSIONS_KEPT_MAX: usize = 1024;
 const LIST_FORMAT: u8 = 1;
 
-/// What became of a version that was put.
+/// Where a version that was put stands among the key's versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VersionPlace {
-    /// It is the highest, and what a plain read returns.
+    /// It is the highest: a plain read returns it.
     Latest,
-    /// There are higher ones; it has its own place among them.
+    /// There are higher ones; it was kept below them.
     Behind,
     /// It was not kept: the cache keeps fewer versions than there are higher ones. Nothing was written.
     NotKept,
 }
 
-/// The proof of an acknowledged [`Cache::put_version`].
+/// The proof of an acknowledged [`Cache::put_version`](crate::Cache::put_version).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VersionReceipt {
-    /// Where the version has its place.
+    /// Where the version stands.
     pub place: VersionPlace,
     /// The write's place in the layer's order; none if nothing was written.
     pub seq: Option<Seq>,
@@ -74,13 +72,14 @@ impl List {
         bytes
     }
 
-    /// Gives `version` its place, and returns which it is and which versions have to go for it.
+    /// Adds `version`, and returns where it stands and which versions have to be removed to keep `kept` of them.
     fn take(&mut self, version: u64, kept: usize) -> (VersionPlace, Vec<u64>) {
         if let Err(at) = self.0.binary_search(&version) {
             self.0.insert(at, version);
         }
         let dropped: Vec<u64> = self.0.drain(..self.0.len().saturating_sub(kept)).collect();
         let place = match self.0.last() {
+            // A version that comes late must not replace the plain value.
             Some(latest) if *latest == version || !Safeguard::LateVersionStaysBehind.holds() => {
                 VersionPlace::Latest
             }
@@ -91,191 +90,132 @@ impl List {
     }
 }
 
-impl<K: CacheKey, V: CacheValue> Cache<K, V> {
-    /// Puts one version of a key's value, where `version` is a number of the source's own: higher is later.
-    ///
-    /// Of a cache with [`versions_kept`](crate::CacheBuilder::versions_kept). The versions may come in any order: a
-    /// plain [`Cache::get`] returns the highest one that ever came and is kept. The same version put again replaces
-    /// that version's value, so delivering it twice does no harm. Written under the cache's policy, in one atomic
-    /// frame, and acknowledged as [`Cache::put`] is. Costs a load of the key's list of versions, and writes the value
-    /// once, or twice if it is the latest.
-    ///
-    /// Dropping the future leaves the write wholly done or not done at all. Writers of one key come one after the
-    /// other.
-    ///
-    /// ```
-    /// # use forebay::{Cache, Forebay, MemoryStore, VersionPlace};
-    /// # let bay = Forebay::builder(MemoryStore::new()).open_blocking()?;
-    /// let prices: Cache<u64, u32> = bay.cache("prices").versions_kept(3).open()?;
-    /// let prices = prices.blocking();
-    /// prices.put_version(&7, 42, 3_490)?;
-    /// let late = prices.put_version(&7, 41, 2_990)?;
-    /// assert_eq!(late.place, VersionPlace::Behind);
-    /// assert_eq!(prices.get(&7)?, Some(3_490));
-    /// assert_eq!(prices.get_version(&7, 41)?, Some(2_990));
-    /// assert_eq!(prices.versions(&7)?, [41, 42]);
-    /// # Ok::<(), forebay::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Cache::put`]; [`ErrorKind::Unsupported`] if the cache keeps no versions; [`ErrorKind::Decode`] if the
-    /// list of versions is unreadable; [`ErrorKind::Transient`] if, written through, it waited for another writer of
-    /// the key for longer than [`through_timeout`](crate::Builder::through_timeout): not written.
-    pub async fn put_version(&self, key: &K, version: u64, value: V) -> Result<VersionReceipt> {
-        let stored = self.view.stored_key(key)?;
-        let (key_guard, mut list) = self.begin_version(&stored, self.view.policy).await?;
-        let (place, dropped) = list.take(version, self.versioned()?);
-        if place == VersionPlace::NotKept {
-            return Ok(VersionReceipt { place, seq: None });
-        }
-        let (mut frame, coalesce) = (FrameBuilder::new(), self.view.coalesce);
-        push(&mut frame, Operation::Put, coalesce, stored.version_list()?.as_bytes(), &list.encode())?;
-        let version = stored.version(version)?;
-        with_scratch(|_, encoded| {
-            self.view.coder.value(&value, &[], encoded)?;
-            push(&mut frame, Operation::Put, coalesce, version.as_bytes(), encoded)
-        })?;
-        for dropped in dropped {
-            push(&mut frame, Operation::Remove, coalesce, stored.version(dropped)?.as_bytes(), &[])?;
-        }
-        let value = (place == VersionPlace::Latest).then_some(Some(value));
-        let receipt = self.end_version(key, value, frame, self.view.policy, key_guard).await?;
-        Ok(VersionReceipt { place, seq: Some(receipt.seq()) })
+/// Puts one version of a key's value: its record, the list of versions, and, if it is the latest, the plain value.
+pub(crate) async fn put<K: CacheKey, V: CacheValue>(
+    cache: &OpenCache<K, V>,
+    key: &K,
+    version: u64,
+    value: V,
+) -> Result<VersionReceipt> {
+    let view = &cache.view;
+    let stored = view.stored_key(key)?;
+    let (key_guard, mut list) = begin(cache, &stored, view.policy).await?;
+    let (place, dropped) = list.take(version, kept(cache)?);
+    if place == VersionPlace::NotKept {
+        return Ok(VersionReceipt { place, seq: None });
     }
-
-    /// One version of a key's value; `None` if there is no such version, or no longer. Costs a load of what is pending
-    /// or of the store each time: memory keeps the latest version alone.
-    ///
-    /// # Errors
-    /// As [`Cache::get`]; [`ErrorKind::Unsupported`] if the cache keeps no versions.
-    pub async fn get_version(&self, key: &K, version: u64) -> Result<Option<V>> {
-        self.versioned()?;
-        let stored = self.view.stored_key(key)?.version(version)?;
-        let found = self.layer.reads().load(&stored).await?.value;
-        found.map(|found| self.view.coder.decode(&found.value).map(|decoded| decoded.value)).transpose()
+    let (mut frame, coalesce) = (FrameBuilder::new(), view.coalesce);
+    push(&mut frame, Operation::Put, coalesce, stored.version_list()?.as_bytes(), &list.encode())?;
+    let version = stored.version(version)?;
+    with_scratch(|_, encoded| {
+        view.coder.value(&value, &[], encoded)?;
+        push(&mut frame, Operation::Put, coalesce, version.as_bytes(), encoded)
+    })?;
+    for dropped in dropped {
+        push(&mut frame, Operation::Remove, coalesce, stored.version(dropped)?.as_bytes(), &[])?;
     }
-
-    /// Which versions of a key's value there are, ascending. Costs a load.
-    ///
-    /// # Errors
-    /// As [`Cache::get_version`]; [`ErrorKind::Decode`] if the list is unreadable.
-    pub async fn versions(&self, key: &K) -> Result<Vec<u64>> {
-        self.versioned()?;
-        Ok(self.version_list(&self.view.stored_key(key)?).await?.0)
-    }
-
-    /// Removes a key with all its versions.
-    pub(crate) async fn remove_versions(&self, key: &K, policy: WritePolicy) -> Result<Receipt> {
-        let stored = self.view.stored_key(key)?;
-        let (key_guard, list) = self.begin_version(&stored, policy).await?;
-        let mut frame = FrameBuilder::new();
-        for version in list.0 {
-            let version = stored.version(version)?;
-            push(&mut frame, Operation::Remove, self.view.coalesce, version.as_bytes(), &[])?;
-        }
-        push(&mut frame, Operation::Remove, self.view.coalesce, stored.version_list()?.as_bytes(), &[])?;
-        self.end_version(key, Some(None), frame, policy, key_guard).await
-    }
-
-    /// Waits for its turn among the writers of the key, and looks which versions there are.
-    async fn begin_version(&self, stored: &Key, policy: WritePolicy) -> Result<(KeyGuard, List)> {
-        self.versioned()?;
-        let begun = async {
-            let key_guard = self.layer.key_locks.lock(iter::once(stored)).await;
-            Ok((key_guard, self.version_list(stored).await?))
-        };
-        if policy == WritePolicy::Behind {
-            return begun.await;
-        }
-        // A writer before this one may wait for the store without an end.
-        let timeout = self.layer.options().through_timeout;
-        self.layer.within(timeout, begun).await.unwrap_or_else(|| {
-            let context = format!(
-                "another write of the key was still under way after {timeout:?}; nothing was written"
-            );
-            Err(Error::new(ErrorKind::Transient, context))
-        })
-    }
-
-    /// Writes what changes in the versions, and in what a plain read finds if it does.
-    async fn end_version(
-        &self,
-        key: &K,
-        value: Option<Option<V>>,
-        mut frame: FrameBuilder,
-        policy: WritePolicy,
-        key_guard: KeyGuard,
-    ) -> Result<Receipt> {
-        let mut effects = Effects::None;
-        if let Some(value) = value {
-            let beside = frame.len();
-            let options = WriteOptions::from(policy);
-            let effect = self.view.encode(&mut frame, key, value, &options)?;
-            // Only a plain read's value is in memory.
-            let none = (0..beside).map(|_| None);
-            effects = Effects::Many(none.chain([Some(effect)]).collect());
-        }
-        let (key_guard, _of_this_future) = match Safeguard::VersionsHeldToTheEnd.holds() {
-            true => (Some(key_guard), None),
-            false => (None, Some(key_guard)),
-        };
-        let begun = self.begin_frame(key, frame, policy, effects, key_guard);
-        self.end_write(key, Begun::Now(begun)).await
-    }
-
-    async fn version_list(&self, stored: &Key) -> Result<List> {
-        let Some(found) = self.layer.reads().load(&stored.version_list()?).await?.value else {
-            return Ok(List::default());
-        };
-        List::parse(&found.value).ok_or_else(|| {
-            Error::new(ErrorKind::Decode, format!("the list of the versions of {stored} is unreadable"))
-        })
-    }
-
-    /// An error if the cache keeps versions: what has none cannot be put there.
-    pub(crate) fn check_unversioned(&self, what: &str) -> Result<()> {
-        match self.view.versions_kept {
-            None => Ok(()),
-            Some(_) => {
-                let context = format!("cache \"{}\" keeps versions: {what}", self.view.namespace);
-                Err(Error::new(ErrorKind::Unsupported, context))
-            }
-        }
-    }
-
-    /// How many versions the cache keeps.
-    fn versioned(&self) -> Result<usize> {
-        self.view.versions_kept.ok_or_else(|| {
-            let context = format!("cache \"{}\" was opened without versions_kept", self.view.namespace);
-            Error::new(ErrorKind::Unsupported, context)
-        })
-    }
+    let plain = (place == VersionPlace::Latest).then_some(Some(value));
+    let receipt = end(cache, key, plain, frame, view.policy, key_guard).await?;
+    Ok(VersionReceipt { place, seq: Some(receipt.seq()) })
 }
 
-impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
-    /// See [`Cache::put_version`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn put_version(&self, key: &K, version: u64, value: V) -> Result<VersionReceipt> {
-        self.run(self.cache().put_version(key, version, value))
-    }
+/// Reads one version of a key's value.
+pub(crate) async fn get<K: CacheKey, V: CacheValue>(
+    cache: &OpenCache<K, V>,
+    key: &K,
+    version: u64,
+) -> Result<Option<V>> {
+    kept(cache)?;
+    let stored = cache.view.stored_key(key)?.version(version)?;
+    let found = cache.layer.reads().load(&stored).await?.value;
+    found.map(|found| cache.view.coder.decode(&found.value).map(|decoded| decoded.value)).transpose()
+}
 
-    /// See [`Cache::get_version`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn get_version(&self, key: &K, version: u64) -> Result<Option<V>> {
-        self.run(self.cache().get_version(key, version))
-    }
+/// Lists a key's versions, ascending.
+pub(crate) async fn list<K: CacheKey, V: CacheValue>(cache: &OpenCache<K, V>, key: &K) -> Result<Vec<u64>> {
+    kept(cache)?;
+    Ok(read_list(cache, &cache.view.stored_key(key)?).await?.0)
+}
 
-    /// See [`Cache::versions`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn versions(&self, key: &K) -> Result<Vec<u64>> {
-        self.run(self.cache().versions(key))
+/// Removes a key with all its versions.
+pub(crate) async fn remove<K: CacheKey, V: CacheValue>(
+    cache: &OpenCache<K, V>,
+    key: &K,
+    policy: WritePolicy,
+) -> Result<Receipt> {
+    let (stored, coalesce) = (cache.view.stored_key(key)?, cache.view.coalesce);
+    let (key_guard, list) = begin(cache, &stored, policy).await?;
+    let mut frame = FrameBuilder::new();
+    for version in list.0 {
+        push(&mut frame, Operation::Remove, coalesce, stored.version(version)?.as_bytes(), &[])?;
     }
+    push(&mut frame, Operation::Remove, coalesce, stored.version_list()?.as_bytes(), &[])?;
+    end(cache, key, Some(None), frame, policy, key_guard).await
+}
+
+/// Waits until no other writer of the key is under way, and reads which versions there are.
+async fn begin<K: CacheKey, V: CacheValue>(
+    cache: &OpenCache<K, V>,
+    stored: &Key,
+    policy: WritePolicy,
+) -> Result<(KeyGuard, List)> {
+    kept(cache)?;
+    let begun = async {
+        let key_guard = cache.layer.key_locks.lock(iter::once(stored)).await;
+        Ok((key_guard, read_list(cache, stored).await?))
+    };
+    if policy == WritePolicy::Behind {
+        return begun.await;
+    }
+    // A writer before this one may wait for the store without an end, and a write-through promises an answer in time.
+    let timeout = cache.layer.options().through_timeout;
+    cache.layer.within(timeout, begun).await.unwrap_or_else(|| {
+        let context =
+            format!("another write of the key was still under way after {timeout:?}; nothing was written");
+        Err(Error::new(ErrorKind::Transient, context))
+    })
+}
+
+/// Writes the frame, with the plain value if that changes (`Some(None)` removes it).
+async fn end<K: CacheKey, V: CacheValue>(
+    cache: &OpenCache<K, V>,
+    key: &K,
+    plain: Option<Option<V>>,
+    mut frame: FrameBuilder,
+    policy: WritePolicy,
+    key_guard: KeyGuard,
+) -> Result<Receipt> {
+    let mut effects = Effects::None;
+    if let Some(value) = plain {
+        let others = frame.len();
+        let effect = cache.view.encode(&mut frame, key, value, &WriteOptions::from(policy))?;
+        // Memory keeps the plain value alone; the records before it have no effect there.
+        let none = (0..others).map(|_| None);
+        effects = Effects::Many(none.chain([Some(effect)]).collect());
+    }
+    // Held by the frame until that has ended: this future may be dropped before, and the next writer has to see the
+    // list as this one left it.
+    let mut key_guard = Some(key_guard);
+    let held_by_frame = key_guard.take_if(|_| Safeguard::VersionsHeldToTheEnd.holds());
+    let begun = KeyWrite::new(cache, key, policy).begin_frame(frame, effects, held_by_frame);
+    writing::end(cache, key, Begun::Now(begun)).await
+}
+
+async fn read_list<K: CacheKey, V: CacheValue>(cache: &OpenCache<K, V>, stored: &Key) -> Result<List> {
+    let Some(found) = cache.layer.reads().load(&stored.version_list()?).await?.value else {
+        return Ok(List::default());
+    };
+    List::parse(&found.value).ok_or_else(|| {
+        Error::new(ErrorKind::Decode, format!("the list of the versions of {stored} is unreadable"))
+    })
+}
+
+/// The number of versions that the cache keeps; an error if it was opened without.
+fn kept<K, V>(cache: &OpenCache<K, V>) -> Result<usize> {
+    cache.view.versions_kept.ok_or_else(|| {
+        let context = format!("cache \"{}\" was opened without versions_kept", cache.view.namespace);
+        Error::new(ErrorKind::Unsupported, context)
+    })
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
 use crate::flush::applied::ApplyHistory;
-use crate::ids::{Holding, NamespaceName, Seq};
+use crate::ids::{NamespaceName, Seq, StoredKind};
 use crate::journal::cursors::{CursorSummary, Cursors, Subscription};
 use crate::journal::frame::{Frame, Location};
 use crate::journal::log::Log;
@@ -22,6 +22,7 @@ use crate::queue::health::HealthState;
 use crate::queue::record::{Operation, Record};
 use crate::queue::state::Core;
 use crate::safeguard::Safeguard;
+use crate::seam::blocking::blocking_calls;
 use crate::seam::clock::{Handle, block_on};
 
 /// How much of the journal is read at once; what is ready to be told takes about that.
@@ -282,7 +283,7 @@ impl ChangeStream {
         self.told = if self.read.ready.is_empty() { self.read.to } else { outcome.seq() };
         let metrics = &self.source.core.metrics;
         match &outcome {
-            ChangeOutcome::Change(_) => metrics.changes_told.add(1),
+            ChangeOutcome::Change(_) => metrics.changes_delivered.add(1),
             ChangeOutcome::PlaceLost { .. } => metrics.places_lost.add(1),
         }
         Some(outcome)
@@ -339,14 +340,14 @@ impl ChangeStream {
     /// The same stream for a caller without a runtime.
     #[must_use]
     pub fn blocking(self) -> BlockingChangeStream {
-        BlockingChangeStream { stream: self, ended: false }
+        BlockingChangeStream { inner: self, ended: false }
     }
 }
 
 /// A [`ChangeStream`] for callers without a runtime: an iterator, each step of which waits as [`ChangeStream::next`]
 /// does. It ends behind the error that ends the layer.
 pub struct BlockingChangeStream {
-    stream: ChangeStream,
+    inner: ChangeStream,
     ended: bool,
 }
 
@@ -357,8 +358,8 @@ impl Iterator for BlockingChangeStream {
         if self.ended {
             return None;
         }
-        let runtime = self.stream.source.runtime.clone();
-        let next = block_on(Some(&runtime), self.stream.next());
+        let runtime = self.inner.source.runtime.clone();
+        let next = block_on(Some(&runtime), self.inner.next());
         let again = |error: &Error| matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io);
         self.ended = next.as_ref().is_err_and(|error| !again(error));
         Some(next)
@@ -366,18 +367,18 @@ impl Iterator for BlockingChangeStream {
 }
 
 impl BlockingChangeStream {
-    /// See [`ChangeStream::acknowledge`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn acknowledge(&self, seq: Seq) -> Result<()> {
-        block_on(Some(&self.stream.source.runtime), self.stream.acknowledge(seq))
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        block_on(Some(&self.inner.source.runtime), future)
+    }
+
+    blocking_calls! { ChangeStream:
+        fn acknowledge(seq: Seq) -> Result<()>;
     }
 
     /// The stream itself.
     #[must_use]
     pub fn stream(&self) -> &ChangeStream {
-        &self.stream
+        &self.inner
     }
 }
 
@@ -400,10 +401,10 @@ fn lost(after: Seq, until: Seq) -> Option<(ChangeOutcome, Option<Location>)> {
 
 /// What a record says to a subscriber. Which versions there are it hears from the versions themselves.
 fn change(seq: Seq, record: Record, parked: bool) -> Option<Change> {
-    let (key, version) = match record.key.holding() {
-        Holding::Value => (record.key.clone(), None),
-        Holding::Version(key, version) => (key, Some(version)),
-        Holding::VersionList => return None,
+    let (key, version) = match record.key.stored_kind() {
+        StoredKind::Value => (record.key.clone(), None),
+        StoredKind::Version(key, version) => (key, Some(version)),
+        StoredKind::VersionList => return None,
     };
     let kind = match (token_of(&key), record.operation, version) {
         (Some(Token::Namespace(name)), ..) => ChangeKind::InvalidateNamespace(name),

@@ -13,19 +13,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::bus::contract::{Bus, Channel, Delivery, From, Identity, Message};
-use crate::bus::event::{Directive, Event, Said};
-use crate::bus::tracker::{Heard, Tracker};
+use crate::bus::contract::{Bus, Channel, Delivery, Identity, Message, StartPosition};
+use crate::bus::event::{Directive, Event, Payload};
+use crate::bus::tracker::{Continuity, Tracker};
 use crate::error::{Error, Result};
 use crate::feed::follow::{Follow, FollowFigures, FollowStatus, seen_channel};
 use crate::feed::tasks::Tasks;
 use crate::ids::{Epoch, Key, Seq};
 use crate::layer::invalidation;
 use crate::memory::freshness::Following;
-use crate::memory::views::{Finder, Views};
+use crate::memory::views::{ViewFinder, Views};
 use crate::queue::lookup::Lookup;
 use crate::queue::state::Core;
 use crate::safeguard::Safeguard;
+use crate::seam::backoff::RETRY;
 use crate::seam::clock::{self, Moment, Ticker};
 use crate::seam::sync::{Mutex, MutexGuard};
 use crate::store::contract::Tenure;
@@ -158,7 +159,7 @@ impl Follower {
 
     /// Listens to one channel until the layer ends.
     async fn listen(&self, bus: &dyn Bus, channel: &Channel) {
-        let mut from = From::Now;
+        let mut from = StartPosition::Now;
         let mut failures = 0;
         // Where the listener stood when it asked for what is missing.
         let mut asked_at = None;
@@ -171,7 +172,7 @@ impl Follower {
                     continue;
                 }
             };
-            if from == From::Now {
+            if from == StartPosition::Now {
                 // What was published before it is not heard; what was applied before it is in the store.
                 self.begin_anew().await;
             }
@@ -195,11 +196,11 @@ impl Follower {
                     }
                 };
                 match (next, at) {
-                    (Next::On, at) => from = at.map_or(from, From::After),
+                    (Next::On, at) => from = at.map_or(from, StartPosition::After),
                     // It was asked for, and is still missing; or nothing remembers from where to ask.
-                    (Next::Gap(stands), at) if asked_at == Some(stands) || from == From::Now => {
+                    (Next::Gap(stands), at) if asked_at == Some(stands) || from == StartPosition::Now => {
                         self.lose_place().await;
-                        from = at.map_or(from, From::After);
+                        from = at.map_or(from, StartPosition::After);
                     }
                     (Next::Gap(stands), _) => {
                         self.figures.gaps.add(1);
@@ -218,11 +219,11 @@ impl Follower {
             self.figures.refused.add(1);
             return Next::On;
         };
-        let Event { epoch, after, until, said, .. } = event;
-        let said = match said {
-            Said::Directives(directives) => directives,
-            Said::Heartbeat => Vec::new(),
-            Said::Seen(_) => {
+        let Event { epoch, after, until, payload, .. } = event;
+        let said = match payload {
+            Payload::Directives(directives) => directives,
+            Payload::Heartbeat => Vec::new(),
+            Payload::Seen(_) => {
                 self.figures.refused.add(1);
                 return Next::On;
             }
@@ -246,9 +247,9 @@ impl Follower {
             let mut state = self.state();
             (state.heard_at, state.bus_error) = (Some(self.ticker.now()), None);
             let before = state.tracker.position();
-            let heard = state.tracker.hear(epoch, after, until);
+            let heard = state.tracker.observe(epoch, after, until);
             // What is told again, and heartbeats, say nothing of how much is missing.
-            if heard == Heard::InOrder && until > before {
+            if heard == Continuity::InOrder && until > before {
                 self.figures.numbers_heard.add(until.0 - before.0);
                 self.figures.bytes_heard.add(body.len() as u64);
             }
@@ -256,9 +257,9 @@ impl Follower {
             (heard, state.tracker.position())
         };
         match heard {
-            (Heard::InOrder, _) => Next::On,
-            (Heard::Gap, position) => Next::Gap(position),
-            (Heard::OldEpoch, _) => {
+            (Continuity::InOrder, _) => Next::On,
+            (Continuity::Gap, position) => Next::Gap(position),
+            (Continuity::OldEpoch, _) => {
                 self.figures.refused_owner.add(1);
                 Next::On
             }
@@ -280,7 +281,7 @@ impl Follower {
                 Err(error) => self.state().store_error = Some(error),
             }
             failures += 1;
-            clock::sleep(patience(failures)).await;
+            clock::sleep(RETRY.delay(failures)).await;
         }
     }
 
@@ -307,7 +308,7 @@ impl Follower {
         }
     }
 
-    fn changed<'a>(&self, finder: &mut Finder<'a>, key: &'a Key, version: Seq, value: Option<&[u8]>) {
+    fn changed<'a>(&self, finder: &mut ViewFinder<'a>, key: &'a Key, version: Seq, value: Option<&[u8]>) {
         match finder.view(key.namespace()) {
             Some(view) => view.changed_elsewhere(key.key(), version, value),
             None => self.figures.directives_elsewhere.add(1),
@@ -394,8 +395,8 @@ impl Follower {
     async fn tell_position(&self, answers: &[(Arc<dyn Bus>, Channel)], position: Seq) {
         let Some(name) = self.follow.known_as() else { return };
         let epoch = self.state().tracker.epoch();
-        let said = Said::Seen(name.to_owned());
-        let event = Event { epoch, after: Seq::ZERO, until: position, as_of_us: 0, said };
+        let payload = Payload::Seen(name.to_owned());
+        let event = Event { epoch, after: Seq::ZERO, until: position, as_of_us: 0, payload };
         for (bus, channel) in answers {
             let told = async {
                 let identity =
@@ -459,24 +460,19 @@ impl Follower {
                 Err(error) => {
                     self.state().store_error = Some(error);
                     failures += 1;
-                    clock::sleep(patience(failures)).await;
+                    clock::sleep(RETRY.delay(failures)).await;
                 }
             }
         }
     }
 
-    async fn bus_failed(&self, error: Error, failures: &mut u32) {
+    async fn bus_failed(&self, error: Error, failures: &mut u64) {
         self.state().bus_error = Some(error);
         *failures = failures.saturating_add(1);
-        clock::sleep(patience(*failures)).await;
+        clock::sleep(RETRY.delay(*failures)).await;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// How long to wait before a bus or the store is tried again: from 10 ms, doubled, to 2 s.
-pub(crate) fn patience(failures: u32) -> Duration {
-    Duration::from_millis(10 << failures.saturating_sub(1).min(8)).min(Duration::from_secs(2))
 }

@@ -12,9 +12,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use crate::bus::contract::{BODY_BYTES_MAX, Channel};
-use crate::bus::event::{Directive, Event, Said};
+use crate::bus::event::{Directive, Event, Payload};
 use crate::error::Result;
-use crate::ids::{Holding, NamespaceName, Seq};
+use crate::ids::{NamespaceName, Seq, StoredKind};
 use crate::layer::invalidation::{Token, token_of};
 use crate::store::contract::Op;
 use crate::store::postgres::{Applying, PostgresStoreOptions};
@@ -56,7 +56,7 @@ pub fn events(applying: &Applying<'_>, puts: OutboxPuts) -> Result<Vec<Bytes>> {
         after: applying.after,
         until: applying.until,
         as_of_us: u64::try_from(as_of_us).unwrap_or_default(),
-        said: Said::Directives(directives),
+        payload: Payload::Directives(directives),
     };
     Ok(vec![event.encode()?])
 }
@@ -98,11 +98,11 @@ fn named(directive: &Directive) -> Option<(NamespaceName, Seq)> {
 
 /// What a change says to whoever has read the key, without the value; nothing if nobody can have.
 fn directive(op: &Op) -> Option<Directive> {
-    let key = match op.key.holding() {
-        Holding::Value => op.key.clone(),
+    let key = match op.key.stored_kind() {
+        StoredKind::Value => op.key.clone(),
         // Of a version nothing can be said but that its key is another. If a plain read returns it, that follows.
-        Holding::Version(key, _) => key,
-        Holding::VersionList => return None,
+        StoredKind::Version(key, _) => key,
+        StoredKind::VersionList => return None,
     };
     Some(match token_of(&key) {
         Some(Token::Namespace(name)) => Directive::Namespace(name, op.seq),
@@ -139,8 +139,8 @@ mod tests {
     }
 
     fn directives(events: &[Event]) -> Vec<Directive> {
-        let said = events.iter().map(|event| match &event.said {
-            Said::Directives(directives) => directives.clone(),
+        let said = events.iter().map(|event| match &event.payload {
+            Payload::Directives(directives) => directives.clone(),
             other => panic!("{other:?}"),
         });
         said.collect::<Vec<_>>().concat()

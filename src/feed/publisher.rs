@@ -6,18 +6,18 @@
 //! "anything may have changed".
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-use crate::bus::contract::{BODY_BYTES_MAX, Bus, Channel, Delivery, From, Identity, Message};
-use crate::bus::event::{Directive, Event, Said};
+use crate::bus::contract::{BODY_BYTES_MAX, Bus, Channel, Delivery, Identity, Message, StartPosition};
+use crate::bus::event::{Directive, Event, Payload};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom};
 use crate::feed::changes::{ChangeSource, ChangeStream};
 use crate::feed::follow::seen_channel;
-use crate::feed::follower::patience;
 use crate::ids::{Epoch, Seq};
 use crate::journal::frame::Location;
 use crate::layer::layer::Layer;
@@ -25,7 +25,9 @@ use crate::metrics::Counter;
 use crate::options::within_time;
 use crate::queue::lookup::Lookup;
 use crate::safeguard::Safeguard;
-use crate::seam::clock::{self, Moment, Ticker};
+use crate::seam::backoff::RETRY;
+use crate::seam::blocking::blocking_calls;
+use crate::seam::clock::{self, Moment, Ticker, block_on};
 use crate::seam::sync::{Mutex, MutexGuard};
 
 /// How many bytes of directives go into one event, unless one alone is larger.
@@ -192,11 +194,23 @@ impl Layer {
     }
 }
 
+impl fmt::Debug for Publication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publication").field("name", &self.shared.name).finish_non_exhaustive()
+    }
+}
+
 impl Publication {
     /// How it goes.
     #[must_use]
     pub fn status(&self) -> PublishStatus {
         self.shared.status()
+    }
+
+    /// The same publication for a caller without a runtime.
+    #[must_use]
+    pub fn blocking(self) -> BlockingPublication {
+        BlockingPublication { inner: self }
     }
 
     /// The followers that have said where they stand, in the order of their names.
@@ -241,6 +255,28 @@ impl Publication {
             () = wait => Vec::new(),
             () = deadline => behind(),
         }
+    }
+}
+
+/// A [`Publication`] for callers without a runtime. Dropping it ends the publisher, as there.
+#[derive(Debug)]
+pub struct BlockingPublication {
+    inner: Publication,
+}
+
+impl BlockingPublication {
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        block_on(Some(&self.inner.shared.reads.runtime), future)
+    }
+
+    /// The publication itself, whose calls that do not wait are the same for both.
+    #[must_use]
+    pub fn publication(&self) -> &Publication {
+        &self.inner
+    }
+
+    blocking_calls! { Publication:
+        fn seen_by_all(names: &[&str], seq: Seq, patience: Duration) -> Vec<FollowerStatus>;
     }
 }
 
@@ -294,12 +330,12 @@ impl Shared {
     async fn hear_followers(&self, bus: &dyn Bus, channel: &Channel) {
         let mut failures = 0;
         loop {
-            let mut subscription = match bus.subscribe(channel, From::Now).await {
+            let mut subscription = match bus.subscribe(channel, StartPosition::Now).await {
                 Ok(subscription) => subscription,
                 Err(_) => {
                     // The publisher's own failures say the same, and are shown.
                     failures += 1;
-                    clock::sleep(patience(failures)).await;
+                    clock::sleep(RETRY.delay(failures)).await;
                     continue;
                 }
             };
@@ -307,14 +343,16 @@ impl Shared {
                 match subscription.next().await {
                     Ok(Delivery::Message(_, body)) => {
                         failures = 0;
-                        if let Ok(Event { epoch, until, said: Said::Seen(name), .. }) = Event::decode(&body) {
+                        if let Ok(Event { epoch, until, payload: Payload::Seen(name), .. }) =
+                            Event::decode(&body)
+                        {
                             self.note_follower(name, epoch, until);
                         }
                     }
                     Ok(Delivery::PositionLost) => failures = 0,
                     Err(_) => {
                         failures += 1;
-                        clock::sleep(patience(failures)).await;
+                        clock::sleep(RETRY.delay(failures)).await;
                     }
                 }
             }
@@ -354,17 +392,17 @@ impl Work {
         let since = |beat| clock::now().saturating_duration_since(beat);
         loop {
             let after = self.stream.told();
-            let said = match self.first(self.publish.heartbeat.saturating_sub(since(beat))).await {
-                Some(Ok(first)) => Said::Directives(self.gather(first)),
+            let payload = match self.first(self.publish.heartbeat.saturating_sub(since(beat))).await {
+                Some(Ok(first)) => Payload::Directives(self.gather(first)),
                 // Nothing has ever happened.
                 None if self.stream.told() == Seq::ZERO => {
                     beat = clock::now();
                     continue;
                 }
-                None => Said::Heartbeat,
+                None => Payload::Heartbeat,
                 Some(Err(error)) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io) => {
                     self.shared.state().error = Some(error);
-                    clock::sleep(patience(u32::MAX)).await;
+                    clock::sleep(RETRY.max()).await;
                     continue;
                 }
                 Some(Err(error)) => return self.shared.state().error = Some(error),
@@ -373,8 +411,8 @@ impl Work {
             if !Safeguard::PublishBeforeAcknowledge.holds() {
                 drop(self.stream.acknowledge(until).await);
             }
-            let is_heartbeat = said == Said::Heartbeat;
-            if let Err(error) = self.say(after, until, said).await {
+            let is_heartbeat = payload == Payload::Heartbeat;
+            if let Err(error) = self.say(after, until, payload).await {
                 return self.shared.state().error = Some(error);
             }
             // Two syncs each, so not for every event; what is published again does no harm.
@@ -464,9 +502,9 @@ impl Work {
     }
 
     /// Publishes an event, however often it takes. A heartbeat says when that was all, if the store can tell.
-    async fn say(&self, after: Seq, until: Seq, said: Said) -> Result<()> {
-        let (as_of_us, directives) = match &said {
-            Said::Directives(directives) => (0, directives.len()),
+    async fn say(&self, after: Seq, until: Seq, payload: Payload) -> Result<()> {
+        let (as_of_us, directives) = match &payload {
+            Payload::Directives(directives) => (0, directives.len()),
             _ => match self.proof(until).await {
                 Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
                 // The heartbeat says all the same that the owner is alive.
@@ -474,10 +512,10 @@ impl Work {
             },
         };
         let epoch = self.shared.source.core.epoch;
-        let event = Event { epoch, after, until, as_of_us, said };
+        let event = Event { epoch, after, until, as_of_us, payload };
         let identity = Identity::parse(&format!("{epoch}.{after}.{until}.{as_of_us}"))?;
         let message = [Message { identity, body: event.encode()? }];
-        let mut failures = 0_u32;
+        let mut failures = 0_u64;
         loop {
             match self.bus.publish(&self.channel, &message).await {
                 Ok(()) => break,
@@ -485,7 +523,7 @@ impl Work {
                 Err(error) => {
                     self.shared.state().error = Some(error);
                     failures = failures.saturating_add(1);
-                    clock::sleep(patience(failures)).await;
+                    clock::sleep(RETRY.delay(failures)).await;
                 }
             }
         }

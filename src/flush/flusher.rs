@@ -4,7 +4,6 @@
 //! a record of it, or fails for good. The watermark moves only when the store has confirmed an apply.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::flush::applied::ApplyHistory;
@@ -20,8 +19,9 @@ use crate::queue::queued::QueuedFrame;
 use crate::queue::state::Core;
 use crate::queue::ticket::{Ticket, Until};
 use crate::safeguard::Safeguard;
+use crate::seam::backoff::Backoff;
+use crate::seam::clock;
 use crate::seam::span::Span;
-use crate::seam::{clock, random};
 use crate::store::contract::{Batch, Op, Progress, Store, StoreError};
 
 /// The flusher of a layer.
@@ -190,7 +190,8 @@ impl Flusher {
                     attempts += 1;
                     self.core.metrics.apply_retries.add(1);
                     self.note_retry(attempts, error.into_error());
-                    let wait = backoff(attempts, self.core.options.retry_first, self.core.options.retry_cap);
+                    let backoff = Backoff::new(self.core.options.retry_first, self.core.options.retry_cap);
+                    let wait = backoff.jittered(attempts);
                     clock::sleep(wait).await;
                 }
                 Err(error @ StoreError::Fenced { .. }) => {
@@ -393,30 +394,5 @@ impl Flusher {
                 status.error = Some(error);
             }
         });
-    }
-}
-
-/// Returns the wait before the next attempt, with full jitter: up to a ceiling that doubles with each attempt (Brooker,
-/// "Exponential Backoff And Jitter", 2015). It is at least a tenth of the ceiling, so that retries never come at once.
-fn backoff(attempt: u64, first: Duration, cap: Duration) -> Duration {
-    let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(20);
-    let ceiling = first.saturating_mul(1 << doublings).min(cap);
-    // Without randomness there is no jitter, and the wait is the ceiling.
-    let drawn = random::u32().unwrap_or(u32::MAX);
-    ceiling.mul_f64(0.1 + 0.9 * f64::from(drawn) / f64::from(u32::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_up_to_the_cap_and_never_beyond() {
-        let (first, cap) = (Duration::from_millis(10), Duration::from_secs(1));
-        for attempt in 1..200 {
-            let ceiling = first.saturating_mul(1 << (attempt - 1).min(20) as u32).min(cap);
-            let wait = backoff(attempt, first, cap);
-            assert!(wait <= ceiling && wait >= ceiling / 10, "attempt {attempt}: {wait:?}");
-        }
     }
 }

@@ -98,9 +98,12 @@ mod tests {
         let small = JournalOptions { segment_bytes: 1, ..JournalOptions::default() };
         let error = small.validate().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
-        assert_eq!(error.to_string(), "segment_bytes is 1; it must lie within 65536..=1073741824");
+        assert_eq!(format!("{error:#}"), "segment_bytes is 1; it must lie within 65536..=1073741824");
         let many = JournalOptions { spares_max: 65, ..JournalOptions::default() };
-        assert_eq!(many.validate().unwrap_err().to_string(), "spares_max is 65; it must lie within 0..=64");
+        assert_eq!(
+            format!("{:#}", many.validate().unwrap_err()),
+            "spares_max is 65; it must lie within 0..=64"
+        );
         let never = Durability::Buffered { sync_interval: Duration::ZERO };
         assert_eq!(never.validate().unwrap_err().kind(), ErrorKind::InvalidOption);
         assert!(JournalOptions::default().validate().is_ok() && Durability::Sync.validate().is_ok());

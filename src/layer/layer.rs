@@ -16,7 +16,7 @@ use crate::journal::cursors::Cursors;
 use crate::journal::frame::{FrameBody, FrameBuilder};
 use crate::journal::log::Log;
 use crate::journal::sink::Submission;
-use crate::layer::ownership::Lifeline;
+use crate::layer::ownership::Heartbeat;
 use crate::memory::views::Views;
 use crate::metrics::{Metrics, Stats};
 use crate::options::{Backpressure, LayerOptions, WritePolicy};
@@ -57,7 +57,7 @@ pub struct Layer {
     pub(crate) views: Arc<Views>,
     pub(crate) key_locks: KeyLocks,
     /// What says that the layer lives, if the store has an ear for it.
-    pub(crate) lifeline: Option<Lifeline>,
+    pub(crate) heartbeat: Option<Heartbeat>,
     /// What follows the store's owner, in a layer that is not that.
     pub(crate) follower: Option<Arc<Follower>>,
     /// The runtime of the flusher's thread: it drives the timers, so that callers need no runtime.
@@ -422,9 +422,9 @@ impl Layer {
                 None => Err(self.not_drained(deadline)),
             }
         };
-        if let Some(lifeline) = &self.lifeline {
+        if let Some(heartbeat) = &self.heartbeat {
             // A store that does not listen any more hears it by the silence.
-            let _ = self.within(GOODBYE, lifeline.end()).await;
+            let _ = self.within(GOODBYE, heartbeat.end()).await;
         }
         self.on_thread(Layer::stop).await?;
         let queued = self.core.pending.lock().size().records;

@@ -28,7 +28,7 @@ use crate::journal::log::Log;
 use crate::journal::options::JournalOptions;
 use crate::journal::recovery::Opened;
 use crate::layer::layer::{FlusherThread, Layer};
-use crate::layer::ownership::{Lifeline, OnOwned, Role, await_turn};
+use crate::layer::ownership::{Heartbeat, OnOwned, Role, await_turn};
 use crate::memory::views::Views;
 use crate::options::LayerOptions;
 use crate::queue::dead_letters::DeadLetters;
@@ -44,11 +44,11 @@ use crate::seam::clock::{self, Handle, Ticker};
 use crate::seam::priority;
 use crate::seam::span::Span;
 use crate::seam::sync::{Mutex, RwLock, thread};
-use crate::store::contract::{Batch, Progress, Pulse, Store, StoreError, Tenure};
+use crate::store::contract::{Batch, OwnerStatus, Progress, Store, StoreError, Tenure};
 
 /// What a layer that starts is to its store.
 enum Part {
-    Owner { has_ear: bool },
+    Owner { supports_heartbeat: bool },
     Follower(Follow),
 }
 
@@ -104,8 +104,9 @@ async fn claim_and_start(
     let id = journal.as_ref().map(|journal| journal.id);
     let mut tenure = store.claim(id).await.map_err(StoreError::into_error)?;
     forget_lost_journal(&*store, &mut tenure, journal.as_ref()).await?;
-    let has_ear = store.pulse().await.map_err(StoreError::into_error)? != Pulse::Unknown;
-    let part = Part::Owner { has_ear };
+    let supports_heartbeat =
+        store.owner_status().await.map_err(StoreError::into_error)? != OwnerStatus::Unknown;
+    let part = Part::Owner { supports_heartbeat };
     blocking(move || {
         let backlog = backlog.without_applied(&tenure, journal.as_ref())?;
         start(store, options, disk, ticker, tenure, journal.map(|journal| (journal, backlog)), part)
@@ -232,7 +233,7 @@ fn start(
     };
     pending.lock().start_at(last, ticker.now());
     let durability = options.durability;
-    let tells = options.changes || store.tells_others();
+    let tells = options.changes || store.has_change_feed();
     let core = Arc::new(Core::new(options, tenure.epoch, watermark, pending));
     let log = journal.as_ref().map(|journal| Arc::clone(&journal.log));
     let journal = journal.map(|journal| (journal.log, journal.writer));
@@ -253,7 +254,7 @@ fn start(
         answered: 0,
     };
     let (runtime, thread) = run_flusher(flusher)?;
-    let lifeline_store = Arc::clone(&store);
+    let heartbeat_store = Arc::clone(&store);
     let reads = Arc::new(Lookup {
         core: Arc::clone(&core),
         store: RwLock::new(Some(store)),
@@ -274,13 +275,13 @@ fn start(
     };
     let (flusher, tasks) = (Mutex::new(Some(thread)), Tasks::new(runtime.clone()));
     let key_locks = KeyLocks::new(core.options.sizes.key_lock_stripes);
-    let (lifeline, follower) = match part {
+    let (heartbeat, follower) = match part {
         Part::Follower(follow) => {
             let parts = (&core, &reads, &views);
             (None, Some(Follower::start(follow, parts, ticker.clone(), &tenure, &tasks)?))
         }
-        Part::Owner { has_ear } => {
-            (has_ear.then(|| Lifeline::start(lifeline_store, Arc::clone(&core), &tasks)), None)
+        Part::Owner { supports_heartbeat } => {
+            (supports_heartbeat.then(|| Heartbeat::start(heartbeat_store, Arc::clone(&core), &tasks)), None)
         }
     };
     Ok(Arc::new(Layer {
@@ -296,7 +297,7 @@ fn start(
         publishers: Publishers::default(),
         views,
         key_locks,
-        lifeline,
+        heartbeat,
         follower,
         runtime,
         flusher,
@@ -521,7 +522,7 @@ mod tests {
         let error = open_after(&disk, 0).err().expect("it is refused");
         assert_eq!(error.kind(), ErrorKind::Damaged);
         let place = format!("damaged at byte {}", written[5].offset);
-        assert!(error.to_string().contains(&place), "{error}");
+        assert!(format!("{error:#}").contains(&place), "{error}");
         assert!(open_after(&disk, 6).is_ok(), "what the store has is not looked at");
     }
 }

@@ -18,7 +18,7 @@ use crate::queue::health::HealthState;
 use crate::queue::state::Core;
 use crate::seam::clock;
 use crate::seam::sync::thread;
-use crate::store::contract::{Pulse, Store, StoreError};
+use crate::store::contract::{OwnerStatus, Store, StoreError};
 
 /// What opening a layer does if the store has an owner that lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,19 +53,19 @@ pub(crate) async fn await_turn(store: &dyn Store, on_owned: OnOwned) -> Result<(
         OnOwned::Wait(quiet) | OnOwned::Refuse(quiet) => quiet,
     };
     within_time("on_owned (quiet)", quiet, QUIET_MIN, QUIET_MAX)?;
-    let ask = async || store.pulse().await.map_err(StoreError::into_error);
+    let ask = async || store.owner_status().await.map_err(StoreError::into_error);
     let interval = (quiet / 8).clamp(Duration::from_millis(1), ASK_INTERVAL_MAX);
     let mut last = ask().await?;
     let mut silent = Duration::ZERO;
     loop {
         match last {
-            Pulse::Unknown => {
+            OwnerStatus::Unknown => {
                 let context = "on_owned: this kind of store cannot say whether its owner lives";
                 return Err(Error::new(ErrorKind::Unsupported, context));
             }
-            Pulse::Free => return Ok(()),
-            Pulse::Owned(_) if silent >= quiet => return Ok(()),
-            Pulse::Owned(_) => {}
+            OwnerStatus::Free => return Ok(()),
+            OwnerStatus::Owned(_) if silent >= quiet => return Ok(()),
+            OwnerStatus::Owned(_) => {}
         }
         pause(interval).await?;
         let now = ask().await?;
@@ -73,7 +73,7 @@ pub(crate) async fn await_turn(store: &dyn Store, on_owned: OnOwned) -> Result<(
             silent = silent.saturating_add(interval);
             continue;
         }
-        if let (OnOwned::Refuse(_), Pulse::Owned(_)) = (on_owned, now) {
+        if let (OnOwned::Refuse(_), OwnerStatus::Owned(_)) = (on_owned, now) {
             return Err(Error::new(ErrorKind::Locked, "the store has an owner, and that lives"));
         }
         (last, silent) = (now, Duration::ZERO);
@@ -81,21 +81,21 @@ pub(crate) async fn await_turn(store: &dyn Store, on_owned: OnOwned) -> Result<(
 }
 
 /// What says that an owner lives, and at last that it has ended.
-pub(crate) struct Lifeline {
+pub(crate) struct Heartbeat {
     end: watch::Sender<bool>,
     ended: watch::Receiver<()>,
 }
 
-impl Lifeline {
+impl Heartbeat {
     /// Says so again and again, until the layer ends or is the owner no more. Nothing if the store has no ear for it.
-    pub(crate) fn start(store: Arc<dyn Store>, core: Arc<Core>, tasks: &Tasks) -> Lifeline {
+    pub(crate) fn start(store: Arc<dyn Store>, core: Arc<Core>, tasks: &Tasks) -> Heartbeat {
         let (end, ending) = watch::channel(false);
         let (alive, ended) = watch::channel(());
         tasks.spawn(async move {
             keep_alive(&*store, &core, ending).await;
             drop(alive);
         });
-        Lifeline { end, ended }
+        Heartbeat { end, ended }
     }
 
     /// Says that the owner has ended, so that nobody has to wait for its silence.

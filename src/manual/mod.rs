@@ -1,43 +1,48 @@
-//! The manual: what the crate promises, how it keeps it, and what that costs.
+//! The manual, in the order of a user's path.
+//!
+//! - [`start`]: dependencies, the first program, the choices to make, the promises and the limits.
+//! - [`writing`]: behind, through and around; receipts, batches, the queue, rejected records.
+//! - [`reading`]: loads, staleness bounds, times to live, cache-aside, versioned keys.
+//! - [`invalidation`]: keys, namespaces, groups, tags, rules, read sets, schema versions.
+//! - [`stores`]: sled, redb, fjall and Postgres, and what to know of each.
+//!
+//! Between processes:
+//!
+//! - [`coordination`]: an owner, its followers, and who owns a store.
+//! - [`buses`]: in memory, Redis, NATS, and what each loses.
+//! - [`events`]: the bytes of an event, for other languages.
+#![cfg_attr(
+    feature = "postgres",
+    doc = "- [`bus_postgres`]: events over a table of Postgres, in the data's own transaction."
+)]
+#![cfg_attr(
+    not(feature = "postgres"),
+    doc = "- `bus_postgres` (feature `postgres`): events over a table of Postgres."
+)]
+//! - [`changes`]: the change stream of a layer, for programs of your own.
+//!
+//! Running:
+//!
+//! - [`operating`]: health, closing, threads, files, the binary, damaged journals.
+//! - [`durability`]: what each acknowledgement survives, and why.
+//! - [`options`]: every option with its default and range.
+//! - [`errors`]: every kind of error with a way on, and what to do after a crash.
+//! - [`figures`]: metrics, spans, alerts, and advice on the time to live.
+//! - [`monitor`]: the share of writes that followers serve within a delay.
+//! - [`glossary`]: the words of the crate.
+//!
+//! For contributors:
+//!
+//! - [`design`]: the modules and the reasons.
+//! - [`testing`]: how the promises are tested, and how to repeat a failure.
 
-#[doc = include_str!("promises.md")]
-pub mod promises {}
-#[doc = include_str!("writing.md")]
-pub mod writing {}
-#[doc = include_str!("reading.md")]
-pub mod reading {}
-#[doc = include_str!("invalidation.md")]
-pub mod invalidation {}
-#[doc = include_str!("changes.md")]
-pub mod changes {}
-#[doc = include_str!("coordination.md")]
-pub mod coordination {}
-#[doc = include_str!("buses.md")]
-pub mod buses {}
-#[doc = include_str!("events.md")]
-pub mod events {}
+macro_rules! pages {
+    ($($page:ident)+) => {
+        $(#[doc = include_str!(concat!(stringify!($page), ".md"))] pub mod $page {})+
+    };
+}
+
+pages! { start writing reading invalidation stores coordination buses events changes }
 #[cfg(feature = "postgres")]
-#[doc = include_str!("bus_postgres.md")]
-pub mod bus_postgres {}
-#[doc = include_str!("figures.md")]
-pub mod figures {}
-#[doc = include_str!("monitor.md")]
-pub mod monitor {}
-#[doc = include_str!("durability.md")]
-pub mod durability {}
-#[doc = include_str!("stores.md")]
-pub mod stores {}
-#[doc = include_str!("faults.md")]
-pub mod faults {}
-#[doc = include_str!("operating.md")]
-pub mod operating {}
-#[doc = include_str!("testing.md")]
-pub mod testing {}
-#[doc = include_str!("measuring.md")]
-pub mod measuring {}
-#[doc = include_str!("design.md")]
-pub mod design {}
-#[doc = include_str!("speed.md")]
-pub mod speed {}
-#[doc = include_str!("fuzzing.md")]
-pub mod fuzzing {}
+pages! { bus_postgres }
+pages! { operating durability options errors figures monitor glossary design testing }

@@ -23,15 +23,15 @@ const LIVES: u32 = 16;
 
 /// The reloads of one cache, by the age of the copy that they replaced.
 #[derive(Debug, Default)]
-pub struct Reloads {
+pub struct ReloadCounts {
     unchanged: Counter,
     changed: Counter,
-    buckets: AgeBuckets<Bucket>,
+    buckets: AgeBuckets<ReloadBucket>,
 }
 
 /// Of the reloads of about one age, those whose copies were watched and served.
 #[derive(Debug, Default)]
-struct Bucket {
+struct ReloadBucket {
     reloads: Counter,
     changed: Counter,
     /// How often their copies were served, and so those that had become stale.
@@ -58,7 +58,7 @@ pub struct TtlAdvice {
     pub changed: u64,
 }
 
-impl Reloads {
+impl ReloadCounts {
     /// Notes a reload of a copy of this age that was served so often, if anybody watched that.
     pub fn note(&self, age: Duration, serves: Option<u64>, changed: bool) {
         if changed { &self.changed } else { &self.unchanged }.add(1);
@@ -80,7 +80,7 @@ impl Reloads {
     /// What they say, for a cache whose entries lose up to the share `jitter` of their life.
     #[must_use]
     pub fn advise(&self, wanted_share: f64, time_to_live: Option<Duration>, jitter: f64) -> TtlAdvice {
-        let seen: Vec<Seen> = self.buckets.iter().filter_map(Seen::of).collect();
+        let seen: Vec<AgeSample> = self.buckets.iter().filter_map(AgeSample::of).collect();
         let (reloads, changed) = seen
             .iter()
             .fold((0, 0), |(reloads, changed), seen| (reloads + seen.reloads, changed + seen.changed));
@@ -101,7 +101,7 @@ impl Reloads {
 
 /// The reloads of about one age.
 #[derive(Clone, Copy, Debug)]
-struct Seen {
+struct AgeSample {
     age_s: f64,
     reloads: u64,
     changed: u64,
@@ -109,12 +109,12 @@ struct Seen {
     serves_changed: u64,
 }
 
-impl Seen {
-    fn of(bucket: &Bucket) -> Option<Seen> {
+impl AgeSample {
+    fn of(bucket: &ReloadBucket) -> Option<AgeSample> {
         let (reloads, changed) = (bucket.reloads.value(), bucket.changed.value());
         let (serves, serves_changed) = (bucket.serves.value(), bucket.serves_changed.value());
         let age_s = bucket.age_us.value() as f64 / 1e6 / reloads as f64;
-        (reloads > 0).then_some(Seen { age_s, reloads, changed, serves, serves_changed })
+        (reloads > 0).then_some(AgeSample { age_s, reloads, changed, serves, serves_changed })
     }
 }
 
@@ -128,21 +128,21 @@ struct Staleness {
 }
 
 /// The reloads of neighbouring ages.
-struct Pool {
+struct PooledAges {
     reloads: u64,
     serves: u64,
     stale: u64,
     ages: usize,
 }
 
-impl Pool {
+impl PooledAges {
     /// Whether less of it is stale.
-    fn is_below(&self, other: &Pool) -> bool {
+    fn is_below(&self, other: &PooledAges) -> bool {
         u128::from(self.stale) * u128::from(other.serves) < u128::from(other.stale) * u128::from(self.serves)
     }
 
-    fn with(self, other: &Pool) -> Pool {
-        Pool {
+    fn with(self, other: &PooledAges) -> PooledAges {
+        PooledAges {
             reloads: self.reloads + other.reloads,
             serves: self.serves + other.serves,
             stale: self.stale + other.stale,
@@ -158,12 +158,12 @@ impl Pool {
 }
 
 impl Staleness {
-    fn of(seen: &[Seen], jitter: f64) -> Staleness {
+    fn of(seen: &[AgeSample], jitter: f64) -> Staleness {
         // Neighbours that fall instead of rising are pooled.
-        let mut pools: Vec<Pool> = Vec::new();
+        let mut pools: Vec<PooledAges> = Vec::new();
         for one in seen {
             let mut pool =
-                Pool { reloads: one.reloads, serves: one.serves, stale: one.serves_changed, ages: 1 };
+                PooledAges { reloads: one.reloads, serves: one.serves, stale: one.serves_changed, ages: 1 };
             while let Some(below) = pools.pop_if(|below| !below.is_below(&pool)) {
                 pool = pool.with(&below);
             }
@@ -238,8 +238,8 @@ mod tests {
     }
 
     /// So many reloads at each of these ages, of which the share that `stale` says found a change.
-    fn reloads(ages: impl Iterator<Item = f64>, stale: impl Fn(f64) -> f64) -> Reloads {
-        let reloads = Reloads::default();
+    fn reloads(ages: impl Iterator<Item = f64>, stale: impl Fn(f64) -> f64) -> ReloadCounts {
+        let reloads = ReloadCounts::default();
         for age in ages {
             let changed = (stale(age) * 1000.0).round() as u64;
             (0..1000).for_each(|one| reloads.note(seconds(age), Some(1), one < changed));
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn what_falls_by_chance_is_pooled_and_the_share_never_falls() {
-        let reloads = Reloads::default();
+        let reloads = ReloadCounts::default();
         let answers = [(1.0, 9), (2.0, 1), (4.0, 5), (8.0, 3), (16.0, 9)];
         for (age, changed) in answers {
             (0..10).for_each(|one| reloads.note(seconds(age), Some(1), one < changed));
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn too_few_reloads_advise_nothing_and_nothing_seen_is_not_never() {
-        let reloads = Reloads::default();
+        let reloads = ReloadCounts::default();
         (1..RELOADS_MIN).for_each(|_| reloads.note(seconds(10.0), Some(1), false));
         assert_eq!(reloads.advise(0.1, Some(seconds(1.0)), 0.0).time_to_live, None);
         assert_eq!(reloads.advise(0.1, Some(seconds(1.0)), 0.0).share_now, None);
@@ -302,7 +302,7 @@ mod tests {
     /// Of two kinds of keys in one cache, one is served a hundred times as often and changes a hundred times as often.
     #[test]
     fn a_reload_counts_as_often_as_its_copy_was_served() {
-        let reloads = Reloads::default();
+        let reloads = ReloadCounts::default();
         for one in 0..10_000_u32 {
             let age = 1.0 + f64::from(one % 100);
             let changes = |per_s: f64| f64::from(one % 97) / 97.0 < 1.0 - (-per_s * age).exp();

@@ -3,7 +3,8 @@
 use std::hash::{BuildHasher, Hash};
 
 use crate::ids::Seq;
-use crate::memory::entry::{About, Entry, Own};
+use crate::memory::entry::{Entry, EntryMetadata, EntryOverrides};
+use crate::memory::metrics::EvictionCause;
 use crate::memory::resident::{MemoryFailed, Resident};
 use crate::safeguard::Safeguard;
 
@@ -18,7 +19,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 return;
             }
             self.fences.change(self.hasher.hash_one(key), || {
-                self.left.invalidated.add(u64::from(self.entries.remove(key).is_some()));
+                self.evictions.add(EvictionCause::Invalidated, u64::from(self.entries.remove(key).is_some()));
             });
         })
     }
@@ -31,11 +32,12 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     pub fn invalidate_version(&self, key: &K, version: Seq) -> Result<bool, MemoryFailed> {
         self.guarded(|| {
             self.fences.change(self.hasher.hash_one(key), || {
-                let there = self.outline(key, |_| {}).filter(|there| self.is_current(there));
+                let there = self.inspect(key, |_| {}).filter(|there| self.is_current(there));
                 let proven =
                     there.is_some_and(|there| there.version() > Seq::ZERO && there.version() >= version);
                 if !proven {
-                    self.left.invalidated.add(u64::from(self.entries.remove(key).is_some()));
+                    self.evictions
+                        .add(EvictionCause::Invalidated, u64::from(self.entries.remove(key).is_some()));
                 }
                 !proven
             })
@@ -50,17 +52,24 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     ///
     /// # Errors
     /// As [`Resident::invalidate`].
-    pub fn heard(&self, key: &K, value: V, version: Seq, own: Own) -> Result<(), MemoryFailed> {
+    pub fn apply_remote_change(
+        &self,
+        key: &K,
+        value: V,
+        version: Seq,
+        overrides: EntryOverrides,
+    ) -> Result<(), MemoryFailed> {
         self.guarded(|| {
             let weight = self.weight(key, &value);
             // When it was written nobody says; not before everything was heard of that had happened by then.
             let since = self.fences.scopes().verified();
-            let (share, extra) = (self.share(), self.extra(own, since));
+            let (share, extra) = (self.share(), self.extra(overrides, since));
             self.fences.change(self.hasher.hash_one(key), || {
-                let Some(there) = self.outline(key, |_| {}) else { return };
+                let Some(there) = self.inspect(key, |_| {}) else { return };
                 // Neither an absence nor what a loader brought has a version.
                 if !self.is_current(&there) || there.version() == Seq::ZERO {
-                    self.left.invalidated.add(u64::from(self.entries.remove(key).is_some()));
+                    self.evictions
+                        .add(EvictionCause::Invalidated, u64::from(self.entries.remove(key).is_some()));
                     return;
                 }
                 if there.version() >= version {
@@ -68,7 +77,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 }
                 let generation = self.fences.scopes().now();
                 let (took_us, of_loader) = (0, false);
-                let about = About { version, generation, since, weight, took_us, share, of_loader };
+                let about = EntryMetadata { version, generation, since, weight, took_us, share, of_loader };
                 self.entries.insert(key.clone(), Entry::new(Some(value), &about, extra));
             });
         })
@@ -81,6 +90,6 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 
     /// Drops `key` from memory only to make room: nothing has changed, so loads under way may land.
     pub fn evict(&self, key: &K) {
-        self.left.called.add(u64::from(self.entries.remove(key).is_some()));
+        self.evictions.add(EvictionCause::Called, u64::from(self.entries.remove(key).is_some()));
     }
 }

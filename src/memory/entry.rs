@@ -7,23 +7,23 @@ use quick_cache::Weighter;
 
 use crate::ids::Seq;
 use crate::memory::extra::Extra;
-use crate::memory::fence::Mark;
-use crate::memory::scope::{Scopes, Ties};
-use crate::memory::servable::{Excuse, Generation, Stamp};
+use crate::memory::fence::FenceMark;
+use crate::memory::scope::{Dependencies, Scopes};
+use crate::memory::servable::{EntryFacts, Generation, StaleReason};
 use crate::seam::clock::Moment;
 
 /// What is in memory of a key.
 ///
 /// What it says of its value is packed into 32 bytes, since the fewer an entry has, the more entries are in the
 /// processor's caches. What does not fit is told so that nothing is served for longer, or kept instead of something
-/// newer: see [`About`].
+/// newer: see [`EntryMetadata`].
 #[derive(Clone, Debug)]
 pub(crate) struct Entry<V> {
     /// `None` says that the key has no value.
     pub(crate) value: Option<V>,
     since: Moment,
     /// Who wrote it, above its weight.
-    written: u64,
+    apply_write: u64,
     /// Its generation, above its share of jitter, above how long its load took.
     belongs: u64,
     /// What few entries have, so that the others stay small.
@@ -32,7 +32,7 @@ pub(crate) struct Entry<V> {
 
 /// What an entry says of its value.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct About {
+pub(crate) struct EntryMetadata {
     /// Who wrote it; zero if nobody knows, as of what a loader brought, and beyond 48 bits.
     pub(crate) version: Seq,
     /// Beyond 44 bits the last one of these, so that a higher floor hides it though it is not below.
@@ -61,18 +61,18 @@ const SHIFT_BITS: u32 = 5;
 
 /// What an entry is told to do instead of what its cache says, and what it hangs on beside it.
 #[derive(Clone, Debug, Default)]
-pub struct Own {
+pub struct EntryOverrides {
     /// Its time to live.
     pub time_to_live: Option<Duration>,
     /// Its time to idle.
     pub time_to_idle: Option<Duration>,
     /// Its group, its tags, and what it was read from.
-    pub ties: Option<Arc<Ties>>,
+    pub dependencies: Option<Arc<Dependencies>>,
 }
 
 /// What a look at memory found that may be served.
 #[derive(Clone, Debug)]
-pub struct Held<V> {
+pub struct MemoryHit<V> {
     /// The value; `None` if the key is known to have none.
     pub value: Option<V>,
     /// Who wrote it; zero if nobody knows.
@@ -80,20 +80,20 @@ pub struct Held<V> {
     /// How old it is. Only measured if that matters for the answer; else nothing.
     pub age: Duration,
     /// Why it is served though its time is up.
-    pub excuse: Option<Excuse>,
+    pub stale: Option<StaleReason>,
     /// Whether it should be loaded again, while it is served.
     pub reload: bool,
     /// The age that it was allowed to have; none if nothing limited it.
     pub bound: Option<Duration>,
     /// What it hangs on beside its key and cache; told only to who looks closely.
-    pub ties: Option<Arc<Ties>>,
+    pub dependencies: Option<Arc<Dependencies>>,
 }
 
 /// Where a load starts: taken before anything is looked at.
 #[derive(Clone, Copy, Debug)]
-pub struct Start {
+pub struct LoadStart {
     /// Where the fences stood.
-    pub mark: Mark,
+    pub mark: FenceMark,
     /// What a value that this load brings belongs to.
     pub generation: Generation,
     /// When that was.
@@ -104,7 +104,7 @@ pub struct Start {
 
 /// What a load brought.
 #[derive(Clone, Debug)]
-pub struct Brought<'a, V> {
+pub struct LoadResult<'a, V> {
     /// The value; `None` if there is none.
     pub value: Option<&'a V>,
     /// Who wrote it; zero if nobody knows.
@@ -112,47 +112,47 @@ pub struct Brought<'a, V> {
     /// Whether a reader's loader was asked.
     pub of_loader: bool,
     /// What it is told to do instead of what the cache says.
-    pub own: Own,
+    pub overrides: EntryOverrides,
 }
 
 /// What is in memory of a key, before anybody knows whether it may be served; and until when a follower had heard of
 /// every change *before* that was looked up.
-pub struct Unjudged<V>(pub(crate) Option<Entry<V>>, pub(crate) Moment);
+pub struct Candidate<V>(pub(crate) Option<Entry<V>>, pub(crate) Moment);
 
 #[derive(Clone)]
 pub(crate) struct ByEntry;
 
 impl<K, V> Weighter<K, Entry<V>> for ByEntry {
     fn weight(&self, _key: &K, entry: &Entry<V>) -> u64 {
-        u64::from(long(entry.written, WEIGHT_BITS).max(1))
+        u64::from(long(entry.apply_write, WEIGHT_BITS).max(1))
     }
 }
 
 impl<V> Entry<V> {
-    pub(crate) fn new(value: Option<V>, about: &About, extra: Option<Arc<Extra>>) -> Entry<V> {
-        let &About { version, generation, since, weight, took_us, share, of_loader } = about;
+    pub(crate) fn new(value: Option<V>, about: &EntryMetadata, extra: Option<Arc<Extra>>) -> Entry<V> {
+        let &EntryMetadata { version, generation, since, weight, took_us, share, of_loader } = about;
         let writer = match version {
             _ if of_loader => OF_LOADER,
             Seq(version) if version < OF_LOADER => version,
             _ => Seq::ZERO.0,
         };
-        let written = writer << WEIGHT_BITS | short(weight, WEIGHT_BITS);
+        let apply_write = writer << WEIGHT_BITS | short(weight, WEIGHT_BITS);
         let belongs = generation.0.min(GENERATION_MAX) << SHARE_BITS | u64::from(share.min(SHARE_MAX));
         let belongs = belongs << TOOK_BITS | short(took_us, TOOK_BITS);
-        Entry { value, since, written, belongs, extra }
+        Entry { value, since, apply_write, belongs, extra }
     }
 
     /// Who wrote it; zero if nobody knows.
     pub(crate) fn version(&self) -> Seq {
         match self.of_loader() {
             true => Seq::ZERO,
-            false => Seq(self.written >> WEIGHT_BITS),
+            false => Seq(self.apply_write >> WEIGHT_BITS),
         }
     }
 
     #[inline]
     pub(crate) fn of_loader(&self) -> bool {
-        self.written >> WEIGHT_BITS == OF_LOADER
+        self.apply_write >> WEIGHT_BITS == OF_LOADER
     }
 
     pub(crate) fn since(&self) -> Moment {
@@ -173,33 +173,33 @@ impl<V> Entry<V> {
 
     /// What is to be known of it to decide whether it may be served, in a cache with so much jitter.
     #[inline]
-    pub(crate) fn stamp(&self, scopes: &Scopes, jitter: u16) -> Stamp {
+    pub(crate) fn facts(&self, scopes: &Scopes, jitter: u16) -> EntryFacts {
         let share = (self.belongs >> TOOK_BITS) & u64::from(SHARE_MAX);
         // As large as the jitter at the most.
         let cut = u16::try_from(share * u64::from(jitter) / u64::from(SHARE_MAX)).unwrap_or(jitter);
-        let mut stamp = Stamp { cut, ..self.untimed_stamp() };
+        let mut facts = EntryFacts { cut, ..self.untimed_facts() };
         if let Some(extra) = &self.extra {
-            extra.add_to(&mut stamp, scopes);
+            extra.add_to(&mut facts, scopes);
         }
-        stamp
+        facts
     }
 
     /// The stamp of an entry that has nothing beside its value and no life that jitter could cut.
     #[inline]
-    pub(crate) fn untimed_stamp(&self) -> Stamp {
-        Stamp {
+    pub(crate) fn untimed_facts(&self) -> EntryFacts {
+        EntryFacts {
             generation: Generation(self.belongs >> (SHARE_BITS + TOOK_BITS)),
             since: self.since,
             used: self.since,
             absent: self.value.is_none(),
             of_loader: self.of_loader(),
-            ..Stamp::default()
+            ..EntryFacts::default()
         }
     }
 
     pub(crate) fn without_value(&self) -> Entry<()> {
-        let &Entry { ref value, since, written, belongs, ref extra } = self;
-        Entry { value: value.as_ref().map(|_| ()), since, written, belongs, extra: extra.clone() }
+        let &Entry { ref value, since, apply_write, belongs, ref extra } = self;
+        Entry { value: value.as_ref().map(|_| ()), since, apply_write, belongs, extra: extra.clone() }
     }
 
     /// A copy whose uses nobody counts.
@@ -207,8 +207,8 @@ impl<V> Entry<V> {
         Entry { extra: self.extra.as_ref().map(|extra| extra.detached()), ..self }
     }
 
-    pub(crate) fn ties(&self) -> Option<Arc<Ties>> {
-        self.extra.as_ref().and_then(|extra| extra.ties().cloned())
+    pub(crate) fn dependencies(&self) -> Option<Arc<Dependencies>> {
+        self.extra.as_ref().and_then(|extra| extra.dependencies().cloned())
     }
 }
 
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn an_entry_says_what_it_was_told() {
-        let about = About {
+        let about = EntryMetadata {
             version: Seq(OF_LOADER - 1),
             generation: Generation(GENERATION_MAX),
             since: Moment::of_nanos(u64::MAX),
@@ -266,11 +266,11 @@ mod tests {
             of_loader: false,
         };
         let entry = Entry::new(Some(()), &about, None);
-        let stamp = entry.stamp(&Scopes::default(), 6_554);
+        let facts = entry.facts(&Scopes::default(), 6_554);
         assert_eq!((entry.version(), entry.of_loader(), entry.took()), (about.version, false, micros(31)));
-        assert_eq!((stamp.generation, stamp.since, stamp.cut), (about.generation, about.since, 6_554));
+        assert_eq!((facts.generation, facts.since, facts.cut), (about.generation, about.since, 6_554));
         assert_eq!(ByEntry.weight(&(), &entry), u64::from(u32::MAX));
-        let least = About {
+        let least = EntryMetadata {
             version: Seq::ZERO,
             generation: Generation(0),
             since: Moment::default(),
@@ -280,10 +280,10 @@ mod tests {
             of_loader: true,
         };
         let entry = Entry::new(None::<()>, &least, None);
-        let stamp = entry.stamp(&Scopes::default(), 6_554);
+        let facts = entry.facts(&Scopes::default(), 6_554);
         assert_eq!((entry.version(), entry.of_loader(), entry.took()), (Seq::ZERO, true, micros(0)));
-        assert_eq!((stamp.generation, stamp.since, stamp.cut), (least.generation, least.since, 0));
-        assert!(stamp.absent && stamp.of_loader);
+        assert_eq!((facts.generation, facts.since, facts.cut), (least.generation, least.since, 0));
+        assert!(facts.absent && facts.of_loader);
         assert_eq!(ByEntry.weight(&(), &entry), 1);
     }
 
@@ -291,7 +291,7 @@ mod tests {
     /// nothing for younger than a floor.
     #[test]
     fn what_does_not_fit_is_told_so_that_nothing_wrong_is_served() {
-        let about = About {
+        let about = EntryMetadata {
             version: Seq(OF_LOADER),
             generation: Generation(GENERATION_MAX + 5),
             since: Moment::default(),
@@ -302,7 +302,7 @@ mod tests {
         };
         let entry = Entry::new(Some(()), &about, None);
         assert_eq!((entry.version(), entry.of_loader()), (Seq::ZERO, false));
-        assert_eq!(entry.untimed_stamp().generation, Generation(GENERATION_MAX));
+        assert_eq!(entry.untimed_facts().generation, Generation(GENERATION_MAX));
     }
 
     /// The time of a hit depends on it: see the manual's page on speed.

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use quick_cache::Lifecycle;
 use quick_cache::sync::DefaultLifecycle;
 
-use crate::metrics::EvictionMetrics;
+use crate::memory::metrics::EvictionCause;
+use crate::metrics::Counters;
 
 /// The engine's own hooks, and a count.
 pub(crate) struct Evictions<K, V> {
     engine: DefaultLifecycle<K, V>,
-    counted: Arc<EvictionMetrics>,
+    counted: Arc<Counters<EvictionCause>>,
 }
 
 impl<K, V> Evictions<K, V> {
-    pub(crate) fn new(counted: Arc<EvictionMetrics>) -> Self {
+    pub(crate) fn new(counted: Arc<Counters<EvictionCause>>) -> Self {
         Evictions { engine: DefaultLifecycle::default(), counted }
     }
 }
@@ -30,7 +31,7 @@ impl<K, V> Lifecycle<K, V> for Evictions<K, V> {
     type RequestState = <DefaultLifecycle<K, V> as Lifecycle<K, V>>::RequestState;
 
     fn on_evict(&self, state: &mut Self::RequestState, key: K, value: V) {
-        self.counted.room.add(1);
+        self.counted.add(EvictionCause::Room, 1);
         self.engine.on_evict(state, key, value);
     }
 }

@@ -43,13 +43,13 @@ struct Stripe {
 
 /// Where the fences stood when a load began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct FenceMark {
     hash: u64,
     moves: u64,
     floor: Generation,
 }
 
-impl Mark {
+impl FenceMark {
     #[cfg(test)]
     pub(crate) fn stripe(&self) -> u64 {
         self.hash % STRIPES as u64
@@ -73,28 +73,28 @@ impl Fences {
 
     /// Marks the fences for a load of the key with this hash.
     #[must_use]
-    pub fn mark(&self, hash: u64) -> Mark {
+    pub fn mark(&self, hash: u64) -> FenceMark {
         // The floor first: a bulk invalidation between the two reads then makes the mark too old, never too young.
         let floor = self.highest_floor();
         let stripe = self.stripe(hash);
         let _held = stripe.lock();
-        Mark { hash, moves: stripe.moves(), floor }
+        FenceMark { hash, moves: stripe.moves(), floor }
     }
 
     /// As [`Fences::mark`], for a load that no older one may outlive: who starts later does not join those that are
     /// under way, and they lose when this one lands.
     #[must_use]
-    pub fn mark_anew(&self, hash: u64) -> Mark {
+    pub fn mark_anew(&self, hash: u64) -> FenceMark {
         let floor = self.highest_floor();
         let stripe = self.stripe(hash);
         let _held = stripe.lock();
         stripe.moves.fetch_add(u64::from(Safeguard::RefreshBarsOlderLoads.holds()), Ordering::SeqCst);
-        Mark { hash, moves: stripe.moves(), floor }
+        FenceMark { hash, moves: stripe.moves(), floor }
     }
 
     /// Whether anything has moved since `mark`. Without the lock.
     #[must_use]
-    pub fn has_moved(&self, mark: &Mark) -> bool {
+    pub fn has_moved(&self, mark: &FenceMark) -> bool {
         self.stripe(mark.hash).moves() != mark.moves || self.highest_floor() != mark.floor
     }
 
@@ -108,7 +108,7 @@ impl Fences {
 
     /// Runs `fill` if nothing has changed since `mark` and no load has landed that has a later one; says whether it
     /// did.
-    pub fn fill(&self, mark: &Mark, fill: impl FnOnce()) -> bool {
+    pub fn fill(&self, mark: &FenceMark, fill: impl FnOnce()) -> bool {
         let stripe = self.stripe(mark.hash);
         let mut oldest = stripe.lock();
         let moved = mark.moves < *oldest && Safeguard::FenceOnFill.holds();

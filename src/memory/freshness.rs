@@ -69,7 +69,7 @@ pub enum OnUnverified {
     Revalidate,
     /// An error, [`ErrorKind::Unverified`](crate::error::ErrorKind::Unverified), without asking the store.
     Fail,
-    /// The entry, with [`Excuse::Unverified`](crate::memory::servable::Excuse::Unverified) in its proof.
+    /// The entry, with [`StaleReason::Unverified`](crate::memory::servable::Excuse::Unverified) in its proof.
     Serve,
 }
 

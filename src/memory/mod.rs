@@ -7,6 +7,7 @@ pub mod evictions;
 pub(crate) mod extra;
 pub mod fence;
 pub mod freshness;
+pub mod metrics;
 pub mod reloads;
 pub mod resident;
 pub mod scope;

@@ -16,41 +16,44 @@ use quick_cache::sync::Cache;
 use crate::error::{Error, ErrorKind};
 use crate::ids::Seq;
 use crate::memory::advice::TtlAdvice;
-use crate::memory::entry::{About, Brought, ByEntry, Entry, Held, Own, SHARE_MAX, Start, Unjudged};
+use crate::memory::entry::{
+    ByEntry, Candidate, Entry, EntryMetadata, EntryOverrides, LoadResult, LoadStart, MemoryHit, SHARE_MAX,
+};
 use crate::memory::evictions::Evictions;
 use crate::memory::extra::Extra;
-use crate::memory::fence::{Fences, Mark};
+use crate::memory::fence::{FenceMark, Fences};
 use crate::memory::freshness::{Freshness, LiveDuration};
-use crate::memory::reloads::{Same, Side, Watch};
-use crate::memory::scope::{Scopes, Ties};
+use crate::memory::metrics::EvictionCause;
+use crate::memory::reloads::{CompareValues, ReloadWatch, VersionedRef};
+use crate::memory::scope::{Dependencies, Scopes};
 use crate::memory::servable::{
-    Ask, Excuse, MissReason, Rules, Servable, Situation, Stamp, invalidated, is_due_early, is_timed, life,
-    servable,
+    CacheLimits, EntryFacts, LoadProgress, MissReason, ReadConstraints, Servable, StaleReason, invalidated,
+    is_due_early, is_timed, life, servable,
 };
-use crate::metrics::EvictionMetrics;
+use crate::metrics::{Counters, Counts};
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{Moment, Ticker};
 use crate::seam::random::{self, HashBuilder};
 
 /// What a value costs, in the unit of the capacity; less than one counts as one.
-pub type Weigh<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
+pub type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 
 /// How much a cache may hold.
-pub enum Bound<K, V> {
+pub enum Capacity<K, V> {
     /// So many entries.
     Entries(usize),
     /// So much weight, as the function weighs.
-    Weight(u64, Weigh<K, V>),
+    Weight(u64, Weigher<K, V>),
 }
 
 /// The entries of one cache and its fences.
 pub struct Resident<K, V> {
     pub(super) entries: Cache<K, Entry<V>, ByEntry, HashBuilder, Evictions<K, Entry<V>>>,
-    pub(super) left: Arc<EvictionMetrics>,
-    watch: Watch<V>,
+    pub(super) evictions: Arc<Counters<EvictionCause>>,
+    watch: ReloadWatch<V>,
     pub(super) hasher: HashBuilder,
     pub(super) fences: Arc<Fences>,
-    weigh: Option<Weigh<K, V>>,
+    weigh: Option<Weigher<K, V>>,
     freshness: Freshness,
     time_to_live: LiveDuration,
     ticker: Ticker,
@@ -65,11 +68,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] if the bound is one that the engine cannot take.
-    pub fn new(bound: Bound<K, V>, freshness: Freshness, ticker: Ticker) -> Result<Self, Error> {
+    pub fn new(bound: Capacity<K, V>, freshness: Freshness, ticker: Ticker) -> Result<Self, Error> {
         // An estimate of the number of entries sizes the table; a weight says nothing of it, so a middling one.
         let (estimate, capacity, weigh) = match bound {
-            Bound::Entries(entries) => (entries, u64::try_from(entries).unwrap_or(u64::MAX), None),
-            Bound::Weight(weight, weigh) => {
+            Capacity::Entries(entries) => (entries, u64::try_from(entries).unwrap_or(u64::MAX), None),
+            Capacity::Weight(weight, weigh) => {
                 (usize::try_from(weight / 256).unwrap_or(usize::MAX).clamp(16, 1 << 20), weight, Some(weigh))
             }
         };
@@ -79,17 +82,27 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             .build()
             .map_err(|error| Error::with_source(ErrorKind::InvalidOption, "capacity", error.to_string()))?;
         let hasher = HashBuilder::default();
-        let left = Arc::<EvictionMetrics>::default();
-        let evictions = Evictions::new(Arc::clone(&left));
-        let entries = Cache::with_options(options, ByEntry, hasher.clone(), evictions);
+        let counted = Arc::<Counters<EvictionCause>>::default();
+        let lifecycle = Evictions::new(Arc::clone(&counted));
+        let entries = Cache::with_options(options, ByEntry, hasher.clone(), lifecycle);
         let (fences, time_to_live) = (Arc::new(Fences::new(Arc::default())), LiveDuration::new(None));
-        let watch = Watch::default();
-        Ok(Resident { entries, left, watch, hasher, fences, weigh, freshness, time_to_live, ticker })
+        let watch = ReloadWatch::default();
+        Ok(Resident {
+            entries,
+            evictions: counted,
+            watch,
+            hasher,
+            fences,
+            weigh,
+            freshness,
+            time_to_live,
+            ticker,
+        })
     }
 
     /// Compares what loads bring with what they replace, where versions do not tell.
     #[must_use]
-    pub fn comparing(mut self, same: Same<V>) -> Self {
+    pub fn with_comparison(mut self, same: CompareValues<V>) -> Self {
         self.watch.same = Some(same);
         self
     }
@@ -109,7 +122,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 
     /// The same memory, still empty, with its bulk invalidations in one order with those of others.
     #[must_use]
-    pub fn in_order_of(self, scopes: Arc<Scopes>) -> Self {
+    pub fn with_scopes(self, scopes: Arc<Scopes>) -> Self {
         Resident { fences: Arc::new(Fences::new(scopes)), ..self }
     }
 
@@ -143,12 +156,12 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     }
 
     /// The value of a key for a reader who asks for nothing in particular, if no time limits it; else what there is, to
-    /// be judged by [`Resident::judge`]. Counts as a use.
+    /// be judged by [`Resident::check`]. Counts as a use.
     ///
     /// # Errors
     /// What is to be judged.
     #[inline]
-    pub fn glance(&self, key: &K) -> Result<Option<V>, Unjudged<V>> {
+    pub fn get(&self, key: &K) -> Result<Option<V>, Candidate<V>> {
         if self.freshness.times_values() || self.time_to_live.value().is_some() {
             return Err(self.find(key));
         }
@@ -163,98 +176,112 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     }
 
     /// What there is of a key. Counts as a use.
-    fn find(&self, key: &K) -> Unjudged<V> {
+    fn find(&self, key: &K) -> Candidate<V> {
         let verified = self.verified();
-        Unjudged(self.entries.get(key), verified)
+        Candidate(self.entries.get(key), verified)
     }
 
     /// Whether an entry is served that has a value and nothing beside it, in a cache that times no values. Apart from
-    /// [`Resident::judge`], because what the compiler knows to be constant here is most of the decision.
+    /// [`Resident::check`], because what the compiler knows to be constant here is most of the decision.
     #[inline(always)]
     fn is_served_plain(&self, entry: &Entry<V>) -> bool {
-        let rules =
-            Rules { time_to_live: None, freshness: &Freshness::UNTIMED, ..self.rules(Moment::default()) };
-        let stamp = Stamp { absent: false, ..entry.untimed_stamp() };
-        !matches!(servable(&stamp, &rules, stamp.since, &Ask::default()), Servable::Miss(_))
+        let limits = CacheLimits {
+            time_to_live: None,
+            freshness: &Freshness::UNTIMED,
+            ..self.limits(Moment::default())
+        };
+        let facts = EntryFacts { absent: false, ..entry.untimed_facts() };
+        !matches!(servable(&facts, &limits, facts.since, &ReadConstraints::default()), Servable::Miss(_))
     }
 
     /// What is in memory of a key and may be served to this reader. Counts as a use.
     ///
     /// # Errors
     /// Why it may not.
-    pub fn look(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
-        self.judge(self.find(key), ask)
+    pub fn lookup(&self, key: &K, constraints: &ReadConstraints) -> Result<MemoryHit<V>, MissReason> {
+        self.check(self.find(key), constraints)
     }
 
     /// What was found, if it may be served to this reader. The clock is read if it matters.
     ///
     /// # Errors
     /// Why it may not be served.
-    pub fn judge(&self, found: Unjudged<V>, ask: &Ask) -> Result<Held<V>, MissReason> {
-        let Unjudged(Some(entry), verified) = found else { return Err(MissReason::Absent) };
-        let (stamp, rules) = (self.stamp(&entry), self.rules(verified));
-        if is_timed(&stamp, &rules, ask) {
-            return self.judged(entry, ask, verified);
+    pub fn check(
+        &self,
+        found: Candidate<V>,
+        constraints: &ReadConstraints,
+    ) -> Result<MemoryHit<V>, MissReason> {
+        let Candidate(Some(entry), verified) = found else { return Err(MissReason::Absent) };
+        let (facts, limits) = (self.facts(&entry), self.limits(verified));
+        if is_timed(&facts, &limits, constraints) {
+            return self.check_timed(entry, constraints, verified);
         }
-        match servable(&stamp, &rules, stamp.since, ask) {
+        match servable(&facts, &limits, facts.since, constraints) {
             Servable::Miss(reason) => Err(reason),
-            _ => Ok(Held {
+            _ => Ok(MemoryHit {
                 version: entry.version(),
                 value: entry.value,
                 age: Duration::ZERO,
-                excuse: None,
+                stale: None,
                 reload: false,
                 bound: None,
-                ties: None,
+                dependencies: None,
             }),
         }
     }
 
-    /// As [`Resident::look`], with the age measured in any case.
+    /// As [`Resident::lookup`], with the age measured in any case.
     ///
     /// # Errors
     /// Why it may not be served.
-    pub fn look_closely(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
-        let Unjudged(Some(entry), verified) = self.find(key) else { return Err(MissReason::Absent) };
-        self.judged(entry, ask, verified)
+    pub fn look_closely(&self, key: &K, constraints: &ReadConstraints) -> Result<MemoryHit<V>, MissReason> {
+        let Candidate(Some(entry), verified) = self.find(key) else { return Err(MissReason::Absent) };
+        self.check_timed(entry, constraints, verified)
     }
 
     /// As [`Resident::look_closely`], without counting as a use.
     ///
     /// # Errors
     /// Why it may not be served.
-    pub fn peek(&self, key: &K, ask: &Ask) -> Result<Held<V>, MissReason> {
+    pub fn peek(&self, key: &K, constraints: &ReadConstraints) -> Result<MemoryHit<V>, MissReason> {
         let verified = self.verified();
         let Some(entry) = self.entries.peek(key) else { return Err(MissReason::Absent) };
-        self.judged(entry.detached(), ask, verified)
+        self.check_timed(entry.detached(), constraints, verified)
     }
 
     /// With the clock.
-    fn judged(&self, entry: Entry<V>, ask: &Ask, verified: Moment) -> Result<Held<V>, MissReason> {
-        let (stamp, rules) = (&self.stamp(&entry), &self.rules(verified));
+    fn check_timed(
+        &self,
+        entry: Entry<V>,
+        constraints: &ReadConstraints,
+        verified: Moment,
+    ) -> Result<MemoryHit<V>, MissReason> {
+        let (facts, limits) = (&self.facts(&entry), &self.limits(verified));
         let now = self.ticker.now();
-        let (age, excuse, reload) = match servable(stamp, rules, now, ask) {
+        let (age, stale, reload) = match servable(facts, limits, now, constraints) {
             Servable::Fresh { age, left } => (age, None, left.is_some_and(|left| self.is_due(&entry, left))),
-            Servable::Stale { age, because } => (age, Some(because), because == Excuse::WhileRevalidating),
+            Servable::Stale { age, because } => {
+                (age, Some(because), because == StaleReason::WhileRevalidating)
+            }
             Servable::Miss(reason) => return Err(reason),
         };
         if let Some(extra) = &entry.extra {
             extra.use_at(now);
         }
-        let window = match (excuse, ask.situation) {
-            (Some(Excuse::WhileRevalidating), _) => self.freshness.stale_while_revalidate,
-            (Some(Excuse::LoadFailed), _) => self.freshness.stale_if_error,
+        let window = match (stale, constraints.progress) {
+            (Some(StaleReason::WhileRevalidating), _) => self.freshness.stale_while_revalidate,
+            (Some(StaleReason::LoadFailed), _) => self.freshness.stale_if_error,
             _ => Duration::ZERO,
         };
-        let life = match (excuse, ask.situation) {
-            (Some(Excuse::InsteadOfWaiting), Situation::Waiting(most)) => Some(most),
-            _ => life(stamp, rules).map(|life| life.saturating_add(window)),
+        let life = match (stale, constraints.progress) {
+            (Some(StaleReason::InsteadOfWaiting), LoadProgress::InFlight(most)) => Some(most),
+            _ => life(facts, limits).map(|life| life.saturating_add(window)),
         };
         let lag_max = self.freshness.following.map(|following| following.lag_max);
-        let lag_max = lag_max.filter(|_| excuse != Some(Excuse::Unverified));
-        let bound = life.into_iter().chain(ask.max_staleness).chain(lag_max).min();
-        let (version, ties) = (entry.version(), entry.ties());
-        Ok(Held { value: entry.value, version, age, excuse, reload, bound, ties })
+        let lag_max = lag_max.filter(|_| stale != Some(StaleReason::Unverified));
+        let bound = life.into_iter().chain(constraints.max_staleness).chain(lag_max).min();
+        let (version, dependencies) = (entry.version(), entry.dependencies());
+        Ok(MemoryHit { value: entry.value, version, age, stale, reload, bound, dependencies })
     }
 
     fn is_due(&self, entry: &Entry<V>, left: Duration) -> bool {
@@ -276,8 +303,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     }
 
     #[inline]
-    fn rules(&self, verified: Moment) -> Rules<'_> {
-        Rules {
+    fn limits(&self, verified: Moment) -> CacheLimits<'_> {
+        CacheLimits {
             floor: self.fences.floor(),
             namespace_floor: self.fences.namespace_floor(),
             time_to_live: self.time_to_live.value(),
@@ -292,15 +319,15 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// Whether a reader who starts at `now` may have what a load brings that started at `since`, with the fences
     /// where they still stand.
     #[must_use]
-    pub fn may_join(&self, since: Moment, now: Moment, ask: &Ask) -> bool {
-        let rules = self.rules(Moment::default());
-        let generation = rules.floor.max(rules.namespace_floor);
-        let stamp = Stamp { generation, since, used: now, of_loader: true, ..Stamp::default() };
-        matches!(servable(&stamp, &rules, now, ask), Servable::Fresh { .. })
+    pub fn may_join(&self, since: Moment, now: Moment, constraints: &ReadConstraints) -> bool {
+        let limits = self.limits(Moment::default());
+        let generation = limits.floor.max(limits.namespace_floor);
+        let facts = EntryFacts { generation, since, used: now, of_loader: true, ..EntryFacts::default() };
+        matches!(servable(&facts, &limits, now, constraints), Servable::Fresh { .. })
     }
 
     /// Where a load of `key` starts. Taken before the load looks anywhere.
-    pub fn start(&self, key: &K) -> Start {
+    pub fn start(&self, key: &K) -> LoadStart {
         // The time first: an age may come out too high, never too low.
         let since = self.ticker.now();
         let mark = self.fences.mark(self.hasher.hash_one(key));
@@ -309,16 +336,16 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 
     /// As [`Resident::start`], for a load that reads past memory: when it lands, those that began before it lose, and
     /// memory does not keep what it had.
-    pub fn start_anew(&self, key: &K) -> Start {
+    pub fn begin_load_past_memory(&self, key: &K) -> LoadStart {
         let since = self.ticker.now();
         let mark = self.fences.mark_anew(self.hasher.hash_one(key));
         self.started(mark, since, true)
     }
 
-    fn started(&self, mark: Mark, since: Moment, anew: bool) -> Start {
+    fn started(&self, mark: FenceMark, since: Moment, anew: bool) -> LoadStart {
         // After the mark: what lands at that mark must not be below the floor that the mark has seen.
         let generation = self.fences.scopes().now();
-        Start { mark, generation, since, anew }
+        LoadStart { mark, generation, since, anew }
     }
 
     /// Takes a committed write that was handed over at `since`: `None` removes. Older loads of the key can no longer
@@ -326,23 +353,26 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     ///
     /// # Errors
     /// [`MemoryFailed`]; the write itself is none of this module's business and goes on.
-    pub fn written(
+    pub fn apply_write(
         &self,
         key: K,
         value: Option<V>,
         version: Seq,
         since: Moment,
-        own: Own,
+        overrides: EntryOverrides,
     ) -> Result<(), MemoryFailed> {
         self.guarded(|| {
             let weight = value.as_ref().map_or(0, |value| self.weight(&key, value));
-            let (share, extra) = (self.share(), self.extra(own, since));
+            let (share, extra) = (self.share(), self.extra(overrides, since));
             self.fences.change(self.hasher.hash_one(&key), || match value {
-                None => self.left.removed.add(u64::from(self.entries.remove(&key).is_some())),
+                None => {
+                    self.evictions.add(EvictionCause::Removed, u64::from(self.entries.remove(&key).is_some()))
+                }
                 Some(value) => {
                     let generation = self.fences.scopes().now();
                     let (took_us, of_loader) = (0, false);
-                    let about = About { version, generation, since, weight, took_us, share, of_loader };
+                    let about =
+                        EntryMetadata { version, generation, since, weight, took_us, share, of_loader };
                     self.entries.insert(key, Entry::new(Some(value), &about, extra));
                 }
             });
@@ -355,11 +385,16 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     ///
     /// # Errors
     /// [`MemoryFailed`]; the load's result is good all the same.
-    pub fn fill(&self, key: &K, brought: &Brought<'_, V>, start: &Start) -> Result<bool, MemoryFailed> {
-        let &Brought { value, version, of_loader, ref own } = brought;
+    pub fn fill(
+        &self,
+        key: &K,
+        load_result: &LoadResult<'_, V>,
+        start: &LoadStart,
+    ) -> Result<bool, MemoryFailed> {
+        let &LoadResult { value, version, of_loader, ref overrides } = load_result;
         let scopes = self.fences.scopes();
-        let broken = |ties: &Arc<Ties>| ties.are_broken(scopes, start.generation);
-        if own.ties.as_ref().is_some_and(broken) {
+        let broken = |dependencies: &Arc<Dependencies>| dependencies.have_changed(scopes, start.generation);
+        if overrides.dependencies.as_ref().is_some_and(broken) {
             return Ok(false);
         }
         let (kept, replaced) = self.guarded(|| {
@@ -375,22 +410,22 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 false => self.ticker.now(),
             };
             let (generation, share) = (start.generation, self.share());
-            let about = About { version, generation, since, weight, took_us, share, of_loader };
-            let entry = Entry::new(value.cloned(), &about, self.extra(own.clone(), since));
+            let about = EntryMetadata { version, generation, since, weight, took_us, share, of_loader };
+            let entry = Entry::new(value.cloned(), &about, self.extra(overrides.clone(), since));
             let keeps =
-                value.is_some() || own.time_to_live.or(self.freshness.negative_time_to_live).is_some();
+                value.is_some() || overrides.time_to_live.or(self.freshness.negative_time_to_live).is_some();
             let later =
                 |since: Moment, there: Seq| since > start.since || there > version && version > Seq::ZERO;
             let (owned, lost, replaced) = (key.clone(), Cell::new(false), Cell::new(None));
             let kept = self.fences.fill(&start.mark, || {
                 let compared = Cell::new(None);
-                let there = self.outline(key, |there| {
+                let there = self.inspect(key, |there| {
                     if there.of_loader() == of_loader && !later(there.since(), there.version()) {
                         compared.set(self.watch.replaced(
                             start.since.since(there.since()),
                             there.serves(self.time_to_live().is_some()),
-                            Side { value: there.value.as_ref(), version: there.version() },
-                            Side { value, version },
+                            VersionedRef { value: there.value.as_ref(), version: there.version() },
+                            VersionedRef { value, version },
                         ));
                     }
                 });
@@ -402,13 +437,13 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
                 if !lost.get() && !others && keeps {
                     self.entries.insert(owned, entry);
                 } else if !lost.get() && !others && there.is_some() {
-                    self.left.removed.add(u64::from(self.entries.remove(key).is_some()));
+                    self.evictions.add(EvictionCause::Removed, u64::from(self.entries.remove(key).is_some()));
                 }
             });
             if !kept && start.anew {
                 // A key that shares the fence may be why, so that memory may still have what was read past.
                 let gone = self.entries.remove_if(key, |there| there.since() <= start.since);
-                self.left.removed.add(u64::from(gone.is_some()));
+                self.evictions.add(EvictionCause::Removed, u64::from(gone.is_some()));
             }
             (kept && !lost.get(), replaced.into_inner().filter(|_| kept))
         })?;
@@ -418,10 +453,10 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         Ok(kept)
     }
 
-    /// What left memory, by cause.
+    /// The number of entries that left memory, by cause.
     #[must_use]
-    pub fn left(&self) -> &EvictionMetrics {
-        &self.left
+    pub fn evictions(&self) -> Counts<EvictionCause> {
+        self.evictions.value()
     }
 
     /// How many entries there are, unservable ones included.
@@ -432,7 +467,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// What there is of a key, without the value. To be called under its fence, so that nobody changes it meanwhile;
     /// whether it is servable is asked afterwards, not under the engine's own lock.
     /// `also` looks at the whole under that lock.
-    pub(super) fn outline(&self, key: &K, also: impl FnOnce(&Entry<V>)) -> Option<Entry<()>> {
+    pub(super) fn inspect(&self, key: &K, also: impl FnOnce(&Entry<V>)) -> Option<Entry<()>> {
         let (seen, also) = (Cell::new(None), Cell::new(Some(also)));
         self.entries.remove_if(key, |there| {
             if let Some(also) = also.take() {
@@ -444,22 +479,22 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         seen.into_inner()
     }
 
-    fn stamp<T>(&self, entry: &Entry<T>) -> Stamp {
-        entry.stamp(self.fences.scopes(), self.freshness.jitter)
+    fn facts<T>(&self, entry: &Entry<T>) -> EntryFacts {
+        entry.facts(self.fences.scopes(), self.freshness.jitter)
     }
 
     /// Whether nothing has invalidated an entry.
     pub(super) fn is_current(&self, entry: &Entry<()>) -> bool {
-        invalidated(&self.stamp(entry), &self.rules(Moment::default())).is_none()
+        invalidated(&self.facts(entry), &self.limits(Moment::default())).is_none()
     }
 
     pub(super) fn weight(&self, key: &K, value: &V) -> u32 {
         self.weigh.as_ref().map_or(1, |weigh| weigh(key, value).max(1))
     }
 
-    pub(super) fn extra(&self, own: Own, used: Moment) -> Option<Arc<Extra>> {
+    pub(super) fn extra(&self, overrides: EntryOverrides, used: Moment) -> Option<Arc<Extra>> {
         let watched = self.time_to_live().is_some() && self.watch.watches_next();
-        Extra::of(own, &self.freshness, used, watched)
+        Extra::of(overrides, &self.freshness, used, watched)
     }
 
     /// A new entry's share of the jitter.
@@ -481,8 +516,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 /// Apart, so that what was found is moved only if it has to be.
 #[cold]
 #[inline(never)]
-fn left_to_judge<V>(found: Option<Entry<V>>) -> Result<Option<V>, Unjudged<V>> {
-    Err(Unjudged(found, Moment::default()))
+fn left_to_judge<V>(found: Option<Entry<V>>) -> Result<Option<V>, Candidate<V>> {
+    Err(Candidate(found, Moment::default()))
 }
 
 /// Without randomness nothing is cut, and what might be loaded early is.
@@ -497,40 +532,44 @@ mod tests {
     use crate::seam::clock::Clock;
 
     /// A clock that stands at an hour.
-    struct Hours;
+    struct HourClock;
 
-    impl Clock for Hours {
+    impl Clock for HourClock {
         fn now(&self) -> Duration {
             Duration::from_secs(3600)
         }
     }
 
     fn resident() -> Resident<u32, String> {
-        of(Bound::Entries(100))
+        of(Capacity::Entries(100))
     }
 
-    fn of(bound: Bound<u32, String>) -> Resident<u32, String> {
+    fn of(bound: Capacity<u32, String>) -> Resident<u32, String> {
         Resident::new(bound, Freshness::default(), Ticker::default()).unwrap()
     }
 
     fn write(memory: &Resident<u32, String>, key: u32, value: Option<String>, seq: u64) {
-        memory.written(key, value, Seq(seq), Moment::default(), Own::default()).unwrap();
+        memory.apply_write(key, value, Seq(seq), Moment::default(), EntryOverrides::default()).unwrap();
     }
 
     fn fill(
         memory: &Resident<u32, String>,
         value: &str,
         seq: u64,
-        start: &Start,
+        start: &LoadStart,
     ) -> Result<bool, MemoryFailed> {
         let value = Some(value.to_owned());
-        let brought =
-            Brought { value: value.as_ref(), version: Seq(seq), of_loader: false, own: Own::default() };
-        memory.fill(&1, &brought, start)
+        let load_result = LoadResult {
+            value: value.as_ref(),
+            version: Seq(seq),
+            of_loader: false,
+            overrides: EntryOverrides::default(),
+        };
+        memory.fill(&1, &load_result, start)
     }
 
     fn seen(memory: &Resident<u32, String>) -> Option<String> {
-        memory.look(&1, &Ask::default()).ok().and_then(|held| held.value)
+        memory.lookup(&1, &ReadConstraints::default()).ok().and_then(|held| held.value)
     }
 
     #[test]
@@ -565,15 +604,15 @@ mod tests {
         let following = Some(Following { lag_max, on_unverified: OnUnverified::default() });
         let freshness = Freshness { following, ..Freshness::default() };
         // So old that only a proof makes it current.
-        let ticker = Ticker::new(Hours);
-        let memory = Resident::new(Bound::Entries(100), freshness, ticker.clone()).unwrap();
+        let ticker = Ticker::new(HourClock);
+        let memory = Resident::new(Capacity::Entries(100), freshness, ticker.clone()).unwrap();
         write(&memory, 1, Some("old".into()), 1);
-        let Err(found) = memory.glance(&1) else { panic!("a follower's entries are judged") };
+        let Err(found) = memory.get(&1) else { panic!("a follower's entries are checked") };
         memory.invalidate_version(&1, Seq(2)).unwrap();
         memory.fences().scopes().verify(ticker.now());
-        assert_eq!(memory.judge(found, &Ask::default()).err(), Some(MissReason::Unverified));
+        assert_eq!(memory.check(found, &ReadConstraints::default()).err(), Some(MissReason::Unverified));
         write(&memory, 1, Some("new".into()), 2);
-        assert!(memory.look(&1, &Ask::default()).is_ok());
+        assert!(memory.lookup(&1, &ReadConstraints::default()).is_ok());
     }
 
     #[test]
@@ -588,11 +627,12 @@ mod tests {
 
     #[test]
     fn a_panicking_weigher_empties_memory_instead_of_leaving_an_old_value() {
-        let weigh: Weigh<u32, String> =
+        let weigh: Weigher<u32, String> =
             Box::new(|_, value| if value == "bad" { panic!("weigher") } else { 1 });
-        let memory = of(Bound::Weight(100, weigh));
+        let memory = of(Capacity::Weight(100, weigh));
         write(&memory, 1, Some("old".into()), 1);
-        let bad = memory.written(1, Some("bad".into()), Seq(2), Moment::default(), Own::default());
+        let bad =
+            memory.apply_write(1, Some("bad".into()), Seq(2), Moment::default(), EntryOverrides::default());
         assert_eq!(bad, Err(MemoryFailed));
         assert_eq!(seen(&memory), None);
         write(&memory, 1, Some("good".into()), 3);
@@ -604,16 +644,16 @@ mod tests {
         let memory = resident();
         (0..10_000).for_each(|key| write(&memory, key, Some("v".into()), 1));
         assert!(memory.count() <= 100, "{}", memory.count());
-        let weigh: Weigh<u32, String> = Box::new(|_, value| u32::try_from(value.len()).unwrap());
-        let memory = of(Bound::Weight(100_000, weigh));
+        let weigh: Weigher<u32, String> = Box::new(|_, value| u32::try_from(value.len()).unwrap());
+        let memory = of(Capacity::Weight(100_000, weigh));
         (0..10_000).for_each(|key| write(&memory, key, Some("v".repeat(1000)), 1));
         assert!(memory.count() <= 100, "{}", memory.count());
     }
 
     #[test]
     fn a_value_heavier_than_the_capacity_does_not_leave_the_old_one() {
-        let weigh: Weigh<u32, String> = Box::new(|_, value| u32::try_from(value.len()).unwrap());
-        let memory = of(Bound::Weight(100, weigh));
+        let weigh: Weigher<u32, String> = Box::new(|_, value| u32::try_from(value.len()).unwrap());
+        let memory = of(Capacity::Weight(100, weigh));
         write(&memory, 1, Some("old".into()), 1);
         write(&memory, 1, Some("x".repeat(1000)), 2);
         assert!(seen(&memory).is_none_or(|value| value.len() == 1000));
@@ -639,7 +679,7 @@ mod tests {
     fn a_load_past_memory_leaves_nothing_older_though_another_key_has_moved_its_fence() {
         let memory = resident();
         assert_eq!(fill(&memory, "old", 0, &memory.start(&1)), Ok(true));
-        let anew = memory.start_anew(&1);
+        let anew = memory.begin_load_past_memory(&1);
         let (fence, mut others) = (anew.mark.stripe(), 2..);
         let other = others.find(|other| memory.start(other).mark.stripe() == fence).unwrap();
         write(&memory, other, Some("another".into()), 1);
@@ -651,9 +691,14 @@ mod tests {
     fn a_load_that_finds_nothing_drops_what_memory_had() {
         let memory = resident();
         write(&memory, 1, Some("old".into()), 1);
-        let nothing = Brought { value: None, version: Seq::ZERO, of_loader: false, own: Own::default() };
+        let nothing = LoadResult {
+            value: None,
+            version: Seq::ZERO,
+            of_loader: false,
+            overrides: EntryOverrides::default(),
+        };
         assert_eq!(memory.fill(&1, &nothing, &memory.start(&1)), Ok(true));
-        assert_eq!(memory.look(&1, &Ask::default()).expect_err("gone"), MissReason::Absent);
+        assert_eq!(memory.lookup(&1, &ReadConstraints::default()).expect_err("gone"), MissReason::Absent);
     }
 
     #[test]

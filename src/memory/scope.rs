@@ -11,7 +11,7 @@
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
-use crate::memory::fence::{Fences, Mark};
+use crate::memory::fence::{FenceMark, Fences};
 use crate::memory::servable::Generation;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
@@ -116,18 +116,18 @@ impl Scopes {
 
 /// What a value hangs on beside its own key and cache.
 #[derive(Clone, Debug, Default)]
-pub struct Ties {
+pub struct Dependencies {
     group: Option<Scope>,
     tags: Vec<Scope>,
     read: ReadSet,
 }
 
-impl Ties {
+impl Dependencies {
     /// These; nothing if there are none.
     #[must_use]
-    pub fn new(group: Option<Scope>, tags: Vec<Scope>, read: ReadSet) -> Option<Arc<Ties>> {
+    pub fn new(group: Option<Scope>, tags: Vec<Scope>, read: ReadSet) -> Option<Arc<Dependencies>> {
         let some = group.is_some() || !tags.is_empty() || !read.is_empty();
-        some.then(|| Arc::new(Ties { group, tags, read }))
+        some.then(|| Arc::new(Dependencies { group, tags, read }))
     }
 
     /// The oldest generation that its group admits.
@@ -160,7 +160,7 @@ impl Ties {
 
     /// Whether a value of this generation has been invalidated by any of these.
     #[must_use]
-    pub fn are_broken(&self, scopes: &Scopes, generation: Generation) -> bool {
+    pub fn have_changed(&self, scopes: &Scopes, generation: Generation) -> bool {
         self.group_floor(scopes).max(self.tag_floor(scopes)) > generation
             || self.is_outdated(scopes, generation)
     }
@@ -182,14 +182,14 @@ pub struct ReadSet {
 #[derive(Clone, Debug)]
 struct Read {
     fences: Arc<Fences>,
-    mark: Mark,
+    mark: FenceMark,
 }
 
 impl ReadSet {
     /// Adds a key that was read after `mark` was taken from its fences, and what its value hangs on in turn.
-    pub fn add(&mut self, fences: &Arc<Fences>, mark: Mark, ties: Option<&Ties>) {
+    pub fn add(&mut self, fences: &Arc<Fences>, mark: FenceMark, dependencies: Option<&Dependencies>) {
         self.add_read(Read { fences: Arc::clone(fences), mark });
-        let Some(Ties { group, tags, read }) = ties else { return };
+        let Some(Dependencies { group, tags, read }) = dependencies else { return };
         for scope in group.iter().chain(tags).chain(&read.scopes) {
             if !self.scopes.contains(scope) {
                 self.scopes.push(*scope);
@@ -253,17 +253,17 @@ mod tests {
         let (scopes, inner, outer) = (Scopes::default(), fences(), fences());
         let mut first = ReadSet::default();
         first.add(&inner, inner.mark(7), None);
-        let ties = Ties::new(None, vec![scopes.tag("red")], first).unwrap();
+        let dependencies = Dependencies::new(None, vec![scopes.tag("red")], first).unwrap();
         let mut second = ReadSet::default();
-        second.add(&outer, outer.mark(8), Some(&ties));
-        let derived = Ties::new(None, Vec::new(), second).unwrap();
-        let stamp = scopes.now();
-        assert!(!derived.are_broken(&scopes, stamp));
+        second.add(&outer, outer.mark(8), Some(&dependencies));
+        let derived = Dependencies::new(None, Vec::new(), second).unwrap();
+        let facts = scopes.now();
+        assert!(!derived.have_changed(&scopes, facts));
         let tagged = derived.clone();
         inner.change(7, || {});
-        assert!(derived.are_broken(&scopes, stamp));
+        assert!(derived.have_changed(&scopes, facts));
         scopes.invalidate(scopes.tag("red"));
-        assert!(tagged.read.has_changed(&scopes, stamp));
+        assert!(tagged.read.has_changed(&scopes, facts));
     }
 
     #[test]

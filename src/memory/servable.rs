@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use crate::memory::freshness::{Freshness, OnUnverified};
+use crate::metrics::labels;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
 
@@ -18,7 +19,7 @@ pub struct Generation(pub u64);
 
 /// What the decision has to know of an entry.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Stamp {
+pub struct EntryFacts {
     /// What it belongs to.
     pub generation: Generation,
     /// The oldest generation that may be served of its group.
@@ -47,7 +48,7 @@ pub struct Stamp {
 
 /// What a cache asks of all its entries at the moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Rules<'a> {
+pub struct CacheLimits<'a> {
     /// The oldest generation that may be served of the cache.
     pub floor: Generation,
     /// ... of the namespaces that the cache is, or is below of.
@@ -62,7 +63,7 @@ pub struct Rules<'a> {
 
 /// What a reader accepts.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Ask {
+pub struct ReadConstraints {
     /// The oldest that may be served, whatever else would allow more.
     pub max_staleness: Option<Duration>,
     /// What it wants of an entry that is not known to be current, instead of what the layer says.
@@ -70,18 +71,18 @@ pub struct Ask {
     /// Whether the reader brought a loader, so that an absence counts only if the loader found it.
     pub has_loader: bool,
     /// How the reader stands.
-    pub situation: Situation,
+    pub progress: LoadProgress,
 }
 
 /// What a reader has tried before it looks.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
-pub enum Situation {
+pub enum LoadProgress {
     /// Nothing.
     #[default]
-    Looking,
+    NotStarted,
     /// Somebody loads the key already, and rather than wait the reader takes a value up to this age.
-    Waiting(Duration),
+    InFlight(Duration),
     /// Loading the key failed.
     Failed,
 }
@@ -102,71 +103,71 @@ pub enum Servable {
         /// How old it is.
         age: Duration,
         /// Why it is served all the same.
-        because: Excuse,
+        because: StaleReason,
     },
     /// Look elsewhere.
     Miss(MissReason),
 }
 
-/// Why something whose time is up is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Excuse {
-    /// It is loaded again in the background.
-    WhileRevalidating,
-    /// Somebody loads it again, and the reader chose not to wait.
-    InsteadOfWaiting,
-    /// Loading it again failed.
-    LoadFailed,
-    /// The layer follows another process, has not been able to tell for too long whether this is current, and was told
-    /// to serve it all the same.
-    Unverified,
+labels! {
+    /// Why an entry is served though it is not known to be fresh.
+    pub enum StaleReason {
+        /// It is loaded again in the background.
+        WhileRevalidating = "revalidating",
+        /// Another reader loads it again, and this one chose not to wait.
+        InsteadOfWaiting = "instead_of_waiting",
+        /// Loading it again failed.
+        LoadFailed = "load_failed",
+        /// The layer follows another process, has not been able to tell for too long whether the entry is current, and
+        /// was told to serve it all the same.
+        Unverified = "unverified",
+    }
 }
 
-/// Why something is not served from memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum MissReason {
-    /// There is nothing; or only a note that the store lacks the key, and the reader has a loader to ask.
-    Absent,
-    /// Its time to live is up, and nothing excuses it.
-    Expired,
-    /// It was not used for its time to idle.
-    Idle,
-    /// Everything of its generation was invalidated.
-    Invalidated,
-    /// It is below the token of its namespace: everything of its generation there was invalidated.
-    BelowNamespace,
-    /// It is below its group's.
-    BelowGroup,
-    /// It is below the floor of one of its tags.
-    BelowTag,
-    /// Something that it was derived from has changed.
-    Outdated,
-    /// It is older than the reader accepts.
-    TooOld,
-    /// The layer follows another process, and has not been able to tell for too long whether this is current.
-    Unverified,
+labels! {
+    /// Why memory does not answer a read.
+    pub enum MissReason {
+        /// There is no entry; or only the knowledge that the store lacks the key, and the reader has a loader to ask.
+        Absent = "absent",
+        /// Its time to live is over, and nothing allows it to be served stale.
+        Expired = "expired",
+        /// It was not used for its time to idle.
+        Idle = "idle",
+        /// The whole cache was invalidated.
+        Invalidated = "invalidated",
+        /// Its namespace, or one above that, was invalidated.
+        NamespaceInvalidated = "namespace_invalidated",
+        /// Its group was invalidated.
+        GroupInvalidated = "group_invalidated",
+        /// One of its tags was invalidated.
+        TagInvalidated = "tag_invalidated",
+        /// A value that it was derived from has changed.
+        DependencyChanged = "dependency_changed",
+        /// It is older than the reader accepts.
+        TooOld = "too_old",
+        /// The layer follows another process, and has not been able to tell for too long whether the entry is current.
+        Unverified = "unverified",
+    }
 }
 
 /// By what an entry was invalidated, if it was.
 #[must_use]
 #[inline(always)]
-pub fn invalidated(entry: &Stamp, rules: &Rules<'_>) -> Option<MissReason> {
+pub fn invalidated(entry: &EntryFacts, limits: &CacheLimits<'_>) -> Option<MissReason> {
     let below = |floor| entry.generation < floor;
-    if below(rules.floor) {
+    if below(limits.floor) {
         return Some(MissReason::Invalidated);
     }
-    if below(rules.namespace_floor) {
-        return Some(MissReason::BelowNamespace);
+    if below(limits.namespace_floor) {
+        return Some(MissReason::NamespaceInvalidated);
     }
     if below(entry.group_floor) {
-        return Some(MissReason::BelowGroup);
+        return Some(MissReason::GroupInvalidated);
     }
     if below(entry.tag_floor) {
-        return Some(MissReason::BelowTag);
+        return Some(MissReason::TagInvalidated);
     }
-    entry.outdated.then_some(MissReason::Outdated)
+    entry.outdated.then_some(MissReason::DependencyChanged)
 }
 
 /// Whether an entry may be served.
@@ -174,38 +175,43 @@ pub fn invalidated(entry: &Stamp, rules: &Rules<'_>) -> Option<MissReason> {
 /// If neither entry nor rules nor reader limit an age, the answer does not depend on `now`, except for the age in it.
 #[must_use]
 #[inline(always)]
-pub fn servable(entry: &Stamp, rules: &Rules<'_>, now: Moment, ask: &Ask) -> Servable {
+pub fn servable(
+    entry: &EntryFacts,
+    limits: &CacheLimits<'_>,
+    now: Moment,
+    constraints: &ReadConstraints,
+) -> Servable {
     let miss = Servable::Miss;
-    if let Some(reason) = invalidated(entry, rules) {
+    if let Some(reason) = invalidated(entry, limits) {
         return miss(reason);
     }
-    if entry.absent && ask.has_loader && !entry.of_loader {
+    if entry.absent && constraints.has_loader && !entry.of_loader {
         return miss(MissReason::Absent);
     }
     let lived = now.since(entry.since);
-    let age = now.since(current_at(entry, rules));
+    let age = now.since(current_at(entry, limits));
     let too_old =
         |most: Duration| age >= most && (!most.is_zero() || Safeguard::ZeroToleranceReadsTheStore.holds());
-    if ask.max_staleness.is_some_and(too_old) {
+    if constraints.max_staleness.is_some_and(too_old) {
         return miss(MissReason::TooOld);
     }
-    let unverified = rules
+    let unverified = limits
         .freshness
         .following
         .filter(|following| age >= following.lag_max && Safeguard::SilenceIsStaleness.holds());
-    let unverified = unverified.map(|following| ask.on_unverified.unwrap_or(following.on_unverified));
+    let unverified = unverified.map(|following| constraints.on_unverified.unwrap_or(following.on_unverified));
     if unverified.is_some_and(|wanted| wanted != OnUnverified::Serve) {
         return miss(MissReason::Unverified);
     }
-    let idle = entry.time_to_idle.or(rules.freshness.time_to_idle);
+    let idle = entry.time_to_idle.or(limits.freshness.time_to_idle);
     if idle.is_some_and(|most| now.since(entry.used) >= most) {
         return miss(MissReason::Idle);
     }
     let fresh = |left| match unverified {
         None => Servable::Fresh { age, left },
-        Some(_) => Servable::Stale { age, because: Excuse::Unverified },
+        Some(_) => Servable::Stale { age, because: StaleReason::Unverified },
     };
-    let Some(life) = life(entry, rules) else { return fresh(None) };
+    let Some(life) = life(entry, limits) else { return fresh(None) };
     if let Some(left) = life.checked_sub(lived).filter(|left| !left.is_zero()) {
         return fresh(Some(left));
     }
@@ -213,10 +219,10 @@ pub fn servable(entry: &Stamp, rules: &Rules<'_>, now: Moment, ask: &Ask) -> Ser
         return miss(MissReason::Expired);
     }
     let beyond = |window: Duration| lived < life.saturating_add(window);
-    let because = match ask.situation {
-        _ if beyond(rules.freshness.stale_while_revalidate) => Excuse::WhileRevalidating,
-        Situation::Waiting(most) if lived < most => Excuse::InsteadOfWaiting,
-        Situation::Failed if beyond(rules.freshness.stale_if_error) => Excuse::LoadFailed,
+    let because = match constraints.progress {
+        _ if beyond(limits.freshness.stale_while_revalidate) => StaleReason::WhileRevalidating,
+        LoadProgress::InFlight(most) if lived < most => StaleReason::InsteadOfWaiting,
+        LoadProgress::Failed if beyond(limits.freshness.stale_if_error) => StaleReason::LoadFailed,
         _ => return miss(MissReason::Expired),
     };
     Servable::Stale { age, because }
@@ -225,20 +231,20 @@ pub fn servable(entry: &Stamp, rules: &Rules<'_>, now: Moment, ask: &Ask) -> Ser
 /// Whether the answer for this entry hangs on the time.
 #[must_use]
 #[inline]
-pub fn is_timed(entry: &Stamp, rules: &Rules<'_>, ask: &Ask) -> bool {
-    ask.max_staleness.is_some()
-        || rules.freshness.following.is_some()
-        || entry.time_to_idle.or(rules.freshness.time_to_idle).is_some()
-        || life(entry, rules).is_some()
+pub fn is_timed(entry: &EntryFacts, limits: &CacheLimits<'_>, constraints: &ReadConstraints) -> bool {
+    constraints.max_staleness.is_some()
+        || limits.freshness.following.is_some()
+        || entry.time_to_idle.or(limits.freshness.time_to_idle).is_some()
+        || life(entry, limits).is_some()
 }
 
 /// When an entry was last known to be current: when it came, or, in a layer that follows another process, when that
 /// had last heard of every change. Of what a loader brought no event tells a change, unless it was read from the
 /// layer's own keys.
 #[inline]
-fn current_at(entry: &Stamp, rules: &Rules<'_>) -> Moment {
-    match rules.freshness.following {
-        Some(_) if !entry.of_loader || entry.derived => entry.since.max(rules.verified),
+fn current_at(entry: &EntryFacts, limits: &CacheLimits<'_>) -> Moment {
+    match limits.freshness.following {
+        Some(_) if !entry.of_loader || entry.derived => entry.since.max(limits.verified),
         _ => entry.since,
     }
 }
@@ -246,8 +252,8 @@ fn current_at(entry: &Stamp, rules: &Rules<'_>) -> Moment {
 /// How long an entry is fresh; for ever without an answer. Jitter only ever shortens it.
 #[must_use]
 #[inline]
-pub fn life(entry: &Stamp, rules: &Rules<'_>) -> Option<Duration> {
-    let cache = if entry.absent { rules.freshness.negative_time_to_live } else { rules.time_to_live };
+pub fn life(entry: &EntryFacts, limits: &CacheLimits<'_>) -> Option<Duration> {
+    let cache = if entry.absent { limits.freshness.negative_time_to_live } else { limits.time_to_live };
     let whole = entry.time_to_live.or(cache)?;
     let share = u128::from(entry.cut) * whole.as_nanos() / (1 << 16);
     Some(whole.saturating_sub(Duration::from_nanos(u64::try_from(share).unwrap_or(u64::MAX))))

@@ -6,9 +6,10 @@ use std::sync::{Arc, PoisonError};
 
 use crate::error::Result;
 use crate::ids::{NamespaceName, Seq};
+use crate::memory::metrics::CacheStats;
 use crate::memory::scope::Scopes;
 use crate::memory::servable::Generation;
-use crate::metrics::{CacheStats, Counter};
+use crate::metrics::Counter;
 use crate::seam::sync::{Mutex, MutexGuard};
 
 /// The memory of a typed cache, as far as the engine needs to know it.
@@ -48,12 +49,12 @@ pub struct Views {
 
 /// Looks up views, and knows the one that it looked up last. It is not to live longer than it takes to carry out what
 /// has come: a cache that is opened meanwhile is not seen by it.
-pub(crate) struct Finder<'a> {
+pub(crate) struct ViewFinder<'a> {
     views: &'a Views,
     last: Option<(&'a str, Option<Arc<dyn View>>)>,
 }
 
-impl<'a> Finder<'a> {
+impl<'a> ViewFinder<'a> {
     /// The open view of a namespace.
     pub(crate) fn view(&mut self, namespace: &'a str) -> Option<&dyn View> {
         let known = self.last.take().filter(|(known, _)| *known == namespace);
@@ -108,8 +109,8 @@ impl Views {
     }
 
     /// For looking up the views of many namespaces that are mostly the same one.
-    pub(crate) fn finder(&self) -> Finder<'_> {
-        Finder { views: self, last: None }
+    pub(crate) fn finder(&self) -> ViewFinder<'_> {
+        ViewFinder { views: self, last: None }
     }
 
     /// Makes everything in a namespace's memory unservable.

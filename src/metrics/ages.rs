@@ -1,21 +1,24 @@
-//! Ages counted on a logarithmic scale: what it takes is bounded, whatever the ages are, and nothing until one comes.
+//! A histogram of ages with logarithmic buckets. Its size is bounded, and it takes no memory before the first age.
+//!
+//! hdrhistogram instead would add two crates to the bare library's 44, needs a lock around each age, and
+//! cannot hold the several counters that [`advice`](crate::memory::advice) keeps for each bucket. quick_cache has none.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Export, Figure, FigureValue};
 
-/// Into how many buckets each doubling of an age is divided: a bucket is at most an eighth wide.
+/// The number of buckets for each doubling of an age, as a power of two. A bucket's width is at most an eighth of its age.
 const PER_DOUBLING_BITS: u32 = 3;
 
-/// From a microsecond to 17 years; what is younger or older is in the first or the last bucket.
+/// The range of the buckets: from a microsecond to 17 years. Younger and older ages are in the first and the last one.
 const DOUBLINGS: u32 = 49;
 
-/// How many buckets there are.
+/// The number of buckets.
 pub const BUCKETS: usize = 1 + ((DOUBLINGS as usize) << PER_DOUBLING_BITS);
 
-/// Something for each bucket of ages.
+/// A `T` for each bucket of ages, allocated with the first age.
 #[derive(Debug)]
 pub struct AgeBuckets<T>(OnceLock<Box<[T]>>);
 
@@ -26,22 +29,23 @@ impl<T> Default for AgeBuckets<T> {
 }
 
 impl<T: Default> AgeBuckets<T> {
-    /// The bucket of this age.
+    /// Returns the bucket of an age.
     pub fn of(&self, age: Duration) -> &T {
         let buckets = self.0.get_or_init(|| (0..BUCKETS).map(|_| T::default()).collect());
         buckets.get(index_of(age)).expect("every index is below the number of buckets")
     }
 
-    /// All buckets by age, or none if there has been no age.
+    /// All buckets by rising age; none if there has been no age.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.0.get().into_iter().flatten()
     }
 }
 
+/// The position of an age's bucket.
 fn index_of(age: Duration) -> usize {
     let micros = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
     let Some(doubling) = micros.checked_ilog2() else { return 0 };
-    // What follows the leading bit.
+    // The bits that follow the leading one say which part of the doubling it is.
     let part = (u128::from(micros) << PER_DOUBLING_BITS >> doubling) - (1 << PER_DOUBLING_BITS);
     let index = 1 + (u128::from(doubling) << PER_DOUBLING_BITS) + part;
     usize::try_from(index).unwrap_or(usize::MAX).min(BUCKETS - 1)
@@ -56,40 +60,51 @@ fn end_of(index: usize) -> u64 {
     u64::try_from(end).unwrap_or(u64::MAX)
 }
 
-/// The ages of what was served stale.
+/// The ages of values that were served stale.
 #[derive(Debug, Default)]
 pub struct StaleAges {
     buckets: AgeBuckets<Counter>,
     longest_us: AtomicU64,
 }
 
-/// Ages in short.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A summary of ages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct AgeSummary {
-    /// How many there were.
+    /// The number of ages.
     pub count: u64,
-    /// What half of them did not exceed, up to an eighth too long.
+    /// The median; at most an eighth too long.
     pub p50: Duration,
-    /// What 99 in 100 did not exceed, likewise.
+    /// The 99th percentile; at most an eighth too long.
     pub p99: Duration,
-    /// The longest one.
+    /// The longest age, exactly.
     pub longest: Duration,
 }
 
+/// As gauges, by quantile. Their number is that of the stale hits, which are counted by reason.
+impl Export for AgeSummary {
+    fn export(&self, name: &'static str, label: &[&'static str], to: &mut Vec<Figure>) {
+        let AgeSummary { count: _, p50, p99, longest } = *self;
+        let key = label.first().copied().unwrap_or("quantile");
+        let figure =
+            |(quantile, age)| Figure { name, label: Some((key, quantile)), value: FigureValue::Time(age) };
+        to.extend([("0.5", p50), ("0.99", p99), ("1", longest)].map(figure));
+    }
+}
+
 impl StaleAges {
-    /// Counts one.
+    /// Counts an age.
     pub fn note(&self, age: Duration) {
         self.buckets.of(age).add(1);
         self.longest_us.fetch_max(u64::try_from(age.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// What there has been so far.
+    /// Summarises the ages so far.
     #[must_use]
     pub fn value(&self) -> AgeSummary {
         let counts: Vec<u64> = self.buckets.iter().map(Counter::value).collect();
         let (count, longest_us) = (counts.iter().sum(), self.longest_us.load(Ordering::Relaxed));
-        let below = |percent: u64| {
+        let percentile = |percent: u64| {
             let (rank, mut seen) = ((u128::from(count) * u128::from(percent)).div_ceil(100), 0_u128);
             let reaches = |&(_, some): &(usize, &u64)| {
                 seen += u128::from(*some);
@@ -98,7 +113,12 @@ impl StaleAges {
             let end = counts.iter().enumerate().find(reaches).map_or(0, |(index, _)| end_of(index));
             Duration::from_micros(end.min(longest_us))
         };
-        AgeSummary { count, p50: below(50), p99: below(99), longest: Duration::from_micros(longest_us) }
+        AgeSummary {
+            count,
+            p50: percentile(50),
+            p99: percentile(99),
+            longest: Duration::from_micros(longest_us),
+        }
     }
 }
 

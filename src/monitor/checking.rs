@@ -159,7 +159,7 @@ fn judge(seq: Seq, observed: Result<Observation>) -> Answer {
                 reason: Reason::Unreachable,
                 served: None,
                 lag: 0,
-                error: Some(error.to_string()),
+                error: Some(format!("{error:#}")),
             };
         }
     };

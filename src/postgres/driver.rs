@@ -1,8 +1,8 @@
-//! A small runtime of its own for all that talks to a server.
+//! The runtime on which the connections to Postgres run.
 //!
-//! A connection needs somebody who drives it. The caller's runtime cannot: it may be that of a flusher that ends, or
-//! there may be none (the blocking face). So every call is handed to this runtime, where it runs to its end within its
-//! time, whether or not anybody still waits for it: a dropped future never leaves a transaction half sent.
+//! A connection needs a task that drives it. It cannot run on the caller's runtime: that may belong to a flusher that
+//! ends, or there may be none (the blocking API). So each call is handed to this runtime, where it runs to its end or to
+//! its timeout even if its caller no longer waits: a dropped future never leaves a transaction half sent.
 
 use std::future::Future;
 
@@ -11,17 +11,17 @@ use tokio::task::JoinHandle;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// The runtime; dropping it cuts what is under way.
+/// The runtime. Dropping it aborts the running calls.
 pub(crate) struct Driver {
-    /// `None` only while it is being dropped.
+    /// `None` only while the driver is being dropped.
     runtime: Option<Runtime>,
 }
 
 impl Driver {
-    /// Starts its one thread.
+    /// Starts the runtime, with one thread.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] if the system refuses it.
+    /// [`ErrorKind::Io`] if the system refuses the thread.
     pub(crate) fn start() -> Result<Driver> {
         let built = Builder::new_multi_thread()
             .worker_threads(1)
@@ -32,7 +32,7 @@ impl Driver {
         Ok(Driver { runtime: Some(built) })
     }
 
-    /// Begins `work`; dropping the handle does not end it.
+    /// Starts `work`. Dropping the handle does not end it.
     pub(crate) fn begin<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -40,13 +40,13 @@ impl Driver {
         self.runtime.as_ref().expect("only dropping takes it").spawn(work)
     }
 
-    /// Runs `work` and waits for it.
+    /// Runs `work` and returns its result.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`] if it panicked.
     ///
     /// # Cancellation
-    /// Nothing is begun before the first poll; from then on the work runs to its end.
+    /// Nothing starts before the first poll; from then on the work runs to its end.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -54,7 +54,7 @@ impl Driver {
         self.begin(work).await.map_err(|_| ended())
     }
 
-    /// Runs `work` and blocks this thread until it is done.
+    /// Runs `work` and blocks this thread until it has returned.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`] if it panicked.
@@ -63,13 +63,13 @@ impl Driver {
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T> {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
-        // Nobody waits any more if it cannot be sent.
+        // The receiver lives until the answer: this thread waits for it below.
         drop(self.begin(async move { drop(answer.send(work.await)) }));
         answered.recv().map_err(|_| ended())
     }
 }
 
-/// A call that never answered.
+/// Makes the error for a call that never returned.
 pub(crate) fn ended() -> Error {
     Error::new(ErrorKind::Closed, "a call of the Postgres client panicked, or the client is gone")
 }
@@ -77,7 +77,7 @@ pub(crate) fn ended() -> Error {
 impl Drop for Driver {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // Does not wait, so it may happen inside another runtime, too.
+            // A plain drop would block, which tokio forbids inside a runtime.
             runtime.shutdown_background();
         }
     }

@@ -1,136 +1,201 @@
-//! What went wrong with a server, sorted, and in words that hold nothing secret.
+//! Failures of a Postgres server, classified by what the caller can do about them.
 //!
-//! A server's own words may quote a user's name or a value (`invalid input syntax: "..."`, what a trigger raises), and
-//! the details of an error quote whole rows. So of an error the code is told always, the message only in classes
-//! whose messages name nothing but the database's own objects, and the details never. The server's log has them all.
+//! A message of the server may quote the name of a user or a value (`invalid input syntax: "..."`, or the text that a
+//! trigger raises), and the details of an error quote whole rows. So texts always contain the SQLSTATE, the message only
+//! in classes whose messages name nothing but objects of the database, and never the details. The log of the server has
+//! them all, and [`PostgresError`] gives them to a caller that asks for them.
 
 use std::error::Error as _;
+use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use tokio_postgres::error::DbError;
 
 use crate::error::{Error, ErrorKind};
 
-/// The longest message of a server that is repeated, in characters.
+/// The length up to which a message of the server is repeated, in characters.
 const MESSAGE_CHARS_MAX: usize = 200;
 
-/// How the client calls a failure of TLS.
+/// The text of the client for a failed TLS handshake, which has no other mark.
 const TLS: &str = "error performing TLS handshake";
 
-/// What kind of failure it is.
+/// The class of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sort {
-    /// It may pass. Whether what was asked for was done is unknown.
-    Passing,
-    /// What was sent is refused for what it says, as a constraint does it.
-    Content,
-    /// It does not pass by itself.
-    Lasting,
+pub(crate) enum ErrorClass {
+    /// The failure may pass by itself. It is unknown whether the call was carried out.
+    Transient,
+    /// The server refuses the data of the call, for example because of a constraint.
+    Rejected,
+    /// The failure does not pass by itself.
+    Permanent,
 }
 
-/// A failure with its sentence.
+/// An error of a Postgres server or of the connection to it, as the source of an [`Error`].
+///
+/// Get it with [`Error::downcast_ref`]. Its text, also that of `Debug`, contains no values of rows and no credentials.
+#[derive(Clone)]
+pub struct PostgresError(Arc<tokio_postgres::Error>);
+
+impl PostgresError {
+    /// Returns the SQLSTATE, if the server answered.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<&str> {
+        self.0.code().map(|code| code.code())
+    }
+
+    /// Returns the server's message, if the server answered. It may quote values of rows.
+    #[must_use]
+    pub fn server_message(&self) -> Option<&str> {
+        self.0.as_db_error().map(DbError::message)
+    }
+
+    /// Returns the server's details of the error, if it gave any. They may quote whole rows.
+    #[must_use]
+    pub fn server_detail(&self) -> Option<&str> {
+        self.0.as_db_error().and_then(DbError::detail)
+    }
+
+    fn io_error(&self) -> Option<&io::Error> {
+        self.0.source().and_then(|source| source.downcast_ref())
+    }
+
+    fn class(&self) -> ErrorClass {
+        match (self.0.code(), self.io_error()) {
+            (Some(code), _) => class_of_sqlstate(code.code()),
+            (None, failed) if self.0.to_string() == TLS => class_of_tls(failed.map(io::Error::kind)),
+            (None, Some(_)) => ErrorClass::Transient,
+            (None, None) => class_of_client(&self.0.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for PostgresError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = &self.0;
+        match (error.as_db_error(), self.io_error()) {
+            (Some(answer), _) => write_answer(answer, f),
+            // The texts below a handshake's failure name certificates at most.
+            (None, _) if error.to_string() == TLS => match error.source() {
+                Some(source) => write!(f, "{error}: {source}"),
+                None => write!(f, "{error}"),
+            },
+            (None, Some(failed)) => write!(f, "{error}: {}", failed.kind()),
+            (None, None) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl fmt::Debug for PostgresError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PostgresError({self})")
+    }
+}
+
+// The driver's error is not the source: its text contains the details.
+impl std::error::Error for PostgresError {}
+
+/// A failure of a call, with the error of the driver if there is one.
 #[derive(Clone, Debug)]
-pub(crate) struct Failure {
-    pub(crate) sort: Sort,
-    sentence: String,
+pub(crate) struct CallFailure {
+    pub(crate) class: ErrorClass,
+    context: String,
+    cause: Option<PostgresError>,
 }
 
-impl Failure {
-    pub(crate) fn new(sort: Sort, sentence: impl Into<String>) -> Failure {
-        Failure { sort, sentence: sentence.into() }
+impl CallFailure {
+    /// Makes a failure without an error of the driver.
+    pub(crate) fn new(class: ErrorClass, context: impl Into<String>) -> CallFailure {
+        CallFailure { class, context: context.into(), cause: None }
     }
 
-    /// What the client said, of what was being done.
-    pub(crate) fn of(doing: &str, error: &tokio_postgres::Error) -> Failure {
-        let failed = error.source().and_then(|source| source.downcast_ref::<io::Error>());
-        let (sort, why) = match (error.as_db_error(), failed) {
-            (Some(said), _) => (sort_of(said.code().code()), words_of(said)),
-            (None, failed) if error.to_string() == TLS => sort_of_tls(error, failed.map(io::Error::kind)),
-            (None, Some(failed)) => (Sort::Passing, format!("{error}: {}", failed.kind())),
-            (None, None) => (sort_of_client(error), error.to_string()),
-        };
-        Failure { sort, sentence: format!("{doing}: {why}") }
+    /// Classifies an error of the driver.
+    pub(crate) fn of(doing: &str, error: tokio_postgres::Error) -> CallFailure {
+        let cause = PostgresError(Arc::new(error));
+        CallFailure { class: cause.class(), context: doing.to_owned(), cause: Some(cause) }
     }
 
-    /// The same with this in front.
-    pub(crate) fn within(self, place: &str) -> Failure {
-        Failure { sentence: format!("{place}: {}", self.sentence), ..self }
+    /// Puts a prefix before the context.
+    pub(crate) fn within(self, place: &str) -> CallFailure {
+        CallFailure { context: format!("{place}: {}", self.context), ..self }
     }
 
-    /// The same where no record is to blame for it.
-    pub(crate) fn lasting(self) -> Failure {
-        match self.sort {
-            Sort::Content => Failure { sort: Sort::Lasting, ..self },
-            Sort::Passing | Sort::Lasting => self,
+    /// Turns a rejection into a permanent failure, for statements whose data is not a record's.
+    pub(crate) fn not_rejected(self) -> CallFailure {
+        match self.class {
+            ErrorClass::Rejected => CallFailure { class: ErrorClass::Permanent, ..self },
+            ErrorClass::Transient | ErrorClass::Permanent => self,
         }
     }
 
-    /// The same where it turned out that it passes.
-    pub(crate) fn passing(self) -> Failure {
-        Failure { sort: Sort::Passing, ..self }
+    /// Marks the failure as transient.
+    pub(crate) fn transient(self) -> CallFailure {
+        CallFailure { class: ErrorClass::Transient, ..self }
     }
 
-    /// As the crate's error, of this kind.
+    /// Converts the failure into an error of this kind, with the driver's error as its source.
     pub(crate) fn into_error(self, kind: ErrorKind) -> Error {
-        Error::new(kind, self.sentence)
+        match self.cause {
+            Some(cause) => Error::with_source(kind, self.context, cause),
+            None => Error::new(kind, self.context),
+        }
     }
 }
 
-/// A failure that the server never saw: a refused authentication, or a client that was asked nonsense.
-fn sort_of_client(error: &tokio_postgres::Error) -> Sort {
-    let text = error.to_string();
-    let lasting =
+/// Classifies a failure that the server never saw: a refused authentication, or a wrong use of the client. The client has
+/// no kinds, so this compares its texts.
+fn class_of_client(text: &str) -> ErrorClass {
+    let permanent =
         ["authentication error", "invalid configuration", "error serializing", "error deserializing"];
-    match lasting.iter().any(|start| text.starts_with(start)) {
-        true => Sort::Lasting,
-        false => Sort::Passing,
+    match permanent.iter().any(|start| text.starts_with(start)) {
+        true => ErrorClass::Permanent,
+        false => ErrorClass::Transient,
     }
 }
 
-/// A handshake that did not come about: the server's certificate is not trusted, which rustls calls invalid data, or it
-/// speaks no TLS; or the connection failed meanwhile. What they say names certificates at most.
-fn sort_of_tls(error: &tokio_postgres::Error, failed: Option<io::ErrorKind>) -> (Sort, String) {
-    let why = error.source().map_or_else(String::new, |source| format!(": {source}"));
-    let sort = match failed {
-        None | Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => Sort::Lasting,
-        Some(_) => Sort::Passing,
-    };
-    (sort, format!("{error}{why}"))
+/// Classifies a failed handshake. rustls reports a certificate that is not trusted as invalid data, and without an I/O
+/// error the server does not offer TLS; all other failures are of the connection.
+fn class_of_tls(failed: Option<io::ErrorKind>) -> ErrorClass {
+    match failed {
+        None | Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => ErrorClass::Permanent,
+        Some(_) => ErrorClass::Transient,
+    }
 }
 
-/// By the class of the code (the manual of Postgres, appendix A).
-fn sort_of(code: &str) -> Sort {
+/// Classifies by the SQLSTATE (the manual of Postgres, appendix A).
+fn class_of_sqlstate(code: &str) -> ErrorClass {
     match code {
         // The database was dropped.
-        "57P04" => Sort::Lasting,
-        // A standby: a connection that is made later finds the primary.
-        "25006" => Sort::Passing,
-        // An idle transaction was ended, a lock was not to be had.
-        "25P03" | "55P03" | "55006" => Sort::Passing,
+        "57P04" => ErrorClass::Permanent,
+        // The server is a standby: a later connection finds the primary.
+        "25006" => ErrorClass::Transient,
+        // An idle transaction was ended, or a lock was not available.
+        "25P03" | "55P03" | "55006" => ErrorClass::Transient,
         _ => match code.get(..2).unwrap_or_default() {
             // Connection, rollback (deadlock, serialization), resources (disk full), operator, system.
-            "08" | "40" | "53" | "57" | "58" => Sort::Passing,
-            // Data, constraints, a view's check, what a trigger raised, a limit of the program.
-            "22" | "23" | "44" | "P0" | "54" => Sort::Content,
-            _ => Sort::Lasting,
+            "08" | "40" | "53" | "57" | "58" => ErrorClass::Transient,
+            // Data, constraints, the check of a view, an exception of a trigger, a limit of the program.
+            "22" | "23" | "44" | "P0" | "54" => ErrorClass::Rejected,
+            _ => ErrorClass::Permanent,
         },
     }
 }
 
-fn words_of(said: &DbError) -> String {
-    let code = said.code().code();
-    let mut words = match code.get(..2).unwrap_or_default() {
-        "28" => format!("the server refuses the credentials (SQLSTATE {code})"),
-        "22" | "P0" => format!("the server refuses what was sent (SQLSTATE {code}; its log says why)"),
+fn write_answer(answer: &DbError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let code = answer.code().code();
+    match code.get(..2).unwrap_or_default() {
+        "28" => write!(f, "the server refuses the credentials (SQLSTATE {code})")?,
+        // Messages of these classes quote values.
+        "22" | "P0" => write!(f, "the server refuses what was sent (SQLSTATE {code}; its log says why)")?,
         _ => {
-            let message: String = said.message().chars().take(MESSAGE_CHARS_MAX).collect();
-            format!("the server says \"{message}\" (SQLSTATE {code})")
+            let message: String = answer.message().chars().take(MESSAGE_CHARS_MAX).collect();
+            write!(f, "the server says \"{message}\" (SQLSTATE {code})")?;
         }
-    };
-    if let Some(constraint) = said.constraint() {
-        words.push_str(&format!(", constraint \"{constraint}\""));
     }
-    words
+    match answer.constraint() {
+        Some(constraint) => write!(f, ", constraint \"{constraint}\""),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -141,13 +206,13 @@ mod tests {
     fn codes_are_sorted_by_whether_they_may_pass() {
         for code in ["08006", "40001", "40P01", "53100", "53300", "57014", "57P01", "57P03", "58030", "25006"]
         {
-            assert_eq!(sort_of(code), Sort::Passing, "{code}");
+            assert_eq!(class_of_sqlstate(code), ErrorClass::Transient, "{code}");
         }
         for code in ["22P02", "23514", "23505", "54000", "P0001", "44000"] {
-            assert_eq!(sort_of(code), Sort::Content, "{code}");
+            assert_eq!(class_of_sqlstate(code), ErrorClass::Rejected, "{code}");
         }
         for code in ["28P01", "28000", "3D000", "42P01", "42501", "57P04", "XX001", ""] {
-            assert_eq!(sort_of(code), Sort::Lasting, "{code}");
+            assert_eq!(class_of_sqlstate(code), ErrorClass::Permanent, "{code}");
         }
     }
 }

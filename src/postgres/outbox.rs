@@ -1,13 +1,13 @@
-//! The outbox: a table that whoever changes the database fills in the same transaction, and a bus reads.
+//! The outbox: a table that programs fill in the transaction that changes the data, and that a bus reads.
 //!
-//! Rows are read in the order (transaction, number), and only those of transactions that are older than every one that
-//! still runs. What is read is therefore final: nothing can appear before it any more, however late a transaction
-//! commits. The number alone would not do, because numbers are given out in another order than commits happen; a jump
-//! in it means nothing.
+//! Rows are read in the order (transaction, number), and only from transactions older than every running one. So the rows
+//! read are final: no row can appear before them, however late a transaction commits. The number alone would not do,
+//! because numbers are drawn in another order than transactions commit; a gap between numbers means nothing.
 //!
-//! The same is why a place in the table needs care after a restore or a crash. It names the table's *incarnation*: a
-//! number drawn when the table was made, the identity of the server's data and its timeline. And it names a row, with
-//! the moment it was written, which has to be there still, unless it was trimmed and noted as such.
+//! A position in the table must not be trusted blindly after a restore or a crash. So it contains the *incarnation* of the
+//! table: a number drawn when the table was created, the identity of the server's data, and its timeline. And it names a
+//! row together with the time when it was written. The row must still be there unless it was trimmed, and trims are
+//! recorded.
 
 use std::time::Duration;
 
@@ -15,21 +15,21 @@ use bytes::Bytes;
 use tokio_postgres::Statement;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::failure::{Failure, Sort};
+use crate::postgres::failure::{CallFailure, ErrorClass};
 use crate::postgres::pool::{Session, column};
 
 /// The version of the tables' layout.
 const LAYOUT: i32 = 1;
-/// How many rows of a channel are held unless it is told otherwise, and how long.
+/// The default retention of a channel.
 const ROWS_DEFAULT: u64 = 65_536;
 const AGE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 const AGE_MIN: Duration = Duration::from_secs(1);
 const AGE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 const ROWS_MAX: u64 = 1 << 40;
-/// After how many rows of its own a publisher trims.
+/// The number of rows after which a publisher trims.
 pub(crate) const TRIM_EVERY_ROWS: u64 = 1024;
 
-/// How much of a channel is held.
+/// The retention of a channel: the rows beyond either limit are trimmed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Retention {
     pub(crate) rows: u64,
@@ -43,7 +43,7 @@ impl Default for Retention {
 }
 
 impl Retention {
-    /// Checks it.
+    /// Checks the limits.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`].
@@ -68,7 +68,7 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// Of a schema whose name was checked.
+    /// Makes the statements for a schema whose name was checked.
     pub(crate) fn new(schema: &str) -> Outbox {
         Outbox {
             insert: format!(
@@ -87,13 +87,8 @@ impl Outbox {
         }
     }
 
-    /// The statements that make the tables where they are not there, to be run in one transaction.
-    pub(crate) fn script(schema: &str) -> String {
-        script_sql(schema)
-    }
-
-    /// Makes the tables, if they are not there.
-    pub(crate) async fn ensure(&self, session: &Session) -> Result<(), Failure> {
+    /// Creates the tables if they do not exist, and checks their layout.
+    pub(crate) async fn ensure(&self, session: &Session) -> Result<(), CallFailure> {
         let schema = &self.schema;
         let there = format!(
             "SELECT to_regclass('\"{schema}\".outbox_meta') IS NOT NULL \
@@ -109,25 +104,25 @@ impl Outbox {
             Some(LAYOUT) => Ok(()),
             Some(other) => {
                 let sentence = format!("the outbox has layout {other}, which is unknown");
-                Err(Failure::new(Sort::Lasting, sentence))
+                Err(CallFailure::new(ErrorClass::Permanent, sentence))
             }
-            None => Err(Failure::new(Sort::Lasting, "the outbox has lost its incarnation")),
+            None => Err(CallFailure::new(ErrorClass::Permanent, "the outbox has lost its incarnation")),
         }
     }
 
-    /// The statement that inserts rows.
-    pub(crate) async fn prepare_insert(&self, session: &mut Session) -> Result<Statement, Failure> {
+    /// Prepares the statement that inserts rows.
+    pub(crate) async fn prepare_insert(&self, session: &mut Session) -> Result<Statement, CallFailure> {
         session.statement(&self.insert).await
     }
 
-    /// The statements that trim a channel.
-    pub(crate) async fn prepare_trim(&self, session: &mut Session) -> Result<Trim, Failure> {
+    /// Prepares the statements that trim a channel.
+    pub(crate) async fn prepare_trim(&self, session: &mut Session) -> Result<Trim, CallFailure> {
         Ok(Trim { lock: session.statement(&self.lock).await?, trim: session.statement(&self.trim).await? })
     }
 }
 
-/// Trims within a transaction: notes how far, and deletes. Holds the channel's row until the transaction ends, so that
-/// two that trim do not wait for each other's rows in a circle.
+/// The statements that trim a channel within a transaction: one records how far, one deletes. They lock the row of the
+/// channel until the transaction ends, so that two transactions that trim cannot deadlock over the rows.
 #[derive(Clone)]
 pub(crate) struct Trim {
     lock: Statement,
@@ -135,17 +130,17 @@ pub(crate) struct Trim {
 }
 
 impl Trim {
-    /// Deletes what goes beyond the retention and can be read by now.
+    /// Deletes the rows beyond the retention that readers can have read by now.
     pub(crate) async fn run(
         &self,
         session: &Session,
         channel: &str,
         retention: Retention,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CallFailure> {
         const DOING: &str = "trimming the outbox";
         let rows = i64::try_from(retention.rows).unwrap_or(i64::MAX);
         let age_s = retention.age.as_secs_f64();
-        // Sent together: the second sees what the first has waited for.
+        // Both are sent at once. The second statement takes its snapshot after the first one has waited for the lock.
         let (locked, trimmed) = tokio::join!(
             biased;
             async { session.rows(DOING, &self.lock, &[&channel]).await },
@@ -155,19 +150,19 @@ impl Trim {
     }
 }
 
-/// Inserts bodies, those with an identity only if the channel holds none of that identity.
+/// Inserts rows. A row whose identity the channel already has is left out.
 pub(crate) async fn insert(
     session: &Session,
     statement: &Statement,
     channel: &str,
     rows: &[(Option<&str>, Bytes)],
-) -> Result<(), Failure> {
+) -> Result<(), CallFailure> {
     let identities: Vec<Option<&str>> = rows.iter().map(|(identity, _)| *identity).collect();
     let events: Vec<&[u8]> = rows.iter().map(|(_, event)| event.as_ref()).collect();
     session.rows("writing to the outbox", statement, &[&channel, &identities, &events]).await.map(drop)
 }
 
-/// What names the table's life: see the module's head. An ordinary role may read all of it.
+/// Returns the SQL expression of the incarnation (see the head of the module). An ordinary role may read all parts.
 pub(crate) fn incarnation_sql(schema: &str) -> String {
     format!(
         "(SELECT m.incarnation || '-' || (pg_control_system()).system_identifier || '-' || \
@@ -175,7 +170,7 @@ pub(crate) fn incarnation_sql(schema: &str) -> String {
     )
 }
 
-/// `$1` channel, `$2` rows, `$3` seconds.
+/// Returns the statement that trims: `$1` channel, `$2` rows, `$3` seconds.
 fn trim_sql(schema: &str) -> String {
     format!(
         "WITH bound AS ( \
@@ -193,13 +188,14 @@ fn trim_sql(schema: &str) -> String {
     )
 }
 
-/// One transaction. The lock keeps two that begin at once from failing each other.
+/// Returns the script in a transaction.
 fn create_sql(schema: &str) -> String {
-    format!("BEGIN; {} COMMIT", Outbox::script(schema))
+    format!("BEGIN; {} COMMIT", script_sql(schema))
 }
 
-/// What makes the tables, for a transaction; does nothing where they are there.
-fn script_sql(schema: &str) -> String {
+/// Returns the statements that create missing tables. The advisory lock keeps two programs that start at once from failing
+/// each other.
+pub(crate) fn script_sql(schema: &str) -> String {
     let make_schema = make_schema_sql(schema);
     format!(
         "SELECT pg_advisory_xact_lock(hashtextextended('forebay {schema}', 0)); \
@@ -254,7 +250,8 @@ fn script_sql(schema: &str) -> String {
     )
 }
 
-/// Without asking for a privilege that is needed only if the schema is not there.
+/// Returns the statement that creates the schema. `CREATE SCHEMA IF NOT EXISTS` would need the privilege to create one
+/// even if the schema exists.
 pub(crate) fn make_schema_sql(schema: &str) -> String {
     format!(
         "DO $make$ BEGIN IF to_regnamespace('{schema}') IS NULL THEN CREATE SCHEMA \"{schema}\"; END IF; \

@@ -1,4 +1,4 @@
-//! Which server, as whom, and how long to wait for it.
+//! The address of a Postgres server, with credentials, schema and timeouts.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,17 +10,17 @@ use crate::error::{Error, ErrorKind, Result};
 
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-/// No timeout may be shorter, nor longer.
+/// The range of both timeouts.
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
 const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 const SCHEMA_DEFAULT: &str = "forebay";
-/// The longest name of a schema, in bytes: Postgres has room for 63, some of which what is made in it takes.
+/// The longest name of a schema in bytes. Postgres has room for 63, and the names of our objects in it take some.
 const SCHEMA_BYTES_MAX: usize = 48;
 
-/// A Postgres database, how it is reached, and the schema in it that the tables lie in.
+/// A Postgres database, the way to connect to it, and the schema with the tables.
 ///
-/// One schema belongs to one store, and to the bus whose outbox that store fills; so one database serves several
-/// layers. Needs Postgres 13 or later. Neither `Debug` nor an error shows the user's name or password.
+/// One schema belongs to one store and to the bus whose outbox this store fills, so one database can serve several
+/// layers. Requires Postgres 13 or later. Neither `Debug` nor an error shows the user name or the password.
 #[derive(Clone)]
 pub struct PostgresServer {
     pub(crate) config: Config,
@@ -32,14 +32,14 @@ pub struct PostgresServer {
 }
 
 impl PostgresServer {
-    /// Reads a connection string: `postgres://user:password@host:5432/database?option=value`, or
+    /// Parses a connection string: `postgres://user:password@host:5432/database?option=value`, or
     /// `host=... user=... password=... dbname=...`. Several hosts are tried in turn until one accepts writes.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], without the string.
+    /// [`ErrorKind::InvalidOption`]. The error does not repeat the string.
     pub fn parse(connection: &str) -> Result<PostgresServer> {
         let mut config: Config = connection.parse().map_err(|_| {
-            // What the parser says may quote a part of the string, and that may be the password.
+            // The error of the parser may quote a part of the string, which may be the password. So it is not a source.
             let context = "the connection string of a Postgres server cannot be read (it is not shown here)";
             Error::new(ErrorKind::InvalidOption, context)
         })?;
@@ -47,7 +47,7 @@ impl PostgresServer {
             let context = "the connection string of a Postgres server names no host";
             return Err(Error::new(ErrorKind::InvalidOption, context));
         }
-        // A standby accepts nothing.
+        // A standby refuses writes.
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         if config.get_application_name().is_none() {
             config.application_name("forebay");
@@ -62,34 +62,34 @@ impl PostgresServer {
         })
     }
 
-    /// The schema that the tables lie in: 1 to 48 of `a-z 0-9 _`, no digit first. Default: `forebay`. It is created if
-    /// there is none.
+    /// Sets the schema with the tables: 1 to 48 of `a-z 0-9 _`, not starting with a digit. Default: `forebay`. It is
+    /// created if it does not exist.
     #[must_use]
     pub fn schema(mut self, name: impl Into<String>) -> PostgresServer {
         self.schema = name.into();
         self
     }
 
-    /// How long a connection may take until it can be used, authentication included. Default: 5 s.
+    /// Sets the timeout of connecting, including the authentication. Default: 5 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> PostgresServer {
         self.connect_timeout = timeout;
         self
     }
 
-    /// How long one call may take, a connection that it needs included; afterwards its connection is given up, and
-    /// whether it was carried out is unknown. Default: 30 s.
+    /// Sets the timeout of one call, including a connection that it opens. After a timeout the connection is closed, and
+    /// it is unknown whether the call was carried out. Default: 30 s.
     ///
-    /// The server is told half of it as the time after which it ends a transaction in which nothing happens: so
-    /// long may an owner that was frozen in the middle of an apply hold up the one that follows it.
+    /// The server ends a transaction that is idle for half of this time. This limits how long an owner that was suspended
+    /// in the middle of an apply can delay the next owner.
     #[must_use]
     pub fn call_timeout(mut self, timeout: Duration) -> PostgresServer {
         self.call_timeout = timeout;
         self
     }
 
-    /// Encrypts, and verifies the server as `tls` (of rustls 0.23) says; a server that does not offer it, or whose
-    /// certificate does not hold, is refused, and that counts as a failure that does not pass.
+    /// Requires TLS with this configuration of rustls 0.23. A server that does not offer TLS, or whose certificate is not
+    /// trusted, is a permanent failure.
     #[cfg(feature = "postgres-tls")]
     #[must_use]
     pub fn tls(mut self, tls: rustls::ClientConfig) -> PostgresServer {
@@ -98,7 +98,7 @@ impl PostgresServer {
         self
     }
 
-    /// Checks what was chosen.
+    /// Checks the options.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`].
@@ -114,6 +114,7 @@ impl PostgresServer {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         let name = &self.schema;
         let fits = (1..=SCHEMA_BYTES_MAX).contains(&name.len()) && name.chars().all(allowed);
+        // The name is put into statements in quotes and into string literals, so it must need no escape there.
         if !fits || name.starts_with(|c: char| c.is_ascii_digit()) || name.starts_with("pg_") {
             let shown: String = name.chars().take(SCHEMA_BYTES_MAX).flat_map(char::escape_default).collect();
             return refuse(format!(
@@ -124,13 +125,14 @@ impl PostgresServer {
         let has_tls = self.tls.is_some();
         #[cfg(not(feature = "postgres-tls"))]
         let has_tls = false;
+        // Connecting without TLS against this setting would send the password in the clear.
         if self.config.get_ssl_mode() == SslMode::Require && !has_tls {
             return refuse("sslmode is require, and no TLS was configured".to_owned());
         }
         Ok(())
     }
 
-    /// What errors call it: host, port and database.
+    /// Returns the name of the server in errors: host, port, database and schema.
     pub(crate) fn label(&self) -> String {
         let host = match self.config.get_hosts().first() {
             Some(Host::Tcp(name)) => name.clone(),
@@ -163,7 +165,7 @@ mod tests {
         for bad in ["postgres://bob:hunter2@db:port/x", "hunter2", "password=hunter2", "host='hunter2"] {
             let error = PostgresServer::parse(bad).expect_err(bad);
             assert_eq!(error.kind(), ErrorKind::InvalidOption);
-            assert!(!error.to_string().contains("hunter2"), "{error}");
+            assert!(!format!("{error:#}").contains("hunter2"), "{error}");
         }
     }
 

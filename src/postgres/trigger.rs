@@ -1,20 +1,20 @@
-//! The triggers that fill the outbox when another program changes a table.
+//! Triggers that fill the outbox when another program changes a table.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::outbox::Outbox;
+use crate::postgres::outbox::script_sql;
 
 /// The longest identifier of Postgres, in bytes.
 const IDENTIFIER_BYTES_MAX: usize = 63;
 
-/// The column of a table that holds a cache's keys, and what type of key the cache has.
+/// The column of a table with the keys of a cache, and the type of the key in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyColumn<'a> {
-    /// A `String`, of any column that can be told as text, in a cache with the default codec.
+    /// A `String` key, from a column that can be cast to text. The cache uses the default codec.
     Text(&'a str),
-    /// A `u64` or `i64`, of an integer column, in a cache with the default codec.
+    /// A `u64` or `i64` key, from an integer column. The cache uses the default codec.
     Number(&'a str),
-    /// Bytes, as the cache encodes the key.
+    /// A key in the encoding of the cache, from a `bytea` column.
     Bytes(&'a str),
 }
 
@@ -25,7 +25,7 @@ impl KeyColumn<'_> {
         }
     }
 
-    /// The outbox's column, and its type.
+    /// Returns the column of the outbox for such a key, and its type.
     fn target(&self) -> (&'static str, &'static str) {
         match self {
             KeyColumn::Text(_) => ("key_text", "text"),
@@ -35,7 +35,7 @@ impl KeyColumn<'_> {
     }
 }
 
-/// The script, for names that were checked: the namespace's and the channel's need no quoting.
+/// Returns the script. The names of namespace and channel are validated types and need no quoting.
 pub(crate) fn trigger_sql(
     schema: &str,
     table: &str,
@@ -57,7 +57,7 @@ pub(crate) fn trigger_sql(
     );
     let of = |rows: &str| format!("SELECT {column}::{kind} AS key FROM {rows}");
     let (old, new) = (of("forebay_old"), of("forebay_new"));
-    let mut script = Outbox::script(schema);
+    let mut script = script_sql(schema);
     script.push_str(&format!(
         "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger\n\
          LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $told$\n\

@@ -198,7 +198,8 @@ mod real {
     }
 }
 
-#[cfg(all(test, not(feature = "simulation")))]
+#[cfg(test)]
+#[cfg(not(feature = "simulation"))]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};

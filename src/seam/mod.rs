@@ -3,7 +3,9 @@
 //! In every ordinary build these are plain re-exports, without cost. Under the feature `simulation` they are the
 //! simulator's, so that one seed decides which thread goes on, when a wait ends and what is drawn.
 
+pub(crate) mod backoff;
 pub(crate) mod beside;
+pub(crate) mod blocking;
 pub(crate) mod clock;
 pub(crate) mod priority;
 pub(crate) mod random;

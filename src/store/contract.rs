@@ -1,66 +1,69 @@
-//! What the layer asks of a system of record.
+//! The contract of a system of record: the trait [`Store`] and the types of its calls.
 //!
-//! A store keeps, beside the data, the layer's [`Progress`], its epoch and its journal's identity, and it
-//! changes them together with the data, in one transaction. That is what makes an apply take effect exactly
-//! once however often it is repeated. The testkit tests an implementation.
+//! Beside the data, a store keeps the layer's [`Progress`], its epoch and the identity of its journal, and changes them
+//! together with the data in one transaction. This makes an apply take effect exactly once, however often it is
+//! repeated. A store that cannot do this cannot be a system of record of a layer.
+//!
+//! [`crate::testkit::conformance`] tests an implementation.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 
 use bytes::Bytes;
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::ids::{Epoch, JournalId, Key, Seq};
 
-/// The future of a store's call.
+/// The future of a call of a store.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// How far a store has come.
+/// The sequence numbers up to which a store holds the effects of a layer's writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// The watermark: the last sequence number whose effect the store holds.
     pub applied: Seq,
-    /// The last one at or below the watermark that went through the journal. It tells a journal that was lost
-    /// from one that never held the newest writes because they were written through.
+    /// The last sequence number at or below the watermark that went through the journal. Writes that were written
+    /// through have none in the journal, so this distinguishes a journal that was lost from one that never held them.
     pub journaled: Seq,
 }
 
-/// What a store knows of its owner.
+/// The record that a store keeps of its owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tenure {
-    /// The newest epoch; zero if no layer ever claimed the store.
+    /// The newest epoch; zero if no layer has ever claimed the store.
     pub epoch: Epoch,
-    /// How far the store has come.
+    /// The progress of all owners so far.
     pub progress: Progress,
-    /// The journal that the newest owner feeds it from, if it has one.
+    /// The journal from which the newest owner feeds the store, if it has one.
     pub journal: Option<JournalId>,
 }
 
-/// Whether a store's owner lives.
+/// The answer of [`Store::owner_status`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Pulse {
-    /// The store cannot say: only one process can have it open, for example.
+pub enum OwnerStatus {
+    /// The store has no heartbeat, for example because only one process can have it open.
     Unknown,
-    /// It has no owner, or the owner has said that it ends.
+    /// The store has no owner, or its last owner has ended properly.
     Free,
-    /// It has an owner, which has claimed the store or said that it lives as often as that.
+    /// The store has an owner. The number counts claims and heartbeats: as long as it grows, the owner is alive.
     Owned(u64),
 }
 
-/// A stored value with the sequence number that wrote it.
+/// A stored value and its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versioned {
     /// The value, as the cache encoded it.
     pub value: Bytes,
-    /// Who wrote it.
+    /// The sequence number of the write that stored it.
     pub version: Seq,
 }
 
 /// One change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Op {
-    /// The record's sequence number, which becomes the value's version.
+    /// The sequence number of the record, which becomes the version of the value.
     pub seq: Seq,
     /// The key.
     pub key: Key,
@@ -68,40 +71,31 @@ pub struct Op {
     pub value: Option<Bytes>,
 }
 
-/// What one [`Store::apply`] makes true, all of it or nothing.
+/// The changes of one [`Store::apply`], which take effect together or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// The sender's epoch.
+    /// The epoch of the sender.
     pub epoch: Epoch,
-    /// The changes in order; a key may occur more than once, and the last one wins. May be empty.
+    /// The changes, in the order of their numbers. A key may occur more than once, and its last change wins. May be
+    /// empty.
     pub ops: Vec<Op>,
-    /// The progress once this batch is applied. Its watermark is at least the last op's sequence number.
+    /// The progress once this batch is applied. Its watermark is at least the number of the last change.
     pub progress: Progress,
 }
 
-/// What a store can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Atomicity {
-    /// A batch, its progress and the epoch check are one durable transaction.
-    Batch,
-    /// Only single keys are atomic. The store then keeps each key's version and skips an op that is not newer,
-    /// and writes the progress last. While a batch is being repeated, readers of the *store* may see a mixture
-    /// of two prefixes of the history; once it is applied they see the later one.
-    Key,
-}
-
-/// Why a store did not do what it was asked.
+/// The failure of a call of a store.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// It may pass; whether the batch was applied is unknown. It is sent again, unchanged or longer.
+    /// The failure may pass by itself. It is unknown whether the batch was applied. The layer sends the batch again,
+    /// unchanged or extended by later records.
     Transient(Error),
-    /// The store refuses the record with this sequence number, for ever. Nothing of the batch was applied.
+    /// The store refuses the record with this sequence number and will always refuse it. Nothing of the batch was
+    /// applied.
     Rejected {
-        /// The record.
+        /// The number of the refused record.
         seq: Seq,
-        /// Why.
+        /// The reason.
         error: Error,
     },
     /// A newer epoch has claimed the store. Nothing of the batch was applied.
@@ -109,76 +103,82 @@ pub enum StoreError {
         /// The newest epoch.
         current: Epoch,
     },
-    /// It will not pass; whether the batch was applied is unknown.
+    /// The failure will not pass by itself. It is unknown whether the batch was applied.
     Fatal(Error),
 }
 
-/// A system of record.
+/// A system of record: the durable data that a layer caches and writes to.
 ///
-/// Only [`Store::apply`] may block the thread that polls it, and then the layer cannot be stopped before it is done: a
-/// layer calls it from a thread of its own. It calls [`Store::load`] from its caller's.
+/// Implement it to put a layer in front of a database of your own; [`crate::testkit::conformance`] tests it.
+///
+/// A layer calls [`Store::apply`] from a thread of its own, so this call alone may block the thread that polls it; the
+/// layer cannot be stopped before it returns. All other calls are polled by the caller's threads and must not block.
 pub trait Store: Send + Sync + 'static {
-    /// What the store can do. Asked once, when a layer opens.
-    fn atomicity(&self) -> Atomicity {
-        Atomicity::Batch
-    }
-
-    /// Whether others hear of what an apply changes, such as those who read an outbox that it writes to. Then a layer
-    /// puts no apply off for its writers' sake. Asked once, when a layer opens. A store in front of another passes it
-    /// on.
-    fn tells_others(&self) -> bool {
+    /// Returns true if others are notified of the changes of an apply, such as readers of an outbox that the store
+    /// fills.
+    ///
+    /// A layer then never delays an apply to collect more writes. It asks once, when it opens. A store that wraps
+    /// another one returns the answer of that one.
+    fn has_change_feed(&self) -> bool {
         false
     }
 
-    /// What the store knows of its owner, changing nothing.
+    /// Reads the record of the owner, without changing anything.
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>>;
 
-    /// Starts a new epoch for an owner that feeds the store from `journal`, durably on return.
+    /// Starts a new epoch for an owner that feeds the store from `journal`. Durable on return.
     ///
-    /// Returns the tenure with the new epoch, the new journal, and the progress as it is. From the moment this
-    /// takes effect every batch of an older epoch is refused, one that is being applied included: it either
-    /// shows in the returned progress or never happens.
+    /// Returns the tenure with the new epoch, the new journal, and the progress, which a claim does not change.
+    ///
+    /// Once the claim has taken effect, the store refuses every batch of an older epoch, including one that is being
+    /// applied at this moment: such a batch is either part of the returned progress or is never applied.
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>>;
 
-    /// Notes that the owner of this epoch lives, or, if `ends`, that it has ended and the store is free. Neither has to
-    /// survive a power cut. A store that only one process can have open need not do anything.
+    /// Records a heartbeat of the owner of this epoch or, if `ends`, that the owner has ended and the store is free.
     ///
-    /// An epoch older than the store's: [`StoreError::Fenced`].
+    /// Neither has to survive a power cut. A store without heartbeat (see [`OwnerStatus::Unknown`]) does nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Fenced`] if the epoch is older than the store's.
     fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
         let _ = (epoch, ends);
         Box::pin(async { Ok(()) })
     }
 
-    /// Whether the store's owner lives. A claim counts as saying so.
-    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
-        Box::pin(async { Ok(Pulse::Unknown) })
+    /// Returns whether the store has an owner, and a number that grows as long as the owner is alive. A claim counts as
+    /// a heartbeat.
+    fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
+        Box::pin(async { Ok(OwnerStatus::Unknown) })
     }
 
-    /// Loads one value: of what was applied, or of a batch that is being applied. A power cut may still take
-    /// the latter back; the layer in front knows what is not acknowledged yet and guards it.
+    /// Loads one value, or `None` if the key has none.
+    ///
+    /// The value may belong to a batch that is still being applied and that a power cut may take back: the layer guards
+    /// what is not acknowledged yet.
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>>;
 
-    /// Loads several values, in the order of `keys`.
+    /// Loads several values; the result has one element for each of `keys`, in their order.
     fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>>;
 
-    /// Makes the batch true: atomically, durably on return, and exactly once.
+    /// Applies a batch atomically and exactly once. Durable on return.
     ///
-    /// - An epoch older than the store's: [`StoreError::Fenced`].
-    /// - A watermark at or below the store's: `Ok`, and nothing changes.
-    /// - Ops at or below the store's watermark are skipped (a longer batch that is sent after a doubtful one).
+    /// - If the watermark of the batch is at or below the store's, returns `Ok` and changes nothing.
+    /// - Skips changes at or below the store's watermark: after a failure with unknown outcome the layer sends the
+    ///   batch again, possibly extended by later records.
     ///
-    /// Dropping the future leaves the batch applied wholly or not at all.
+    /// # Errors
+    /// [`StoreError::Fenced`] if the epoch is older than the store's. [`StoreError::Rejected`] names a record that the
+    /// store will never accept; with the other errors the layer cannot know which record is to blame.
+    ///
+    /// # Cancellation
+    /// After the future was dropped, the batch is applied as a whole or not at all.
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>>;
 }
 
-/// A store that was chosen at run time.
+/// Forwards to a store that was chosen at run time.
 impl<S: Store + ?Sized> Store for Box<S> {
-    fn atomicity(&self) -> Atomicity {
-        (**self).atomicity()
-    }
-
-    fn tells_others(&self) -> bool {
-        (**self).tells_others()
+    fn has_change_feed(&self) -> bool {
+        (**self).has_change_feed()
     }
 
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
@@ -193,8 +193,8 @@ impl<S: Store + ?Sized> Store for Box<S> {
         (**self).renew(epoch, ends)
     }
 
-    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
-        (**self).pulse()
+    fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
+        (**self).owner_status()
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
@@ -211,24 +211,43 @@ impl<S: Store + ?Sized> Store for Box<S> {
 }
 
 impl StoreError {
-    /// The same failure as the crate's own error.
+    /// Converts the failure into the error that the layer returns, with the store's own error as its source.
     #[must_use]
     pub fn into_error(self) -> Error {
-        use crate::error::ErrorKind;
+        let context = self.to_string();
         match self {
-            StoreError::Transient(error) => {
-                error.wrap(ErrorKind::Transient, "the store failed, which may pass")
-            }
-            StoreError::Rejected { seq, error } => {
-                error.wrap(ErrorKind::Rejected, format!("the store rejected record {seq}"))
-            }
-            StoreError::Fenced { current } => Error::new(
-                ErrorKind::Fenced,
-                format!(
+            StoreError::Transient(error) => error.wrap(ErrorKind::Transient, context),
+            StoreError::Rejected { error, .. } => error.wrap(ErrorKind::Rejected, context),
+            StoreError::Fenced { .. } => Error::new(ErrorKind::Fenced, context),
+            StoreError::Fatal(error) => error.wrap(ErrorKind::StoreFailed, context),
+        }
+    }
+}
+
+/// Writes the sentence of the failure without its cause, which is the [source](std::error::Error::source).
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::Transient(_) => f.write_str("the store failed, which may pass"),
+            StoreError::Rejected { seq, .. } => write!(f, "the store rejected record {seq}"),
+            StoreError::Fenced { current } => {
+                write!(
+                    f,
                     "a newer owner holds the store, in epoch {current}; this layer can no longer change it"
-                ),
-            ),
-            StoreError::Fatal(error) => error.wrap(ErrorKind::StoreFailed, "the store failed"),
+                )
+            }
+            StoreError::Fatal(_) => f.write_str("the store failed"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StoreError::Transient(error) | StoreError::Rejected { error, .. } | StoreError::Fatal(error) => {
+                Some(error)
+            }
+            StoreError::Fenced { .. } => None,
         }
     }
 }

@@ -1,76 +1,81 @@
-//! What the embedded stores share: threads that load, the fence, the watermark, and the end after a failure.
+//! The common part of the embedded stores: load threads, fencing, the watermark, and the end after a failure.
 //!
-//! Fencing is a check under a mutex. That suffices, because one process at a time can hold the directory's
-//! lock, within it one store with its clones, and all of these share the one mutex, which is held from
-//! the check until the batch is durable. Who does not hold the mutex cannot write.
+//! **Fencing** is a check under a mutex. This suffices because one process at a time can hold the lock of the directory,
+//! that process has one store with its clones, and all of them share one mutex. The mutex is held from the check until
+//! the batch is durable, and nobody can write without it.
 //!
-//! A failure while something is being made true ends the store for good: every later call is
-//! [`StoreError::Fatal`]. A failed sync must not be repeated (the kernel marks the pages clean), and the databases
-//! themselves refuse all writes after a failed one, a full disk included. Reading stops too, because what is in
-//! memory may not be on the disk. Opening the store again reads what the disk has.
+//! **Failures.** A failed write ends the store for good: every later call returns [`StoreError::Fatal`]. A failed sync
+//! must not be repeated because the kernel has marked the pages clean, and the databases themselves refuse all writes
+//! after a failed one, even after a full disk. Loads are refused too because the data in memory may not be on the disk.
+//! Opening the store again reads what is on the disk.
 //!
-//! A batch is applied on the thread that asks for it, which is the layer's flusher's and may block: two changes of
-//! threads cost a write-through more than its sync.
-//!
-//! Loads run on threads of the store. What a database has in memory takes less than a microsecond on the
-//! caller's thread and eight this way; but nobody can know beforehand, and a load that misses reads the disk, while
-//! one that meets a batch may wait for it. The layer's own memory is in front of this and answers what is hot.
+//! **Threads.** A batch is applied on the calling thread, which is the layer's flusher and may block: handing it to
+//! another thread and back costs a write-through more than its sync. Loads run on threads of the store. A page in
+//! memory could be read faster on the caller's thread, but nobody can know beforehand whether a load has to read the
+//! disk or to wait for a batch. The layer's own memory answers what is hot.
 
+pub(crate) mod directory;
+pub(crate) mod layout;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, JournalId, Key};
 use crate::safeguard::Safeguard;
 use crate::store::contract::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
-use crate::store::worker::{Workers, caught};
 
-/// Loads may run side by side.
+/// The number of threads that load.
 const LOAD_THREADS: usize = 2;
 
 /// A database under an embedded store.
 pub(crate) trait Database: Send + Sync + 'static {
-    /// What only the writer may touch.
-    type Pen: Send + 'static;
+    /// The state that only the writer may touch.
+    type Writer: Send + 'static;
 
-    /// Loads one value, beside loads and a write at work.
+    /// Loads one value, concurrently with other loads and a write.
     ///
     /// # Errors
     /// [`StoreError::Transient`] or [`StoreError::Fatal`]; neither ends the store.
     fn load(&self, key: &Key) -> Result<Option<Versioned>, StoreError>;
 
-    /// Makes the changes and the tenure true, together and durably. There is one change per key, in the order of keys.
+    /// Writes the changes and the tenure atomically and durably. There is one change per key, in the order of keys.
     ///
     /// # Errors
     /// [`StoreError::Fatal`], which ends the store.
-    fn write(&self, pen: &mut Self::Pen, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError>;
+    fn write(&self, writer: &mut Self::Writer, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError>;
 
-    /// Lets go of the files. Called once, with nobody else at work; all that was acknowledged is durable by then.
-    fn close(&mut self, pen: &mut Self::Pen);
+    /// Closes the files. Called once, when no other call is running and all acknowledged batches are durable.
+    fn close(&mut self, writer: &mut Self::Writer);
 }
 
-/// A store on such a database. Clones share it; dropping the last one runs to their end the calls that were begun,
-/// joins the threads and closes the database.
-pub(crate) struct Embedded<D: Database>(Arc<Handle<D>>);
+/// A store on such a database. Clones share it. Dropping the last one finishes the calls that have begun, joins the
+/// threads and closes the database.
+pub(crate) struct Embedded<D: Database>(Arc<EmbeddedHandle<D>>);
 
-/// The workers come first, so that they have ended when the database closes.
-struct Handle<D: Database> {
+/// The fields are dropped in their order: the workers have ended when the database closes.
+struct EmbeddedHandle<D: Database> {
     workers: Workers,
-    shared: Arc<Shared<D>>,
+    shared: Arc<GuardedDatabase<D>>,
 }
 
-/// What the threads share.
-pub(crate) struct Shared<D: Database> {
+/// The database and the lock of its writer, shared by the threads.
+pub(crate) struct GuardedDatabase<D: Database> {
     pub(crate) database: D,
-    pub(crate) state: Mutex<State<D>>,
-    /// Why the store ended, if it did.
+    pub(crate) state: Mutex<WriterState<D>>,
+    /// The failure that ended the store, if one did.
     failed: OnceLock<Error>,
 }
 
-/// What only its holder may change, on the disk and here.
-pub(crate) struct State<D: Database> {
-    /// As it is on the disk.
+/// The state of the one writer, under the mutex.
+pub(crate) struct WriterState<D: Database> {
+    /// The tenure as it is on the disk.
     tenure: Tenure,
-    pub(crate) pen: D::Pen,
+    pub(crate) writer: D::Writer,
 }
 
 impl<D: Database> Clone for Embedded<D> {
@@ -80,24 +85,27 @@ impl<D: Database> Clone for Embedded<D> {
 }
 
 impl<D: Database> Embedded<D> {
-    /// Starts the threads.
+    /// Starts the threads of an opened database.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] if the system refuses one.
-    pub(crate) fn start(database: D, pen: D::Pen, tenure: Tenure) -> Result<Embedded<D>> {
-        let state = Mutex::new(State { tenure, pen });
-        let shared = Arc::new(Shared { database, state, failed: OnceLock::new() });
-        Ok(Embedded(Arc::new(Handle { workers: Workers::start("forebay-load", LOAD_THREADS)?, shared })))
+    pub(crate) fn start(database: D, writer: D::Writer, tenure: Tenure) -> Result<Embedded<D>> {
+        let state = Mutex::new(WriterState { tenure, writer });
+        let shared = Arc::new(GuardedDatabase { database, state, failed: OnceLock::new() });
+        Ok(Embedded(Arc::new(EmbeddedHandle {
+            workers: Workers::start("forebay-load", LOAD_THREADS)?,
+            shared,
+        })))
     }
 
-    /// Why the store ended, if it did.
+    /// Returns the failure that ended the store, if one did.
     pub(crate) fn failed(&self) -> Option<&Error> {
         self.0.shared.failed.get()
     }
 
-    /// For tests that look below the contract.
+    /// Returns the internals, for tests that look below the contract.
     #[cfg(test)]
-    pub(crate) fn shared(&self) -> &Arc<Shared<D>> {
+    pub(crate) fn shared(&self) -> &Arc<GuardedDatabase<D>> {
         &self.0.shared
     }
 }
@@ -134,7 +142,7 @@ impl<D: Database> Store for Embedded<D> {
     }
 }
 
-/// Implements [`Store`] and `Debug` for a public type around an [`Embedded`], and nothing of its own.
+/// Implements [`Store`] and `Debug` for a public type that wraps an [`Embedded`] and adds nothing.
 macro_rules! embedded_store {
     ($store:ident) => {
         impl std::fmt::Debug for $store {
@@ -171,8 +179,8 @@ macro_rules! embedded_store {
 }
 pub(crate) use embedded_store;
 
-impl<D: Database> Shared<D> {
-    /// The database, unless the store has ended.
+impl<D: Database> GuardedDatabase<D> {
+    /// Returns the database, unless a failure has ended the store.
     pub(crate) fn usable(&self) -> Result<&D, StoreError> {
         if self.state.is_poisoned() {
             self.failed
@@ -187,12 +195,13 @@ impl<D: Database> Shared<D> {
         }
     }
 
-    /// Runs what reads or changes the state, alone. A fatal outcome, a panic included, ends the store.
+    /// Runs a call that reads or changes the writer's state, with the mutex held. A fatal error or a panic ends the store.
     pub(crate) fn with_state<T>(
         &self,
-        work: impl FnOnce(&D, &mut State<D>) -> Result<T, StoreError>,
+        work: impl FnOnce(&D, &mut WriterState<D>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        // The look at `failed` comes after the lock, so that nobody who waited for it writes after a failure.
+        // `failed` is read after the lock is taken: a call that waited for the lock while another one failed must not
+        // write.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let result = work(self.usable()?, &mut state);
         if let Err(StoreError::Fatal(error)) = &result {
@@ -206,35 +215,36 @@ impl<D: Database> Shared<D> {
     }
 }
 
-impl<D: Database> Drop for Shared<D> {
+impl<D: Database> Drop for GuardedDatabase<D> {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.database.close(&mut state.pen);
+        self.database.close(&mut state.writer);
     }
 }
 
 fn claim<D: Database>(
     database: &D,
-    state: &mut State<D>,
+    state: &mut WriterState<D>,
     journal: Option<JournalId>,
 ) -> Result<Tenure, StoreError> {
     let epoch = Epoch(state.tenure.epoch.0.saturating_add(1));
     let claimed = Tenure { epoch, journal, ..state.tenure };
-    database.write(&mut state.pen, &[], &claimed)?;
+    database.write(&mut state.writer, &[], &claimed)?;
     state.tenure = claimed;
     Ok(claimed)
 }
 
-fn apply<D: Database>(database: &D, state: &mut State<D>, batch: &Batch) -> Result<(), StoreError> {
+fn apply<D: Database>(database: &D, state: &mut WriterState<D>, batch: &Batch) -> Result<(), StoreError> {
     let held = state.tenure;
     if batch.epoch < held.epoch && Safeguard::EpochFence.holds() {
         return Err(StoreError::Fenced { current: held.epoch });
     }
     let watermark = held.progress.applied;
+    // A repetition of a batch that was applied, although its sender got an error or no answer.
     if batch.progress.applied <= watermark {
         return Ok(());
     }
-    // The last change of a key wins, and only that one is written.
+    // Only the last change of each key is written.
     let mut changes: Vec<&Op> = batch.ops.iter().filter(|op| op.seq > watermark).collect();
     changes.sort_by(|a, b| a.key.cmp(&b.key));
     changes.dedup_by(|later, kept| {
@@ -244,11 +254,134 @@ fn apply<D: Database>(database: &D, state: &mut State<D>, batch: &Batch) -> Resu
         }
         is_same
     });
+    // Without the safeguard the data goes in a transaction of its own, and a crash in between leaves it without its
+    // watermark.
     if !Safeguard::WatermarkInTransaction.holds() {
-        database.write(&mut state.pen, &std::mem::take(&mut changes), &held)?;
+        database.write(&mut state.writer, &std::mem::take(&mut changes), &held)?;
     }
     let applied = Tenure { progress: batch.progress, ..held };
-    database.write(&mut state.pen, &changes, &applied)?;
+    database.write(&mut state.writer, &changes, &applied)?;
     state.tenure = applied;
     Ok(())
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A few threads for calls that may wait for the disk, so that no thread of an async runtime does.
+///
+/// A job that was handed over runs to its end even if its caller no longer waits. A panic in a job reaches its caller as
+/// [`StoreError::Fatal`] and ends neither the thread nor the process. Dropping the workers runs all jobs that were
+/// handed over and joins the threads.
+pub(crate) struct Workers {
+    /// Unbounded because a caller may be a thread of a runtime, which must not block. The number of callers bounds it:
+    /// each waits for its job before it sends another one.
+    sender: Option<Sender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Starts `count` threads called `name`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if the system refuses a thread; those that were started end again.
+    pub(crate) fn start(name: &str, count: usize) -> Result<Workers> {
+        let (sender, receiver) = unbounded();
+        let mut workers = Workers { sender: Some(sender), threads: Vec::with_capacity(count) };
+        for _ in 0..count {
+            let receiver: Receiver<Job> = receiver.clone();
+            let thread = std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || receiver.iter().for_each(|job| job()))
+                .map_err(|error| Error::io(format!("starting a thread \"{name}\""), error))?;
+            workers.threads.push(thread);
+        }
+        Ok(workers)
+    }
+
+    /// Runs `job` on one of the threads and returns its result.
+    ///
+    /// # Errors
+    /// Those of the job, or [`StoreError::Fatal`] if it panicked.
+    ///
+    /// # Cancellation
+    /// Nothing is handed over before the first poll; from then on the job runs to its end.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move || {
+            // Sending fails if the caller has dropped its future; the job was done all the same.
+            drop(answer.send(caught(job)));
+        });
+        let sender = self.sender.as_ref().expect("the sender is taken only by drop");
+        sender.send(job).expect("the threads receive for as long as there is a sender");
+        answered.await.expect("every job answers, a panicking one too")
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.sender = None;
+        for thread in self.threads.drain(..) {
+            // A thread cannot have panicked: it runs only jobs, and `caught` catches their panics.
+            drop(thread.join());
+        }
+    }
+}
+
+/// Runs a call of the store on this thread; a panic in it becomes [`StoreError::Fatal`].
+pub(crate) fn caught<T>(call: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    // Unwind safety: the call owns the data that it changes, or a lock guards it that a panic poisons.
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(panicked(&*panic)))
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> StoreError {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    let text = text.unwrap_or_else(|| "without a message".to_owned());
+    StoreError::Fatal(Error::new(ErrorKind::StoreFailed, format!("a call of the store panicked: {text}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, mpsc};
+
+    #[tokio::test]
+    async fn a_panic_reaches_the_caller_and_the_thread_lives_on() {
+        let workers = Workers::start("test", 1).unwrap();
+        let error = workers.run::<()>(|| panic!("boom")).await.unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Fatal(error) if format!("{error:#}").contains("boom")),
+            "{error:?}"
+        );
+        assert_eq!(workers.run(|| Ok(7)).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_job_whose_future_was_dropped_still_runs_before_the_workers_end() {
+        let workers = Workers::start("test", 1).unwrap();
+        let done = Arc::new(AtomicBool::new(false));
+        let (release, released) = mpsc::channel::<()>();
+        let job = {
+            let done = Arc::clone(&done);
+            move || {
+                released.recv().expect("the test releases the job");
+                done.store(true, Ordering::SeqCst);
+                Ok(())
+            }
+        };
+        {
+            let mut future = Box::pin(workers.run(job));
+            let polled = std::future::poll_fn(|context| {
+                std::task::Poll::Ready(future.as_mut().poll(context).is_ready())
+            });
+            assert!(!polled.await, "the job waits for its release");
+        }
+        release.send(()).unwrap();
+        drop(workers);
+        assert!(done.load(Ordering::SeqCst));
+    }
 }

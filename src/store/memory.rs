@@ -1,61 +1,62 @@
-//! A store that lives in memory, for tests and examples.
+//! A store in memory, for tests and examples.
 //!
-//! It keeps the contract, durability excepted: its clones share one state, which ends with the last of them.
-//! It does no I/O and never fails.
+//! It fulfils the contract except for durability: the data is gone when the last clone is dropped. It does no I/O and
+//! never fails.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ids::{Epoch, JournalId, Key, Seq};
 use crate::safeguard::Safeguard;
-use crate::store::contract::{Batch, BoxFuture, Progress, Pulse, Store, StoreError, Tenure, Versioned};
+use crate::store::contract::{Batch, BoxFuture, OwnerStatus, Progress, Store, StoreError, Tenure, Versioned};
 
-/// A store in memory; clones share what it holds.
+/// A store in memory. Clones share the data.
 #[derive(Clone, Debug, Default)]
-pub struct MemoryStore(Arc<Mutex<State>>);
+pub struct MemoryStore(Arc<Mutex<MemoryState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct MemoryState {
     data: BTreeMap<Key, Versioned>,
     tenure: Tenure,
-    /// How often the owner has said that it lives, and whether it has said that it ended.
+    /// The number of claims and heartbeats so far.
     renewals: u64,
+    /// True once the owner has ended properly.
     ended: bool,
     history: Vec<Progress>,
 }
 
 impl MemoryStore {
-    /// An empty store that nobody has claimed.
+    /// Makes an empty store that nobody has claimed.
     #[must_use]
     pub fn new() -> MemoryStore {
         MemoryStore::default()
     }
 
-    /// A copy of all it holds.
+    /// Returns a copy of all data.
     #[must_use]
     pub fn snapshot(&self) -> BTreeMap<Key, Versioned> {
         self.state().data.clone()
     }
 
-    /// How many batches changed it. Fenced batches and repetitions do not count.
+    /// Returns how many batches changed the store. Fenced batches and repetitions do not count.
     #[must_use]
     pub fn applies(&self) -> usize {
         self.state().history.len()
     }
 
-    /// The progress after each batch that changed it, in order. Grows for as long as the store lives.
+    /// Returns the progress after each batch that changed the store, in order. The list grows with every batch.
     #[must_use]
     pub fn history(&self) -> Vec<Progress> {
         self.state().history.clone()
     }
 
-    /// The state. A panic under the lock cannot have left it half changed: nothing under it can panic midway.
-    fn state(&self) -> MutexGuard<'_, State> {
+    /// Locks the state. A poisoned lock is taken all the same: nothing under it can panic halfway through a change.
+    fn state(&self) -> MutexGuard<'_, MemoryState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl MemoryState {
     fn claim(&mut self, journal: Option<JournalId>) -> Tenure {
         let epoch = Epoch(self.tenure.epoch.0.saturating_add(1));
         self.tenure = Tenure { epoch, journal, ..self.tenure };
@@ -68,6 +69,7 @@ impl State {
             return Err(StoreError::Fenced { current: self.tenure.epoch });
         }
         let watermark: Seq = self.tenure.progress.applied;
+        // A repetition of a batch that was applied, although its sender got an error or no answer.
         if batch.progress.applied <= watermark && Safeguard::ApplyOnce.holds() {
             return Ok(());
         }
@@ -108,13 +110,13 @@ impl Store for MemoryStore {
         })
     }
 
-    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
+    fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
         Box::pin(async {
             let state = self.state();
             Ok(match state.tenure.epoch {
-                Epoch(0) => Pulse::Free,
-                _ if state.ended => Pulse::Free,
-                _ => Pulse::Owned(state.renewals),
+                Epoch(0) => OwnerStatus::Free,
+                _ if state.ended => OwnerStatus::Free,
+                _ => OwnerStatus::Owned(state.renewals),
             })
         })
     }

@@ -1,4 +1,4 @@
-//! A store in a Postgres database.
+//! A store in a Postgres database (feature `postgres`).
 //!
 //! | table of the schema | columns |
 //! | --- | --- |
@@ -6,58 +6,60 @@
 //! | `pulse` | one row: `renewals int8`, `ended boolean` |
 //! | `tenure` | one row: `layout int4`, `epoch int8`, `applied int8`, `journaled int8`, `journal bytea` |
 //!
-//! A key of up to 1,024 bytes is stored as it is. An index takes no longer ones, so a longer key is stored as its first
-//! 1,024 bytes and the SHA-256 of all of it, and as a whole in `long_key`. Numbers are unsigned: from 2^63 on the
-//! columns show them as negative.
+//! A key of up to 1,024 bytes is stored unchanged. An index takes no longer ones, so a longer key is stored as its first
+//! 1,024 bytes and the SHA-256 of all of it, and as a whole in `long_key`. Numbers are unsigned: from 2^63 on the columns
+//! show them as negative.
 //!
-//! An apply locks the row of `tenure`, looks at epoch and watermark, and changes data, watermark and outbox in that
-//! same transaction; a claim locks the same row. So an apply that is under way when a newer owner claims the store is
-//! either part of what the claim returns, or refused. It takes two round trips: what is locked has to be known before
-//! what is new can be sent, all of which goes at once, the commit included.
+//! An apply locks the row of `tenure`, checks epoch and watermark, and changes data, watermark and outbox in the same
+//! transaction. A claim locks the same row. So an apply that is running when a newer owner claims the store is either part
+//! of the progress that the claim returns, or refused. An apply takes two round trips: the changes depend on the locked
+//! watermark, and all of them are sent at once, together with the commit.
 //!
-//! An apply whose commit is not answered is [`StoreError::Transient`]: the layer sends it again, and the watermark
-//! tells whether it had been carried out.
+//! An apply whose commit is not answered is [`StoreError::Transient`]: the layer sends it again, and the watermark shows
+//! whether it was applied.
+
+mod sql;
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio_postgres::Statement;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, JournalId, Key, Seq};
 use crate::postgres::driver::Driver;
-use crate::postgres::failure::{Failure, Sort};
-use crate::postgres::outbox::{Outbox, Retention};
-use crate::postgres::pool::{Pool, within};
+use crate::postgres::failure::{CallFailure, ErrorClass};
+use crate::postgres::outbox::{self, Outbox, Retention, TRIM_EVERY_ROWS, Trim};
+use crate::postgres::pool::{ConnectionPool, Session, within};
 use crate::postgres::server::PostgresServer;
-use crate::store::contract::{Batch, BoxFuture, Op, Pulse, Store, StoreError, Tenure, Versioned};
-use crate::store::postgres_pulse::Liveness;
-use crate::store::postgres_sql::{Applied, Sql};
+use crate::store::contract::{Batch, BoxFuture, Op, OwnerStatus, Store, StoreError, Tenure, Versioned};
+use crate::store::postgres::sql::{HeartbeatSql, Sql, StatementChunk, Writes};
 
 const LOAD_CONNECTIONS_DEFAULT: usize = 4;
 const LOAD_CONNECTIONS_MAX: usize = 64;
 
-/// A batch as it is being applied, for whoever says in the outbox what it did.
+/// A batch that is being applied, for the function that makes its events for the outbox.
 #[derive(Clone, Copy, Debug)]
 pub struct Applying<'a> {
-    /// The owner's epoch.
+    /// The epoch of the owner.
     pub epoch: Epoch,
-    /// The watermark before it.
+    /// The watermark before the batch.
     pub after: Seq,
-    /// The watermark behind it.
+    /// The watermark after the batch.
     pub until: Seq,
-    /// What it changes, in the order of the numbers. Of several changes of a key that a layer has applied together it
-    /// holds the last one only.
+    /// The changes, in the order of their numbers. If a layer has combined several changes of a key, only the last one is
+    /// here.
     pub ops: &'a [&'a Op],
 }
 
-/// Makes the events of a batch, in the order in which they are published.
+/// A function that makes the events of a batch, in the order in which they are published.
 pub type Events = Arc<dyn Fn(&Applying<'_>) -> Result<Vec<Bytes>> + Send + Sync>;
 
-/// How to open a [`PostgresStore`].
+/// The options of a [`PostgresStore`].
 #[derive(Clone)]
 pub struct PostgresStoreOptions {
     server: PostgresServer,
@@ -66,8 +68,17 @@ pub struct PostgresStoreOptions {
     retention: Retention,
 }
 
+impl fmt::Debug for PostgresStoreOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let channel = self.outbox.as_ref().map(|(channel, _)| channel);
+        let mut shown = f.debug_struct("PostgresStoreOptions");
+        shown.field("server", &self.server).field("load_connections", &self.load_connections);
+        shown.field("outbox", &channel).field("retention", &self.retention).finish()
+    }
+}
+
 impl PostgresStoreOptions {
-    /// Of the store in this database and schema.
+    /// Returns the default options for the store in this database and schema.
     #[must_use]
     pub fn new(server: PostgresServer) -> PostgresStoreOptions {
         PostgresStoreOptions {
@@ -78,24 +89,25 @@ impl PostgresStoreOptions {
         }
     }
 
-    /// How many connections load, each one value, or some hundred, at a time; 1 to 64, 4 by default. One more applies
-    /// and claims.
+    /// Sets the number of connections for loads; 1 to 64, 4 by default. Each loads one value, or some hundred, at a time.
+    /// One more connection applies and claims.
     #[must_use]
     pub fn load_connections(mut self, count: usize) -> PostgresStoreOptions {
         self.load_connections = count;
         self
     }
 
-    /// Has each apply write, in its own transaction, these events to a channel of the schema's outbox. See
-    /// [`PostgresStoreOptions::outbox`] for the usual ones.
+    /// Makes each apply write these events to a channel of the schema's outbox, in its own transaction.
+    /// [`PostgresStoreOptions::outbox`] writes the usual ones.
     #[must_use]
     pub fn outbox_events(mut self, channel: &str, events: Events) -> PostgresStoreOptions {
         self.outbox = Some((channel.to_owned(), events));
         self
     }
 
-    /// How many rows of the outbox's channel are kept, and for how long: 65,536 and 24 hours by default. What goes
-    /// beyond either is trimmed, now and then, by an apply; a subscriber that has not read it is told.
+    /// Sets how many rows of the outbox's channel are kept and for how long; 65,536 and 24 hours by default. Some applies
+    /// trim the rows beyond either limit. A subscriber that has not read them gets
+    /// [`Delivery::PositionLost`](crate::bus::contract::Delivery::PositionLost).
     #[must_use]
     pub fn outbox_retained(mut self, rows: u64, age: Duration) -> PostgresStoreOptions {
         self.retention = Retention { rows, age };
@@ -105,7 +117,7 @@ impl PostgresStoreOptions {
     /// Opens the store; see [`PostgresStore::open`].
     ///
     /// # Errors
-    /// As there, and [`ErrorKind::InvalidOption`].
+    /// Those of [`PostgresStore::open`], and [`ErrorKind::InvalidOption`].
     pub async fn open(self) -> Result<PostgresStore> {
         let store = self.start()?;
         let shared = Arc::clone(&store.0.shared);
@@ -113,10 +125,10 @@ impl PostgresStoreOptions {
         Ok(store)
     }
 
-    /// The same for a caller without a runtime.
+    /// Opens the store from a thread without a runtime, and blocks it meanwhile.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`PostgresStoreOptions::open`].
     pub fn open_blocking(self) -> Result<PostgresStore> {
         let store = self.start()?;
         let shared = Arc::clone(&store.0.shared);
@@ -131,33 +143,33 @@ impl PostgresStoreOptions {
             let context = format!("load_connections is {}, and must be from 1 to 64", self.load_connections);
             return Err(Error::new(ErrorKind::InvalidOption, context));
         }
-        let shared = Shared {
+        let shared = StoreClient {
             label: self.server.label(),
             sql: Sql::new(&self.server.schema),
-            liveness: Liveness::new(&self.server.schema),
-            outbox: self.outbox.map(|(channel, events)| Channelled {
+            heartbeat: HeartbeatSql::new(&self.server.schema),
+            outbox: self.outbox.map(|(channel, events)| OutboxChannel {
                 table: Outbox::new(&self.server.schema),
                 channel,
                 events,
                 retention: self.retention,
                 untrimmed: AtomicU64::new(0),
             }),
-            applies: Pool::new(self.server.clone(), 1),
-            loads: Pool::new(self.server.clone(), self.load_connections),
+            applies: ConnectionPool::new(self.server.clone(), 1),
+            loads: ConnectionPool::new(self.server.clone(), self.load_connections),
             call_timeout: self.server.call_timeout,
         };
-        Ok(PostgresStore(Arc::new(Handle { shared: Arc::new(shared), driver: Driver::start()? })))
+        Ok(PostgresStore(Arc::new(StoreHandle { shared: Arc::new(shared), driver: Driver::start()? })))
     }
 }
 
-/// A store in a Postgres database; clones share its connections.
+/// A store in a Postgres database. Clones share its connections.
 ///
-/// It has a thread of its own for its connections, so it can be used within any runtime and without one. A call that
-/// was begun runs to its end though its future is dropped; dropping the last clone cuts what is under way, and of an
-/// apply the database then holds all or nothing.
+/// A thread of the store drives its connections, so it can be used in any runtime and without one. A call that has
+/// begun runs to its end even if its future is dropped. Dropping the last clone aborts running calls; the database then
+/// holds all of an apply or nothing.
 ///
-/// Durable is what the server takes for it: with `fsync = off`, or on a disk that lies, a power cut may take back
-/// what was acknowledged.
+/// Writes are as durable as the server makes them: with `fsync = off`, or on a disk that does not sync, a power cut may
+/// take back what was acknowledged.
 ///
 /// ```no_run
 /// # async fn example() -> forebay::Result<()> {
@@ -170,77 +182,76 @@ impl PostgresStoreOptions {
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct PostgresStore(Arc<Handle>);
+pub struct PostgresStore(Arc<StoreHandle>);
 
-struct Handle {
-    shared: Arc<Shared>,
+struct StoreHandle {
+    shared: Arc<StoreClient>,
     driver: Driver,
 }
 
-/// What the calls share.
-pub(crate) struct Shared {
+/// The connections and statements, shared by the calls.
+struct StoreClient {
     label: String,
-    pub(crate) sql: Sql,
-    liveness: Liveness,
-    pub(crate) outbox: Option<Channelled>,
-    pub(crate) applies: Pool,
-    loads: Pool,
+    sql: Sql,
+    heartbeat: HeartbeatSql,
+    outbox: Option<OutboxChannel>,
+    applies: ConnectionPool,
+    loads: ConnectionPool,
     call_timeout: Duration,
 }
 
-/// A channel of the outbox, and what is said there.
-pub(crate) struct Channelled {
+/// The channel of the outbox that an apply writes to.
+struct OutboxChannel {
     pub(crate) table: Outbox,
     pub(crate) channel: String,
     pub(crate) events: Events,
     pub(crate) retention: Retention,
-    /// Rows that were written since the channel was trimmed.
+    /// The number of rows written since the channel was last trimmed.
     pub(crate) untrimmed: AtomicU64,
 }
 
 impl PostgresStore {
-    /// Opens the store in a database and schema, and makes what is missing there: the schema, if the role may, and the
-    /// tables.
+    /// Opens the store in a database and schema, and creates missing tables, and the schema if the role may.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`]; [`ErrorKind::Transient`] if the server cannot be reached;
     /// [`ErrorKind::StoreFailed`] if it refuses the credentials, or lacks a database or a privilege;
-    /// [`ErrorKind::UnknownFormat`] if a later version of this crate made the tables.
+    /// [`ErrorKind::UnknownFormat`] if a later version of this crate created the tables.
     pub async fn open(server: PostgresServer) -> Result<PostgresStore> {
         PostgresStoreOptions::new(server).open().await
     }
 
-    /// The same for a caller without a runtime.
+    /// Opens the store from a thread without a runtime, and blocks it meanwhile.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`PostgresStore::open`].
     pub fn open_blocking(server: PostgresServer) -> Result<PostgresStore> {
         PostgresStoreOptions::new(server).open_blocking()
     }
 
-    /// Runs a call on the store's own thread, within the call timeout.
+    /// Runs a call on the thread of the store, within the call timeout.
     async fn call<T, W>(
         &self,
         doing: &'static str,
-        work: impl FnOnce(Arc<Shared>) -> W,
+        work: impl FnOnce(Arc<StoreClient>) -> W,
     ) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        W: Future<Output = Result<T, Failure>> + Send + 'static,
+        W: Future<Output = Result<T, CallFailure>> + Send + 'static,
     {
         let shared = Arc::clone(&self.0.shared);
         let limit = shared.call_timeout;
         let work = work(Arc::clone(&shared));
         let done = self.0.driver.run(async move { within(doing, limit, work).await }).await;
         match done {
-            Ok(done) => done.map_err(|failure| shared.sorted(failure)),
+            Ok(done) => done.map_err(|failure| shared.store_error(failure)),
             Err(error) => Err(StoreError::Fatal(error)),
         }
     }
 }
 
-impl Shared {
-    /// Makes what is missing.
+impl StoreClient {
+    /// Creates missing tables and checks their layout.
     async fn prepare(&self) -> Result<()> {
         let preparing = async {
             let mut lease = self.applies.lease().await?;
@@ -254,9 +265,9 @@ impl Shared {
         };
         let found = within("opening the store", self.call_timeout, preparing).await;
         let found = found.map_err(|failure| {
-            let kind = match failure.sort {
-                Sort::Passing => ErrorKind::Transient,
-                Sort::Content | Sort::Lasting => ErrorKind::StoreFailed,
+            let kind = match failure.class {
+                ErrorClass::Transient => ErrorKind::Transient,
+                ErrorClass::Rejected | ErrorClass::Permanent => ErrorKind::StoreFailed,
             };
             failure.within(&self.label).into_error(kind)
         })?;
@@ -267,55 +278,195 @@ impl Shared {
         Ok(())
     }
 
-    fn sorted(&self, failure: Failure) -> StoreError {
-        let sort = failure.sort;
+    /// Converts a failure of a call.
+    fn store_error(&self, failure: CallFailure) -> StoreError {
+        let class = failure.class;
         let failure = failure.within(&self.label);
-        match sort {
-            Sort::Passing => StoreError::Transient(failure.into_error(ErrorKind::Transient)),
-            // Of a batch, the record was looked for before.
-            Sort::Content | Sort::Lasting => StoreError::Fatal(failure.into_error(ErrorKind::StoreFailed)),
+        match class {
+            ErrorClass::Transient => StoreError::Transient(failure.into_error(ErrorKind::Transient)),
+            // A record that is to blame for a rejection was searched for before, by `find_refused`.
+            ErrorClass::Rejected | ErrorClass::Permanent => {
+                StoreError::Fatal(failure.into_error(ErrorKind::StoreFailed))
+            }
         }
     }
 
-    async fn tenure(&self) -> Result<Tenure, Failure> {
+    async fn tenure(&self) -> Result<Tenure, CallFailure> {
         let mut lease = self.applies.lease().await?;
         let tenure = self.sql.tenure(lease.session()).await?;
         lease.keep();
         Ok(tenure)
     }
 
-    async fn claim(&self, journal: Option<JournalId>) -> Result<Tenure, Failure> {
+    async fn claim(&self, journal: Option<JournalId>) -> Result<Tenure, CallFailure> {
         let mut lease = self.applies.lease().await?;
         let tenure = self.sql.claim(lease.session(), journal).await?;
         lease.keep();
         Ok(tenure)
     }
 
-    async fn renew(&self, epoch: Epoch, ends: bool) -> Result<Option<Epoch>, Failure> {
+    async fn renew(&self, epoch: Epoch, ends: bool) -> Result<Option<Epoch>, CallFailure> {
         let mut lease = self.loads.lease().await?;
-        let current = self.liveness.renew(lease.session(), epoch, ends).await?;
+        let current = self.heartbeat.renew(lease.session(), epoch, ends).await?;
         lease.keep();
         Ok(current)
     }
 
-    async fn pulse(&self) -> Result<Pulse, Failure> {
+    async fn owner_status(&self) -> Result<OwnerStatus, CallFailure> {
         let mut lease = self.loads.lease().await?;
-        let pulse = self.liveness.pulse(lease.session()).await?;
+        let status = self.heartbeat.owner_status(lease.session()).await?;
         lease.keep();
-        Ok(pulse)
+        Ok(status)
     }
 
-    async fn load_many(&self, keys: &[Key]) -> Result<Vec<Option<Versioned>>, Failure> {
+    async fn load_many(&self, keys: &[Key]) -> Result<Vec<Option<Versioned>>, CallFailure> {
         let mut lease = self.loads.lease().await?;
         let found = self.sql.load_many(lease.session(), keys).await?;
         lease.keep();
         Ok(found)
     }
+
+    /// Applies a batch, on the one connection for applies.
+    pub(crate) async fn apply(&self, batch: &Batch) -> Result<ApplyOutcome, CallFailure> {
+        let mut lease = self.applies.lease().await?;
+        let session = lease.session();
+        let writes = self.sql.prepare_writes(session).await?;
+        let outbox_write = match &self.outbox {
+            Some(outbox) => Some(OutboxWrite::prepare(outbox, session).await?),
+            None => None,
+        };
+        let applied = match self.apply_once(session, &writes, outbox_write.as_ref(), batch).await {
+            // The commit comes last, so nothing of the batch was applied.
+            Err(failure) if failure.class == ErrorClass::Rejected => {
+                self.find_refused(session, &writes, batch, failure).await?
+            }
+            other => other?,
+        };
+        lease.keep();
+        Ok(applied)
+    }
+
+    async fn apply_once(
+        &self,
+        session: &mut Session,
+        writes: &Writes,
+        outbox_write: Option<&OutboxWrite<'_>>,
+        batch: &Batch,
+    ) -> Result<ApplyOutcome, CallFailure> {
+        let (ops, events) = match self.locked(session, batch).await? {
+            Remaining::Nothing(applied) => return undone(session, applied).await,
+            Remaining::Changes { ops, events } => (ops, events),
+        };
+        let parts = StatementChunk::divide(&ops);
+        // All chunks but the last are awaited one by one, so that the driver buffers one of them at a time.
+        let (first, last) = parts.split_at(parts.len().saturating_sub(1));
+        for part in first {
+            writes.write(session, part).await?;
+        }
+        // The rest is sent at once, with the commit last. If a statement fails, Postgres turns the commit into a rollback.
+        let session = &*session;
+        let (written, advanced, inserted, committed) = tokio::join!(
+            biased;
+            async {
+                match last {
+                    [part] => writes.write(session, part).await,
+                    _ => Ok(()),
+                }
+            },
+            writes.advance(session, batch.progress),
+            async {
+                match outbox_write {
+                    Some(outbox_write) => outbox_write.write(session, &events).await,
+                    None => Ok(()),
+                }
+            },
+            session.run("committing a batch", "COMMIT"),
+        );
+        written?;
+        // These statements contain no record, so none is to blame for their failure.
+        advanced.and(inserted).map_err(CallFailure::not_rejected)?;
+        committed?;
+        if let Some(outbox_write) = outbox_write {
+            outbox_write.committed(events.len());
+        }
+        Ok(ApplyOutcome::Done)
+    }
+
+    /// Begins a transaction, locks the tenure, and returns the rest of the apply.
+    async fn locked<'a>(
+        &self,
+        session: &mut Session,
+        batch: &'a Batch,
+    ) -> Result<Remaining<'a>, CallFailure> {
+        let held = self.sql.lock(session).await?;
+        if batch.epoch < held.epoch {
+            return Ok(Remaining::Nothing(ApplyOutcome::Fenced(held.epoch)));
+        }
+        let watermark = held.progress.applied;
+        if batch.progress.applied <= watermark {
+            return Ok(Remaining::Nothing(ApplyOutcome::Done));
+        }
+        let new: Vec<&Op> = batch.ops.iter().filter(|op| op.seq > watermark).collect();
+        let events = match &self.outbox {
+            None => Vec::new(),
+            Some(outbox) => {
+                let applying = Applying {
+                    epoch: batch.epoch,
+                    after: watermark,
+                    until: batch.progress.applied,
+                    ops: &new,
+                };
+                match (outbox.events)(&applying) {
+                    Ok(events) => events,
+                    Err(error) => return Ok(Remaining::Nothing(ApplyOutcome::NoEvents(error))),
+                }
+            }
+        };
+        Ok(Remaining::Changes { ops: last_of_each_key(new), events })
+    }
+
+    /// Finds the first record that the server refuses, by bisection in a transaction that is rolled back. If it accepts all
+    /// records now, the failure is transient.
+    async fn find_refused(
+        &self,
+        session: &mut Session,
+        writes: &Writes,
+        batch: &Batch,
+        refused: CallFailure,
+    ) -> Result<ApplyOutcome, CallFailure> {
+        // The failure may have come before the commit was sent, and the transaction is then still open.
+        session.run("ending a transaction", "ROLLBACK").await?;
+        let ops = match self.locked(session, batch).await? {
+            Remaining::Nothing(applied) => return undone(session, applied).await,
+            Remaining::Changes { mut ops, .. } => {
+                ops.sort_by_key(|op| op.seq);
+                ops
+            }
+        };
+        let mut rest = ops.as_slice();
+        let mut why = refused;
+        while rest.len() > 1 {
+            let (first, second) = rest.split_at(rest.len() / 2);
+            match accepts(session, writes, first).await? {
+                Ok(()) => rest = second,
+                Err(failure) => (rest, why) = (first, failure),
+            }
+        }
+        let found = match rest {
+            [op] => accepts(session, writes, rest).await?.err().map(|failure| (op.seq, failure)),
+            _ => None,
+        };
+        session.run("ending a transaction", "ROLLBACK").await?;
+        match found {
+            Some((seq, failure)) => Ok(ApplyOutcome::Refused(seq, failure)),
+            None => Err(why.within("every record is accepted now").transient()),
+        }
+    }
 }
 
 impl Store for PostgresStore {
-    /// With an outbox.
-    fn tells_others(&self) -> bool {
+    /// Returns true if the store fills an outbox.
+    fn has_change_feed(&self) -> bool {
         self.0.shared.outbox.is_some()
     }
 
@@ -333,7 +484,7 @@ impl Store for PostgresStore {
 
     fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            let call = move |shared: Arc<Shared>| async move { shared.renew(epoch, ends).await };
+            let call = move |shared: Arc<StoreClient>| async move { shared.renew(epoch, ends).await };
             match self.call("renewing the tenure", call).await? {
                 Some(current) => Err(StoreError::Fenced { current }),
                 None => Ok(()),
@@ -341,9 +492,10 @@ impl Store for PostgresStore {
         })
     }
 
-    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
+    fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
         Box::pin(async move {
-            self.call("asking for the owner's pulse", |shared| async move { shared.pulse().await }).await
+            self.call("reading the owner's heartbeat", |shared| async move { shared.owner_status().await })
+                .await
         })
     }
 
@@ -366,19 +518,20 @@ impl Store for PostgresStore {
 
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
+            // The call runs to its end even if its future is dropped, so it needs a batch of its own.
             let batch = batch.clone();
             let applied = self
                 .call("applying a batch", move |shared| async move { shared.apply(&batch).await })
                 .await?;
             let shared = &self.0.shared;
             match applied {
-                Applied::Done => Ok(()),
-                Applied::Fenced(current) => Err(StoreError::Fenced { current }),
-                Applied::Refused(seq, failure) => {
+                ApplyOutcome::Done => Ok(()),
+                ApplyOutcome::Fenced(current) => Err(StoreError::Fenced { current }),
+                ApplyOutcome::Refused(seq, failure) => {
                     let error = failure.within(&shared.label).into_error(ErrorKind::Rejected);
                     Err(StoreError::Rejected { seq, error })
                 }
-                Applied::Unsaid(error) => Err(StoreError::Fatal(error)),
+                ApplyOutcome::NoEvents(error) => Err(StoreError::Fatal(error)),
             }
         })
     }
@@ -388,4 +541,110 @@ impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("PostgresStore").field(&self.0.shared.label).finish()
     }
+}
+
+/// The outcome of a batch, if the server answered.
+enum ApplyOutcome {
+    /// The batch is applied, now or before.
+    Done,
+    /// A newer epoch has claimed the store.
+    Fenced(Epoch),
+    /// The server refuses this record. Nothing of the batch was applied.
+    Refused(Seq, CallFailure),
+    /// The function that makes the events failed. Nothing of the batch was applied.
+    NoEvents(Error),
+}
+
+/// The rest of an apply, known once the tenure is locked.
+enum Remaining<'a> {
+    Nothing(ApplyOutcome),
+    Changes { ops: Vec<&'a Op>, events: Vec<Bytes> },
+}
+
+/// The prepared statements of an apply for the outbox.
+struct OutboxWrite<'a> {
+    outbox: &'a OutboxChannel,
+    insert: Statement,
+    /// `None` unless it is time to trim.
+    trim: Option<Trim>,
+}
+
+impl<'a> OutboxWrite<'a> {
+    async fn prepare(
+        outbox: &'a OutboxChannel,
+        session: &mut Session,
+    ) -> Result<OutboxWrite<'a>, CallFailure> {
+        let insert = outbox.table.prepare_insert(session).await?;
+        let trim = match outbox.untrimmed.load(Ordering::Relaxed) >= TRIM_EVERY_ROWS {
+            true => Some(outbox.table.prepare_trim(session).await?),
+            false => None,
+        };
+        Ok(OutboxWrite { outbox, insert, trim })
+    }
+
+    /// Writes the events, and trims the channel if it is time. Sent with the first poll.
+    async fn write(&self, session: &Session, events: &[Bytes]) -> Result<(), CallFailure> {
+        let rows: Vec<(Option<&str>, Bytes)> = events.iter().map(|event| (None, event.clone())).collect();
+        let channel = &self.outbox.channel;
+        let (inserted, trimmed) = tokio::join!(
+            biased;
+            outbox::insert(session, &self.insert, channel, &rows),
+            async {
+                match &self.trim {
+                    Some(trim) => trim.run(session, channel, self.outbox.retention).await,
+                    None => Ok(()),
+                }
+            },
+        );
+        inserted.and(trimmed)
+    }
+
+    fn committed(&self, rows: usize) {
+        match self.trim {
+            Some(_) => self.outbox.untrimmed.store(0, Ordering::Relaxed),
+            None => drop(self.outbox.untrimmed.fetch_add(rows as u64, Ordering::Relaxed)),
+        }
+    }
+}
+
+/// Ends a transaction that has changed nothing.
+async fn undone(session: &Session, applied: ApplyOutcome) -> Result<ApplyOutcome, CallFailure> {
+    session.run("ending a transaction", "ROLLBACK").await?;
+    Ok(applied)
+}
+
+/// Tests whether the server accepts these changes. Accepted ones stay in the transaction, refused ones are rolled back.
+async fn accepts(
+    session: &Session,
+    writes: &Writes,
+    ops: &[&Op],
+) -> Result<Result<(), CallFailure>, CallFailure> {
+    const DOING: &str = "looking for a refused record";
+    session.run(DOING, "SAVEPOINT accepted").await?;
+    for part in StatementChunk::divide(&last_of_each_key(ops.to_vec())) {
+        match writes.write(session, &part).await {
+            Ok(()) => {}
+            Err(failure) if failure.class == ErrorClass::Rejected => {
+                session.run(DOING, "ROLLBACK TO accepted").await?;
+                return Ok(Err(failure));
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    session.run(DOING, "RELEASE accepted").await?;
+    Ok(Ok(()))
+}
+
+/// Returns the last change of each key, in the order of keys. Two transactions then lock rows in the same order and cannot
+/// deadlock.
+fn last_of_each_key(mut ops: Vec<&Op>) -> Vec<&Op> {
+    ops.sort_by(|a, b| a.key.cmp(&b.key));
+    ops.dedup_by(|later, kept| {
+        let is_same = later.key == kept.key;
+        if is_same {
+            *kept = *later;
+        }
+        is_same
+    });
+    ops
 }

@@ -1,15 +1,15 @@
 //! An embedded store on redb 4, a copy-on-write B+tree in one file (feature `redb`).
 //!
-//! A batch, its progress and the epoch check are one transaction on one table. redb writes its pages beside those in
-//! use, then the header's slot that leads to them, all with checksums, and ends the commit with an `fdatasync`; that
-//! is what [`Durability::Immediate`] means. A power cut during it is noticed by the checksums when the file is opened
-//! again, and the slot before is taken.
+//! A batch, its progress and the epoch check are one transaction on one table. redb writes new pages beside those in use,
+//! then the slot of the header that refers to them, all with checksums, and ends the commit with an `fdatasync`
+//! ([`Durability::Immediate`]). When the file is opened after a power cut, the checksums show an incomplete commit, and
+//! redb takes the previous slot.
 //!
-//! For that, redb reads and checks the whole file when it opens one that was not closed. With
-//! [`RedbOptions::quick_repair`] it saves with each commit which pages are free and syncs twice, and opens at once.
+//! To do so, redb reads and checks the whole file when it opens one that was not closed. With
+//! [`RedbOptions::quick_repair`] it saves the free pages with each commit and syncs twice, and opens at once.
 //!
-//! Values up to the layer's limit lie in the tree as they are; one that outgrows a page gets a run of pages of its own,
-//! which redb rounds up to a power of two. The layout is `layout`'s, in a table called `forebay`.
+//! All values are stored in the tree. A value that is larger than a page gets consecutive pages of its own, whose number
+//! redb rounds up to a power of two. The layout is `embedded::layout`, in a table called `forebay`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -22,17 +22,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Key};
 use crate::safeguard::Safeguard;
 use crate::store::contract::{Batch, BoxFuture, Op, StoreError, Tenure, Versioned};
-use crate::store::directory::{Directory, damaged, failed, locked, open_private};
+use crate::store::embedded::directory::{Directory, damaged, failed, locked, open_private};
+use crate::store::embedded::layout::{self, INLINE, META_KEY, VALUE_HEADER_BYTES, value_key};
 use crate::store::embedded::{Database, Embedded, embedded_store};
-use crate::store::layout::{self, INLINE, META_KEY, VALUE_HEADER_BYTES, value_key};
 
-/// The memory redb may use for pages unless [`RedbOptions::cache_bytes`] says otherwise.
+/// The default memory for pages; see [`RedbOptions::cache_bytes`].
 const CACHE_BYTES_DEFAULT: u64 = 256 * 1024 * 1024;
 const CACHE_BYTES_MIN: u64 = 1024 * 1024;
 const DATABASE_NAME: &str = "data.redb";
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("forebay");
 
-/// How to open a [`RedbStore`].
+/// The options of a [`RedbStore`].
 #[derive(Clone, Debug)]
 pub struct RedbOptions {
     cache_bytes: u64,
@@ -46,22 +46,22 @@ impl Default for RedbOptions {
 }
 
 impl RedbOptions {
-    /// The default options.
+    /// Returns the default options.
     #[must_use]
     pub fn new() -> RedbOptions {
         RedbOptions::default()
     }
 
-    /// How many bytes of pages redb keeps in memory; 256 MiB by default, at least 1 MiB. A batch that is being
-    /// written, and a load at work, come on top.
+    /// Sets the memory for redb's pages in bytes; 256 MiB by default, at least 1 MiB. A batch that is being written and
+    /// running loads come on top.
     #[must_use]
     pub fn cache_bytes(mut self, bytes: u64) -> RedbOptions {
         self.cache_bytes = bytes;
         self
     }
 
-    /// Whether redb saves with each batch what it needs to open at once after a crash. It costs a second sync and
-    /// more pages per batch; without it (the default) the opening after a crash reads the whole file.
+    /// Saves the state for a quick opening after a crash with each batch. Costs a second sync and more pages per batch.
+    /// Without it (the default) the opening after a crash reads the whole file.
     #[must_use]
     pub fn quick_repair(mut self, quick: bool) -> RedbOptions {
         self.quick_repair = quick;
@@ -71,7 +71,7 @@ impl RedbOptions {
     /// Opens the store in the directory `path`; see [`RedbStore::open`].
     ///
     /// # Errors
-    /// As [`RedbStore::open`], and [`ErrorKind::InvalidOption`].
+    /// Those of [`RedbStore::open`], and [`ErrorKind::InvalidOption`].
     pub fn open(&self, path: impl AsRef<Path>) -> Result<RedbStore> {
         if self.cache_bytes < CACHE_BYTES_MIN {
             let context =
@@ -83,11 +83,11 @@ impl RedbOptions {
         let directory = Directory::open(path.as_ref())?;
         let file = directory.database(DATABASE_NAME, |file| {
             drop(open_private(file)?);
-            // Closing syncs it, as the transaction did before.
+            // Closing the database syncs the file, and so did the transaction.
             drop(checked(&directory, || create(&builder, file))?);
             Ok(())
         })?;
-        // What an earlier process left unsynced, so that nothing is read that could vanish later.
+        // Sync what an earlier process left unsynced: nothing may be read that a power cut could still take.
         open_private(&file)?.sync_all().map_err(|error| failed("syncing", &file, error))?;
         let db = checked(&directory, || Ok(builder.open(&file)?))?;
         let tenure = read_tenure(&db, &directory)?;
@@ -96,13 +96,13 @@ impl RedbOptions {
     }
 }
 
-/// A store in one file, for who wants the strictest commit or a file that stays as small as it can.
+/// An embedded store in one file, with the strictest commit and the smallest file of the embedded stores.
 ///
 /// Clones share one database; dropping the last one closes it.
 ///
 /// # Dropping
-/// The last drop runs to their end the calls that were begun, joins the store's threads and lets the
-/// directory go, so it may take as long as a sync; afterwards the store can be opened again at once.
+/// The last drop finishes the calls that have begun, joins the store's threads and unlocks the directory, so it may take
+/// as long as a sync. Afterwards the store can be opened again at once.
 ///
 /// ```
 /// # async fn example() -> forebay::Result<()> {
@@ -120,13 +120,13 @@ impl RedbOptions {
 pub struct RedbStore(Embedded<Redb>);
 
 impl RedbStore {
-    /// Opens the store in the directory `path`, creating it if there is none. The directory becomes its
-    /// owner's alone (0700). Blocks while it reads what is there: all of it after a crash, unless it was written with
+    /// Opens the store in the directory `path`, and creates it if it does not exist. The mode of the directory becomes
+    /// 0700. Blocks while it reads the file: all of it after a crash, unless the last batch was written with
     /// [`RedbOptions::quick_repair`].
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if the directory is open already; [`ErrorKind::UnknownFormat`] if it holds something
-    /// else, if somebody else wrote the database, or a later version of this crate; [`ErrorKind::Damaged`];
+    /// else, or if another program or a later version of this crate wrote the database; [`ErrorKind::Damaged`];
     /// [`ErrorKind::Io`] and [`ErrorKind::DiskFull`] if the file system fails.
     pub fn open(path: impl AsRef<Path>) -> Result<RedbStore> {
         RedbOptions::default().open(path)
@@ -136,7 +136,7 @@ impl RedbStore {
 embedded_store!(RedbStore);
 
 struct Redb {
-    /// `None` only while it is being closed.
+    /// `None` only while the store is being closed.
     db: Option<Db>,
     quick_repair: bool,
 }
@@ -146,7 +146,7 @@ impl Redb {
         self.db.as_ref().expect("only closing takes it")
     }
 
-    fn find(&self, key: &Key) -> Result<Option<Versioned>, Failure> {
+    fn find(&self, key: &Key) -> Result<Option<Versioned>, LookupFailure> {
         let table = self.db().begin_read()?.open_table(TABLE)?;
         let Some(stored) = table.get(value_key(key).as_slice())? else { return Ok(None) };
         match layout::split_value(stored.value(), key)? {
@@ -159,6 +159,7 @@ impl Redb {
         let mut transaction = self.db().begin_write()?;
         let durable = Safeguard::StoreSync.holds();
         transaction.set_durability(if durable { Durability::Immediate } else { Durability::None })?;
+        // Set for each transaction: redb does not keep it.
         transaction.set_quick_repair(self.quick_repair);
         {
             let mut table = transaction.open_table(TABLE)?;
@@ -168,8 +169,8 @@ impl Redb {
                     table.remove(key.as_slice())?;
                     continue;
                 };
-                let mut place = table.insert_reserve(key.as_slice(), VALUE_HEADER_BYTES + value.len())?;
-                let (header, content) = place.as_mut().split_at_mut(VALUE_HEADER_BYTES);
+                let mut reserved = table.insert_reserve(key.as_slice(), VALUE_HEADER_BYTES + value.len())?;
+                let (header, content) = reserved.as_mut().split_at_mut(VALUE_HEADER_BYTES);
                 header.copy_from_slice(&layout::value_header(INLINE, op.seq));
                 content.copy_from_slice(value);
             }
@@ -180,13 +181,13 @@ impl Redb {
 }
 
 impl Database for Redb {
-    type Pen = Directory;
+    type Writer = Directory;
 
     fn load(&self, key: &Key) -> Result<Option<Versioned>, StoreError> {
         self.find(key).map_err(|failure| match failure {
-            Failure::Store(error) => error,
-            // Nothing was changed, and the file system may recover from what it said.
-            Failure::Redb(error) => {
+            LookupFailure::Store(error) => error,
+            // Nothing was changed, and a failure of the file system may pass.
+            LookupFailure::Redb(error) => {
                 let transient = matches!(error, ::redb::Error::Io(_));
                 let error = redb_error("loading from the store".to_owned(), error);
                 if transient { StoreError::Transient(error) } else { StoreError::Fatal(error) }
@@ -194,38 +195,38 @@ impl Database for Redb {
         })
     }
 
-    /// A failure is always fatal: redb keeps its first I/O error and refuses everything after it.
+    /// Every failure is fatal: redb keeps its first I/O error and refuses all later calls.
     fn write(&self, _: &mut Directory, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
         self.commit(changes, tenure)
             .map_err(|error| StoreError::Fatal(redb_error("writing to the store".to_owned(), error)))
     }
 
     fn close(&mut self, _: &mut Directory) {
-        // redb writes down which pages are free. By then every batch that was acknowledged is durable, and without
-        // that note the next opening finds it out by itself, so there is nothing to report.
+        // Closing writes the list of free pages. All acknowledged batches are durable already, and the next opening
+        // can rebuild the list, so a failure concerns nobody.
         drop(self.db.take().map(Db::close));
     }
 }
 
-/// What can go wrong while a value is looked up.
-enum Failure {
+/// The failure of a look-up: redb's, or a value that cannot be decoded.
+enum LookupFailure {
     Redb(::redb::Error),
     Store(StoreError),
 }
 
-impl<E: Into<::redb::Error>> From<E> for Failure {
-    fn from(error: E) -> Failure {
-        Failure::Redb(error.into())
+impl<E: Into<::redb::Error>> From<E> for LookupFailure {
+    fn from(error: E) -> LookupFailure {
+        LookupFailure::Redb(error.into())
     }
 }
 
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Failure {
-        Failure::Store(error)
+impl From<StoreError> for LookupFailure {
+    fn from(error: StoreError) -> LookupFailure {
+        LookupFailure::Store(error)
     }
 }
 
-/// Makes a database with the table in it.
+/// Creates a database with the table in it.
 fn create(builder: &Builder, file: &Path) -> Result<Db, ::redb::Error> {
     let db = builder.create(file)?;
     let transaction = db.begin_write()?;
@@ -237,7 +238,7 @@ fn create(builder: &Builder, file: &Path) -> Result<Db, ::redb::Error> {
 fn read_tenure(db: &Db, directory: &Directory) -> Result<Tenure> {
     let read = || -> Result<_, ::redb::Error> {
         let table = match db.begin_read()?.open_table(TABLE) {
-            // Another type, or no such table: it is not ours.
+            // The table is missing or has other types: another program created the database.
             Err(TableError::Storage(error)) => return Err(error.into()),
             Err(_) => return Ok((None, false)),
             Ok(table) => table,
@@ -249,7 +250,7 @@ fn read_tenure(db: &Db, directory: &Directory) -> Result<Tenure> {
     layout::decode_meta(meta.as_deref(), is_empty, directory.path())
 }
 
-/// Runs what reads a file that may not be what it should; redb asserts in places that it is.
+/// Runs a call that reads the file. redb has assertions on what it reads, so a damaged file may make it panic.
 fn checked<T>(directory: &Directory, work: impl FnOnce() -> Result<T, ::redb::Error>) -> Result<T> {
     let path = directory.path();
     match catch_unwind(AssertUnwindSafe(work)) {
@@ -267,7 +268,7 @@ fn checked<T>(directory: &Directory, work: impl FnOnce() -> Result<T, ::redb::Er
     }
 }
 
-/// Whether it is about what was read: a wrong checksum, or a file that is too short.
+/// Returns true if the error is about the contents of the file: a wrong checksum, or a file that is too short.
 fn is_damage(error: &::redb::Error) -> bool {
     use std::io::ErrorKind as Io;
     match error {
@@ -277,7 +278,7 @@ fn is_damage(error: &::redb::Error) -> bool {
     }
 }
 
-/// What redb said, in the crate's words.
+/// Converts an error of redb, and keeps it as the source.
 fn redb_error(context: String, error: ::redb::Error) -> Error {
     match error {
         ::redb::Error::Io(error) => Error::io(context, error),

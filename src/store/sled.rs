@@ -1,23 +1,45 @@
-//! The embedded default store: a sled 0.34 database in a directory of its own.
+//! The embedded default store: a sled 0.34 database in a directory of its own (feature `sled`).
 //!
-//! A batch, its progress and the epoch check are one transaction: everything lies in one tree, a batch is one
-//! sled batch, and sled replays a batch wholly or not at all; a lone change needs none for the same end, and takes
-//! half the writes (`sled_single`). On return a batch is durable: after sled's flush,
-//! which syncs nothing, the files are synced through a descriptor of the store's own (`sled_files`).
+//! A batch, its progress and the epoch check are one transaction: all data lies in one tree, a batch is one sled batch,
+//! and sled replays a batch completely or not at all. A batch is durable on return: sled's flush syncs nothing, so the
+//! files are then synced through a descriptor of the store's own (`files`).
 //!
-//! A failure while something is being made true ends the store for good (`embedded`); sled itself refuses all
-//! writes for ever after a failed one, a full disk included.
+//! A failed write ends the store for good (`embedded`). sled itself refuses all writes after a failed one, even after a
+//! full disk.
 //!
-//! sled's `blobs/` must stay empty. It puts items and pages above a quarter of its segment size into files,
-//! and where a power cut takes such a file, its recovery skips the item silently and keeps the rest of the
-//! batch (delete one and see): the watermark would then vouch for a lost value. So values above about 40 KiB
-//! are cut into chunks that go into the tree in the same batch, and the segment size leaves room for a page
-//! full of them. Only index pages can still outgrow it, with thousands of keys above about 4 KiB. New blobs are
-//! synced before a batch is acknowledged, but for those keys that window remains. What a power cut can do besides, and
-//! was seen to do, is in the manual's page on durability; `tests/fault_power_cut.rs` searches for it.
+//! # A single change
+//! A sled batch costs two writes, and sled waits for both: the manifest with the end of the batch is written separately.
+//! A single change needs no batch. Its meta record names the key and the progress before the change, and is inserted
+//! first. sled's log keeps this order, and a log that lost its end keeps a prefix. So after a crash the database has
+//! neither of the two, both, or the meta record alone. In the last case the key has a version other than the one in the
+//! meta record, and the store takes the progress before the change. The change was never acknowledged, because that
+//! requires both to be durable.
 //!
-//! The files: directories 0700, and 0600 for those this store creates or can name; sled creates blobs and
-//! snapshots with the process's umask, and the directory shuts others out.
+//! | meta record of a single change | bytes |
+//! | --- | --- |
+//! | version of the layout, 2 | 1 |
+//! | the meta record (`embedded::layout`) after the change | 46 |
+//! | watermark before it | 8 |
+//! | last journaled number before it | 8 |
+//! | number of the change | 8 |
+//! | 1 if it removes the key, else 0 | 1 |
+//! | key in the tree | the rest but 4 |
+//! | CRC-32C of the above | 4 |
+//!
+//! # Blobs
+//! sled's directory `blobs/` must stay empty. sled moves items and pages above a quarter of its segment size into files
+//! there, and if a power cut takes such a file, its recovery silently skips the item and keeps the rest of the batch:
+//! the watermark would then vouch for a lost value. So values above about 40 KiB are cut into chunks that go into the
+//! tree in the same batch, and the segment size leaves room for a page full of chunks. Only index pages with thousands
+//! of keys above about 4 KiB can still outgrow it. New blobs are synced before a batch is acknowledged, but for those
+//! pages the window remains. [`crate::manual::durability`] describes the other effects of a power cut, and
+//! `tests/fault_power_cut.rs` searches for them.
+//!
+//! # Permissions
+//! Directories have mode 0700, and files that this store creates or can name have 0600. sled creates blobs and snapshots
+//! with the umask of the process; the mode of the directory protects them.
+
+mod files;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -29,29 +51,28 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Key, Seq};
 use crate::safeguard::Safeguard;
 use crate::store::contract::{Batch, BoxFuture, Op, Progress, StoreError, Tenure, Versioned};
+use crate::store::embedded::directory::damaged;
+use crate::store::embedded::layout::{self, INLINE, META_BYTES, META_KEY, VALUE_HEADER_BYTES, value_key};
 use crate::store::embedded::{Database, Embedded, embedded_store};
-use crate::store::layout::{self, INLINE, META_KEY, value_key};
-use crate::store::sled_files::Files;
-use crate::store::sled_open::{self, open_failed, sled_error};
-use crate::store::sled_single::{self, SINGLE_KEY_BYTES_MAX};
+use crate::store::sled::files::{Files, open_failed, sled_error};
 
-/// The memory sled may use for pages unless [`SledOptions::cache_bytes`] says otherwise.
+/// The default memory for pages of sled; see [`SledOptions::cache_bytes`].
 const CACHE_BYTES_DEFAULT: u64 = 256 * 1024 * 1024;
 const CACHE_BYTES_MIN: u64 = 1024 * 1024;
-/// sled's unit of writing. Part of the format: sled refuses a database that was made with another.
+/// The size of sled's segments. Part of the format: sled refuses a database that was created with another size.
 const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
-/// The most bytes of key and value that one item of the tree may hold. A page holds at most about twenty, and
-/// must stay below a quarter of a segment.
+/// The limit for key and value of one item of the tree. A page holds at most about twenty items and must stay below a
+/// quarter of a segment.
 const INLINE_BYTES_MAX: usize = 40 * 1024;
 const CHUNK_BYTES: usize = 32 * 1024;
 
-// Beside what `layout` has: the first byte of a chunk's key, and of a value that lies in chunks.
+// In addition to `layout`: the first byte of the key of a chunk, and the form of a value that is stored in chunks.
 const TAG_CHUNK: u8 = b'c';
 const CHUNKED: u8 = 1;
-/// What says where a value's chunks are.
+/// The length of the content of a chunked value, which locates its chunks.
 const CHUNKS_BYTES: usize = 20;
 
-/// How to open a [`SledStore`].
+/// The options of a [`SledStore`].
 #[derive(Clone, Debug)]
 pub struct SledOptions {
     cache_bytes: u64,
@@ -64,14 +85,14 @@ impl Default for SledOptions {
 }
 
 impl SledOptions {
-    /// The default options.
+    /// Returns the default options.
     #[must_use]
     pub fn new() -> SledOptions {
         SledOptions::default()
     }
 
-    /// How many bytes of pages sled keeps in memory; 256 MiB by default, at least 1 MiB. sled treats it as a
-    /// goal: what it holds besides, and a load at work, come on top.
+    /// Sets the memory for sled's pages in bytes; 256 MiB by default, at least 1 MiB. sled treats it as a goal; other
+    /// data of sled and running loads come on top.
     #[must_use]
     pub fn cache_bytes(mut self, bytes: u64) -> SledOptions {
         self.cache_bytes = bytes;
@@ -81,7 +102,7 @@ impl SledOptions {
     /// Opens the store in the directory `path`; see [`SledStore::open`].
     ///
     /// # Errors
-    /// As [`SledStore::open`], and [`ErrorKind::InvalidOption`].
+    /// Those of [`SledStore::open`], and [`ErrorKind::InvalidOption`].
     pub fn open(&self, path: impl AsRef<Path>) -> Result<SledStore> {
         if self.cache_bytes < CACHE_BYTES_MIN {
             let context =
@@ -92,34 +113,34 @@ impl SledOptions {
     }
 }
 
-/// The embedded store. Clones share one database; dropping the last one closes it.
+/// The embedded default store. Clones share one database; dropping the last one closes it.
 ///
 /// # Dropping
-/// The last drop runs to their end the calls that were begun, joins the store's threads and lets the
-/// directory go, so it may take as long as a sync; afterwards the store can be opened again at once.
+/// The last drop finishes the calls that have begun, joins the store's threads and unlocks the directory, so it may take
+/// as long as a sync. Afterwards the store can be opened again at once.
 #[derive(Clone)]
 pub struct SledStore(Embedded<Sled>);
 
 struct Sled {
-    /// `None` only while it is being closed.
+    /// `None` only while the store is being closed.
     db: Option<Db>,
 }
 
-struct Pen {
+struct SledWriter {
     files: Files,
-    /// Whether the tree may hold chunks. As long as it holds none, no old value has to be looked at for them.
+    /// True if the tree may hold chunks. While it holds none, no old value has to be read to find its chunks.
     chunked: bool,
-    /// As the meta record on the disk says.
+    /// The progress in the meta record on the disk.
     progress: Progress,
 }
 
 impl SledStore {
-    /// Opens the store in the directory `path`, creating it if there is none. The directory becomes its
-    /// owner's alone (0700). Blocks while it reads what is there.
+    /// Opens the store in the directory `path`, and creates it if it does not exist. The mode of the directory becomes
+    /// 0700. Blocks while it reads the database.
     ///
     /// # Errors
-    /// [`ErrorKind::Locked`] if the directory is open already; [`ErrorKind::UnknownFormat`] if somebody else
-    /// wrote the database, or a later version of this crate; [`ErrorKind::Damaged`]; [`ErrorKind::Io`] and
+    /// [`ErrorKind::Locked`] if the directory is open already; [`ErrorKind::UnknownFormat`] if another program or a
+    /// later version of this crate wrote the database; [`ErrorKind::Damaged`]; [`ErrorKind::Io`] and
     /// [`ErrorKind::DiskFull`] if the file system fails.
     pub fn open(path: impl AsRef<Path>) -> Result<SledStore> {
         SledOptions::default().open(path)
@@ -127,12 +148,12 @@ impl SledStore {
 
     fn open_with(path: &Path, options: &SledOptions, segment_bytes: usize) -> Result<SledStore> {
         let mut files = Files::open(path)?;
-        let db = sled_open::open(&mut files, options.cache_bytes, segment_bytes)?;
+        let db = files::open(&mut files, options.cache_bytes, segment_bytes)?;
         let read = db.get(META_KEY).map_err(|error| open_failed(&files, error))?;
-        let tenure = sled_single::tenure(&db, read.as_ref(), files.path())?;
+        let tenure = read_tenure(&db, read.as_ref(), files.path())?;
         let chunked = db.scan_prefix([TAG_CHUNK]).next().is_some();
-        let pen = Pen { files, chunked, progress: tenure.progress };
-        Ok(SledStore(Embedded::start(Sled { db: Some(db) }, pen, tenure)?))
+        let writer = SledWriter { files, chunked, progress: tenure.progress };
+        Ok(SledStore(Embedded::start(Sled { db: Some(db) }, writer, tenure)?))
     }
 }
 
@@ -145,7 +166,7 @@ impl Sled {
 }
 
 impl Database for Sled {
-    type Pen = Pen;
+    type Writer = SledWriter;
 
     fn load(&self, key: &Key) -> Result<Option<Versioned>, StoreError> {
         let db = self.db();
@@ -155,15 +176,16 @@ impl Database for Sled {
             let Some(bytes) = &stored else { return Ok(None) };
             let (version, content) = decode_value(bytes, key)?;
             let chunks = match content {
-                Content::Inline(value) => {
+                StoredContent::Inline(value) => {
                     return Ok(Some(Versioned { value: Bytes::copy_from_slice(value), version }));
                 }
-                Content::Chunked(chunks) => chunks,
+                StoredContent::Chunked(chunks) => chunks,
             };
             if let Some(value) = chunks.read(db)? {
                 return Ok(Some(Versioned { value, version }));
             }
-            // A batch that replaced the value took its chunks away, or they are damaged.
+            // Either a batch that replaced the value meanwhile has removed its chunks, or they are damaged. Only in the
+            // first case the item has changed.
             let again = db.get(&tree_key).map_err(load_failed)?;
             if again == stored {
                 let context = format!("the value of {key} at version {version} lacks some of its bytes");
@@ -173,44 +195,46 @@ impl Database for Sled {
         }
     }
 
-    fn write(&self, pen: &mut Pen, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
+    fn write(&self, writer: &mut SledWriter, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
         let db = self.db();
         match changes {
             [] => drop(db.insert(META_KEY, layout::encode_meta(tenure)).map_err(apply_failed)?),
-            [op] if !pen.chunked && can_be_single(op) => write_single(db, pen, op, tenure)?,
-            _ => write_batch(db, pen, changes, tenure)?,
+            [op] if !writer.chunked && fits_single_change(op) => write_single_change(db, writer, op, tenure)?,
+            _ => write_batch(db, writer, changes, tenure)?,
         }
-        // Never `flush_async`, which can deadlock; this thread may wait.
+        // `flush` and not `flush_async`, which can deadlock (sled #1308, #1412). This thread may block.
         db.flush().map_err(apply_failed)?;
         if Safeguard::StoreSync.holds() {
-            pen.files.sync().map_err(StoreError::Fatal)?;
+            writer.files.sync().map_err(StoreError::Fatal)?;
         }
-        pen.progress = tenure.progress;
+        writer.progress = tenure.progress;
         Ok(())
     }
 
-    fn close(&mut self, pen: &mut Pen) {
+    fn close(&mut self, writer: &mut SledWriter) {
         let db = self.db.take();
-        // sled syncs when it closes and panics if that fails. By then every batch that was acknowledged is
-        // durable, so there is nothing to report.
+        // sled syncs when it closes and panics if the sync fails. All acknowledged batches are durable already, so
+        // this failure concerns nobody.
         let closed = catch_unwind(AssertUnwindSafe(|| drop(db)));
         if closed.is_ok() {
-            // It fails only where files cannot be locked, and then there is no lock to wait for.
-            drop(pen.files.wait_released());
+            // This fails only where files cannot be locked, and then there is no lock to wait for.
+            drop(writer.files.wait_released());
         }
     }
 }
 
-/// Whether a lone change can go without a batch (`sled_single`): it needs no chunks, and its key fits the meta record.
-fn can_be_single(op: &Op) -> bool {
+/// Returns true if a single change can be written without a batch: it needs no chunks, and its key fits into the meta
+/// record.
+fn fits_single_change(op: &Op) -> bool {
     let key_bytes = 1 + op.key.as_bytes().len();
     key_bytes <= SINGLE_KEY_BYTES_MAX
         && key_bytes + op.value.as_ref().map_or(0, Bytes::len) <= INLINE_BYTES_MAX
 }
 
-fn write_single(db: &Db, pen: &Pen, op: &Op, tenure: &Tenure) -> Result<(), StoreError> {
+fn write_single_change(db: &Db, writer: &SledWriter, op: &Op, tenure: &Tenure) -> Result<(), StoreError> {
     let tree_key = value_key(&op.key);
-    let meta = sled_single::encode(tenure, pen.progress, op.seq, op.value.is_none(), &tree_key);
+    let meta = encode_single_meta(tenure, writer.progress, op.seq, op.value.is_none(), &tree_key);
+    // The meta record must come first in sled's log; see the head of the module.
     db.insert(META_KEY, meta).map_err(apply_failed)?;
     let written = match &op.value {
         None => db.remove(tree_key),
@@ -219,17 +243,18 @@ fn write_single(db: &Db, pen: &Pen, op: &Op, tenure: &Tenure) -> Result<(), Stor
     written.map(drop).map_err(apply_failed)
 }
 
-fn write_batch(db: &Db, pen: &mut Pen, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
+fn write_batch(db: &Db, writer: &mut SledWriter, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
     let mut batch = SledBatch::default();
-    let mut chunked = pen.chunked;
-    // sled copies what it is given, so one buffer does for all.
+    let mut chunked = writer.chunked;
+    // sled copies keys and values, so one buffer serves all.
     let mut buffer = Vec::new();
     for (place, op) in changes.iter().enumerate() {
         layout::write_value_key(&op.key, &mut buffer);
         let (tree_key, key_bytes) = (IVec::from(buffer.as_slice()), buffer.len());
-        if pen.chunked
+        // The chunks of a replaced value would stay for ever.
+        if writer.chunked
             && let Some(old) = db.get(&tree_key).map_err(apply_failed)?
-            && let (_, Content::Chunked(chunks)) = decode_value(&old, &op.key)?
+            && let (_, StoredContent::Chunked(chunks)) = decode_value(&old, &op.key)?
         {
             chunks.remove(&mut batch);
         }
@@ -246,13 +271,13 @@ fn write_batch(db: &Db, pen: &mut Pen, changes: &[&Op], tenure: &Tenure) -> Resu
             }
         }
     }
-    pen.chunked = chunked;
+    writer.chunked = chunked;
     batch.insert(META_KEY, layout::encode_meta(tenure));
     db.apply_batch(batch).map_err(apply_failed)
 }
 
-/// Where the bytes of a large value lie: chunks in the tree under a name that no other batch ever uses, since
-/// a batch with the same watermark is applied once.
+/// The location of a large value: chunks in the tree under keys that no other batch ever uses, because only one batch
+/// with the same watermark is applied.
 #[derive(Clone, Copy)]
 struct Chunks {
     watermark: Seq,
@@ -260,7 +285,7 @@ struct Chunks {
     bytes: u64,
 }
 
-enum Content<'a> {
+enum StoredContent<'a> {
     Inline(&'a [u8]),
     Chunked(Chunks),
 }
@@ -280,7 +305,7 @@ impl Chunks {
         encoded
     }
 
-    /// The key of a chunk. Big-endian, so that a value's chunks lie next to each other in order.
+    /// Returns the key of a chunk. Big-endian, so that the chunks of a value are neighbours in the tree.
     fn key(self, index: u32) -> Vec<u8> {
         let mut key = Vec::with_capacity(17);
         key.put_u8(TAG_CHUNK);
@@ -304,7 +329,7 @@ impl Chunks {
         (0..self.count()).for_each(|index| changes.remove(self.key(index)));
     }
 
-    /// The value, or `None` if a chunk is missing or has the wrong length.
+    /// Reads the value; returns `None` if a chunk is missing or has the wrong length.
     fn read(self, db: &Db) -> Result<Option<Bytes>, StoreError> {
         let mut value = Vec::new();
         for index in 0..self.count() {
@@ -315,7 +340,7 @@ impl Chunks {
     }
 }
 
-/// A value as the tree has it, by way of `buffer`.
+/// Encodes a value for the tree. `buffer` is scratch space.
 fn encoded(buffer: &mut Vec<u8>, form: u8, version: Seq, content: &[u8]) -> IVec {
     buffer.clear();
     buffer.put_slice(&layout::value_header(form, version));
@@ -323,33 +348,101 @@ fn encoded(buffer: &mut Vec<u8>, form: u8, version: Seq, content: &[u8]) -> IVec
     IVec::from(buffer.as_slice())
 }
 
-fn decode_value<'a>(stored: &'a [u8], key: &Key) -> Result<(Seq, Content<'a>), StoreError> {
+fn decode_value<'a>(stored: &'a [u8], key: &Key) -> Result<(Seq, StoredContent<'a>), StoreError> {
     let (form, version, mut content) = layout::split_value(stored, key)?;
     match form {
-        INLINE => Ok((version, Content::Inline(content))),
+        INLINE => Ok((version, StoredContent::Inline(content))),
         CHUNKED => {
             let mut field = || -> Result<Chunks, bytes::TryGetError> {
                 let watermark = Seq(content.try_get_u64_le()?);
                 Ok(Chunks { watermark, place: content.try_get_u32_le()?, bytes: content.try_get_u64_le()? })
             };
             let chunks = field().map_err(|_| layout::unknown_value(key))?;
-            Ok((version, Content::Chunked(chunks)))
+            Ok((version, StoredContent::Chunked(chunks)))
         }
         _ => Err(layout::unknown_value(key)),
     }
 }
 
-/// A failed load. The file system may recover from what it said; nothing was changed.
+/// Converts the failure of a load. Nothing was changed, and a failure of the file system may pass.
 fn load_failed(error: ::sled::Error) -> StoreError {
     let transient = matches!(error, ::sled::Error::Io(_));
     let error = sled_error("loading from the store".to_owned(), error);
     if transient { StoreError::Transient(error) } else { StoreError::Fatal(error) }
 }
 
-/// A failed apply or claim. Always fatal: sled keeps its first I/O error and answers every later write with
-/// it, however much room there is on the disk by then.
+/// Converts the failure of an apply or a claim. Always fatal: sled keeps its first I/O error and returns it for every
+/// later write, even if the disk has room again.
 fn apply_failed(error: ::sled::Error) -> StoreError {
     StoreError::Fatal(sled_error("writing to the store".to_owned(), error))
+}
+
+/// The version of the layout in the meta record of a single change.
+const SINGLE_FORMAT: u8 = 2;
+/// The length of the meta record of a single change without the key.
+const FRAME_BYTES: usize = 1 + META_BYTES + 25 + CHECKSUM_BYTES;
+const CHECKSUM_BYTES: usize = 4;
+/// The longest key in the tree that fits into a meta record; the change of a longer one is written as a batch.
+const SINGLE_KEY_BYTES_MAX: usize = 1024;
+
+/// Encodes the meta record of the single change `seq` of `tree_key`.
+fn encode_single_meta(
+    tenure: &Tenure,
+    before: Progress,
+    seq: Seq,
+    removes: bool,
+    tree_key: &[u8],
+) -> Vec<u8> {
+    let mut meta = Vec::with_capacity(FRAME_BYTES + tree_key.len());
+    meta.put_u8(SINGLE_FORMAT);
+    meta.put_slice(&layout::encode_meta(tenure));
+    meta.put_u64_le(before.applied.0);
+    meta.put_u64_le(before.journaled.0);
+    meta.put_u64_le(seq.0);
+    meta.put_u8(u8::from(removes));
+    meta.put_slice(tree_key);
+    let checksum = crc32c::crc32c(&meta);
+    meta.put_u32_le(checksum);
+    assert_eq!(meta.len(), FRAME_BYTES + tree_key.len(), "the layout is fixed");
+    meta
+}
+
+/// Reads the meta record of the database in `path`. If it is of a single change, checks that the change itself is there.
+///
+/// # Errors
+/// [`ErrorKind::UnknownFormat`] and [`ErrorKind::Damaged`]; those of the file system.
+fn read_tenure(db: &Db, stored: Option<&IVec>, path: &Path) -> Result<Tenure> {
+    match stored {
+        Some(stored) if stored.first() == Some(&SINGLE_FORMAT) => decode_single_meta(db, stored, path),
+        _ => layout::decode_meta(stored.map(IVec::as_ref), db.is_empty(), path),
+    }
+}
+
+fn decode_single_meta(db: &Db, stored: &[u8], path: &Path) -> Result<Tenure> {
+    let broken = || Error::new(ErrorKind::Damaged, damaged(path, "its watermark and epoch are unreadable"));
+    let (fields, checksum) = stored.split_last_chunk::<CHECKSUM_BYTES>().ok_or_else(broken)?;
+    if stored.len() < FRAME_BYTES || crc32c::crc32c(fields) != u32::from_le_bytes(*checksum) {
+        return Err(broken());
+    }
+    let (meta, mut rest) = fields.split_at(1 + META_BYTES);
+    let after = layout::decode_meta(meta.get(1..), false, path)?;
+    let before = Progress { applied: Seq(rest.get_u64_le()), journaled: Seq(rest.get_u64_le()) };
+    let (seq, removes) = (Seq(rest.get_u64_le()), rest.get_u8() == 1);
+    let found = db.get(rest);
+    let found =
+        found.map_err(|error| sled_error(format!("opening the store in {}", path.display()), error))?;
+    // A crash may have lost the change and kept its meta record; see the head of the module.
+    let is_there = match found {
+        None => removes,
+        Some(value) => !removes && version(&value) == Some(seq),
+    };
+    Ok(if is_there { after } else { Tenure { progress: before, ..after } })
+}
+
+/// Returns the version of a stored value.
+fn version(stored: &[u8]) -> Option<Seq> {
+    let (_, mut version) = stored.get(..VALUE_HEADER_BYTES)?.split_at(1);
+    version.try_get_u64_le().ok().map(Seq)
 }
 
 #[cfg(test)]
@@ -357,7 +450,7 @@ mod tests {
     use super::*;
     use crate::ids::NamespaceName;
     use crate::store::contract::Store as _;
-    use crate::store::worker::caught;
+    use crate::store::embedded::caught;
     use ::sled::Config;
     use std::os::unix::fs::PermissionsExt;
 
@@ -433,7 +526,8 @@ mod tests {
         for seq in 1..=20 {
             store.apply(&batch(tenure, seq, &seq.to_string(), Some(vec![1; 10_000]))).await.unwrap();
         }
-        let files = |of: &SledStore| of.0.shared().state.lock().unwrap().pen.files.blobs().bar_cleaning();
+        let files =
+            |of: &SledStore| of.0.shared().state.lock().unwrap().writer.files.blobs().block_clearing();
         files(&store).unwrap();
         drop(store);
         drop(open().expect("the bar is of no use any more"));
@@ -558,7 +652,7 @@ mod tests {
         // Long enough for the store to rely on what it has listed; the time itself is what is tested.
         std::thread::sleep(std::time::Duration::from_secs(2));
         store.apply(&batch(tenure, 1, "1", Some(vec![1]))).await.unwrap();
-        assert!(store.0.shared().state.lock().unwrap().pen.files.blobs().is_settled());
+        assert!(store.0.shared().state.lock().unwrap().writer.files.blobs().is_settled());
         let mut most = 0;
         for seq in 2..=40 {
             store.apply(&batch(tenure, seq, &seq.to_string(), Some(vec![1; 30_000]))).await.unwrap();
@@ -567,7 +661,7 @@ mod tests {
                 .unwrap()
                 .map(|entry| entry.unwrap().file_name())
                 .collect();
-            assert!(present.is_subset(state.pen.files.blobs().synced()), "after batch {seq}");
+            assert!(present.is_subset(state.writer.files.blobs().synced()), "after batch {seq}");
             most = most.max(present.len());
         }
         assert!(most > 0, "no blob was made, so nothing was tested");
@@ -580,7 +674,7 @@ mod tests {
         let store = SledStore::open(directory.path()).unwrap();
         let tenure = store.claim(None).await.unwrap();
         store.apply(&batch(tenure, 1, "a", Some(vec![1]))).await.unwrap();
-        store.0.shared().state.lock().unwrap().pen.files.fail_next_sync();
+        store.0.shared().state.lock().unwrap().writer.files.fail_next_sync();
         for attempt in 0..3 {
             let error = store.apply(&batch(tenure, 2, "a", Some(vec![2]))).await.unwrap_err();
             assert!(matches!(error, StoreError::Fatal(_)), "attempt {attempt}: {error:?}");

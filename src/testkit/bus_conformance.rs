@@ -1,8 +1,8 @@
-//! What every bus must do, as a suite that any implementation can run.
+//! The conformance suite of [`Bus`](crate::bus::contract::Bus), for any implementation.
 //!
-//! Each check uses channels of its own, so one server serves them all, and panics with a sentence that names what is
-//! broken. Nothing waits longer than [`DEADLINE`] for something that has to come. What needs a server that can be
-//! ended, or a network that can be cut, is left out where the fixture says that it has none. The suite runs on tokio.
+//! Each check uses channels of its own, so one server serves all checks, and panics with a sentence that names the broken
+//! rule. No check waits longer than [`DEADLINE`] for an expected message. Checks that restart the server or cut the
+//! network are skipped if the fixture cannot do so. The suite runs on tokio.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -46,13 +46,9 @@
 
 mod delivery;
 mod failures;
+mod fixture;
 mod listening;
 mod positions;
-
-use std::sync::Arc;
-use std::time::Duration;
-
-use crate::bus::contract::{BoxFuture, Bus, Channel};
 
 pub use crate::testkit::bus_conformance::delivery::{
     bodies_of_every_size, cancelled_waits_lose_nothing, channels_are_apart, many_listeners,
@@ -60,47 +56,16 @@ pub use crate::testkit::bus_conformance::delivery::{
     several_publishers_and_listeners, too_large_is_refused_as_a_whole, waits_while_nothing_is_published,
 };
 pub use crate::testkit::bus_conformance::failures::{cuts_lose_nothing, restarts_lose_nothing};
+pub use crate::testkit::bus_conformance::fixture::{ATTEMPT, BusFixture, DEADLINE, QUIET};
 pub use crate::testkit::bus_conformance::positions::{
     a_gap_is_told, a_position_resumes_in_another_client, a_trim_that_took_nothing_is_not_told,
     after_goes_on_exactly, oldest_brings_all_that_is_held, what_is_no_position_is_told,
 };
 
-/// How long the suite waits for what has to come.
-pub const DEADLINE: Duration = Duration::from_secs(30);
-/// How long a publisher waits for an answer while servers end and connections are cut, before it repeats the call.
-pub const ATTEMPT: Duration = Duration::from_secs(3);
-/// How long nothing may come while nothing is published.
-pub const QUIET: Duration = Duration::from_millis(500);
-
-/// A bus under test, with its server, if it has one.
-pub trait BusFixture: Send + Sync {
-    /// A client, with connections of its own.
-    fn connect(&self) -> BoxFuture<'_, Arc<dyn Bus>>;
-
-    /// Makes the bus forget all that a channel holds, without ending the channel's numbering. Nobody may have used the
-    /// channel before.
-    fn trim<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, ()>;
-
-    /// Kills the server, starts it again over the same data, and returns once it answers. False if there is no server.
-    fn restart(&self) -> BoxFuture<'_, bool>;
-
-    /// Cuts all connections of all clients, and refuses new ones until [`BusFixture::mend`]. False if that cannot be
-    /// done.
-    fn cut(&self) -> BoxFuture<'_, bool>;
-
-    /// Ends what [`BusFixture::cut`] began.
-    fn mend(&self) -> BoxFuture<'_, ()>;
-
-    /// Whether a position is exact: what comes after it is never what came before it. True unless told otherwise.
-    fn positions_are_exact(&self) -> bool {
-        true
-    }
-}
-
-/// All checks, one after the other.
+/// Runs all checks, one after the other.
 ///
 /// # Panics
-/// With a sentence that names what is broken.
+/// With a sentence that names the broken rule.
 pub async fn check(fixture: &dyn BusFixture) {
     order_within_a_publisher(fixture).await;
     several_publishers_and_listeners(fixture).await;

@@ -1,4 +1,4 @@
-//! A clock that moves when it is told to.
+//! A clock that only the test moves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::seam::clock::Clock;
 
-/// A clock for tests; clones are the same clock. It begins at an hour, so that it can be set back.
+/// A clock for tests. Clones are the same clock. It starts at one hour, so that it can be set back.
 #[derive(Clone, Debug)]
 pub struct ManualClock(Arc<AtomicU64>);
 
@@ -17,18 +17,18 @@ impl Default for ManualClock {
 }
 
 impl ManualClock {
-    /// A clock that stands.
+    /// Makes a clock that stands still.
     #[must_use]
     pub fn new() -> ManualClock {
         ManualClock(Arc::new(AtomicU64::new(nanos(Duration::from_secs(3600)))))
     }
 
-    /// Lets so much time pass.
+    /// Advances the clock.
     pub fn advance(&self, by: Duration) {
         self.0.fetch_add(nanos(by), Ordering::SeqCst);
     }
 
-    /// Sets it back, to its beginning at the most.
+    /// Sets the clock back, at most to zero.
     pub fn set_back(&self, by: Duration) {
         let back = |now: u64| now.saturating_sub(nanos(by));
         // Never `Err`: `back` always has an answer.

@@ -1,8 +1,8 @@
-//! What every store must do, as a suite that any implementation can run.
+//! The conformance suite of [`Store`](crate::store::contract::Store), for any implementation.
 //!
-//! Each rule gets a fresh, empty store and tells by name what broke. The suite cannot cut the power: a reopen
-//! shows that data, progress and epoch were kept together, not that they were synced; a store must test that
-//! itself. It needs no runtime, unless the store does, and calls nothing but the contract.
+//! Each rule runs on a new, empty store, and a failure names the rule. The suite cannot cut the power: reopening shows
+//! that data, progress and epoch were kept together, but not that they were synced; a store must test that itself. The
+//! suite needs no runtime unless the store does, and uses nothing but the contract.
 //!
 //! ```
 //! use forebay::error::Result;
@@ -35,25 +35,25 @@ use crate::error::Result;
 use crate::ids::{Epoch, JournalId, KEY_BYTES_MAX, Key, NamespaceName, Seq, VALUE_BYTES_MAX};
 use crate::store::contract::{Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned};
 
-/// One place where a store keeps its data: a directory, a database, or a shared state.
+/// The place where a store keeps its data: a directory, a database, or shared memory.
 pub trait Subject: Send + Sync + 'static {
     /// The store under test.
     type Store: Store;
 
-    /// Opens the store. The first call on a subject meets an empty one that nobody has claimed; a later call,
-    /// made after the earlier store was dropped, must find what was there.
+    /// Opens the store. The first call on a subject must return an empty store that nobody has claimed. A later call,
+    /// after the earlier store was dropped, must find its data.
     ///
     /// # Errors
-    /// Whatever keeps it from opening; the suite ends with it.
+    /// Any failure to open. It ends the suite.
     fn open(&self) -> BoxFuture<'_, Result<Self::Store>>;
 }
 
-/// The rule that a store broke, and how.
+/// A rule that a store broke.
 #[derive(Debug)]
 pub struct Broken {
-    /// The rule's name.
+    /// The name of the rule.
     pub rule: &'static str,
-    /// What was seen.
+    /// The observation.
     pub why: String,
 }
 
@@ -67,7 +67,7 @@ impl std::error::Error for Broken {}
 
 type Verdict = Result<(), String>;
 
-/// Goes on only if the condition holds.
+/// Returns from the rule with an error unless the condition holds.
 macro_rules! hold {
     ($condition:expr, $($why:tt)+) => {
         if !$condition {
@@ -76,7 +76,7 @@ macro_rules! hold {
     };
 }
 
-/// Runs each named rule against a subject of its own.
+/// Runs each rule on a subject of its own.
 macro_rules! rules {
     ($make:expr; $($rule:ident)+) => {
         $(rule_on(&$make(), |subject| Box::pin($rule(subject)))
@@ -85,7 +85,7 @@ macro_rules! rules {
     };
 }
 
-/// Runs every rule, each on a subject that `make` makes. Takes values of up to a few MiB.
+/// Runs all rules, each on a new subject from `make`. Uses values of up to a few MiB.
 ///
 /// # Errors
 /// The first rule that the store breaks.
@@ -113,7 +113,7 @@ pub async fn run<F: Fn() -> S, S: Subject>(make: F) -> Result<(), Broken> {
     Ok(())
 }
 
-/// Runs what [`run`] leaves out because it is slow: values at the limit of [`VALUE_BYTES_MAX`].
+/// Runs the slow rule that [`run`] leaves out: a value of [`VALUE_BYTES_MAX`].
 ///
 /// # Errors
 /// The first rule that the store breaks.
@@ -178,7 +178,7 @@ async fn an_older_epoch_is_refused_and_changes_nothing(subject: &impl Subject) -
     let old = store.claim(None).await.map_err(seen)?;
     store.apply(&batch(old, [put(1, "a", "old")])).await.map_err(seen)?;
     let new = store.claim(None).await.map_err(seen)?;
-    // A batch with news, one that is known already, and one without ops.
+    // A batch with a new op, one with an applied op, and one without ops.
     for stale in [batch(old, [put(2, "a", "zombie")]), batch(old, [put(1, "a", "old")]), empty(old, 9)] {
         let watermark = stale.progress.applied;
         match store.apply(&stale).await {
@@ -273,7 +273,7 @@ async fn ops_at_or_below_the_watermark_are_skipped(subject: &impl Subject) -> Ve
     let tenure = store.claim(None).await.map_err(seen)?;
     let first = [put(1, "a", "1"), put(2, "b", "2"), remove(3, "a")];
     store.apply(&batch(tenure, first)).await.map_err(seen)?;
-    // What was applied differs here from what it was, to show whether it takes effect a second time.
+    // The values differ from the applied ones, which shows whether an op takes effect a second time.
     let longer = [put(1, "a", "twice"), put(2, "b", "twice"), put(4, "c", "4")];
     store.apply(&batch(tenure, longer)).await.map_err(seen)?;
     expect(&store, "a", None).await?;
@@ -290,7 +290,7 @@ async fn a_longer_batch_may_follow_a_doubtful_one(subject: &impl Subject) -> Ver
         all.push(put(2 * round, "b", &format!("b{round}")));
         let doubtful = batch(tenure, all.clone());
         let mut future = store.apply(&doubtful);
-        // Dropped after one look, so that nobody knows whether it was applied.
+        // Dropped after one poll, so it is unknown whether it was applied.
         poll_once(&mut future).await;
         drop(future);
     }
@@ -352,7 +352,7 @@ async fn load_many_answers_in_the_order_of_its_keys(subject: &impl Subject) -> V
 async fn large_values_come_back_whole(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
     let mut tenure = store.claim(None).await.map_err(seen)?;
-    // Around the sizes at which stores change their ways, growing and shrinking in place.
+    // Around the sizes at which stores change their representation, growing and shrinking in place.
     let sizes = [1 << 20, 100, (1 << 20) + 1, 3 << 20, 65_536, 65_535, 32_768, 40_961, 0, 1 << 20];
     for (seq, size) in (1..).zip(sizes) {
         let value = pattern(size, seq);
@@ -407,7 +407,7 @@ async fn a_dropped_apply_leaves_all_or_nothing(subject: &impl Subject) -> Verdic
             }
         }
         drop(future);
-        // After a claim nothing of an older epoch can still land.
+        // After a claim no batch of an older epoch can be applied.
         tenure = store.claim(None).await.map_err(seen)?;
         let after = (loaded(&store, "a").await?, loaded(&store, "b").await?);
         let text = value.as_str();
@@ -428,9 +428,9 @@ async fn keys_are_any_bytes(subject: &impl Subject) -> Verdict {
     );
     keys.push(key(&vec![0xFF; longest]));
     keys.push(key(&vec![0; longest]));
-    // The same key in other namespaces, one of them longer by what could be a part of a key.
+    // The same key in other namespaces, one of which is longer by bytes that could be part of a key.
     for name in ["conformance/inner", "conformanc", "conformance2"] {
-        keys.push(Key::new(&namespace(name), b"a").map_err(|error| error.to_string())?);
+        keys.push(Key::new(&namespace(name), b"a").map_err(|error| format!("{error:#}"))?);
     }
     let ops: Vec<Op> = (1..).zip(&keys).map(|(seq, key)| put_key(seq, key, &seq.to_string())).collect();
     store.apply(&batch(tenure, ops)).await.map_err(seen)?;
@@ -467,14 +467,14 @@ async fn a_batch_of_many_ops_is_one(subject: &impl Subject) -> Verdict {
 const NAMESPACE: &str = "conformance";
 
 async fn opened<S: Subject>(subject: &S) -> Result<S::Store, String> {
-    subject.open().await.map_err(|error| format!("it does not open: {error}"))
+    subject.open().await.map_err(|error| format!("it does not open: {error:#}"))
 }
 
 fn seen(error: StoreError) -> String {
-    format!("a call that must work failed: {}", error.into_error())
+    format!("a call that must work failed: {:#}", error.into_error())
 }
 
-/// Polls once and says whether the future is done, so that it must not be polled again.
+/// Polls once. Returns true if the future is done and must not be polled again.
 async fn poll_once<T>(future: &mut BoxFuture<'_, T>) -> bool {
     poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_ready())).await
 }
@@ -521,7 +521,7 @@ fn versioned((seq, value): (u64, &str)) -> Versioned {
     Versioned { value: Bytes::copy_from_slice(value.as_bytes()), version: Seq(seq) }
 }
 
-/// Bytes in which no stretch looks like another, so that a swapped or missing part shows.
+/// Returns bytes without repetitions, so that a swapped or missing part is noticed.
 fn pattern(bytes: usize, seed: u64) -> Bytes {
     let words =
         (0..bytes.div_ceil(8) as u64).map(|word| (word ^ (seed << 40)).wrapping_mul(0x9E37_79B9_7F4A_7C15));
@@ -541,13 +541,13 @@ async fn expect(store: &impl Store, name: &str, value: Option<(u64, &str)>) -> V
     Ok(())
 }
 
-/// As [`expect`], without telling a large value.
+/// Does the same as [`expect`] without printing a large value.
 async fn expect_bytes(store: &impl Store, name: &str, value: Option<(u64, &Bytes)>) -> Verdict {
     let found = loaded(store, name).await?;
-    let told = found.as_ref().map(|found| (found.version.0, found.value.len()));
+    let seen_now = found.as_ref().map(|found| (found.version.0, found.value.len()));
     let expected = value.map(|(seq, value)| (seq, value.len()));
-    hold!(told == expected, "\"{name}\" has version and length {told:?}, not {expected:?}");
+    hold!(seen_now == expected, "\"{name}\" has version and length {seen_now:?}, not {expected:?}");
     let same = found.map(|found| found.value) == value.map(|(_, value)| value.clone());
-    hold!(same, "\"{name}\" has other bytes than were written, at version and length {told:?}");
+    hold!(same, "\"{name}\" has other bytes than were written, at version and length {seen_now:?}");
     Ok(())
 }

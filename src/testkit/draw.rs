@@ -1,16 +1,16 @@
-//! Numbers that a seed fixes, for what is drawn in tests.
+//! Reproducible random numbers for tests.
 
-/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): small, and any seed will do.
+/// A SplitMix64 generator (Steele, Lea and Flood, OOPSLA 2014): small, and every seed is good.
 #[derive(Clone, Debug)]
 pub(crate) struct Draw(u64);
 
 impl Draw {
-    /// Begins with a seed.
+    /// Starts with a seed.
     pub(crate) fn new(seed: u64) -> Draw {
         Draw(seed)
     }
 
-    /// The next number.
+    /// Returns the next number.
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
@@ -19,12 +19,12 @@ impl Draw {
         mixed ^ (mixed >> 31)
     }
 
-    /// One of `1..=max`; 1 if `max` is zero.
+    /// Returns a number from `1..=max`; 1 if `max` is zero.
     pub(crate) fn up_to(&mut self, max: u64) -> u64 {
         1 + self.next() % max.max(1)
     }
 
-    /// True in about `percent` of 100 cases.
+    /// Returns true with this probability.
     pub(crate) fn hits(&mut self, percent: u8) -> bool {
         self.next() % 100 < u64::from(percent)
     }

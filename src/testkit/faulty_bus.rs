@@ -1,46 +1,45 @@
-//! A bus that misbehaves, from a seed: it drops, doubles, delays and reorders what it delivers, fails to publish, loses
-//! positions, and can be cut off.
+//! A bus with faults: it drops, duplicates, delays and reorders deliveries, fails to publish, loses positions, and can be
+//! disconnected. The faults are drawn from a seed.
 //!
-//! It wraps another bus, which holds the truth about what was published. No clock is involved: what is delayed comes
-//! after so many more messages. So the same seed gives the same faults to the same calls; each subscription draws for
-//! itself, and so does the sequence of publishes.
+//! It wraps another bus, which has all messages that were published. No clock is involved: a delay is a number of later
+//! messages. So the same seed gives the same faults for the same calls. Each subscription draws for itself, and so does
+//! the sequence of publishes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::bus::contract::{BoxFuture, Bus, Channel, Delivery, From, Message, Subscription};
+use crate::bus::contract::{BoxFuture, Bus, Channel, Delivery, Message, StartPosition, Subscription};
 use crate::error::{Error, ErrorKind, Result};
 use crate::seam::sync::{Mutex, MutexGuard};
 use crate::testkit::draw::Draw;
 
-/// How many messages one subscription holds back at most; what would be one more is delivered at once.
+/// The number of messages that one subscription delays at most. Further ones are delivered at once.
 pub const HELD_MAX: usize = 1_024;
 
-/// What goes wrong, each in so many of 100 cases. Nothing unless told.
+/// The probability of each fault in percent. Zero by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BusFaults {
-    /// A message is not delivered, and nobody is told.
+    /// A message is not delivered, without any notice.
     pub drop_percent: u8,
     /// A message is delivered twice.
     pub double_percent: u8,
-    /// A message waits, and all behind it, until so many more as `messages_max` at most have come.
+    /// A message and all behind it are delayed until up to `messages_max` more have come.
     pub delay_percent: u8,
-    /// A message waits until some that came later, as many as `messages_max` at most, have overtaken it; more if those
-    /// were held up themselves.
+    /// A message is delivered after up to `messages_max` later ones; after more if those were delayed themselves.
     pub reorder_percent: u8,
-    /// How many messages something waits for, at most.
+    /// The largest delay, in messages.
     pub messages_max: u8,
-    /// A publish fails, and published nothing.
+    /// A publish fails and has published nothing.
     pub publish_before_percent: u8,
-    /// A publish fails, though it published the first of its messages, or all.
+    /// A publish fails although it has published the first of its messages, or all.
     pub publish_after_percent: u8,
-    /// A position is lost: instead of a message, or instead of resuming, [`Delivery::PositionLost`] comes.
+    /// [`Delivery::PositionLost`] is delivered instead of a message, or at the start of a resumed subscription.
     pub lose_percent: u8,
 }
 
-/// How often what went wrong.
+/// The number of faults so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BusFaultCounts {
@@ -48,36 +47,36 @@ pub struct BusFaultCounts {
     pub dropped: u64,
     /// Messages that were delivered twice.
     pub doubled: u64,
-    /// Messages that held up those behind them.
+    /// Messages that were delayed together with those behind them.
     pub delayed: u64,
-    /// Messages that others overtook.
+    /// Messages that were delivered after later ones.
     pub reordered: u64,
     /// Publishes that failed without effect.
     pub failed_before: u64,
     /// Publishes that failed with effect.
     pub failed_after: u64,
-    /// Positions that were lost, messages among them.
+    /// Positions that were lost, including those delivered instead of a message.
     pub lost: u64,
-    /// Calls that failed because the bus was cut off.
+    /// Calls that failed because the bus was disconnected.
     pub refused: u64,
 }
 
-/// A wrapper that misbehaves; clones share the faults, the counts and the wrapped bus.
+/// A bus with faults. Clones share the faults, the counts and the wrapped bus.
 #[derive(Clone, Debug)]
 pub struct FaultyBus<B> {
     inner: B,
-    shared: Arc<Shared>,
+    shared: Arc<FaultyBusShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
-    /// How often it was cut off and mended; odd while it is cut off.
-    turns: watch::Sender<u64>,
+struct FaultyBusShared {
+    state: Mutex<FaultyBusState>,
+    /// Counts each disconnect and each reconnect, so it is odd while the bus is disconnected.
+    cuts: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
-struct State {
+struct FaultyBusState {
     seed: Draw,
     publishes: Draw,
     faults: BusFaults,
@@ -85,61 +84,61 @@ struct State {
 }
 
 impl<B: Bus> FaultyBus<B> {
-    /// Wraps `inner`; nothing goes wrong until told.
+    /// Wraps `inner`. There are no faults until [`FaultyBus::set`].
     #[must_use]
     pub fn new(inner: B, seed: u64) -> FaultyBus<B> {
         let mut seed = Draw::new(seed);
         let publishes = Draw::new(seed.next());
         let (faults, counts) = (BusFaults::default(), BusFaultCounts::default());
-        let state = Mutex::new(State { seed, publishes, faults, counts });
-        FaultyBus { inner, shared: Arc::new(Shared { state, turns: watch::Sender::new(0) }) }
+        let state = Mutex::new(FaultyBusState { seed, publishes, faults, counts });
+        FaultyBus { inner, shared: Arc::new(FaultyBusShared { state, cuts: watch::Sender::new(0) }) }
     }
 
-    /// The wrapped bus.
+    /// Returns the wrapped bus.
     #[must_use]
     pub fn inner(&self) -> &B {
         &self.inner
     }
 
-    /// What goes wrong from now on. What is held back already still comes after as many messages as it was to.
+    /// Sets the faults from now on. Messages that are delayed already keep their delays.
     pub fn set(&self, faults: BusFaults) {
         self.shared.state().faults = faults;
     }
 
-    /// How often what went wrong so far.
+    /// Returns the number of faults so far.
     #[must_use]
     pub fn counts(&self) -> BusFaultCounts {
         self.shared.state().counts
     }
 
-    /// Cuts off all clones and their subscriptions until [`FaultyBus::mend`]: calls fail with
-    /// [`ErrorKind::Transient`], and so does, once, whoever waits for a delivery. Others who use the wrapped bus are
-    /// not cut off: wrap it once for each part of a network that is to be cut off alone.
+    /// Disconnects all clones and their subscriptions until [`FaultyBus::mend`]. Calls fail with
+    /// [`ErrorKind::Transient`]; a subscription that waits for a delivery fails once. Other users of the wrapped bus stay
+    /// connected: wrap it once for each part of the network that is disconnected separately.
     pub fn cut(&self) {
-        self.shared.turns.send_if_modified(|turns| {
-            let mended = turns.is_multiple_of(2);
-            *turns += u64::from(mended);
+        self.shared.cuts.send_if_modified(|cuts| {
+            let mended = cuts.is_multiple_of(2);
+            *cuts += u64::from(mended);
             mended
         });
     }
 
-    /// Ends what [`FaultyBus::cut`] began. Subscriptions go on where they stood.
+    /// Reconnects after [`FaultyBus::cut`]. Subscriptions go on at their positions.
     pub fn mend(&self) {
-        self.shared.turns.send_if_modified(|turns| {
-            let cut = !turns.is_multiple_of(2);
-            *turns += u64::from(cut);
+        self.shared.cuts.send_if_modified(|cuts| {
+            let cut = !cuts.is_multiple_of(2);
+            *cuts += u64::from(cut);
             cut
         });
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl FaultyBusShared {
+    fn state(&self) -> MutexGuard<'_, FaultyBusState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refuse_if_cut(&self, what: &str) -> Result<()> {
-        if self.turns.borrow().is_multiple_of(2) {
+        if self.cuts.borrow().is_multiple_of(2) {
             return Ok(());
         }
         self.state().counts.refused += 1;
@@ -151,16 +150,16 @@ fn failure(context: &str) -> Error {
     Error::new(ErrorKind::Transient, context)
 }
 
-/// What becomes of a publish.
-enum Publish {
+/// The outcome of a publish.
+enum PublishFate {
     Works,
     FailsBefore,
-    /// So many of its messages are published.
+    /// This number of its messages are published.
     FailsAfter(usize),
 }
 
-impl State {
-    fn publish(&mut self, messages: usize) -> Publish {
+impl FaultyBusState {
+    fn publish(&mut self, messages: usize) -> PublishFate {
         let (before, after) = (
             self.publishes.hits(self.faults.publish_before_percent),
             self.publishes.hits(self.faults.publish_after_percent),
@@ -168,13 +167,13 @@ impl State {
         let drawn = self.publishes.up_to(u64::try_from(messages).unwrap_or(u64::MAX));
         if before {
             self.counts.failed_before += 1;
-            return Publish::FailsBefore;
+            return PublishFate::FailsBefore;
         }
         if after {
             self.counts.failed_after += 1;
-            return Publish::FailsAfter(usize::try_from(drawn).unwrap_or(usize::MAX));
+            return PublishFate::FailsAfter(usize::try_from(drawn).unwrap_or(usize::MAX));
         }
-        Publish::Works
+        PublishFate::Works
     }
 }
 
@@ -185,9 +184,9 @@ impl<B: Bus> Bus for FaultyBus<B> {
             self.shared.refuse_if_cut("publishing")?;
             let fate = self.shared.state().publish(messages.len());
             match fate {
-                Publish::Works => self.inner.publish(channel, messages).await,
-                Publish::FailsBefore => Err(failure("the test fails this publish")),
-                Publish::FailsAfter(count) => {
+                PublishFate::Works => self.inner.publish(channel, messages).await,
+                PublishFate::FailsBefore => Err(failure("the test fails this publish")),
+                PublishFate::FailsAfter(count) => {
                     self.inner.publish(channel, messages.get(..count).unwrap_or(messages)).await?;
                     Err(failure("the test hides that this publish worked"))
                 }
@@ -198,51 +197,57 @@ impl<B: Bus> Bus for FaultyBus<B> {
     fn subscribe<'a>(
         &'a self,
         channel: &'a Channel,
-        from: From,
+        from: StartPosition,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>>> {
         Box::pin(async move {
             self.shared.refuse_if_cut("subscribing")?;
             let (draw, lost) = {
                 let mut state = self.shared.state();
                 let mut draw = Draw::new(state.seed.next());
-                let lost = matches!(from, From::After(_)) && draw.hits(state.faults.lose_percent);
+                let lost = matches!(from, StartPosition::After(_)) && draw.hits(state.faults.lose_percent);
                 state.counts.lost += u64::from(lost);
                 (draw, lost)
             };
-            let inner = self.inner.subscribe(channel, if lost { From::Now } else { from }).await?;
+            let inner = self.inner.subscribe(channel, if lost { StartPosition::Now } else { from }).await?;
             let ready = lost.then_some(Delivery::PositionLost).into_iter().collect();
-            let turns = self.shared.turns.subscribe();
-            let told = turns.borrow().next_multiple_of(2);
+            let cuts = self.shared.cuts.subscribe();
+            let told = cuts.borrow().next_multiple_of(2);
             let shared = Arc::clone(&self.shared);
-            let held = Held { draw, ready, behind: VecDeque::new(), overtaken: Vec::new(), waits_for: 0 };
-            Ok(Box::new(FaultyListener { inner, shared, turns, told, held }) as Box<dyn Subscription>)
+            let held = DelayedDeliveries {
+                draw,
+                ready,
+                behind: VecDeque::new(),
+                overtaken: Vec::new(),
+                waits_for: 0,
+            };
+            Ok(Box::new(FaultyListener { inner, shared, cuts, told, held }) as Box<dyn Subscription>)
         })
     }
 }
 
 struct FaultyListener {
     inner: Box<dyn Subscription>,
-    shared: Arc<Shared>,
-    turns: watch::Receiver<u64>,
-    /// Up to which turn it was told that it was cut off.
+    shared: Arc<FaultyBusShared>,
+    cuts: watch::Receiver<u64>,
+    /// The value of `cuts` at which it last failed because it was disconnected.
     told: u64,
-    held: Held,
+    held: DelayedDeliveries,
 }
 
-/// What has come from the wrapped bus and was not delivered yet.
-struct Held {
+/// The deliveries of the wrapped bus that are delayed.
+struct DelayedDeliveries {
     draw: Draw,
     ready: VecDeque<Delivery>,
-    /// What is held up, in order, and how many more have to come.
+    /// The deliveries that wait in order, and the number of messages that must come before.
     behind: VecDeque<Delivery>,
     waits_for: u64,
-    /// What others overtake, and how many still.
+    /// The reordered deliveries, each with the number of later ones that come before it.
     overtaken: Vec<(u64, Delivery)>,
 }
 
-impl Held {
+impl DelayedDeliveries {
     /// Takes what came from the wrapped bus.
-    fn take(&mut self, delivery: Delivery, shared: &Shared) {
+    fn take(&mut self, delivery: Delivery, shared: &FaultyBusShared) {
         let mut state = shared.state();
         let BusFaults { messages_max, .. } = state.faults;
         // As many draws for every message, so that one fault does not move the others.
@@ -297,14 +302,14 @@ impl Subscription for FaultyListener {
     fn next(&mut self) -> BoxFuture<'_, Result<Delivery>> {
         Box::pin(async move {
             loop {
-                let turn = *self.turns.borrow_and_update();
-                if !turn.is_multiple_of(2) {
-                    if self.told < turn {
-                        self.told = turn;
+                let current = *self.cuts.borrow_and_update();
+                if !current.is_multiple_of(2) {
+                    if self.told < current {
+                        self.told = current;
                         self.shared.state().counts.refused += 1;
                         return Err(failure("the test cut the bus off: listening"));
                     }
-                    let mended = self.turns.wait_for(|turns| turns.is_multiple_of(2)).await;
+                    let mended = self.cuts.wait_for(|cuts| cuts.is_multiple_of(2)).await;
                     mended.map_err(|_| failure("the faulty bus is gone"))?;
                     continue;
                 }
@@ -313,7 +318,7 @@ impl Subscription for FaultyListener {
                 }
                 tokio::select! {
                     biased;
-                    turned = self.turns.changed() => turned.map_err(|_| failure("the faulty bus is gone"))?,
+                    changed = self.cuts.changed() => changed.map_err(|_| failure("the faulty bus is gone"))?,
                     delivery = self.inner.next() => self.held.take(delivery?, &self.shared),
                 }
             }
@@ -321,7 +326,8 @@ impl Subscription for FaultyListener {
     }
 }
 
-#[cfg(all(test, not(feature = "simulation")))]
+#[cfg(test)]
+#[cfg(not(feature = "simulation"))]
 mod tests {
     use super::*;
     use crate::bus::contract::{Identity, Position};
@@ -340,7 +346,7 @@ mod tests {
         Message { identity, body: Bytes::from(number.to_string()) }
     }
 
-    /// What is to be had without waiting.
+    /// Returns the output if the future is ready at once.
     fn now<T>(future: BoxFuture<'_, T>) -> Option<T> {
         let mut future = future;
         match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -349,7 +355,7 @@ mod tests {
         }
     }
 
-    fn subscribe(bus: &FaultyBus<LocalBus>, from: From) -> Result<Box<dyn Subscription>> {
+    fn subscribe(bus: &FaultyBus<LocalBus>, from: StartPosition) -> Result<Box<dyn Subscription>> {
         now(bus.subscribe(&channel(), from)).unwrap()
     }
 
@@ -365,11 +371,11 @@ mod tests {
         heard
     }
 
-    /// What comes of 200 messages under these faults, and the counts.
+    /// Returns the deliveries of 200 messages under these faults, and the counts.
     fn run(seed: u64, faults: BusFaults) -> (Vec<Option<u64>>, BusFaultCounts) {
         let bus = FaultyBus::new(LocalBus::default(), seed);
         bus.set(faults);
-        let mut subscription = subscribe(&bus, From::Now).unwrap();
+        let mut subscription = subscribe(&bus, StartPosition::Now).unwrap();
         for number in 0..MESSAGES {
             // Whether it failed is in the counts.
             drop(now(bus.publish(&channel(), &[message(number)])));
@@ -435,7 +441,7 @@ mod tests {
         bus.set(BusFaults { publish_after_percent: 100, ..BusFaults::default() });
         let mut lengths = std::collections::BTreeSet::new();
         for _ in 0..50 {
-            let mut subscription = subscribe(&bus, From::Now).unwrap();
+            let mut subscription = subscribe(&bus, StartPosition::Now).unwrap();
             let messages: Vec<Message> = (0..4).map(message).collect();
             let error =
                 now(bus.publish(&channel(), &messages)).unwrap().expect_err("it is told that it failed");
@@ -450,13 +456,13 @@ mod tests {
     #[test]
     fn who_is_cut_off_is_told_once_and_goes_on_where_it_stood() {
         let bus = FaultyBus::new(LocalBus::default(), 1);
-        let mut subscription = subscribe(&bus, From::Now).unwrap();
+        let mut subscription = subscribe(&bus, StartPosition::Now).unwrap();
         now(bus.publish(&channel(), &[message(0)])).unwrap().unwrap();
         bus.cut();
         bus.cut();
         let refused = |result: Result<()>| assert_eq!(result.expect_err("cut").kind(), ErrorKind::Transient);
         refused(now(bus.publish(&channel(), &[message(9)])).unwrap());
-        refused(subscribe(&bus, From::Oldest).map(drop));
+        refused(subscribe(&bus, StartPosition::Oldest).map(drop));
         refused(now(subscription.next()).unwrap().map(drop));
         assert!(now(subscription.next()).is_none(), "told once; then it waits");
         // The rest of the network goes on.
@@ -474,7 +480,7 @@ mod tests {
         let bus = FaultyBus::new(LocalBus::default(), 1);
         now(bus.publish(&channel(), &[message(0), message(1)])).unwrap().unwrap();
         bus.set(BusFaults { lose_percent: 100, ..BusFaults::default() });
-        let mut subscription = subscribe(&bus, From::After(Position::new("0"))).unwrap();
+        let mut subscription = subscribe(&bus, StartPosition::After(Position::new("0"))).unwrap();
         bus.set(BusFaults::default());
         now(bus.publish(&channel(), &[message(2)])).unwrap().unwrap();
         assert_eq!(heard(subscription.as_mut()), [None, Some(2)]);

@@ -1,8 +1,8 @@
-//! A store that misbehaves: on command, or at random from a seed.
+//! A store with faults, on command or drawn from a seed.
 //!
-//! It wraps another store and passes on what it does not fail, so the inner one always holds the truth about
-//! what took effect. It waits for nobody but the test: a stall lasts until it is released, and no clock is
-//! involved. The same seed gives the same faults to the same sequence of applies.
+//! It wraps another store and forwards all calls that it does not fail, so the wrapped store shows which batches took
+//! effect. No clock is involved: a stall lasts until the test releases it. The same seed gives the same faults for the
+//! same sequence of applies.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,51 +12,51 @@ use tokio::sync::watch;
 use crate::error::{Error, ErrorKind};
 use crate::ids::{Epoch, JournalId, Key};
 use crate::store::contract::{
-    Atomicity, Batch, BoxFuture, Op, Progress, Pulse, Store, StoreError, Tenure, Versioned,
+    Batch, BoxFuture, Op, OwnerStatus, Progress, Store, StoreError, Tenure, Versioned,
 };
 use crate::testkit::draw::Draw;
 
-/// What goes wrong with one apply.
+/// A fault of one apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// [`StoreError::Transient`]; nothing was applied.
+    /// [`StoreError::Transient`], and nothing was applied.
     TransientBefore,
-    /// [`StoreError::Transient`], though the batch *was* applied.
+    /// [`StoreError::Transient`], although the batch was applied.
     TransientAfter,
-    /// [`StoreError::Fatal`]; nothing was applied.
+    /// [`StoreError::Fatal`], and nothing was applied.
     Fatal,
 }
 
 /// One call of [`Store::apply`] that reached the store.
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    /// What was sent.
+    /// The batch.
     pub batch: Batch,
-    /// The fault it met, if any.
+    /// The fault, if there was one.
     pub fault: Option<Fault>,
-    /// Whether the inner store said that the batch is true now. A repetition counts as applied, too.
+    /// True if the wrapped store returned `Ok`. A repetition counts as applied.
     pub applied: bool,
 }
 
-/// A wrapper that fails; clones share the script, the log and the inner store.
+/// A store with faults. Clones share the script, the log and the wrapped store.
 #[derive(Clone, Debug)]
 pub struct FlakyStore<S> {
     inner: S,
-    shared: Arc<Shared>,
+    shared: Arc<FlakyShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct FlakyShared {
+    state: Mutex<FlakyState>,
     stalled: watch::Sender<bool>,
     waiting: watch::Sender<usize>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct FlakyState {
     script: VecDeque<Option<Fault>>,
-    random: Option<Random>,
+    random: Option<RandomFaults>,
     rejected: BTreeSet<Key>,
     loads_failing: bool,
     tenure_failing: bool,
@@ -66,16 +66,16 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Random {
+struct RandomFaults {
     draw: Draw,
     percent: u8,
 }
 
 impl<S: Store> FlakyStore<S> {
-    /// Wraps `inner`; nothing fails until told.
+    /// Wraps `inner`. There are no faults until one is requested.
     #[must_use]
     pub fn new(inner: S) -> FlakyStore<S> {
-        let shared = Shared {
+        let shared = FlakyShared {
             state: Mutex::default(),
             stalled: watch::Sender::new(false),
             waiting: watch::Sender::new(0),
@@ -83,88 +83,87 @@ impl<S: Store> FlakyStore<S> {
         FlakyStore { inner, shared: Arc::new(shared) }
     }
 
-    /// The wrapped store.
+    /// Returns the wrapped store.
     #[must_use]
     pub fn inner(&self) -> &S {
         &self.inner
     }
 
-    /// The faults of the next applies, one each, behind those already told; `None` lets one through.
+    /// Appends faults to the script: one for each of the next applies. `None` lets an apply through.
     pub fn script(&self, faults: impl IntoIterator<Item = Option<Fault>>) {
         self.state().script.extend(faults);
     }
 
-    /// Once the script is used up, fails about `percent` of 100 applies, half of them after applying.
-    /// Zero switches it off.
+    /// Once the script is used up, fails about this percentage of applies, half of them after applying. Zero ends it.
     pub fn randomly(&self, seed: u64, percent: u8) {
-        self.state().random = (percent > 0).then(|| Random { draw: Draw::new(seed), percent });
+        self.state().random = (percent > 0).then(|| RandomFaults { draw: Draw::new(seed), percent });
     }
 
-    /// Rejects every batch that holds one of these keys, naming the first such record, until
+    /// Rejects every batch with one of these keys, and names the first such record, until
     /// [`FlakyStore::accept_all`].
     pub fn reject(&self, keys: impl IntoIterator<Item = Key>) {
         self.state().rejected.extend(keys);
     }
 
-    /// Rejects no key any more.
+    /// Ends [`FlakyStore::reject`].
     pub fn accept_all(&self) {
         self.state().rejected.clear();
     }
 
-    /// Whether loads fail with [`StoreError::Transient`] from now on.
+    /// Makes loads fail with [`StoreError::Transient`] from now on, or no longer.
     pub fn fail_loads(&self, failing: bool) {
         self.state().loads_failing = failing;
     }
 
-    /// Whether asking how far the owner has come fails with [`StoreError::Transient`] from now on.
+    /// Makes [`Store::tenure`] fail with [`StoreError::Transient`] from now on, or no longer.
     pub fn fail_tenure(&self, failing: bool) {
         self.state().tenure_failing = failing;
     }
 
-    /// Holds every apply from now on, before it does anything, until [`FlakyStore::release`].
+    /// Stalls every apply from now on, before it does anything, until [`FlakyStore::release`].
     pub fn stall(&self) {
         self.shared.stalled.send_replace(true);
     }
 
-    /// Lets go what was stalled, and stalls no more.
+    /// Releases the stalled applies, and stalls no further ones.
     pub fn release(&self) {
         self.shared.stalled.send_replace(false);
     }
 
-    /// Waits until at least `count` applies stand stalled.
+    /// Waits until at least `count` applies are stalled.
     pub async fn wait_stalled(&self, count: usize) {
         let mut waiting = self.shared.waiting.subscribe();
         let reached = waiting.wait_for(|now| *now >= count).await;
         reached.expect("this store holds the sender");
     }
 
-    /// Every apply so far, in order of arrival (after a stall: of its release).
+    /// Returns all applies so far in the order of their arrival; after a stall, of their release.
     #[must_use]
     pub fn attempts(&self) -> Vec<Attempt> {
         self.state().attempts.clone()
     }
 
-    /// How many applies arrived.
+    /// Returns the number of applies so far.
     #[must_use]
     pub fn applies(&self) -> usize {
         self.state().attempts.len()
     }
 
-    /// Every op that took effect, in the order it did; those that a store skips as already applied are not
-    /// among them. Complete only for what went through this wrapper.
+    /// Returns all ops that took effect, in this order, without those that the store skipped as applied already. Complete
+    /// only for batches that went through this wrapper.
     #[must_use]
     pub fn ops_applied(&self) -> Vec<Op> {
         self.state().changes.clone()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, FlakyState> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn wait_while_stalled(&self) {
         let mut stalled = self.shared.stalled.subscribe();
         if *stalled.borrow_and_update() {
-            let _waiting = Waiting::new(&self.shared.waiting);
+            let _waiting = StalledApply::new(&self.shared.waiting);
             stalled.wait_for(|now| !now).await.expect("this store holds the sender");
         }
     }
@@ -211,7 +210,7 @@ impl<S: Store> FlakyStore<S> {
     }
 }
 
-impl State {
+impl FlakyState {
     fn next_fault(&mut self) -> Option<Fault> {
         if let Some(fault) = self.script.pop_front() {
             return fault;
@@ -232,29 +231,25 @@ impl State {
     }
 }
 
-/// Counts one stalled apply for as long as it stands, a dropped future included.
-struct Waiting<'a>(&'a watch::Sender<usize>);
+/// Counts a stalled apply until it is released or its future is dropped.
+struct StalledApply<'a>(&'a watch::Sender<usize>);
 
-impl<'a> Waiting<'a> {
-    fn new(count: &'a watch::Sender<usize>) -> Waiting<'a> {
+impl<'a> StalledApply<'a> {
+    fn new(count: &'a watch::Sender<usize>) -> StalledApply<'a> {
         count.send_modify(|count| *count += 1);
-        Waiting(count)
+        StalledApply(count)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for StalledApply<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|count| *count -= 1);
     }
 }
 
 impl<S: Store> Store for FlakyStore<S> {
-    fn atomicity(&self) -> Atomicity {
-        self.inner.atomicity()
-    }
-
-    fn tells_others(&self) -> bool {
-        self.inner.tells_others()
+    fn has_change_feed(&self) -> bool {
+        self.inner.has_change_feed()
     }
 
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
@@ -280,8 +275,8 @@ impl<S: Store> Store for FlakyStore<S> {
         self.inner.renew(epoch, ends)
     }
 
-    fn pulse(&self) -> BoxFuture<'_, Result<Pulse, StoreError>> {
-        self.inner.pulse()
+    fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
+        self.inner.owner_status()
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

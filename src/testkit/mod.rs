@@ -1,7 +1,7 @@
-//! For the tests of a store or a bus: what every one must do, and one that misbehaves on command. For the tests of what
-//! expires: a clock that is moved by hand.
+//! Tools for tests: conformance suites for stores and buses, a store and a bus that fail on command, a TCP proxy that
+//! cuts and delays connections, and a clock that is moved by hand.
 //!
-//! Nothing here belongs into a running service; the module exists only with the feature `testkit`.
+//! The module exists only with the feature `testkit` and is not meant for a running service.
 
 pub mod bus_conformance;
 pub mod clock;
@@ -9,8 +9,8 @@ pub mod conformance;
 mod draw;
 pub mod faulty_bus;
 pub mod flaky;
+pub mod heartbeat_conformance;
 pub mod proxy;
-pub mod pulse_conformance;
 
 pub use clock::ManualClock;
 pub use faulty_bus::FaultyBus;

@@ -1,7 +1,7 @@
-//! A network that misbehaves on command: a TCP proxy on the loopback interface, between clients and one server.
+//! A TCP proxy on the loopback interface between clients and one server, which simulates faults of the network.
 //!
-//! It forwards bytes as they are, and can cut all connections and refuse new ones, delay either direction, and stall
-//! one. It stops, and closes every connection, when it is dropped.
+//! It forwards bytes unchanged, and can cut all connections and refuse new ones, delay each direction, and stall it.
+//! Dropping it closes all connections.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -15,12 +15,12 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, Result};
 
-/// How much is read at once, in bytes.
+/// The size of one read, in bytes.
 const CHUNK_BYTES: usize = 16 << 10;
-/// How many such reads of one direction of one connection are on their way at most; then the sender has to wait.
+/// The number of reads in flight in one direction of one connection. When they are used up, the sender must wait.
 const CHUNKS_MAX: usize = 256;
 
-/// Which way bytes go.
+/// The direction of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the clients to the server.
@@ -34,29 +34,29 @@ pub enum Direction {
 pub struct Proxy {
     address: SocketAddr,
     network: watch::Sender<Network>,
-    /// How many connections there are.
+    /// The number of open connections.
     open: watch::Sender<usize>,
     accepting: AbortHandle,
 }
 
-/// What the network does at a moment.
+/// The state of the simulated network.
 #[derive(Clone, Copy, Debug, Default)]
 struct Network {
     cut: bool,
-    /// How often it was cut. A connection lives as long as this stays.
+    /// The number of cuts so far. A connection ends when it changes.
     cuts: u64,
-    to_server: Way,
-    to_clients: Way,
+    to_server: DirectionState,
+    to_clients: DirectionState,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Way {
+struct DirectionState {
     delay: Duration,
     stalled: bool,
 }
 
 impl Network {
-    fn way(&mut self, direction: Direction) -> &mut Way {
+    fn way(&mut self, direction: Direction) -> &mut DirectionState {
         match direction {
             Direction::ToServer => &mut self.to_server,
             Direction::ToClients => &mut self.to_clients,
@@ -65,9 +65,8 @@ impl Network {
 }
 
 impl Proxy {
-    /// Starts one, on a free port of 127.0.0.1, that forwards to a server. Needs a tokio runtime with I/O, and lives no
-    /// longer than that. The server need not be there yet; a client whose connection cannot be forwarded is
-    /// disconnected.
+    /// Starts a proxy to a server, on a free port of 127.0.0.1. It needs a tokio runtime with I/O and ends with it. The
+    /// server need not run yet; a client whose connection cannot be forwarded is disconnected.
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::error::ErrorKind::Io) if there is no port.
@@ -80,20 +79,20 @@ impl Proxy {
         Ok(Proxy { address, network, open, accepting: accepting.abort_handle() })
     }
 
-    /// Where clients connect to.
+    /// Returns the address for clients.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How many connections there are.
+    /// Returns the number of open connections.
     #[must_use]
     pub fn connections(&self) -> usize {
         *self.open.borrow()
     }
 
-    /// Cuts all connections, what was on its way included, and closes every new one at once, until
-    /// [`Proxy::mend`]. On return no connection is left.
+    /// Cuts all connections, with all bytes in flight, and closes every new one at once until [`Proxy::mend`]. On return no
+    /// connection is open.
     pub async fn cut(&self) {
         self.network.send_modify(|network| {
             network.cut = true;
@@ -103,17 +102,17 @@ impl Proxy {
         open.wait_for(|open| *open == 0).await.expect("this proxy holds the sender");
     }
 
-    /// Forwards new connections again.
+    /// Accepts connections again after [`Proxy::cut`].
     pub fn mend(&self) {
         self.network.send_modify(|network| network.cut = false);
     }
 
-    /// Delays what is sent this way from now on by so much.
+    /// Delays all bytes that are sent in this direction from now on.
     pub fn delay(&self, direction: Direction, by: Duration) {
         self.network.send_modify(|network| network.way(direction).delay = by);
     }
 
-    /// Holds back what is sent this way, without closing anything, until told otherwise.
+    /// Stalls this direction, without closing connections, or releases it.
     pub fn stall(&self, direction: Direction, stalled: bool) {
         self.network.send_modify(|network| network.way(direction).stalled = stalled);
     }
@@ -137,11 +136,11 @@ async fn accept(
         tokio::select! {
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => {
-                // A client that has gone already is none.
+                // An error means that the client has disconnected already.
                 let Ok((client, _)) = accepted else { continue };
                 let now = *network.borrow();
                 if !now.cut {
-                    let counted = Counted::new(&open);
+                    let counted = OpenConnection::new(&open);
                     connections.spawn(connection(client, server, now.cuts, network.clone(), counted));
                 }
             }
@@ -149,17 +148,17 @@ async fn accept(
     }
 }
 
-/// Counts a connection for as long as it is open.
-struct Counted(watch::Sender<usize>);
+/// Counts a connection while it is open.
+struct OpenConnection(watch::Sender<usize>);
 
-impl Counted {
-    fn new(open: &watch::Sender<usize>) -> Counted {
+impl OpenConnection {
+    fn new(open: &watch::Sender<usize>) -> OpenConnection {
         open.send_modify(|open| *open += 1);
-        Counted(open.clone())
+        OpenConnection(open.clone())
     }
 }
 
-impl Drop for Counted {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.send_modify(|open| *open -= 1);
     }
@@ -171,13 +170,13 @@ async fn connection(
     server: SocketAddr,
     cuts: u64,
     network: watch::Receiver<Network>,
-    counted: Counted,
+    counted: OpenConnection,
 ) {
     let mut cut = network.clone();
     let forwarded = async {
-        // Whoever connects here learns by the end of the connection that nobody is behind it.
+        // Without a server the client is disconnected.
         let Ok(server) = TcpStream::connect(server).await else { return };
-        // Small messages are not to wait for each other: delays are made here.
+        // Without this, Nagle's algorithm would add delays of its own.
         if client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).is_err() {
             return;
         }
@@ -190,14 +189,14 @@ async fn connection(
     };
     tokio::select! {
         () = forwarded => {}
-        // Also if the proxy is gone.
+        // This also ends, with an error, if the proxy was dropped.
         _ = cut.wait_for(|network| network.cuts != cuts) => {}
     }
-    // Only now: the sockets are closed.
+    // Only now, because the sockets are closed here.
     drop(counted);
 }
 
-/// Forwards one way until the sender has ended, and tells the receiver so.
+/// Forwards one direction until the sender closes it, and then closes it for the receiver.
 async fn forward(
     from: OwnedReadHalf,
     to: OwnedWriteHalf,
@@ -221,7 +220,7 @@ async fn send(
 ) {
     loop {
         let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-        // A connection that breaks has ended, for whoever is on the other side.
+        // For the other side a broken connection is a closed one.
         let Ok(1..) = from.read_buf(&mut chunk).await else { return };
         let delay = network.borrow().clone().way(direction).delay;
         if on_its_way.send((Instant::now() + delay, chunk)).await.is_err() {
@@ -245,11 +244,12 @@ async fn arrive(
             return;
         }
     }
-    // The end arrives behind what was sent, however late that came. A receiver that is gone needs no end.
+    // The close arrives behind all delayed bytes. An error means that the receiver has closed already.
     drop(to.shutdown().await);
 }
 
-#[cfg(all(test, not(feature = "simulation")))]
+#[cfg(test)]
+#[cfg(not(feature = "simulation"))]
 mod tests {
     use super::*;
     use tokio::time::timeout;

@@ -1,4 +1,4 @@
-//! How long the searches of the fault programme may take (a little in CI, an hour and more when somebody asks for
+//! The time of the searches of the fault programme (a little in CI, an hour and more when somebody asks for
 //! it), and what they tell of what they tried.
 
 use std::fmt::Arguments;

@@ -1,4 +1,4 @@
-//! What the tests of the buses share: publishing and listening, each within a time.
+//! Helpers for the tests of buses: publishing and listening, each within a time.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 #![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use forebay::bus::{Bus, Delivery, From, Identity, Message, Position, Subscription};
+use forebay::bus::{Bus, Delivery, Identity, Message, Position, StartPosition, Subscription};
 use forebay::{Channel, Error, ErrorKind};
 
 /// Longer than anything here takes on the slowest machine, shorter than people wait.
@@ -44,7 +44,7 @@ pub async fn publish_at_last(bus: &impl Bus, channel: &Channel, texts: &[&str]) 
     .await;
 }
 
-pub async fn subscribe(bus: &impl Bus, channel: &Channel, from: From) -> Box<dyn Subscription> {
+pub async fn subscribe(bus: &impl Bus, channel: &Channel, from: StartPosition) -> Box<dyn Subscription> {
     within("subscribing", bus.subscribe(channel, from)).await.unwrap()
 }
 

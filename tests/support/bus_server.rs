@@ -1,4 +1,4 @@
-//! What is done to the server of a bus, whichever it is, and what its listeners notice of that.
+//! Tests of a bus whose server is stopped, set back or paused: its listeners notice, whichever bus it is.
 
 #![allow(unreachable_pub, reason = "this is a module of each test file")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "these are tests")]
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::bus::contract::BoxFuture;
-use forebay::bus::{Bus, Delivery, From};
+use forebay::bus::{Bus, Delivery, StartPosition};
 use forebay::testkit::bus_conformance::{self, BusFixture};
 use forebay::testkit::proxy::Proxy;
 use forebay::{Channel, ErrorKind};
@@ -79,7 +79,7 @@ pub async fn keeps_the_contract<H: BusServer>(server: Server<H>) {
 /// The server comes back without anything that it had.
 pub async fn losing_all_data_is_noticed<H: Recipe>(mut server: Server<H>, bus: &impl Bus) {
     let channel = channel("c");
-    let mut reader = subscribe(bus, &channel, From::Now).await;
+    let mut reader = subscribe(bus, &channel, StartPosition::Now).await;
     publish(bus, &channel, &["1", "2"]).await;
     let position = take(&mut reader, &["1", "2"]).await;
     server.kill();
@@ -90,7 +90,7 @@ pub async fn losing_all_data_is_noticed<H: Recipe>(mut server: Server<H>, bus: &
     // As many as there were, so that the numbers alone do not tell.
     publish_at_last(bus, &channel, &["3", "4"]).await;
     take_at_last(&mut reader, &["3", "4"]).await;
-    let mut after = subscribe(bus, &channel, From::After(position)).await;
+    let mut after = subscribe(bus, &channel, StartPosition::After(position)).await;
     expect_lost(&mut after).await;
     take(&mut after, &["3", "4"]).await;
 }
@@ -98,7 +98,7 @@ pub async fn losing_all_data_is_noticed<H: Recipe>(mut server: Server<H>, bus: &
 /// The server stands still, with its connections open. The bus has to wait less than a second for an answer.
 pub async fn a_pause_is_noticed_and_loses_nothing<H: Recipe>(server: Server<H>, bus: &impl Bus) {
     let channel = channel("c");
-    let mut reader = subscribe(bus, &channel, From::Now).await;
+    let mut reader = subscribe(bus, &channel, StartPosition::Now).await;
     publish(bus, &channel, &["1"]).await;
     take(&mut reader, &["1"]).await;
     server.process().pause();
@@ -124,7 +124,7 @@ pub async fn a_pause_is_noticed_and_loses_nothing<H: Recipe>(server: Server<H>, 
 /// A delivery that nobody waits for any longer is not lost, and asking often does not pile up requests.
 pub async fn dropping_the_future_loses_nothing(bus: &impl Bus) {
     let channel = channel("c");
-    let mut reader = subscribe(bus, &channel, From::Now).await;
+    let mut reader = subscribe(bus, &channel, StartPosition::Now).await;
     let texts: Vec<String> = (0..200).map(|n| format!("m{n}")).collect();
     let mut texts = texts.iter().map(String::as_str);
     let mut seen = Vec::new();

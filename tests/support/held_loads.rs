@@ -19,7 +19,7 @@ pub struct HeldLoads {
     panics: Arc<watch::Sender<bool>>,
     fails: Arc<watch::Sender<bool>>,
     rejects: Arc<watch::Sender<bool>>,
-    /// What others made of the store.
+    /// Changes that others made to the store.
     outside: Arc<Mutex<HashMap<Key, Option<Versioned>>>>,
 }
 
@@ -36,7 +36,7 @@ impl HeldLoads {
         }
     }
 
-    /// How many have it.
+    /// Returns the number of its handles.
     pub fn handles(&self) -> usize {
         Arc::strong_count(&self.begun)
     }
@@ -62,7 +62,7 @@ impl HeldLoads {
         self.rejects.send_replace(rejects);
     }
 
-    /// How many loads have begun.
+    /// Returns the number of loads that have begun.
     pub fn loads(&self) -> u64 {
         *self.begun.borrow()
     }

@@ -1,10 +1,15 @@
-//! What the integration tests share: a layer on a simulated disk, and a store that is stopped by hand.
+//! Shared by the programs of tests: a layer on a simulated disk, a store that is stopped by hand, and helpers.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
+#![allow(dead_code, unreachable_pub, reason = "each program uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "these are tests")]
 
+pub mod budget;
+pub mod child;
 pub mod held_loads;
+pub mod order;
 pub mod refusing;
+pub mod stores;
+pub mod watchdog;
 
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -18,10 +23,11 @@ use forebay::{
     Bincode, Builder, Codec, Error, ErrorKind, Forebay, JournalId, JournalOptions, Key, MemoryStore,
     NamespaceName, Seq,
 };
-use refusing::Refusing;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
+
+use crate::support::refusing::Refusing;
 
 /// A layer's disk and store, which outlive the layers that are opened on them.
 pub struct Layer {
@@ -61,7 +67,7 @@ pub fn key_of<K: Serialize + 'static>(namespace: &str, key: &K) -> Key {
     Key::new(&NamespaceName::parse(namespace).unwrap(), &encoded).unwrap()
 }
 
-/// What the store holds for a cache's key, past the layer.
+/// Reads a cache's key from the store, past the layer.
 pub async fn stored<K: Serialize + 'static, V: DeserializeOwned + 'static>(
     store: &impl Store,
     namespace: &str,
@@ -86,9 +92,9 @@ pub struct Hand(Arc<Inner>);
 
 struct Inner {
     store: MemoryStore,
-    /// How many applies may still go through.
+    /// The number of applies that may still go through.
     allowed: watch::Sender<u64>,
-    /// How many have been asked for.
+    /// The number of applies that have been asked for.
     asked: watch::Sender<u64>,
     rejected: Mutex<HashSet<Key>>,
     applied: Mutex<Vec<Batch>>,

@@ -1,6 +1,6 @@
 //! A Postgres server of a test's own: in a temporary directory, on a free loopback port, gone with the test.
 //!
-//! What the server needs is that `initdb` and `postgres` are installed (Debian's package `postgresql`); without them
+//! The server needs `initdb` and `postgres` (Debian's package `postgresql`); without them
 //! the tests fail and say so.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
@@ -20,10 +20,10 @@ use forebay::postgres::PostgresServer;
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
-/// Who may do everything, with a password, so that an error could give it away.
+/// The role that may do everything, with a password, so that an error could give it away.
 pub const USER: &str = "keeper";
 pub const PASSWORD: &str = "open-sesame-93";
-/// How long a server may take to start, or to recover.
+/// The time that a server may take to start, or to recover.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 const READY: &str = "database system is ready to accept connections";
 const PORT_TRIES: usize = 5;
@@ -38,7 +38,7 @@ pub struct Postgres {
 
 struct Process {
     child: Child,
-    /// What it logs, line by line.
+    /// Its log, line by line.
     log: Mutex<Receiver<String>>,
 }
 
@@ -201,7 +201,7 @@ impl Postgres {
         name.to_owned()
     }
 
-    /// How the crate reaches a database of it.
+    /// Returns the server as the crate reaches a database of it.
     pub fn server(&self, database: &str) -> PostgresServer {
         PostgresServer::parse(&self.url(USER, PASSWORD, database)).unwrap()
     }

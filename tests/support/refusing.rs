@@ -1,11 +1,9 @@
 //! A store that refuses the applies that a test wants refused.
 
-#![allow(unreachable_pub, reason = "some test files have it within a module")]
-
 use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::{JournalId, Key};
 
-/// What it does not refuse, another store takes.
+/// Passes to another store whatever it does not refuse.
 #[derive(Clone)]
 pub struct Refusing<S, F> {
     store: S,

@@ -1,7 +1,5 @@
 //! The embedded stores, for tests that all of them have to pass.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
-
 use std::path::Path;
 
 use forebay::store::contract::Store;
@@ -9,7 +7,7 @@ use forebay::store::fjall::FjallOptions;
 use forebay::store::redb::RedbOptions;
 use forebay::store::sled::SledStore;
 
-/// Which store, and how it is opened.
+/// A store, and its options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Sled,

@@ -1,7 +1,5 @@
 //! A test that waits for ever says nothing: whatever might hang is given a time, after which the test fails.
 
-#![allow(clippy::panic, unreachable_pub, reason = "these are tests")]
-
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;

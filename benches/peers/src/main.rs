@@ -8,7 +8,7 @@
 //!
 //! For each durability, number of writers and size of values, every round lets each of them put in turn, so that a mood
 //! of the disk meets them all; the first of a round changes. A figure is the median over the rounds. All of them lie on
-//! the same file system, each in a fresh directory. The manual's page on measuring says how to read the results.
+//! the same file system, each in a fresh directory. `benches/NOTES.md` says how to read the results.
 //!
 //! The table goes to the terminal; the same figures to `peers.json`, a report for people to `peers.html`, and its
 //! tables to `peers.md`, all in `target/forebay/`.

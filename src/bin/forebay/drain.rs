@@ -26,7 +26,7 @@ pub(crate) fn run(dir: &Path, opening: &Opening, deadline: Option<u64>, park: bo
             writeln!(out, "dead letters: {}", end.dead_letters)?;
         }
         if let Some(why) = drained.err().or(end.error.filter(|_| closed.queued > 0)) {
-            writeln!(out, "{} records are left in the journal: {why}", closed.queued)?;
+            writeln!(out, "{} records are left in the journal: {why:#}", closed.queued)?;
         } else if closed.queued > 0 {
             writeln!(out, "{} records are left in the journal: there was no time left", closed.queued)?;
         }

@@ -25,7 +25,7 @@ pub(crate) fn run(dir: &Path, queue: bool) -> Result<Verdict> {
             if let Err(error) = if queue { Ok(Vec::new()) } else { inspect::records_of(frame) } {
                 faults += 1;
                 let (segment, offset) = (frame.location.segment, frame.location.offset);
-                writeln!(out, "{}: {segment:020}.seg: damaged at byte {offset}: {error}", dir.display())?;
+                writeln!(out, "{}: {segment:020}.seg: damaged at byte {offset}: {error:#}", dir.display())?;
             }
         }
         faults += u64::from(matches!(finding, Finding::Damage(_) | Finding::Hole(_)));
@@ -52,7 +52,7 @@ pub(crate) fn run(dir: &Path, queue: bool) -> Result<Verdict> {
         match inspect::cursors(&common::disk(), dir) {
             Err(error) if error.kind() == ErrorKind::Damaged => {
                 faults += 1;
-                writeln!(out, "{error}")?;
+                writeln!(out, "{error:#}")?;
             }
             cursors => match cursors?.len() {
                 0 => {}

@@ -1,46 +1,94 @@
-//! The connection to the servers, which mends itself: making it, knowing when it is gone, and publishing over it.
+//! The connection to the servers: opening it, and noticing that it is lost. The driver reconnects by itself.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
+use std::fmt;
 use std::io::ErrorKind::InvalidData;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use async_nats::connection::State;
-use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::PublishMessage;
+use async_nats::connection::State as ConnectionState;
 use async_nats::jetstream::{Context, ContextBuilder};
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError};
 use tokio::sync::watch;
 
-use crate::bus::contract::{Channel, Message};
-use crate::bus::nats::stream;
-use crate::bus::nats::{Inner, Login};
+use crate::bus::contract::Channel;
+use crate::bus::nats::options::{Login, Settings};
 use crate::bus::server;
 use crate::error::{Error, ErrorKind, Result};
+use crate::seam::backoff;
 use crate::seam::sync::Mutex;
 
-/// How long to wait between attempts to connect again: this much longer each time, up to the second.
+/// The delay between two attempts to reconnect: longer by this step each time, up to the maximum.
 const RECONNECT_STEP: Duration = Duration::from_millis(20);
 const RECONNECT_MAX: Duration = Duration::from_millis(500);
 
-pub(super) struct Link {
-    pub(super) client: Client,
-    pub(super) context: Context,
-    known: watch::Sender<Known>,
-    /// The channels whose streams are known to be there.
+/// The state that all clones and listeners of a bus share.
+pub(super) struct NatsClient {
+    pub(super) settings: Arc<Settings>,
+    link: tokio::sync::Mutex<Option<Arc<Link>>>,
+    /// The channels whose streams exist, as far as is known.
     streams: Mutex<HashSet<Channel>>,
 }
 
-/// What has been heard of the connection.
+impl NatsClient {
+    /// Makes a client that is not connected yet.
+    pub(super) fn new(settings: Settings) -> NatsClient {
+        NatsClient {
+            settings: Arc::new(settings),
+            link: tokio::sync::Mutex::default(),
+            streams: Mutex::default(),
+        }
+    }
+
+    /// Returns the one connection, opens it at the first call, and waits until it is connected.
+    pub(super) async fn link(&self) -> Result<Arc<Link>> {
+        let link = {
+            let settings = &self.settings;
+            let mut opened =
+                server::lock_within(&self.link, settings.options.timeout, &settings.server).await?;
+            match &*opened {
+                Some(link) => Arc::clone(link),
+                None => Arc::clone(opened.insert(Arc::new(Link::connect(Arc::clone(settings)).await?))),
+            }
+        };
+        link.ready().await?;
+        Ok(link)
+    }
+
+    /// Returns true if the stream of a channel exists, as far as is known.
+    pub(super) fn knows_stream(&self, channel: &Channel) -> bool {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner).contains(channel)
+    }
+
+    /// Records whether the stream of a channel exists.
+    pub(super) fn note_stream(&self, channel: &Channel, exists: bool) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if exists {
+            streams.insert(channel.clone());
+        } else {
+            streams.remove(channel);
+        }
+    }
+}
+
+/// The connection, which outlives reconnects.
+pub(super) struct Link {
+    settings: Arc<Settings>,
+    pub(super) client: Client,
+    pub(super) context: Context,
+    events: watch::Sender<ConnectionEvents>,
+}
+
+/// The events of the connection.
 #[derive(Default)]
-struct Known {
+struct ConnectionEvents {
     disconnects: u64,
-    /// That the server refused something, with its words, and that nobody was told of it yet.
+    /// The text of a refusal by the server that no error has reported yet.
     refusal: Option<String>,
 }
 
-impl Known {
-    fn hear(&mut self, event: &Event) {
+impl ConnectionEvents {
+    fn record(&mut self, event: &Event) {
         let words = match event {
             Event::Disconnected => {
                 self.disconnects += 1;
@@ -55,6 +103,7 @@ impl Known {
             Event::ClientError(error) => error.to_string(),
             _ => return,
         };
+        // The driver has no kinds for these errors, and retries without end as if they could pass.
         let lower = words.to_ascii_lowercase();
         if ["authorization", "authentication", "permissions"].iter().any(|word| lower.contains(word)) {
             self.refusal = Some(words);
@@ -62,7 +111,7 @@ impl Known {
     }
 }
 
-/// How rustls says that a certificate is not trusted.
+/// Returns true if TLS failed because the certificate is not trusted, which rustls reports as invalid data.
 fn is_refused_certificate(error: &ConnectError) -> bool {
     let mut next = std::error::Error::source(error);
     while let Some(error) = next {
@@ -75,27 +124,26 @@ fn is_refused_certificate(error: &ConnectError) -> bool {
 }
 
 impl Link {
-    pub(super) async fn connect(bus: &Inner) -> Result<Link> {
+    pub(super) async fn connect(settings: Arc<Settings>) -> Result<Link> {
         server::provide_cryptography();
-        let known = watch::Sender::new(Known::default());
-        let hearing = known.clone();
-        let options = &bus.options;
+        let events = watch::Sender::new(ConnectionEvents::default());
+        let recorded = events.clone();
+        let options = &settings.options;
         let mut connecting = ConnectOptions::new()
             .name("forebay")
             .connection_timeout(options.timeout)
             .request_timeout(Some(options.timeout))
-            // Two pings without an answer, and the connection is taken for lost.
+            // The driver gives a connection up after two pings without an answer.
             .ping_interval(options.idle)
             .reconnect_delay_callback(|attempts| {
-                // The first attempt counts too, and is not to wait.
-                let steps = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
-                RECONNECT_STEP.saturating_mul(steps).min(RECONNECT_MAX)
+                // The first attempt is number 1 and must not wait.
+                backoff::linear(RECONNECT_STEP, RECONNECT_MAX, attempts.saturating_sub(1) as u64)
             })
             .event_callback(move |event| {
-                hearing.send_modify(|known| known.hear(&event));
+                recorded.send_modify(|events| events.record(&event));
                 std::future::ready(())
             });
-        match &bus.login {
+        match &settings.login {
             Some(Login::Password(user, password)) => {
                 connecting = connecting.user_and_password(user.clone(), password.clone());
             }
@@ -106,15 +154,15 @@ impl Link {
             connecting = connecting.token(token.clone());
         }
         if let Some(credentials) = &options.credentials {
-            // What is wrong in them is not shown: it may be the key.
+            // The parser's error is not shown: it may quote the key.
             connecting = connecting
                 .credentials(credentials)
-                .map_err(|_| bus.failed("connecting", "the credentials cannot be read"))?;
+                .map_err(|_| settings.failed("connecting", "the credentials cannot be read"))?;
         }
         if let Some(path) = &options.root_certificates {
             connecting = connecting.add_root_certificates(path.clone());
         }
-        let client = connecting.connect(bus.addresses.clone()).await.map_err(|error| {
+        let client = connecting.connect(settings.addresses.clone()).await.map_err(|error| {
             let kind = match error.kind() {
                 ConnectErrorKind::Authentication
                 | ConnectErrorKind::AuthorizationViolation
@@ -123,96 +171,63 @@ impl Link {
                 _ if is_refused_certificate(&error) => ErrorKind::BusFailed,
                 _ => ErrorKind::Transient,
             };
-            bus.server.error(kind, "connecting", error)
+            settings.server.error_from(kind, "connecting", error)
         })?;
         let context = ContextBuilder::new().timeout(options.timeout).build(client.clone());
-        Ok(Link { client, context, known, streams: Mutex::default() })
+        Ok(Link { settings, client, context, events })
     }
 
-    /// Waits until there is a connection, but not for ever.
-    pub(super) async fn ready(&self, bus: &Inner) -> Result<()> {
-        let mut known = self.known.subscribe();
-        let connected = known.wait_for(|_| self.client.connection_state() == State::Connected);
-        match tokio::time::timeout(bus.options.timeout, connected).await {
+    /// Waits until the link is connected, within the timeout.
+    pub(super) async fn ready(&self) -> Result<()> {
+        let mut events = self.events.subscribe();
+        let connected = events.wait_for(|_| self.client.connection_state() == ConnectionState::Connected);
+        match tokio::time::timeout(self.settings.options.timeout, connected).await {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(self.error(bus, "connecting", "there is no connection at the moment")),
+            _ => Err(self.error("connecting", "there is no connection at the moment")),
         }
     }
 
-    /// Which connection there is: how many there were before it.
+    /// Returns the number of the current connection.
     pub(super) fn connection(&self) -> u64 {
-        self.known.borrow().disconnects
+        self.events.borrow().disconnects
     }
 
     /// Returns when this connection is lost.
     pub(super) fn disconnected(&self, connection: u64) -> impl Future<Output = ()> + Send + 'static {
-        let mut known = self.known.subscribe();
+        let mut events = self.events.subscribe();
         async move {
-            // The sender is gone only when the link is, and then so is the connection.
-            drop(known.wait_for(|known| known.disconnects != connection).await);
+            // An error means that the link was dropped, and the connection with it.
+            drop(events.wait_for(|events| events.disconnects != connection).await);
         }
     }
 
-    /// What may pass, unless the server has refused something: then that is why.
-    pub(super) fn error(
+    /// Makes the error of a call without an error of the driver; see [`Link::error_from`].
+    pub(super) fn error(&self, doing: impl fmt::Display, why: impl fmt::Display) -> Error {
+        match self.take_refusal() {
+            Some(words) => self.settings.failed(doing, format_args!("{why}; the server says: {words}")),
+            None => self.settings.transient(doing, why),
+        }
+    }
+
+    /// Makes the error of a call from the driver's error. The error is transient, unless the server has refused something
+    /// since: then the refusal is the reason, and the driver reports only its consequence.
+    pub(super) fn error_from(
         &self,
-        bus: &Inner,
-        doing: impl std::fmt::Display,
-        why: impl std::fmt::Display,
+        doing: impl fmt::Display,
+        error: impl std::error::Error + Send + Sync + 'static,
     ) -> Error {
+        match self.take_refusal() {
+            Some(words) => self.settings.failed(doing, format_args!("{error}; the server says: {words}")),
+            None => self.settings.server.error_from(ErrorKind::Transient, doing, error),
+        }
+    }
+
+    fn take_refusal(&self) -> Option<String> {
         let mut refusal = None;
-        self.known.send_if_modified(|known| {
-            refusal = known.refusal.take();
+        self.events.send_if_modified(|events| {
+            refusal = events.refusal.take();
             false
         });
-        match refusal {
-            Some(words) => bus.failed(doing, format_args!("{why}; the server says: {words}")),
-            None => bus.transient(doing, why),
-        }
-    }
-
-    /// Sees to it that the channel has its stream.
-    pub(super) async fn ensure_stream(&self, bus: &Inner, channel: &Channel) -> Result<()> {
-        if self.streams.lock().unwrap_or_else(PoisonError::into_inner).contains(channel) {
-            return Ok(());
-        }
-        stream::ensure(self, bus, channel).await?;
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner).insert(channel.clone());
-        Ok(())
-    }
-
-    /// Publishes the messages, so many at a time, and waits until each is acknowledged.
-    pub(super) async fn publish(&self, bus: &Inner, channel: &Channel, messages: &[Message]) -> Result<()> {
-        let (subject, name) = (stream::subject(bus, channel), stream::name(bus, channel));
-        let fail = |error: async_nats::jetstream::context::PublishError| {
-            let doing = format_args!("publishing to channel {channel}");
-            match error.kind() {
-                PublishErrorKind::StreamNotFound => {
-                    // Somebody has deleted it; the next call makes it again.
-                    self.streams.lock().unwrap_or_else(PoisonError::into_inner).remove(channel);
-                    self.error(bus, doing, error)
-                }
-                PublishErrorKind::MaxPayloadExceeded => bus.failed(doing, error),
-                _ => self.error(bus, doing, error),
-            }
-        };
-        let mut waiting = VecDeque::with_capacity(bus.options.in_flight.min(messages.len()));
-        let mut rest = messages.iter();
-        loop {
-            let next = if waiting.len() < bus.options.in_flight { rest.next() } else { None };
-            if let Some(message) = next {
-                let publish = PublishMessage::build()
-                    .payload(message.body.clone())
-                    .message_id(message.identity.as_str());
-                waiting.push_back(self.context.send_publish(subject.clone(), publish).await.map_err(fail)?);
-                continue;
-            }
-            let Some(first) = waiting.pop_front() else { return Ok(()) };
-            let acknowledged = first.await.map_err(fail)?;
-            if acknowledged.stream != name {
-                let why = format!("its subject {subject} belongs to another stream");
-                return Err(bus.failed(format_args!("publishing to channel {channel}"), why));
-            }
-        }
+        refusal
     }
 }

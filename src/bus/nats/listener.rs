@@ -1,5 +1,5 @@
-//! One listener of a stream: pulls from a consumer of its own, makes another one when anything is wrong with it, and
-//! compares its place with what the stream holds.
+//! A listener of a stream: it pulls from a consumer of its own, creates a new one if anything is wrong with it, and
+//! compares its position with the state of the stream.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,93 +12,98 @@ use async_nats::{StatusCode, Subscriber};
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
-use crate::bus::contract::{BoxFuture, Channel, Delivery, From, Subscription};
-use crate::bus::nats::Inner;
-use crate::bus::nats::link::Link;
-use crate::bus::nats::stream::{self, Holding, Place, Received};
+use crate::bus::contract::{BoxFuture, Channel, Delivery, StartPosition, Subscription};
+use crate::bus::nats::link::{Link, NatsClient};
+use crate::bus::nats::options::Settings;
+use crate::bus::nats::stream::{self, Received, StreamPosition, StreamState};
 use crate::error::Result;
 
-/// How many messages are pulled at once; 32 MiB of the largest.
+/// The number of messages in one pull; at most 32 MiB.
 const PULL_MESSAGES_MAX: usize = 64;
-/// How much later than it expires the end of a pull may be told before nothing is awaited of it any more.
+/// The time after the expiry of a pull for which the listener waits for the answer of the server.
 const PULL_GRACE: Duration = Duration::from_millis(500);
-/// After how many pulls without any answer another consumer is made.
+/// The number of pulls without any answer after which a new consumer is created.
 const SILENT_PULLS_MAX: u32 = 2;
-/// After how long the server removes the consumer of a listener that is gone, or that nobody asks for deliveries.
+/// The time after which the server removes a consumer that nobody pulls from.
 const CONSUMER_IDLE_MAX: Duration = Duration::from_secs(60);
 
-pub(super) struct Listener {
-    bus: Arc<Inner>,
+/// A subscription.
+pub(super) struct NatsListener {
+    client: Arc<NatsClient>,
     channel: Channel,
-    place: Place,
-    /// Whether what should come next cannot be had.
+    place: StreamPosition,
+    /// True if the next messages are missing and the caller has not been told.
     lost: bool,
-    /// Received and not delivered.
+    /// Messages that were received and not delivered yet.
     received: VecDeque<Received>,
-    consumer: Option<Consumer>,
-    /// Whether the consumer is the second one in a row that was made to go on at this place.
+    consumer: Option<NatsConsumer>,
+    /// True if the consumer is the second one in a row that was created for this position.
     is_second: bool,
-    /// A pull on its way. Kept here, so that nothing is pulled twice when the future of a delivery is dropped.
-    step: Option<BoxFuture<'static, Result<Step>>>,
+    /// The running pull. It is kept here so that dropping the future of a delivery loses no message.
+    step: Option<BoxFuture<'static, Result<PullStep>>>,
 }
 
-/// A consumer, and the inbox where its messages come in.
-struct Consumer {
+/// A consumer and the inbox of its messages.
+struct NatsConsumer {
     link: Arc<Link>,
     name: String,
     inbox: Subscriber,
-    /// What the subjects of the inbox begin with.
+    /// The prefix of the subjects of the inbox.
     address: String,
-    /// The connection that the consumer was made over.
+    /// The number of the connection over which the consumer was created.
     connection: u64,
-    /// How many pulls were made.
+    /// The number of pulls so far.
     pulls: u64,
-    /// How many messages the last one may still bring.
+    /// The number of messages that the last pull may still bring.
     outstanding: usize,
-    /// Whether anything was heard since, and when the server should be done with it.
+    /// True if the server has answered the last pull.
     heard: bool,
+    /// The time when the last pull ends without an answer.
     over: Instant,
-    /// How many pulls in a row nothing was heard of.
+    /// The number of pulls in a row without any answer.
     silent: u32,
 }
 
-/// What one pull found.
-struct Step {
-    /// `None` if the server has no such consumer any more.
-    consumer: Option<Consumer>,
+/// The result of one step: a check of the position, a new consumer if one is needed, and a pull.
+struct PullStep {
+    /// `None` if the server no longer has the consumer.
+    consumer: Option<NatsConsumer>,
     received: VecDeque<Received>,
-    /// Where to go on, if what should come next cannot be had.
-    lost: Option<Place>,
-    /// Why there is no consumer any more.
+    /// The position to go on at, if the next messages are missing.
+    lost: Option<StreamPosition>,
+    /// The reason why the consumer is gone.
     gone: Option<String>,
 }
 
-impl Listener {
-    /// Finds out where to begin, so that nothing is missed that is published from now on.
+impl NatsListener {
+    /// Determines the start position. No message that is published from now on will be missed.
     pub(super) async fn begin(
-        bus: Arc<Inner>,
+        client: Arc<NatsClient>,
         channel: &Channel,
-        from: &From,
-        wanted: Option<Place>,
-    ) -> Result<Listener> {
-        let link = bus.link().await?;
-        stream::ensure(&link, &bus, channel).await?;
-        let holding = stream::look(&link, &bus, channel).await?;
+        from: &StartPosition,
+        wanted: Option<StreamPosition>,
+    ) -> Result<NatsListener> {
+        let link = client.link().await?;
+        stream::ensure(&link, &client.settings, channel).await?;
+        let holding = stream::read_state(&link, &client.settings, channel).await?;
         let (place, lost) = match wanted {
-            Some(place) if follows(&link, &bus, channel, &holding, &place).await? => (place, false),
+            Some(place) if follows(&link, &client.settings, channel, &holding, &place).await? => {
+                (place, false)
+            }
             Some(_) => (holding.start(), true),
-            None if *from == From::Oldest => (holding.start(), false),
+            None if *from == StartPosition::Oldest => (holding.start(), false),
             None => (holding.end(), false),
         };
         let channel = channel.clone();
         let (received, is_second) = (VecDeque::new(), false);
-        Ok(Listener { bus, channel, place, lost, received, consumer: None, is_second, step: None })
+        Ok(NatsListener { client, channel, place, lost, received, consumer: None, is_second, step: None })
     }
 
-    /// Takes the next message, or says that one is missing before it. A consumer that leaves one out may just be
-    /// wrong, so the first time another one is asked.
+    /// Takes the next message, or returns that messages are missing before it. A gap may be the consumer's fault, so the
+    /// first time a new consumer is created for the same position.
     fn take(&mut self) -> Option<Delivery> {
         while let Some(received) = self.received.pop_front() {
+            // A new consumer may deliver again what the one before it has delivered.
             if received.sequence <= self.place.sequence {
                 continue;
             }
@@ -108,6 +113,7 @@ impl Listener {
                     self.consumer = None;
                     return None;
                 }
+                // The message stays queued, and the position moves right before it: the next call delivers it.
                 self.place.sequence = received.sequence.saturating_sub(1);
                 self.received.push_front(received);
                 return Some(Delivery::PositionLost);
@@ -121,7 +127,7 @@ impl Listener {
     }
 }
 
-impl Subscription for Listener {
+impl Subscription for NatsListener {
     fn next(&mut self) -> BoxFuture<'_, Result<Delivery>> {
         Box::pin(async move {
             loop {
@@ -133,103 +139,121 @@ impl Subscription for Listener {
                 }
                 let step = self.step.get_or_insert_with(|| {
                     let consumer = self.consumer.take();
-                    Box::pin(step(Arc::clone(&self.bus), self.channel.clone(), self.place.clone(), consumer))
+                    Box::pin(step(
+                        Arc::clone(&self.client),
+                        self.channel.clone(),
+                        self.place.clone(),
+                        consumer,
+                    ))
                 });
                 let found = step.await;
                 self.step = None;
-                let Step { consumer, received, lost, gone } = found?;
-                // All is well with a consumer that has been pulled from in vain.
+                let PullStep { consumer, received, lost, gone } = found?;
+                // A consumer that answers without a message works.
                 self.is_second &= consumer.is_none() || !received.is_empty();
                 self.consumer = consumer;
                 self.received = received;
                 if let Some(place) = lost {
                     (self.place, self.lost) = (place, true);
                 }
-                // The server forgets consumers, as when nobody pulled for a while. One that is gone at once is another
-                // matter.
+                // The server removes consumers that nobody pulled from for a while, which is no error. But if the new one is
+                // gone at once too, retrying here would spin.
                 let Some(why) = gone else { continue };
                 if std::mem::replace(&mut self.is_second, true) {
-                    return Err(self
-                        .bus
-                        .transient(format_args!("pulling from channel {}", self.channel), why));
+                    let doing = format_args!("pulling from channel {}", self.channel);
+                    return Err(self.client.settings.transient(doing, why));
                 }
             }
         })
     }
 }
 
-/// Whether a listener at `place` can be given all that came behind it. Where the server has given numbers anew, the
-/// message at the place is another one.
+/// Returns true if the stream has all messages behind `place`. If the server has lost messages and given out their
+/// numbers again, the message at `place` has another time.
 async fn follows(
     link: &Link,
-    bus: &Inner,
+    settings: &Settings,
     channel: &Channel,
-    holding: &Holding,
-    place: &Place,
+    holding: &StreamState,
+    place: &StreamPosition,
 ) -> Result<bool> {
     if !holding.follows(place) {
         return Ok(false);
     }
+    // Without a time, or without the message, only the numbers can be compared.
     if place.taken.is_none() || !holding.includes(place) {
         return Ok(true);
     }
-    Ok(stream::taken_at(link, bus, channel, place.sequence).await? == place.taken)
+    Ok(stream::taken_at(link, settings, channel, place.sequence).await? == place.taken)
 }
 
-/// Pulls what is behind `place`, waiting for it a while. With a new consumer, and after waiting in vain, the place is
-/// compared with what the stream holds. After an error the consumer is given up.
-async fn step(bus: Arc<Inner>, channel: Channel, place: Place, consumer: Option<Consumer>) -> Result<Step> {
+/// Pulls the messages behind `place`, and waits for them for a while. With a new consumer, and after a pull without a
+/// message, compares the position with the state of the stream. After an error the consumer is dropped.
+async fn step(
+    client: Arc<NatsClient>,
+    channel: Channel,
+    place: StreamPosition,
+    consumer: Option<NatsConsumer>,
+) -> Result<PullStep> {
     let mut consumer = match consumer {
         Some(consumer) => consumer,
         None => {
-            let link = bus.link().await?;
-            stream::ensure(&link, &bus, &channel).await?;
-            let holding = stream::look(&link, &bus, &channel).await?;
-            if !follows(&link, &bus, &channel, &holding, &place).await? {
+            let link = client.link().await?;
+            stream::ensure(&link, &client.settings, &channel).await?;
+            let holding = stream::read_state(&link, &client.settings, &channel).await?;
+            if !follows(&link, &client.settings, &channel, &holding, &place).await? {
                 let lost = Some(holding.start());
-                return Ok(Step { consumer: None, received: VecDeque::new(), lost, gone: None });
+                return Ok(PullStep { consumer: None, received: VecDeque::new(), lost, gone: None });
             }
-            Consumer::make(link, &bus, &channel, place.sequence.saturating_add(1)).await?
+            NatsConsumer::make(link, &client.settings, &channel, place.sequence.saturating_add(1)).await?
         }
     };
-    let (received, lost) = match consumer.pull(&bus, &channel).await? {
-        Pulled::Received(received) => (received, None),
-        Pulled::Nothing => {
-            let holding = stream::look(&consumer.link, &bus, &channel).await?;
+    let (received, lost) = match consumer.pull(&client.settings, &channel).await? {
+        PullResult::Received(received) => (received, None),
+        PullResult::Nothing => {
+            let holding = stream::read_state(&consumer.link, &client.settings, &channel).await?;
             (VecDeque::new(), (!holding.follows(&place)).then(|| holding.start()))
         }
-        Pulled::Gone(why) => {
+        PullResult::Gone(why) => {
             let received = VecDeque::new();
-            return Ok(Step { consumer: None, received, lost: None, gone: Some(why) });
+            return Ok(PullStep { consumer: None, received, lost: None, gone: Some(why) });
         }
     };
-    // A consumer starts at one place; for another one it takes another.
+    // A consumer has a fixed start; another position needs a new consumer.
     let consumer = lost.is_none().then_some(consumer);
-    Ok(Step { consumer, received, lost, gone: None })
+    Ok(PullStep { consumer, received, lost, gone: None })
 }
 
-enum Pulled {
+/// The result of one pull.
+enum PullResult {
     Received(VecDeque<Received>),
-    /// The server has answered that nothing came.
+    /// There was no message, or no answer within the time.
     Nothing,
-    /// The server has no such consumer, with its words.
+    /// The server no longer has the consumer, for this reason.
     Gone(String),
 }
 
-impl Consumer {
-    /// A consumer that lives in the memory of one server and starts at `sequence`, or at the first message behind it
-    /// that the stream holds.
-    async fn make(link: Arc<Link>, bus: &Inner, channel: &Channel, sequence: u64) -> Result<Consumer> {
-        let name = stream::name(bus, channel);
+impl NatsConsumer {
+    /// Creates a consumer in the memory of one server. It starts at `sequence`, or at the first later message that the
+    /// stream still has.
+    async fn make(
+        link: Arc<Link>,
+        settings: &Settings,
+        channel: &Channel,
+        sequence: u64,
+    ) -> Result<NatsConsumer> {
+        let name = stream::name(settings, channel);
         let doing = format!("making a consumer of stream {name}");
         let connection = link.connection();
         let address = link.client.new_inbox();
         let subscribed = link.client.subscribe(format!("{address}.*")).await;
-        let inbox = subscribed.map_err(|error| link.error(bus, &doing, error))?;
+        let inbox = subscribed.map_err(|error| link.error_from(&doing, error))?;
         let config = pull::Config {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: sequence },
+            // The listener keeps its own position, so acknowledgements would only cost round trips.
             ack_policy: AckPolicy::None,
             inactive_threshold: CONSUMER_IDLE_MAX,
+            // A lost consumer is created again at the same position, so it needs neither file nor replica.
             memory_storage: true,
             num_replicas: 1,
             ..pull::Config::default()
@@ -237,31 +261,42 @@ impl Consumer {
         let made = link.context.create_consumer_on_stream(config, name.as_str()).await;
         let made = made.map_err(|error| match error.kind() {
             ConsumerErrorKind::JetStream(refusal) => {
-                bus.server.error(stream::kind_of(&refusal), &doing, &refusal)
+                settings.server.error_from(stream::kind_of(&refusal), &doing, refusal)
             }
-            _ => link.error(bus, &doing, &error),
+            _ => link.error_from(&doing, error),
         })?;
         let name = made.cached_info().name.clone();
         let (outstanding, heard, over) = (0, false, Instant::now());
-        Ok(Consumer { link, name, inbox, address, connection, pulls: 0, outstanding, heard, over, silent: 0 })
+        Ok(NatsConsumer {
+            link,
+            name,
+            inbox,
+            address,
+            connection,
+            pulls: 0,
+            outstanding,
+            heard,
+            over,
+            silent: 0,
+        })
     }
 
-    /// Asks for messages, unless some are asked for, and waits for the first of them.
-    async fn pull(&mut self, bus: &Inner, channel: &Channel) -> Result<Pulled> {
+    /// Requests messages unless a request is running, and waits for the first of them.
+    async fn pull(&mut self, settings: &Settings, channel: &Channel) -> Result<PullResult> {
         let doing = format!("pulling from channel {channel}");
         if self.outstanding == 0 {
-            self.ask(bus, channel, &doing).await?;
+            self.request(settings, channel, &doing).await?;
         }
         let mut received = VecDeque::new();
         while self.outstanding > 0 {
             let message = if received.is_empty() {
-                match self.wait(bus, &doing).await? {
+                match self.wait(&doing).await? {
                     Some(message) => message,
                     None => {
                         self.outstanding = 0;
                         self.silent = if self.heard { 0 } else { self.silent.saturating_add(1) };
                         if self.silent >= SILENT_PULLS_MAX {
-                            return Ok(Pulled::Gone("the consumer does not answer".into()));
+                            return Ok(PullResult::Gone("the consumer does not answer".into()));
                         }
                         break;
                     }
@@ -276,12 +311,13 @@ impl Consumer {
             match message.status {
                 None => {
                     let of = Received::of(message);
-                    received
-                        .push_back(of.ok_or_else(|| bus.failed(&doing, "a message is not of its consumer"))?);
+                    received.push_back(
+                        of.ok_or_else(|| settings.failed(&doing, "a message is not of its consumer"))?,
+                    );
                     self.outstanding = self.outstanding.saturating_sub(1);
                 }
                 Some(StatusCode::IDLE_HEARTBEAT) => {}
-                // The end of this pull, or of one before it that had been given up.
+                // This ends the current pull only if its reply subject says so: it may belong to an earlier pull.
                 Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => {
                     if message.subject.as_str() == self.reply() {
                         self.outstanding = 0;
@@ -289,45 +325,45 @@ impl Consumer {
                 }
                 Some(status) => {
                     let words = message.description.map_or_else(String::new, |words| words.to_string());
-                    return Ok(Pulled::Gone(format!("the server says: {status} {words}")));
+                    return Ok(PullResult::Gone(format!("the server says: {status} {words}")));
                 }
             }
         }
-        Ok(if received.is_empty() { Pulled::Nothing } else { Pulled::Received(received) })
+        Ok(if received.is_empty() { PullResult::Nothing } else { PullResult::Received(received) })
     }
 
-    /// Where the answers to the last pull come in. Each pull has its own, so that the end of one is not taken for the
-    /// end of another.
+    /// Returns the subject for the answers to the last pull. Each pull has its own, so that the end of an earlier pull is not
+    /// taken for the end of this one.
     fn reply(&self) -> String {
         format!("{}.{}", self.address, self.pulls)
     }
 
-    async fn ask(&mut self, bus: &Inner, channel: &Channel, doing: &str) -> Result<()> {
+    async fn request(&mut self, settings: &Settings, channel: &Channel, doing: &str) -> Result<()> {
         self.pulls += 1;
         let payload =
-            format!("{{\"batch\":{PULL_MESSAGES_MAX},\"expires\":{}}}", bus.options.idle.as_nanos());
+            format!("{{\"batch\":{PULL_MESSAGES_MAX},\"expires\":{}}}", settings.options.idle.as_nanos());
         let request = Request::new().payload(payload.into()).inbox(self.reply());
-        let subject = format!("CONSUMER.MSG.NEXT.{}.{}", stream::name(bus, channel), self.name);
+        let subject = format!("CONSUMER.MSG.NEXT.{}.{}", stream::name(settings, channel), self.name);
         let sent = self.link.context.send_request(subject, request).await;
-        sent.map_err(|error| self.link.error(bus, doing, error))?;
+        sent.map_err(|error| self.link.error_from(doing, error))?;
         (self.outstanding, self.heard) = (PULL_MESSAGES_MAX, false);
-        self.over = Instant::now() + bus.options.idle + PULL_GRACE.min(bus.options.timeout);
+        self.over = Instant::now() + settings.options.idle + PULL_GRACE.min(settings.options.timeout);
         Ok(())
     }
 
-    /// The next of what comes in; `None` once the pull is over and nothing has said so. Servers up to 2.9.10 at the
-    /// least forget a pull without a word if a message comes just when it expires.
-    async fn wait(&mut self, bus: &Inner, doing: &str) -> Result<Option<async_nats::Message>> {
+    /// Waits for the next message of the inbox; `None` after the end of the pull. Servers up to 2.9.10 at least do not
+    /// answer a pull if a message arrives just when it expires.
+    async fn wait(&mut self, doing: &str) -> Result<Option<async_nats::Message>> {
         tokio::select! {
             biased;
             next = tokio::time::timeout_at(self.over, self.inbox.next()) => match next {
                 Ok(Some(message)) => Ok(Some(message)),
-                Ok(None) => Err(self.link.error(bus, doing, "the connection is closed")),
+                Ok(None) => Err(self.link.error(doing, "the connection is closed")),
                 Err(_) => Ok(None),
             },
-            // What was asked for over a connection does not survive it.
+            // A pull does not survive its connection.
             () = self.link.disconnected(self.connection) => {
-                Err(self.link.error(bus, doing, "the connection was lost"))
+                Err(self.link.error(doing, "the connection was lost"))
             }
         }
     }

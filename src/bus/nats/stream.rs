@@ -1,46 +1,49 @@
-//! A channel's stream: its names, what it holds, and a listener's place in it.
+//! The stream of a channel: its name, its state, positions in it, and publishing to it.
+
+use std::collections::VecDeque;
 
 use async_nats::datetime::{DateTime, from_nanos, parse_rfc3339};
 use async_nats::jetstream;
-use async_nats::jetstream::context::{RequestError, RequestErrorKind};
+use async_nats::jetstream::context::{PublishError, PublishErrorKind, RequestError, RequestErrorKind};
+use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::bus::contract::{Channel, Position};
-use crate::bus::nats::Inner;
-use crate::bus::nats::link::Link;
+use crate::bus::contract::{Channel, Message, Position};
+use crate::bus::nats::link::{Link, NatsClient};
+use crate::bus::nats::options::Settings;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The stream of a channel. A channel's name needs no escape, and none can be mistaken for another.
-pub(super) fn name(bus: &Inner, channel: &Channel) -> String {
-    format!("{}-{channel}", bus.options.prefix)
+/// Returns the name of the stream of a channel. Names of channels need no escape, and no two give the same stream.
+pub(super) fn name(settings: &Settings, channel: &Channel) -> String {
+    format!("{}-{channel}", settings.options.prefix)
 }
 
-/// The subject of a channel.
-pub(super) fn subject(bus: &Inner, channel: &Channel) -> String {
-    format!("{}.{channel}", bus.options.prefix)
+/// Returns the subject of a channel.
+pub(super) fn subject(settings: &Settings, channel: &Channel) -> String {
+    format!("{}.{channel}", settings.options.prefix)
 }
 
-/// Behind which message a listener stands.
+/// The position of a listener, behind a message.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Place {
-    /// When the stream was made, in the server's words.
+pub(super) struct StreamPosition {
+    /// The creation time of the stream, as the server writes it.
     pub(super) created: String,
     pub(super) sequence: u64,
-    /// When the message was taken in; `None` stands for no message.
+    /// The time when the server stored the message; `None` for a position that is not behind a message.
     pub(super) taken: Option<DateTime>,
 }
 
-impl Place {
-    /// Reads what [`Received::position`] wrote.
-    pub(super) fn parse(position: &Position) -> Result<Place> {
+impl StreamPosition {
+    /// Parses the text of [`Received::position`].
+    pub(super) fn parse(position: &Position) -> Result<StreamPosition> {
         let parsed = || {
             let mut parts = position.as_str().splitn(3, ':');
             let (sequence, nanoseconds) = (parts.next()?.parse().ok()?, parts.next()?.parse::<u64>().ok()?);
             let created = parts.next().filter(|created| parse_rfc3339(created).is_ok())?.to_string();
-            Some(Place { created, sequence, taken: Some(from_nanos(nanoseconds.into()).ok()?) })
+            Some(StreamPosition { created, sequence, taken: Some(from_nanos(nanoseconds.into()).ok()?) })
         };
         parsed().ok_or_else(|| {
             let shown: String = position.as_str().chars().take(80).flat_map(char::escape_default).collect();
@@ -49,7 +52,7 @@ impl Place {
     }
 }
 
-/// A message as a consumer delivered it.
+/// A message that a consumer delivered.
 pub(super) struct Received {
     pub(super) sequence: u64,
     nanoseconds: u64,
@@ -57,7 +60,7 @@ pub(super) struct Received {
 }
 
 impl Received {
-    /// `None` if it is not of a consumer. Where it has come from is said by the subject for its acknowledgement:
+    /// Reads number and time from the subject for the acknowledgement; `None` if the message is not of a consumer:
     /// `$JS.ACK.[domain.account.]stream.consumer.deliveries.sequence.delivery.nanoseconds.pending`.
     pub(super) fn of(message: async_nats::Message) -> Option<Received> {
         let reply = message.reply?;
@@ -71,143 +74,209 @@ impl Received {
         Some(Received { sequence: number(before)?, nanoseconds: number(before + 2)?, body: message.payload })
     }
 
-    /// The place behind this message: the sequence, when it was taken in, and when its stream was made.
+    /// Returns the position behind this message: its number, its time, and the creation time of the stream.
     pub(super) fn position(&self, created: &str) -> Position {
         Position::new(format!("{}:{}:{created}", self.sequence, self.nanoseconds))
     }
 
-    /// When it was taken in.
+    /// Returns the time when the server stored the message.
     pub(super) fn taken(&self) -> Option<DateTime> {
         from_nanos(self.nanoseconds.into()).ok()
     }
 }
 
-/// What a stream holds, of what the server says of it.
+/// The state of a stream: the used part of the answer of the server.
 #[derive(Debug, Deserialize)]
-pub(super) struct Holding {
+pub(super) struct StreamState {
     created: String,
-    state: Held,
+    state: StreamNumbers,
 }
 
 #[derive(Debug, Deserialize)]
-struct Held {
+struct StreamNumbers {
     first_seq: u64,
     last_seq: u64,
     last_ts: String,
 }
 
 #[derive(Serialize)]
-struct Wanted {
+struct GetMessage {
     seq: u64,
 }
 
 #[derive(Deserialize)]
-struct Found {
-    message: Stored,
+struct FoundMessage {
+    message: StoredMessage,
 }
 
 #[derive(Deserialize)]
-struct Stored {
+struct StoredMessage {
     time: String,
 }
 
-impl Holding {
-    /// The place before all that is held.
-    pub(super) fn start(&self) -> Place {
+impl StreamState {
+    /// Returns the position before the first message.
+    pub(super) fn start(&self) -> StreamPosition {
         let sequence = self.state.first_seq.saturating_sub(1);
-        Place { created: self.created.clone(), sequence, taken: None }
+        StreamPosition { created: self.created.clone(), sequence, taken: None }
     }
 
-    /// The place behind all that is held.
-    pub(super) fn end(&self) -> Place {
+    /// Returns the position behind the last message.
+    pub(super) fn end(&self) -> StreamPosition {
         let sequence = self.state.last_seq;
         let taken = parse_rfc3339(&self.state.last_ts).ok().filter(|_| sequence > 0);
-        Place { created: self.created.clone(), sequence, taken }
+        StreamPosition { created: self.created.clone(), sequence, taken }
     }
 
-    /// Whether a listener at `place` can be given all that came behind it, as far as the numbers say.
-    pub(super) fn follows(&self, place: &Place) -> bool {
+    /// Returns true if the stream has all messages behind `place`, judging by the numbers.
+    pub(super) fn follows(&self, place: &StreamPosition) -> bool {
         self.created == place.created
             && place.sequence <= self.state.last_seq
             && place.sequence.saturating_add(1) >= self.state.first_seq
     }
 
-    /// Whether the message at `place` is still held, and not just the next one.
-    pub(super) fn includes(&self, place: &Place) -> bool {
+    /// Returns true if the stream still has the message at `place` itself.
+    pub(super) fn includes(&self, place: &StreamPosition) -> bool {
         place.sequence > 0 && place.sequence >= self.state.first_seq
     }
 }
 
-/// Makes the channel's stream unless it is there, and checks that it is what a channel needs.
-pub(super) async fn ensure(link: &Link, bus: &Inner, channel: &Channel) -> Result<()> {
-    let (name, subject) = (name(bus, channel), subject(bus, channel));
+/// Creates the stream of a channel if it does not exist, and checks its configuration.
+pub(super) async fn ensure(link: &Link, settings: &Settings, channel: &Channel) -> Result<()> {
+    let (name, subject) = (name(settings, channel), subject(settings, channel));
     let doing = format!("making stream {name}");
     let config = Config {
         name: name.clone(),
         subjects: vec![subject.clone()],
+        // The other policies remove messages that listeners have acknowledged.
         retention: RetentionPolicy::Limits,
+        // A full stream must drop its oldest messages, and not refuse new ones.
         discard: DiscardPolicy::Old,
         storage: StorageType::File,
-        max_messages: i64::try_from(bus.options.retained).unwrap_or(i64::MAX),
-        num_replicas: bus.options.replicas,
+        max_messages: i64::try_from(settings.options.retained).unwrap_or(i64::MAX),
+        num_replicas: settings.options.replicas,
         ..Config::default()
     };
     let made = link.context.get_or_create_stream(config).await;
     let stream = made.map_err(|error| {
         use async_nats::jetstream::context::CreateStreamErrorKind as Kind;
         match error.kind() {
-            Kind::JetStream(refusal) => bus.server.error(kind_of(&refusal), &doing, &refusal),
-            _ => link.error(bus, &doing, &error),
+            Kind::JetStream(refusal) => settings.server.error_from(kind_of(&refusal), &doing, refusal),
+            _ => link.error_from(&doing, error),
         }
     })?;
     let config = &stream.cached_info().config;
+    // `get_or_create_stream` returns an existing stream whatever its configuration.
     if config.retention == RetentionPolicy::Limits && config.subjects.as_slice() == [subject.as_str()] {
         return Ok(());
     }
     let why = format!("there is a stream of that name whose subject is not {subject}, or that is a queue");
-    Err(bus.failed(&doing, why))
+    Err(settings.failed(&doing, why))
 }
 
-/// What the channel's stream holds.
-pub(super) async fn look(link: &Link, bus: &Inner, channel: &Channel) -> Result<Holding> {
-    let name = name(bus, channel);
+/// Reads the state of the stream of a channel.
+pub(super) async fn read_state(link: &Link, settings: &Settings, channel: &Channel) -> Result<StreamState> {
+    let name = name(settings, channel);
     let answer = link.context.request(format!("STREAM.INFO.{name}"), &()).await;
     let doing = format!("looking what stream {name} holds");
-    match answer.map_err(|error| request_error(link, bus, &doing, &error))? {
+    match answer.map_err(|error| request_error(link, settings, &doing, error))? {
         Response::Ok(holding) => Ok(holding),
-        // It was deleted; the next attempt makes it again, and finds it another one.
-        Response::Err { error } if error.code() == 404 => Err(bus.transient(&doing, error)),
-        Response::Err { error } => Err(bus.server.error(kind_of(&error), &doing, &error)),
+        // The stream was deleted. The next attempt creates it again and notices that it is another one.
+        Response::Err { error } if error.code() == 404 => {
+            Err(settings.server.error_from(ErrorKind::Transient, &doing, error))
+        }
+        Response::Err { error } => Err(settings.server.error_from(kind_of(&error), &doing, error)),
     }
 }
 
-/// When the message with this sequence was taken in; `None` if there is none.
+/// Returns the time when the server stored the message with this number; `None` if there is none.
 pub(super) async fn taken_at(
     link: &Link,
-    bus: &Inner,
+    settings: &Settings,
     channel: &Channel,
     sequence: u64,
 ) -> Result<Option<DateTime>> {
-    let name = name(bus, channel);
+    let name = name(settings, channel);
     let doing = format!("looking for message {sequence} of stream {name}");
-    let answer = link.context.request(format!("STREAM.MSG.GET.{name}"), &Wanted { seq: sequence }).await;
-    match answer.map_err(|error| request_error(link, bus, &doing, &error))? {
-        Response::Ok(Found { message }) => {
-            parse_rfc3339(&message.time).map(Some).map_err(|error| bus.failed(&doing, error))
-        }
+    let answer = link.context.request(format!("STREAM.MSG.GET.{name}"), &GetMessage { seq: sequence }).await;
+    match answer.map_err(|error| request_error(link, settings, &doing, error))? {
+        Response::Ok(FoundMessage { message }) => parse_rfc3339(&message.time)
+            .map(Some)
+            .map_err(|error| settings.server.error_from(ErrorKind::BusFailed, &doing, error)),
         Response::Err { error } if error.code() == 404 => Ok(None),
-        Response::Err { error } => Err(bus.server.error(kind_of(&error), &doing, &error)),
+        Response::Err { error } => Err(settings.server.error_from(kind_of(&error), &doing, error)),
     }
 }
 
-fn request_error(link: &Link, bus: &Inner, doing: &str, error: &RequestError) -> Error {
+/// Publishes the messages, some in flight at a time, and waits until all are acknowledged.
+pub(super) async fn publish(client: &NatsClient, channel: &Channel, messages: &[Message]) -> Result<()> {
+    messages.iter().try_for_each(Message::check)?;
+    if messages.is_empty() {
+        return Ok(());
+    }
+    let link = client.link().await?;
+    let connection = link.connection();
+    if !client.knows_stream(channel) {
+        ensure(&link, &client.settings, channel).await?;
+        client.note_stream(channel, true);
+    }
+    tokio::select! {
+        biased;
+        published = send(client, &link, channel, messages) => published,
+        // Acknowledgements of a lost connection never arrive.
+        () = link.disconnected(connection) => {
+            let doing = format_args!("publishing to channel {channel}");
+            Err(client.settings.transient(doing, "the connection was lost"))
+        }
+    }
+}
+
+async fn send(client: &NatsClient, link: &Link, channel: &Channel, messages: &[Message]) -> Result<()> {
+    let settings = &client.settings;
+    let (subject, name) = (subject(settings, channel), name(settings, channel));
+    let fail = |error: PublishError| {
+        let doing = format_args!("publishing to channel {channel}");
+        match error.kind() {
+            PublishErrorKind::StreamNotFound => {
+                // The stream was deleted; the next call creates it again.
+                client.note_stream(channel, false);
+                link.error_from(doing, error)
+            }
+            PublishErrorKind::MaxPayloadExceeded => {
+                settings.server.error_from(ErrorKind::BusFailed, doing, error)
+            }
+            _ => link.error_from(doing, error),
+        }
+    };
+    let in_flight_max = settings.options.in_flight;
+    let mut in_flight = VecDeque::with_capacity(in_flight_max.min(messages.len()));
+    let mut rest = messages.iter();
+    loop {
+        let next = if in_flight.len() < in_flight_max { rest.next() } else { None };
+        if let Some(message) = next {
+            let publish =
+                PublishMessage::build().payload(message.body.clone()).message_id(message.identity.as_str());
+            in_flight.push_back(link.context.send_publish(subject.clone(), publish).await.map_err(fail)?);
+            continue;
+        }
+        let Some(first) = in_flight.pop_front() else { return Ok(()) };
+        let acknowledged = first.await.map_err(fail)?;
+        // If another stream has the subject, JetStream acknowledges too, and no listener of ours would get the message.
+        if acknowledged.stream != name {
+            let why = format!("its subject {subject} belongs to another stream");
+            return Err(settings.failed(format_args!("publishing to channel {channel}"), why));
+        }
+    }
+}
+
+fn request_error(link: &Link, settings: &Settings, doing: &str, error: RequestError) -> Error {
     match error.kind() {
-        RequestErrorKind::InvalidSubject => bus.failed(doing, error),
-        _ => link.error(bus, doing, error),
+        RequestErrorKind::InvalidSubject => settings.server.error_from(ErrorKind::BusFailed, doing, error),
+        _ => link.error_from(doing, error),
     }
 }
 
-/// What does not pass by itself is told from what may.
+/// Classifies a refusal of JetStream by its code.
 pub(super) fn kind_of(error: &jetstream::Error) -> ErrorKind {
     use async_nats::jetstream::ErrorCode;
     let disabled = [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT]
@@ -222,13 +291,13 @@ mod tests {
 
     const MADE: &str = "2026-11-25T16:20:00.123456789Z";
 
-    fn holding(first_seq: u64, last_seq: u64) -> Holding {
+    fn holding(first_seq: u64, last_seq: u64) -> StreamState {
         let last_ts = "2026-11-25T16:21:00Z".to_string();
-        Holding { created: MADE.into(), state: Held { first_seq, last_seq, last_ts } }
+        StreamState { created: MADE.into(), state: StreamNumbers { first_seq, last_seq, last_ts } }
     }
 
-    fn place(sequence: u64) -> Place {
-        Place { created: MADE.into(), sequence, taken: None }
+    fn place(sequence: u64) -> StreamPosition {
+        StreamPosition { created: MADE.into(), sequence, taken: None }
     }
 
     #[test]
@@ -236,10 +305,13 @@ mod tests {
         let received = Received { sequence: 17, nanoseconds: 1_790_230_470_084_404_001, body: Bytes::new() };
         let position = received.position(MADE);
         assert_eq!(position.as_str(), format!("17:1790230470084404001:{MADE}"));
-        let place = Place::parse(&position).unwrap();
+        let place = StreamPosition::parse(&position).unwrap();
         assert_eq!((place.sequence, place.created.as_str(), place.taken), (17, MADE, received.taken()));
         for bad in ["", "17", "17:1", "17:1:yesterday", "x:1:2026-11-25T16:20:00Z", "1-2"] {
-            assert_eq!(Place::parse(&Position::new(bad)).expect_err(bad).kind(), ErrorKind::BusFailed);
+            assert_eq!(
+                StreamPosition::parse(&Position::new(bad)).expect_err(bad).kind(),
+                ErrorKind::BusFailed
+            );
         }
     }
 
@@ -248,7 +320,7 @@ mod tests {
         let held = holding(7, 9);
         assert!(held.follows(&place(6)) && held.follows(&place(9)) && !held.follows(&place(5)));
         assert!(!held.follows(&place(10)), "the server lost number 10");
-        assert!(!held.follows(&Place { created: "2026-11-25T16:20:00Z".into(), ..place(8) }));
+        assert!(!held.follows(&StreamPosition { created: "2026-11-25T16:20:00Z".into(), ..place(8) }));
         assert!(held.includes(&place(7)) && !held.includes(&place(6)));
         assert_eq!((held.start().sequence, held.end().sequence), (6, 9));
         let emptied = holding(10, 9);

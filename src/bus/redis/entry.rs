@@ -1,4 +1,4 @@
-//! What an entry of a stream says of itself, and a listener's place among the entries.
+//! The entries of a stream with their numbers, and the position of a listener.
 
 use std::fmt;
 
@@ -7,12 +7,12 @@ use bytes::Bytes;
 use crate::bus::contract::Position;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The names of an entry's fields, which the script writes in this order. They are part of the format.
+/// The names of the fields of an entry, in the order in which the script writes them. They are part of the format.
 pub(super) const INCARNATION_FIELD: &str = "in";
 pub(super) const NUMBER_FIELD: &str = "no";
 pub(super) const BODY_FIELD: &str = "body";
 
-/// The name that Redis gave an entry: milliseconds and a counter.
+/// The ID that Redis gave an entry: milliseconds and a counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct EntryId(u64, u64);
 
@@ -29,40 +29,41 @@ impl fmt::Display for EntryId {
     }
 }
 
-/// Which entry of a channel: a number, and the incarnation that counts it.
+/// The number of an entry, and the incarnation of the channel in which it was counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Mark {
+pub(super) struct EntryNumber {
     pub(super) incarnation: String,
     pub(super) number: u64,
 }
 
-impl Mark {
-    pub(super) fn next(&self) -> Mark {
-        Mark { incarnation: self.incarnation.clone(), number: self.number.saturating_add(1) }
+impl EntryNumber {
+    pub(super) fn next(&self) -> EntryNumber {
+        EntryNumber { incarnation: self.incarnation.clone(), number: self.number.saturating_add(1) }
     }
 
-    pub(super) fn before(&self) -> Mark {
-        Mark { incarnation: self.incarnation.clone(), number: self.number.saturating_sub(1) }
+    pub(super) fn before(&self) -> EntryNumber {
+        EntryNumber { incarnation: self.incarnation.clone(), number: self.number.saturating_sub(1) }
     }
 }
 
-/// Behind which entry a listener stands.
+/// The position of a listener, behind an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) mark: Mark,
-    /// Where to read on. Zero stands before all entries.
+pub(super) struct EntryPosition {
+    pub(super) mark: EntryNumber,
+    /// The ID behind which to read. Zero is before all entries.
     pub(super) id: EntryId,
 }
 
-impl Place {
-    /// Reads what [`Place::position`] wrote.
-    pub(super) fn parse(position: &Position) -> Result<Place> {
+impl EntryPosition {
+    /// Parses the text of [`EntryPosition::position`].
+    pub(super) fn parse(position: &Position) -> Result<EntryPosition> {
         let parsed = || {
             let mut parts = position.as_str().split(':');
             let (incarnation, number, id) = (parts.next()?, parts.next()?, parts.next()?);
             let hexadecimal = incarnation.len() == 16 && incarnation.chars().all(|c| c.is_ascii_hexdigit());
-            let mark = Mark { incarnation: incarnation.into(), number: number.parse().ok()? };
-            let place = Place { mark, id: EntryId::parse(id)? };
+            let mark = EntryNumber { incarnation: incarnation.into(), number: number.parse().ok()? };
+            let place = EntryPosition { mark, id: EntryId::parse(id)? };
+            // Text with more parts is a position of another bus.
             (hexadecimal && parts.next().is_none()).then_some(place)
         };
         parsed().ok_or_else(|| {
@@ -71,21 +72,21 @@ impl Place {
         })
     }
 
-    /// What the bus calls it: the incarnation, the number and the entry's name.
+    /// Returns the text of the position: incarnation, number and ID.
     pub(super) fn position(&self) -> Position {
         Position::new(format!("{}:{}:{}", self.mark.incarnation, self.mark.number, self.id))
     }
 }
 
-/// An entry as it was read.
-pub(super) struct Entry {
-    pub(super) place: Place,
+/// An entry and the position behind it.
+pub(super) struct ChannelEntry {
+    pub(super) place: EntryPosition,
     pub(super) body: Bytes,
 }
 
-impl Entry {
-    /// Of its name and its fields; `None` if it is not of this bus.
-    pub(super) fn of(id: &str, fields: &[Bytes]) -> Option<Entry> {
+impl ChannelEntry {
+    /// Parses ID and fields; `None` if the entry was not written by this bus.
+    pub(super) fn of(id: &str, fields: &[Bytes]) -> Option<ChannelEntry> {
         let [incarnation_name, incarnation, number_name, number, body_name, body] = fields else {
             return None;
         };
@@ -93,8 +94,8 @@ impl Entry {
             incarnation_name == INCARNATION_FIELD && number_name == NUMBER_FIELD && body_name == BODY_FIELD;
         let incarnation = std::str::from_utf8(incarnation).ok().filter(|_| named)?.into();
         let number = std::str::from_utf8(number).ok()?.parse().ok()?;
-        let place = Place { mark: Mark { incarnation, number }, id: EntryId::parse(id)? };
-        Some(Entry { place, body: body.clone() })
+        let place = EntryPosition { mark: EntryNumber { incarnation, number }, id: EntryId::parse(id)? };
+        Some(ChannelEntry { place, body: body.clone() })
     }
 }
 
@@ -104,10 +105,10 @@ mod tests {
 
     #[test]
     fn a_position_is_read_as_it_was_written_and_nothing_else_is() {
-        let mark = Mark { incarnation: "00ff00ff00ff00ff".into(), number: 17 };
-        let place = Place { mark, id: EntryId(1_700_000_000_000, 3) };
+        let mark = EntryNumber { incarnation: "00ff00ff00ff00ff".into(), number: 17 };
+        let place = EntryPosition { mark, id: EntryId(1_700_000_000_000, 3) };
         assert_eq!(place.position().as_str(), "00ff00ff00ff00ff:17:1700000000000-3");
-        assert_eq!(Place::parse(&place.position()).unwrap(), place);
+        assert_eq!(EntryPosition::parse(&place.position()).unwrap(), place);
         let bad = [
             "",
             "17",
@@ -117,7 +118,7 @@ mod tests {
             "00ff00ff00ff00ff:17:1",
         ];
         for bad in bad {
-            let error = Place::parse(&Position::new(bad)).expect_err(bad);
+            let error = EntryPosition::parse(&Position::new(bad)).expect_err(bad);
             assert_eq!(error.kind(), ErrorKind::BusFailed);
         }
         assert!(EntryId(2, 0) > EntryId(1, 9) && EntryId(1, 10) > EntryId(1, 9));
@@ -128,7 +129,7 @@ mod tests {
         let fields = |fields: &[&'static str]| -> Vec<Bytes> {
             fields.iter().map(|field| Bytes::from_static(field.as_bytes())).collect()
         };
-        let entry = Entry::of("5-1", &fields(&["in", "ab", "no", "3", "body", "b"])).unwrap();
+        let entry = ChannelEntry::of("5-1", &fields(&["in", "ab", "no", "3", "body", "b"])).unwrap();
         assert!(entry.place.mark.number == 3 && entry.place.id == EntryId(5, 1) && entry.body == "b");
         for bad in [
             vec![],
@@ -136,7 +137,7 @@ mod tests {
             vec!["in", "ab", "no", "x", "body", "b"],
             vec!["in", "ab", "no", "3", "c", "b"],
         ] {
-            assert!(Entry::of("5-1", &fields(&bad)).is_none());
+            assert!(ChannelEntry::of("5-1", &fields(&bad)).is_none());
         }
     }
 }

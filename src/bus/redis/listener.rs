@@ -1,70 +1,64 @@
-//! One listener of a stream: reads on, connects again, and compares its place with what the server holds.
+//! A listener of a stream: it reads on, reconnects, and compares its position with the state of the channel.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ::redis::aio::MultiplexedConnection;
-use bytes::Bytes;
 
-use crate::bus::contract::{BoxFuture, Channel, Delivery, From, Subscription};
-use crate::bus::redis::Inner;
-use crate::bus::redis::entry::{Entry, EntryId, Place};
-use crate::bus::redis::script::{Holding, Keys};
-use crate::bus::server;
-use crate::error::{ErrorKind, Result};
+use crate::bus::contract::{BoxFuture, Channel, Delivery, StartPosition, Subscription};
+use crate::bus::redis::client::RedisClient;
+use crate::bus::redis::entry::{ChannelEntry, EntryId, EntryPosition};
+use crate::bus::redis::script::ChannelState;
+use crate::error::Result;
 
-/// How many entries are read at once; 32 MiB of the largest.
-const READ_ENTRIES_MAX: usize = 64;
-
-/// What `XREAD` answers: nothing, or of each stream its name and its entries with their names and fields.
-type Read = Option<Vec<(String, Vec<(String, Vec<Bytes>)>)>>;
-
-pub(super) struct Listener {
-    bus: Arc<Inner>,
+/// A subscription.
+pub(super) struct RedisListener {
+    client: Arc<RedisClient>,
     channel: Channel,
-    place: Place,
-    /// Whether what should come next cannot be had.
+    place: EntryPosition,
+    /// True if the next entries are missing and the caller has not been told.
     lost: bool,
-    /// Read and not delivered.
-    entries: VecDeque<Entry>,
+    /// Entries that were read and not delivered yet.
+    entries: VecDeque<ChannelEntry>,
     connection: Option<MultiplexedConnection>,
-    /// A read on its way. Kept here, so that nothing is read twice when the future of a delivery is dropped.
-    step: Option<BoxFuture<'static, Result<Step>>>,
+    /// The running read. It is kept here so that dropping the future of a delivery loses no entry.
+    step: Option<BoxFuture<'static, Result<ReadStep>>>,
 }
 
-/// What one read found.
-struct Step {
+/// The result of one step: a check of the position if one is due, and a read.
+struct ReadStep {
     connection: MultiplexedConnection,
-    entries: VecDeque<Entry>,
-    /// Where to go on, if what should come next cannot be had.
-    lost: Option<Place>,
+    entries: VecDeque<ChannelEntry>,
+    /// The position to go on at, if the next entries are missing.
+    lost: Option<EntryPosition>,
 }
 
-impl Listener {
-    /// Finds out where to begin, so that nothing is missed that is published from now on.
+impl RedisListener {
+    /// Determines the start position. No message that is published from now on will be missed.
     pub(super) async fn begin(
-        bus: Arc<Inner>,
+        client: Arc<RedisClient>,
         channel: &Channel,
-        from: &From,
-        wanted: Option<Place>,
-    ) -> Result<Listener> {
-        let mut connection = bus.connect_to_listen().await?;
+        from: &StartPosition,
+        wanted: Option<EntryPosition>,
+    ) -> Result<RedisListener> {
+        let mut connection = client.connect_to_listen().await?;
         let id = wanted.as_ref().map_or_else(EntryId::default, |place| place.id);
-        let holding = bus.look(&mut connection, channel, id).await?;
+        let holding = client.read_state(&mut connection, channel, id).await?;
         let (place, lost) = match wanted {
             Some(place) if holding.follows(&place) => (place, false),
             Some(_) => (holding.start(), true),
-            None if *from == From::Oldest => (holding.start(), false),
+            None if *from == StartPosition::Oldest => (holding.start(), false),
             None => (holding.end(), false),
         };
         let (channel, connection) = (channel.clone(), Some(connection));
-        Ok(Listener { bus, channel, place, lost, entries: VecDeque::new(), connection, step: None })
+        Ok(RedisListener { client, channel, place, lost, entries: VecDeque::new(), connection, step: None })
     }
 
-    /// Takes the next entry, or says that one is missing before it.
+    /// Takes the next entry, or returns that entries are missing before it.
     fn take(&mut self) -> Option<Delivery> {
         let entry = self.entries.pop_front()?;
         if entry.place.mark != self.place.mark.next() {
+            // The entry stays queued, and the position moves right before it: the next call delivers it.
             self.place.mark = entry.place.mark.before();
             self.entries.push_front(entry);
             return Some(Delivery::PositionLost);
@@ -75,7 +69,7 @@ impl Listener {
     }
 }
 
-impl Subscription for Listener {
+impl Subscription for RedisListener {
     fn next(&mut self) -> BoxFuture<'_, Result<Delivery>> {
         Box::pin(async move {
             loop {
@@ -88,7 +82,7 @@ impl Subscription for Listener {
                 let step = self.step.get_or_insert_with(|| {
                     let connection = self.connection.take();
                     Box::pin(step(
-                        Arc::clone(&self.bus),
+                        Arc::clone(&self.client),
                         self.channel.clone(),
                         self.place.clone(),
                         connection,
@@ -96,7 +90,7 @@ impl Subscription for Listener {
                 });
                 let found = step.await;
                 self.step = None;
-                let Step { connection, entries, lost } = found?;
+                let ReadStep { connection, entries, lost } = found?;
                 self.connection = Some(connection);
                 self.entries = entries;
                 if let Some(place) = lost {
@@ -107,71 +101,30 @@ impl Subscription for Listener {
     }
 }
 
-/// Reads what is behind `place`, waiting for it a while. On a new connection, and after waiting in vain, the place is
-/// compared with what the server holds. After an error the connection is given up.
+/// Reads the entries behind `place`, and waits for them for a while. On a new connection, and after a read without an
+/// entry, compares the position with the state of the channel. After an error the connection is dropped.
 async fn step(
-    bus: Arc<Inner>,
+    client: Arc<RedisClient>,
     channel: Channel,
-    place: Place,
+    place: EntryPosition,
     connection: Option<MultiplexedConnection>,
-) -> Result<Step> {
+) -> Result<ReadStep> {
     let is_new = connection.is_none();
     let mut connection = match connection {
         Some(connection) => connection,
-        None => bus.connect_to_listen().await?,
+        None => client.connect_to_listen().await?,
     };
-    let lost = |holding: &Holding| (!holding.follows(&place)).then(|| holding.start());
-    let mut found = if is_new { lost(&bus.look(&mut connection, &channel, place.id).await?) } else { None };
+    let lost = |holding: &ChannelState| (!holding.follows(&place)).then(|| holding.start());
+    // The new connection may lead to a server that was restarted with less data.
+    let mut found =
+        if is_new { lost(&client.read_state(&mut connection, &channel, place.id).await?) } else { None };
     let mut entries = VecDeque::new();
     if found.is_none() {
-        entries = bus.read(&mut connection, &channel, place.id).await?;
+        entries = client.read(&mut connection, &channel, place.id).await?;
+        // An idle channel and one whose newest entries were lost look the same to `XREAD`.
         if entries.is_empty() {
-            found = lost(&bus.look(&mut connection, &channel, place.id).await?);
+            found = lost(&client.read_state(&mut connection, &channel, place.id).await?);
         }
     }
-    Ok(Step { connection, entries, lost: found })
-}
-
-impl Inner {
-    async fn connect_to_listen(&self) -> Result<MultiplexedConnection> {
-        self.connect(self.options.idle + self.options.timeout).await
-    }
-
-    async fn look(
-        &self,
-        connection: &mut MultiplexedConnection,
-        channel: &Channel,
-        id: EntryId,
-    ) -> Result<Holding> {
-        let keys = Keys::of(&self.options.prefix, channel);
-        let incarnation = server::draw_incarnation()?;
-        let looked = self.scripts.look(connection, &keys, &incarnation, id).await;
-        looked.map_err(|error| self.error(format_args!("looking what channel {channel} holds"), &error))
-    }
-
-    /// What is behind this entry; nothing if nothing came for a while.
-    async fn read(
-        &self,
-        connection: &mut MultiplexedConnection,
-        channel: &Channel,
-        after: EntryId,
-    ) -> Result<VecDeque<Entry>> {
-        let keys = Keys::of(&self.options.prefix, channel);
-        let mut command = ::redis::cmd("XREAD");
-        command.arg("COUNT").arg(READ_ENTRIES_MAX);
-        command.arg("BLOCK").arg(u64::try_from(self.options.idle.as_millis()).unwrap_or(u64::MAX));
-        command.arg("STREAMS").arg(&keys.stream).arg(after.to_string());
-        let read: Read = command
-            .query_async(connection)
-            .await
-            .map_err(|error| self.error(format_args!("reading channel {channel}"), &error))?;
-        let entries = read.into_iter().flatten().flat_map(|(_, entries)| entries);
-        let own = entries.map(|(id, fields)| {
-            Entry::of(&id, &fields).ok_or_else(|| {
-                let why = format!("entry {} of stream {} is not of this bus", id.escape_debug(), keys.stream);
-                self.server.error(ErrorKind::BusFailed, format_args!("reading channel {channel}"), why)
-            })
-        });
-        own.collect()
-    }
+    Ok(ReadStep { connection, entries, lost: found })
 }

@@ -1,14 +1,14 @@
-//! What the server does in one piece: adding entries with their numbers, and saying what it holds.
+//! The scripts that the server runs atomically: adding entries with their numbers, and reading the state of a channel.
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{RedisResult, Script};
 
 use crate::bus::contract::{Channel, Message};
-use crate::bus::redis::entry::{EntryId, Mark, Place};
+use crate::bus::redis::entry::{EntryId, EntryNumber, EntryPosition};
 
-/// Adds entries. The number is written behind the entry: should the server refuse one halfway, none is counted that is
-/// not there. Keys: the stream, the hash. Arguments: an incarnation for a numbering that begins now, how many to
-/// retain, the bodies.
+/// Adds entries. The number is written after its entry: if the server refuses an entry halfway, no missing entry is
+/// counted. Keys: the stream, the hash. Arguments: an incarnation in case the numbering begins now, the retention, the
+/// bodies.
 const ADD: &str = "
 redis.call('HSETNX', KEYS[2], 'in', ARGV[1])
 local incarnation = redis.call('HGET', KEYS[2], 'in')
@@ -22,10 +22,10 @@ end
 return #ARGV - 2
 ";
 
-/// Says what the server holds: the incarnation and the last number that was counted, and of the entry with a name, of
-/// the first and of the last one its name, incarnation and number. What is not there is empty. Keys: as above.
-/// Arguments: an incarnation for a numbering that begins now, the entry's name.
-const LOOK: &str = "
+/// Returns the state of a channel: the incarnation, the last counted number, and ID, incarnation and number of three
+/// entries: the one with the given ID, the first and the last. A missing entry gives empty strings. Keys: as above.
+/// Arguments: an incarnation in case the numbering begins now, the ID.
+const READ_STATE: &str = "
 local function what(found)
   local entry = found[1]
   if not entry then return '', '', '' end
@@ -48,48 +48,48 @@ for i = 1, 3 do
 end
 return answer
 ";
-const LOOK_ANSWERS: usize = 11;
+const STATE_FIELDS: usize = 11;
 
-/// Where a channel lies on the server. The braces keep both keys on one node of what is a cluster behind a proxy.
+/// The keys of a channel. The braces keep both on one node of a cluster behind a proxy.
 #[derive(Clone, Debug)]
-pub(super) struct Keys {
+pub(super) struct ChannelKeys {
     pub(super) stream: String,
     pub(super) place: String,
 }
 
-impl Keys {
-    pub(super) fn of(prefix: &str, channel: &Channel) -> Keys {
+impl ChannelKeys {
+    pub(super) fn new(prefix: &str, channel: &Channel) -> ChannelKeys {
         let stream = format!("{{{prefix}:{channel}}}");
-        Keys { place: format!("{stream}:place"), stream }
+        ChannelKeys { place: format!("{stream}:place"), stream }
     }
 }
 
-/// The scripts, which are sent to a server once and called by their digest.
+/// The scripts. They are sent to a server once and called by their digest.
 pub(super) struct Scripts {
     add: Script,
-    look: Script,
+    read_state: Script,
 }
 
-/// What a server holds of a channel.
+/// The state of a channel on the server.
 #[derive(Debug)]
-pub(super) struct Holding {
-    /// The last entry that was counted.
-    counted: Mark,
-    /// The entry that was asked for.
-    asked: Option<Place>,
-    first: Option<Place>,
-    last: Option<Place>,
+pub(super) struct ChannelState {
+    /// The number of the last counted entry.
+    counted: EntryNumber,
+    /// The entry with the requested ID.
+    asked: Option<EntryPosition>,
+    first: Option<EntryPosition>,
+    last: Option<EntryPosition>,
 }
 
 impl Scripts {
     pub(super) fn new() -> Scripts {
-        Scripts { add: Script::new(ADD), look: Script::new(LOOK) }
+        Scripts { add: Script::new(ADD), read_state: Script::new(READ_STATE) }
     }
 
     pub(super) async fn add(
         &self,
         connection: &mut MultiplexedConnection,
-        keys: &Keys,
+        keys: &ChannelKeys,
         incarnation: &str,
         retained: u64,
         messages: &[Message],
@@ -100,21 +100,22 @@ impl Scripts {
             call.arg(&*message.body);
         }
         let added: usize = call.invoke_async(connection).await?;
+        // A proxy or another program may have answered in place of the script.
         if added == messages.len() {
             return Ok(());
         }
         Err((::redis::ErrorKind::Client, "the script has added another number of entries").into())
     }
 
-    /// What the server holds, of the entry with this name among others.
-    pub(super) async fn look(
+    /// Reads the state of a channel, with the entry of this ID.
+    pub(super) async fn read_state(
         &self,
         connection: &mut MultiplexedConnection,
-        keys: &Keys,
+        keys: &ChannelKeys,
         incarnation: &str,
         id: EntryId,
-    ) -> RedisResult<Holding> {
-        let mut call = self.look.key(&keys.stream);
+    ) -> RedisResult<ChannelState> {
+        let mut call = self.read_state.key(&keys.stream);
         call.key(&keys.place).arg(incarnation).arg(id.to_string());
         let answer: Vec<String> = call.invoke_async(connection).await?;
         holding(&answer).ok_or_else(|| {
@@ -123,39 +124,40 @@ impl Scripts {
     }
 }
 
-fn holding(answer: &[String]) -> Option<Holding> {
-    if answer.len() != LOOK_ANSWERS {
+fn holding(answer: &[String]) -> Option<ChannelState> {
+    if answer.len() != STATE_FIELDS {
         return None;
     }
     let (counted, entries) = answer.split_at_checked(2)?;
-    let counted = Mark { incarnation: counted.first()?.clone(), number: counted.get(1)?.parse().ok()? };
+    let counted =
+        EntryNumber { incarnation: counted.first()?.clone(), number: counted.get(1)?.parse().ok()? };
     let mut places = entries.chunks(3).map(|entry| match entry {
         [id, ..] if id.is_empty() => Some(None),
         [id, incarnation, number] if !incarnation.is_empty() => {
-            let mark = Mark { incarnation: incarnation.clone(), number: number.parse().ok()? };
-            Some(Some(Place { mark, id: EntryId::parse(id)? }))
+            let mark = EntryNumber { incarnation: incarnation.clone(), number: number.parse().ok()? };
+            Some(Some(EntryPosition { mark, id: EntryId::parse(id)? }))
         }
         _ => None,
     });
-    Some(Holding { counted, asked: places.next()??, first: places.next()??, last: places.next()?? })
+    Some(ChannelState { counted, asked: places.next()??, first: places.next()??, last: places.next()?? })
 }
 
-impl Holding {
-    /// The place before all that is held.
-    pub(super) fn start(&self) -> Place {
+impl ChannelState {
+    /// Returns the position before the first entry.
+    pub(super) fn start(&self) -> EntryPosition {
         let mark = self.first.as_ref().map_or_else(|| self.counted.clone(), |first| first.mark.before());
-        Place { mark, id: EntryId::default() }
+        EntryPosition { mark, id: EntryId::default() }
     }
 
-    /// The place behind all that is held.
-    pub(super) fn end(&self) -> Place {
-        let empty = || Place { mark: self.counted.clone(), id: EntryId::default() };
+    /// Returns the position behind the last entry.
+    pub(super) fn end(&self) -> EntryPosition {
+        let empty = || EntryPosition { mark: self.counted.clone(), id: EntryId::default() };
         self.last.clone().unwrap_or_else(empty)
     }
 
-    /// Whether a listener at `place`, for whose entry was asked, can be given all that came behind it. Streams are
-    /// trimmed from their beginning, so where its own entry is, all behind it are.
-    pub(super) fn follows(&self, place: &Place) -> bool {
+    /// Returns true if the stream has all entries behind `place`, whose entry was requested. Streams are trimmed from
+    /// their start, so if the entry itself is there, all entries behind it are.
+    pub(super) fn follows(&self, place: &EntryPosition) -> bool {
         if let Some(asked) = &self.asked {
             return asked.mark == place.mark;
         }
@@ -170,12 +172,15 @@ impl Holding {
 mod tests {
     use super::*;
 
-    fn answer(text: &str) -> Holding {
+    fn answer(text: &str) -> ChannelState {
         holding(&text.split(' ').map(|part| part.replace('.', "")).collect::<Vec<_>>()).unwrap()
     }
 
-    fn place(incarnation: &str, number: u64, id: &str) -> Place {
-        Place { mark: Mark { incarnation: incarnation.into(), number }, id: EntryId::parse(id).unwrap() }
+    fn place(incarnation: &str, number: u64, id: &str) -> EntryPosition {
+        EntryPosition {
+            mark: EntryNumber { incarnation: incarnation.into(), number },
+            id: EntryId::parse(id).unwrap(),
+        }
     }
 
     #[test]

@@ -52,7 +52,7 @@ fn open_tampered(files: &BTreeMap<String, Vec<u8>>, what: &str) -> Result<u64> {
         Err(error) => {
             let expected = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::UnknownFormat);
             assert!(expected, "{what}: {error:?}");
-            assert!(error.to_string().contains(".seg"), "{what}: {error}");
+            assert!(format!("{error:#}").contains(".seg"), "{what}: {error}");
             assert_eq!(&disk.image(), files, "{what}: changed although the open failed");
             Err(error)
         }
@@ -115,7 +115,7 @@ fn a_sealed_segment_that_is_cut_short_is_damage_with_its_place() {
         let left = content.len();
         // Up to seven bytes of padding may be missing: a frame is whole without them.
         if let Err(error) = open_tampered(&files, &format!("{cut} bytes cut")) {
-            assert!(left >= 4096 && error.to_string().contains("damaged at byte"), "{error}");
+            assert!(left >= 4096 && format!("{error:#}").contains("damaged at byte"), "{error}");
         } else {
             assert!(cut < 8, "{cut} bytes cut");
         }
@@ -131,7 +131,7 @@ fn a_file_that_was_prepared_whole_and_is_shorter_now_is_damage() {
     disk.put(&segment_name(1), content);
     let error = error_of(open(&disk, &filled()));
     assert_eq!(error.kind(), ErrorKind::Damaged);
-    assert!(error.to_string().contains("65535 bytes long and was 65536"), "{error}");
+    assert!(format!("{error:#}").contains("65535 bytes long and was 65536"), "{error}");
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_torn_tail_is_cut_and_a_hole_below_a_promise_is_damage() {
     flip(&disk);
     let error = error_of(open(&disk, &filled()));
     assert_eq!(error.kind(), ErrorKind::Damaged);
-    let sentence = error.to_string();
+    let sentence = format!("{error:#}");
     for part in [
         name.as_str(),
         &format!("byte {at}"),
@@ -222,7 +222,7 @@ fn a_sound_frame_that_does_not_continue_the_one_before_is_damage_at_the_very_end
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
                 assert!(
-                    prev != 2 && error.to_string().contains(&end.to_string()),
+                    prev != 2 && format!("{error:#}").contains(&end.to_string()),
                     "file and offset: {error}"
                 );
             }
@@ -237,18 +237,18 @@ fn a_missing_a_foreign_and_a_swapped_segment_are_told() {
     missing.delete(&segment_name(2));
     let error = error_of(open(&missing, &growing()));
     assert_eq!(error.kind(), ErrorKind::Damaged);
-    assert!(error.to_string().contains(&segment_name(2)), "{error}");
+    assert!(format!("{error:#}").contains(&segment_name(2)), "{error}");
 
     let foreign = image_of(&disk.image());
     foreign.put(&segment_name(2), closed_journal().content(&segment_name(2)));
     let error = error_of(open(&foreign, &growing()));
     assert_eq!(error.kind(), ErrorKind::Damaged);
-    assert!(error.to_string().contains("belongs to journal"), "{error}");
+    assert!(format!("{error:#}").contains("belongs to journal"), "{error}");
 
     let swapped = image_of(&disk.image());
     swapped.put(&segment_name(2), disk.content(&segment_name(3)));
     let error = error_of(open(&swapped, &growing()));
-    assert!(error.to_string().contains("this is segment 3"), "{error}");
+    assert!(format!("{error:#}").contains("this is segment 3"), "{error}");
 
     // A sealed segment that lost its last frame wholly is sound in itself, but not what its successor says.
     let short = image_of(&disk.image());
@@ -267,7 +267,7 @@ fn a_sealed_segment_with_other_sound_frames_than_its_successor_recorded_is_damag
     give_another_sound_body(&disk, &name);
     let error = error_of(open(&disk, &growing()));
     assert_eq!(error.kind(), ErrorKind::Damaged);
-    assert!(error.to_string().contains("its successor says"), "{error}");
+    assert!(format!("{error:#}").contains("its successor says"), "{error}");
 }
 
 #[test]
@@ -281,7 +281,7 @@ fn an_unknown_version_is_refused_and_nothing_is_touched() {
     let before = disk.image();
     let error = error_of(open(&disk, &growing()));
     assert_eq!(error.kind(), ErrorKind::UnknownFormat);
-    assert!(error.to_string().contains("format version 2"), "{error}");
+    assert!(format!("{error:#}").contains("format version 2"), "{error}");
     assert_eq!(disk.image(), before);
 }
 

@@ -127,7 +127,7 @@ fn what_cannot_be_read_hides_no_damage_before_it_and_is_told_before_damage_behin
             false => (ErrorKind::Io, name),
         };
         assert_eq!(error.kind(), kind, "{error}");
-        assert!(error.to_string().contains(&place), "{error}");
+        assert!(format!("{error:#}").contains(&place), "{error}");
     }
 }
 
@@ -138,7 +138,7 @@ fn a_panic_of_any_thread_is_an_error() {
     for at in [0, 30, 60, 119] {
         let error = error_of(open_heard(Arc::new(disk.clone()), Some(frames[at])));
         assert_eq!(error.kind(), ErrorKind::Poisoned);
-        assert!(error.to_string().contains("as it was told to"), "{error}");
+        assert!(format!("{error:#}").contains("as it was told to"), "{error}");
         let mut spoilt = disk.image();
         spoil(&mut spoilt, frames[20]);
         let error = error_of(open_heard(Arc::new(image_of(&spoilt)), Some(frames[at])));

@@ -28,7 +28,7 @@ impl Seen {
                 }
             }
             Finding::Damage(damage) => {
-                let sentence = damage.error.to_string();
+                let sentence = format!("{:#}", damage.error);
                 let name = damage.path.file_name().unwrap().to_str().unwrap();
                 assert!(sentence.contains(name) && sentence.contains(&format!("byte {}", damage.offset)));
                 self.damages.push((name.to_owned(), damage.offset));
@@ -139,9 +139,9 @@ fn a_survey_says_of_every_flipped_byte_what_an_opening_says() {
                 (Err(error), Ok(seen)) => {
                     damaged += 1;
                     let (file, offset) = seen.damages.first().expect("an opening fails, so there is damage");
-                    let same = error.to_string().contains(&format!("{file}: damaged at byte {offset}"));
+                    let same = format!("{error:#}").contains(&format!("{file}: damaged at byte {offset}"));
                     // A foreign segment is told by its neighbour in an opening, by the majority in a survey.
-                    assert!(same || error.to_string().contains("belongs to"), "{name} at {at}: {error}");
+                    assert!(same || format!("{error:#}").contains("belongs to"), "{name} at {at}: {error}");
                     // Nothing is lost without being told.
                     for seq in (1..=12).filter(|seq| !seen.records.contains(seq)) {
                         let told = |(after, until): &(u64, Option<u64>)| {
@@ -195,7 +195,7 @@ fn a_sealed_segment_cut_within_a_body_is_damage_with_file_and_offset() {
         disk.put(&name, content);
         let error = error_of(open(&disk, &growing()));
         assert_eq!(error.kind(), ErrorKind::Damaged, "{short} bytes short: {error}");
-        assert!(error.to_string().contains(&format!("{name}: damaged at byte")), "{error}");
+        assert!(format!("{error:#}").contains(&format!("{name}: damaged at byte")), "{error}");
         let seen = survey(&disk).unwrap();
         assert_eq!(seen.holes.len(), 1, "{short} bytes short: {seen:?}");
         assert_eq!(seen.records.len() as u64 + seen.holes[0].1.unwrap() - seen.holes[0].0, 12);

@@ -254,7 +254,7 @@ fn a_failed_sync_poisons_for_ever_and_says_so() {
         disk.fail("sync", 0, io::ErrorKind::StorageFull, true);
         let error = if point { error_of(writer.sync_point().sync()) } else { error_of(writer.sync()) };
         assert_eq!(error.kind(), ErrorKind::Poisoned, "a full disk is no excuse for a sync");
-        assert!(error.to_string().contains("outcome of those in flight is unknown"), "{error}");
+        assert!(format!("{error:#}").contains("outcome of those in flight is unknown"), "{error}");
         // The disk works again, but nobody knows what it forgot.
         assert_eq!(error_of(writer.sync()).kind(), ErrorKind::Poisoned);
         assert_eq!(try_append(&mut writer, &[frame(2, 1)]).1.unwrap().kind(), ErrorKind::Poisoned);

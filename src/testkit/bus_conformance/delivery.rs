@@ -1,4 +1,4 @@
-//! Checks of what is delivered while nothing fails: everything, in order, nothing else.
+//! Checks without failures: all messages are delivered, in order, and no others.
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
@@ -9,15 +9,17 @@ use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use crate::bus::contract::{BODY_BYTES_MAX, Channel, Delivery, From, IDENTITY_BYTES_MAX, Identity, Message};
-use crate::error::ErrorKind;
-use crate::testkit::bus_conformance::listening::{
-    Heard, Listener, Publisher, all, body, channel, message, publish, within,
+use crate::bus::contract::{
+    BODY_BYTES_MAX, Channel, Delivery, IDENTITY_BYTES_MAX, Identity, Message, StartPosition,
 };
-use crate::testkit::bus_conformance::{BusFixture, DEADLINE, QUIET};
+use crate::error::ErrorKind;
+use crate::testkit::bus_conformance::fixture::{BusFixture, DEADLINE, QUIET};
+use crate::testkit::bus_conformance::listening::{
+    Judgement, Listener, Publisher, all, body, channel, message, publish, within,
+};
 use crate::testkit::draw::Draw;
 
-/// What one publisher publishes comes in its order, however many messages a call has.
+/// Checks that the messages of one publisher are delivered in their order, for calls of any size.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -25,7 +27,8 @@ pub async fn order_within_a_publisher(fixture: &dyn BusFixture) {
     const MESSAGES: u64 = 400;
     let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
     let channel = channel("order");
-    let mut listener = Listener::new("order within a publisher", &listens, &channel, From::Now, [1]).await;
+    let mut listener =
+        Listener::new("order within a publisher", &listens, &channel, StartPosition::Now, [1]).await;
     let mut publisher = Publisher::new(&publishes, &channel, 1);
     let mut draw = Draw::new(1);
     all([tokio::spawn(async move {
@@ -37,8 +40,8 @@ pub async fn order_within_a_publisher(fixture: &dyn BusFixture) {
     listener.hear_until(MESSAGES).await;
 }
 
-/// Several that publish and listen at once, some of them with one client: each listener gets everything, each
-/// publisher's messages in order, and nothing that nobody published.
+/// Checks several publishers and listeners at once, some of which share a client: each listener gets all messages, those
+/// of each publisher in order, and no invented ones.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -52,7 +55,7 @@ pub async fn several_publishers_and_listeners(fixture: &dyn BusFixture) {
         let own = fixture.connect().await;
         let bus = if number == 0 { &shared } else { &own };
         let name = format!("several publishers, listener {number}");
-        let mut listener = Listener::new(name, bus, &channel, From::Now, 0..PUBLISHERS).await;
+        let mut listener = Listener::new(name, bus, &channel, StartPosition::Now, 0..PUBLISHERS).await;
         listeners.push(tokio::spawn(async move { drop(listener.hear_until(MESSAGES).await) }));
     }
     let mut publishers = Vec::new();
@@ -69,7 +72,7 @@ pub async fn several_publishers_and_listeners(fixture: &dyn BusFixture) {
     all(publishers.into_iter().chain(listeners)).await;
 }
 
-/// Each of many listeners gets everything.
+/// Checks that each of many listeners gets all messages.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -82,7 +85,7 @@ pub async fn many_listeners(fixture: &dyn BusFixture) {
     for number in 0..LISTENERS {
         let client = if number % 2 == 0 { &clients[0] } else { &clients[1] };
         let name = format!("many listeners, number {number}");
-        let mut listener = Listener::new(name, client, &channel, From::Now, [1]).await;
+        let mut listener = Listener::new(name, client, &channel, StartPosition::Now, [1]).await;
         listening.push(tokio::spawn(async move { drop(listener.hear_until(MESSAGES).await) }));
     }
     let mut publisher = Publisher::new(&clients[0], &channel, 1);
@@ -92,7 +95,7 @@ pub async fn many_listeners(fixture: &dyn BusFixture) {
     all(listening).await;
 }
 
-/// Channels share nothing, whatever their names have in common, and names may be as long as they may be.
+/// Checks that channels with similar names share nothing, and that names may have the maximal length.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -106,13 +109,14 @@ pub async fn channels_are_apart(fixture: &dyn BusFixture) {
     let mut pairs = Vec::new();
     for (id, name) in (0..).zip(names) {
         let channel = Channel::parse(&name).expect("the check chose a good name");
-        let listener = Listener::new(format!("channel {name}"), &client, &channel, From::Now, [id, 9]).await;
+        let listener =
+            Listener::new(format!("channel {name}"), &client, &channel, StartPosition::Now, [id, 9]).await;
         pairs.push((channel.clone(), Publisher::new(&client, &channel, id), listener));
     }
     for number in 0..MESSAGES {
         for (channel, publisher, _) in &mut pairs {
             publisher.publish(1).await;
-            // Of one identity and body in all channels.
+            // The same identity and body in all channels.
             publish(&client, channel, &[message(9, number)]).await;
         }
     }
@@ -122,12 +126,12 @@ pub async fn channels_are_apart(fixture: &dyn BusFixture) {
         let identity = Identity::parse(&identity).expect("the check chose a good name");
         let last = Message { identity, body: body(9, MESSAGES) };
         publish(&client, channel, &[last]).await;
-        // Comes at last, however often the others come again.
-        while listener.hear().await == Heard::Again {}
+        // It comes last, after any repetitions of the others.
+        while listener.hear().await == Judgement::Again {}
     }
 }
 
-/// A listener from now on misses nothing that is published once it has subscribed.
+/// Checks that a subscription from now on gets all messages published after it has returned.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -138,7 +142,7 @@ pub async fn now_misses_nothing_that_comes_later(fixture: &dyn BusFixture) {
     let mut publisher = Publisher::new(&publishes, &channel, 1);
     for round in 0..ROUNDS {
         publisher.publish(3).await;
-        let subscribed = within("subscribing", listens.subscribe(&channel, From::Now)).await;
+        let subscribed = within("subscribing", listens.subscribe(&channel, StartPosition::Now)).await;
         let mut subscription = subscribed.expect("subscribing, with nothing wrong around");
         publisher.publish(2).await;
         let (first, last) = (body(1, 5 * round + 3), body(1, 5 * round + 4));
@@ -157,8 +161,8 @@ pub async fn now_misses_nothing_that_comes_later(fixture: &dyn BusFixture) {
     }
 }
 
-/// Publishing again what was published loses nothing: what was not published before comes, what has another identity
-/// comes though it says the same, and order is kept.
+/// Checks that publishing messages again loses none: new messages are delivered, as are equal bodies with another
+/// identity, and the order is kept.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -167,7 +171,8 @@ pub async fn publishing_again_does_no_harm(fixture: &dyn BusFixture) {
     let channel = channel("again");
     let mut publisher = Publisher::new(&publishes, &channel, 1);
     publisher.publish(10).await;
-    let mut listener = Listener::new("publishing again", &listens, &channel, From::Oldest, [1]).await;
+    let mut listener =
+        Listener::new("publishing again", &listens, &channel, StartPosition::Oldest, [1]).await;
     publisher.again(0, 10).await;
     publisher.again(5, 10).await;
     publisher.again(9, 11).await;
@@ -195,15 +200,15 @@ pub async fn publishing_again_does_no_harm(fixture: &dyn BusFixture) {
     }
 }
 
-/// Bodies come as they were published, from none to [`BODY_BYTES_MAX`] bytes, of every byte, and several large ones
-/// with one call; a call with none does nothing.
+/// Checks that bodies are delivered unchanged: from 0 to [`BODY_BYTES_MAX`] bytes, with all byte values, and several large
+/// ones in one call. A call without messages does nothing.
 ///
 /// # Panics
 /// If the bus breaks this.
 pub async fn bodies_of_every_size(fixture: &dyn BusFixture) {
     let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
     let channel = channel("sizes");
-    let subscribed = within("subscribing", listens.subscribe(&channel, From::Now)).await;
+    let subscribed = within("subscribing", listens.subscribe(&channel, StartPosition::Now)).await;
     let mut subscription = subscribed.expect("subscribing, with nothing wrong around");
     let sizes =
         [0, 1, 2, 255, 256, 257, 4_095, 4_096, 65_535, 65_536, 65_537, BODY_BYTES_MAX - 1, BODY_BYTES_MAX];
@@ -249,14 +254,14 @@ fn noise(draw: &mut Draw, bytes: usize) -> Bytes {
     Bytes::from(noise)
 }
 
-/// A body of one byte too many is refused, and nothing of its call is published.
+/// Checks that a body of one byte too many is refused, and that no message of its call is published.
 ///
 /// # Panics
 /// If the bus breaks this.
 pub async fn too_large_is_refused_as_a_whole(fixture: &dyn BusFixture) {
     let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
     let channel = channel("large");
-    let mut listener = Listener::new("too large", &listens, &channel, From::Now, [1, 2]).await;
+    let mut listener = Listener::new("too large", &listens, &channel, StartPosition::Now, [1, 2]).await;
     let large = known(0, 0, &Bytes::from(vec![7; BODY_BYTES_MAX + 1]));
     let calls = [
         vec![large.clone()],
@@ -270,7 +275,7 @@ pub async fn too_large_is_refused_as_a_whole(fixture: &dyn BusFixture) {
             other => panic!("{} bytes are too many, and publishing them gave {other:?}", BODY_BYTES_MAX + 1),
         }
     }
-    // Of other publishers than those calls: what came of a call is told by its message 0.
+    // Another publisher than in those calls, so that a message of a refused call would come first and be noticed.
     publish(&publishes, &channel, &[message(3, 0)]).await;
     match within("what follows a refused call", listener.subscription.next()).await {
         Ok(Delivery::Message(_, delivered)) => {
@@ -279,7 +284,7 @@ pub async fn too_large_is_refused_as_a_whole(fixture: &dyn BusFixture) {
         other => panic!("what follows a refused call: instead came {other:?}"),
     }
     publish(&publishes, &channel, &[message(1, 0), message(2, 0)]).await;
-    // What was refused under an identity may be published under it.
+    // The identity of a refused message may be used again.
     let mut awaited = vec![body(1, 0), body(2, 0)];
     while !awaited.is_empty() {
         match within("what was refused once", listener.subscription.next()).await {
@@ -289,17 +294,17 @@ pub async fn too_large_is_refused_as_a_whole(fixture: &dyn BusFixture) {
     }
 }
 
-/// While nothing is published, a listener waits: without an end, an error, or work.
+/// Checks that a listener waits while nothing is published: it does not end, fail or poll.
 ///
 /// # Panics
 /// If the bus breaks this.
 pub async fn waits_while_nothing_is_published(fixture: &dyn BusFixture) {
-    /// How often a future may be polled in [`QUIET`] without anything to say.
+    /// The number of polls allowed within [`QUIET`] without a delivery.
     const POLLS_MAX: u32 = 100;
     let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
     let channel = channel("waits");
     let mut publisher = Publisher::new(&publishes, &channel, 1);
-    let mut listener = Listener::new("waiting", &listens, &channel, From::Now, [1]).await;
+    let mut listener = Listener::new("waiting", &listens, &channel, StartPosition::Now, [1]).await;
     for round in 0..2 {
         let mut polls = 0;
         let delivery = {
@@ -319,21 +324,22 @@ pub async fn waits_while_nothing_is_published(fixture: &dyn BusFixture) {
             within("a message, after a while without any", next).await
         };
         let delivery = delivery.expect("listening, with nothing wrong around");
-        assert!(matches!(listener.judge(delivery), Heard::New(_)), "a message, in round {round}");
+        assert!(matches!(listener.judge(delivery), Judgement::New(_)), "a message, in round {round}");
     }
 }
 
-/// Dropping the future of `next` at any moment loses nothing.
+/// Checks that dropping the future of `next` at any moment loses no message.
 ///
 /// # Panics
 /// If the bus breaks this.
 pub async fn cancelled_waits_lose_nothing(fixture: &dyn BusFixture) {
     const MESSAGES: u64 = 300;
-    /// The most polls after which a future is dropped.
+    /// The largest number of polls before a future is dropped.
     const POLLS_MAX: u64 = 8;
     let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
     let channel = channel("cancel");
-    let mut listener = Listener::new("dropped while waiting", &listens, &channel, From::Now, [1]).await;
+    let mut listener =
+        Listener::new("dropped while waiting", &listens, &channel, StartPosition::Now, [1]).await;
     let mut publisher = Publisher::new(&publishes, &channel, 1);
     let mut draw = Draw::new(3);
     let (waits, mut waiting) = watch::channel(0_u64);

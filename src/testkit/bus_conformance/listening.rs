@@ -1,5 +1,5 @@
-//! What the checks are made of: messages that prove what they are, publishers of them, and listeners that notice what
-//! is missing, out of order, or invented.
+//! The parts of the checks: messages that carry their own numbers, publishers, and listeners that notice missing,
+//! reordered and invented messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -11,17 +11,19 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use crate::bus::contract::{Bus, Channel, Delivery, From, Identity, Message, Position, Subscription};
+use crate::bus::contract::{
+    Bus, Channel, Delivery, Identity, Message, Position, StartPosition, Subscription,
+};
 use crate::error::{Error, ErrorKind};
 use crate::seam::random;
-use crate::testkit::bus_conformance::{ATTEMPT, DEADLINE};
+use crate::testkit::bus_conformance::fixture::{ATTEMPT, DEADLINE};
 
-/// How long a publisher or a listener waits after an error before it tries again.
+/// The delay of a publisher or a listener after an error.
 const PAUSE: Duration = Duration::from_millis(20);
-/// The publisher's number and the message's.
+/// The length of the numbers of publisher and message.
 const HEADER_BYTES: usize = 4 + 8;
 
-/// Fails the check, loudly, if this takes too long.
+/// Fails the check if this takes too long.
 pub(super) async fn within<T>(what: impl Display, future: impl Future<Output = T>) -> T {
     match timeout(DEADLINE, future).await {
         Ok(done) => done,
@@ -29,7 +31,7 @@ pub(super) async fn within<T>(what: impl Display, future: impl Future<Output = T
     }
 }
 
-/// Waits for tasks; the first one that fails ends the others and fails the check.
+/// Waits for tasks. The first one that fails ends the others and fails the check.
 pub(super) async fn all(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
     let tasks: Vec<JoinHandle<()>> = tasks.into_iter().collect();
     let others: Vec<AbortHandle> = tasks.iter().map(JoinHandle::abort_handle).collect();
@@ -42,13 +44,13 @@ pub(super) async fn all(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
     }
 }
 
-/// A channel that nobody has used before.
+/// Makes a channel that was never used.
 pub(super) fn channel(what: &str) -> Channel {
     let drawn = random::u32().expect("the system has randomness");
     Channel::parse(&format!("check-{what}-{drawn:08x}")).expect("the check chose a good name")
 }
 
-/// The body of a publisher's message. It can be told whether it was changed.
+/// Makes the body of a message. The filler depends on the numbers, so that a changed body is noticed.
 pub(super) fn body(publisher: u32, number: u64) -> Bytes {
     let mut body = BytesMut::with_capacity(HEADER_BYTES + 97);
     body.put_u32_le(publisher);
@@ -58,7 +60,7 @@ pub(super) fn body(publisher: u32, number: u64) -> Bytes {
     body.freeze()
 }
 
-/// Whose message it is, and which; nothing if nobody has published it.
+/// Returns the numbers of publisher and message; `None` if no publisher has made this body.
 fn read(body_read: &Bytes) -> Option<(u32, u64)> {
     let mut rest = body_read.clone();
     let (publisher, number) = (rest.try_get_u32_le().ok()?, rest.try_get_u64_le().ok()?);
@@ -75,7 +77,7 @@ pub(super) struct Publisher {
     bus: Arc<dyn Bus>,
     channel: Channel,
     id: u32,
-    /// The number of the next message; all before it were acknowledged.
+    /// The number of the next message. All earlier ones were acknowledged.
     pub(super) next: u64,
 }
 
@@ -84,28 +86,28 @@ impl Publisher {
         Publisher { bus: Arc::clone(bus), channel: channel.clone(), id, next: 0 }
     }
 
-    /// The next so many messages, which it has published once this returns if the caller publishes them.
+    /// Returns the next messages. The caller publishes them and raises `next`.
     fn following(&self, count: u64) -> Vec<Message> {
         (self.next..self.next + count).map(|number| message(self.id, number)).collect()
     }
 
-    /// Publishes so many messages with one call, which has to work.
+    /// Publishes the next messages in one call, which must succeed.
     pub(super) async fn publish(&mut self, count: u64) {
         self.again(self.next, count).await;
         self.next += count;
     }
 
-    /// Publishes messages by their numbers, whether they were published before or not.
+    /// Publishes messages by their numbers, which may have been published before.
     pub(super) async fn again(&self, first: u64, count: u64) {
         let messages: Vec<Message> = (first..first + count).map(|number| message(self.id, number)).collect();
         publish(&self.bus, &self.channel, &messages).await;
     }
 
-    /// Publishes so many messages with one call, and repeats it until it works; counts the failures.
+    /// Publishes the next messages in one call, and repeats it until it succeeds. Counts the failures.
     pub(super) async fn publish_repeating(&mut self, count: u64, failures: &watch::Sender<u64>) {
         let messages = self.following(count);
         let published = async {
-            // Given up after a while: it may wait for a server that is not there, and may then be dropped.
+            // With a timeout: a call may wait for a server that is down, and dropping its future is allowed.
             while let Err(error) = attempt(self.bus.publish(&self.channel, &messages)).await {
                 assert!(passes(&error), "publishing while the bus fails: {error:?} is not for repeating");
                 failures.send_modify(|failures| *failures += 1);
@@ -122,62 +124,62 @@ async fn attempt(publishing: impl Future<Output = Result<(), Error>>) -> Result<
     timeout(ATTEMPT, publishing).await.unwrap_or_else(|_| Err(given_up()))
 }
 
-/// Whether the contract asks for the same call to be made again.
+/// Returns true if the caller may repeat the call, by the contract.
 fn passes(error: &Error) -> bool {
     error.kind() == ErrorKind::Transient
 }
 
-/// Publishes, which has to work.
+/// Publishes in one call, which must succeed.
 pub(super) async fn publish(bus: &Arc<dyn Bus>, channel: &Channel, messages: &[Message]) {
     if let Err(error) = within("publishing", bus.publish(channel, messages)).await {
         panic!("publishing {} messages, with nothing wrong around: {error:?}", messages.len());
     }
 }
 
-/// When a listener may be told that its position is lost.
+/// The cases in which a listener may get a lost position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Losses {
-    /// Nothing was lost.
+    /// In no case, because nothing was lost.
     Never,
-    /// Exactly where something was lost.
+    /// Exactly where messages were lost.
     Exact,
-    /// Whenever the bus likes.
+    /// At any time.
     Allowed,
 }
 
-/// What a listener heard.
+/// The judgement of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
-    /// The next message of a publisher, and its place.
+pub(super) enum Judgement {
+    /// The next message of a publisher, and its position.
     New(Position),
-    /// A message once more.
+    /// A repeated message.
     Again,
-    /// That the position is lost.
+    /// A lost position.
     Lost,
 }
 
-/// A subscription that knows what has to come.
+/// A subscription that knows the expected messages.
 pub(super) struct Listener {
     name: String,
     pub(super) subscription: Box<dyn Subscription>,
     losses: Losses,
-    /// Whether a message may come again.
+    /// True if a message may be repeated.
     pub(super) repeats: bool,
-    /// The number of each publisher's next message.
+    /// The number of the next message of each publisher.
     next: BTreeMap<u32, u64>,
-    /// Of which publishers some may be missing, because the position was lost.
+    /// The publishers whose next message may be missing because the position was lost.
     may_jump: BTreeSet<u32>,
-    /// How often the position was lost.
+    /// The number of lost positions.
     pub(super) times_lost: u32,
 }
 
 impl Listener {
-    /// Subscribes, which has to work, and waits for message 0 of these publishers.
+    /// Subscribes, which must succeed, and expects message 0 of these publishers.
     pub(super) async fn new(
         name: impl Display,
         bus: &Arc<dyn Bus>,
         channel: &Channel,
-        from: From,
+        from: StartPosition,
         publishers: impl IntoIterator<Item = u32>,
     ) -> Listener {
         let name = name.to_string();
@@ -198,7 +200,7 @@ impl Listener {
         }
     }
 
-    /// The same, waiting for another message of its publishers first.
+    /// Expects another first message.
     pub(super) fn beginning_with(mut self, number: u64) -> Listener {
         self.next.values_mut().for_each(|next| *next = number);
         self
@@ -209,8 +211,8 @@ impl Listener {
         self
     }
 
-    /// The next delivery, which has to come, and be a good one.
-    pub(super) async fn hear(&mut self) -> Heard {
+    /// Waits for the next delivery, which must come and be an allowed one.
+    pub(super) async fn hear(&mut self) -> Judgement {
         let waits_for = format!("{}: the next delivery, {}", self.name, self.missing());
         match within(waits_for, self.subscription.next()).await {
             Ok(delivery) => self.judge(delivery),
@@ -218,19 +220,19 @@ impl Listener {
         }
     }
 
-    /// Listens until it has all before message `end` of every publisher; returns the place of each new message.
+    /// Listens until it has all messages before `end` of every publisher. Returns the position of each new message.
     pub(super) async fn hear_until(&mut self, end: u64) -> Vec<Position> {
         let mut places = Vec::new();
         while !self.has_all_before(end) {
-            if let Heard::New(place) = self.hear().await {
+            if let Judgement::New(place) = self.hear().await {
                 places.push(place);
             }
         }
         places
     }
 
-    /// The same while the bus fails: listens on after an error that passes. The end is known, at the latest, when the
-    /// last message comes.
+    /// Does the same during failures of the bus, and goes on after transient errors. The end is set before the last
+    /// message is published.
     pub(super) async fn hear_until_despite_errors(&mut self, end: &watch::Receiver<Option<u64>>) {
         while end.borrow().is_none_or(|end| !self.has_all_before(end)) {
             let waits_for = format!("{}: the next delivery, {}", self.name, self.missing());
@@ -253,8 +255,8 @@ impl Listener {
         self.next.values().all(|next| *next == end)
     }
 
-    /// What it says of a delivery; fails the check if the delivery should not have come.
-    pub(super) fn judge(&mut self, delivery: Delivery) -> Heard {
+    /// Judges a delivery, and fails the check if it is not allowed.
+    pub(super) fn judge(&mut self, delivery: Delivery) -> Judgement {
         let name = &self.name;
         let (place, delivered) = match delivery {
             Delivery::Message(place, delivered) => (place, delivered),
@@ -265,7 +267,7 @@ impl Listener {
                 );
                 self.times_lost += 1;
                 self.may_jump.extend(self.next.keys());
-                return Heard::Lost;
+                return Judgement::Lost;
             }
         };
         let Some((publisher, number)) = read(&delivered) else {
@@ -276,7 +278,7 @@ impl Listener {
         };
         if number < *next {
             assert!(self.repeats, "{name}: message {number} of publisher {publisher} came again");
-            return Heard::Again;
+            return Judgement::Again;
         }
         let may_jump = self.may_jump.remove(&publisher);
         assert!(
@@ -288,7 +290,7 @@ impl Listener {
             "{name}: told that its position is lost before message {number}, and nothing was lost there"
         );
         *next = number + 1;
-        Heard::New(place)
+        Judgement::New(place)
     }
 
     fn missing(&self) -> String {

@@ -9,11 +9,11 @@ use super::server::Server;
 
 pub type NatsServer = Server<How>;
 
-/// How it is started.
+/// The options of its start.
 #[derive(Default)]
 pub struct How {
     password: Option<String>,
-    /// What its file of options says besides.
+    /// Further lines of its file of options.
     config: Option<String>,
     tls: Option<Certificates>,
 }

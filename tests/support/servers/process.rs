@@ -8,26 +8,26 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a server may take to come up, or to go.
+/// The time that a server may take to come up, or to go.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often a server is asked whether it has come up, or is gone.
+/// The interval of the checks whether a server has come up, or is gone.
 const LOOK: Duration = Duration::from_millis(10);
-/// How often a port may turn out to be somebody else's.
+/// The number of ports that may turn out to be somebody else's.
 const PORTS_TRIED: usize = 5;
 
-/// How to start a server, and how to know that it answers.
+/// The start of a server, and the sign that it answers.
 pub trait Recipe {
     /// The program's name.
     fn program(&self) -> &str;
     /// Its arguments, on this port with its data in this directory.
     fn arguments(&self, port: u16, data: &Path) -> Vec<String>;
-    /// What to send to a new connection.
+    /// The first bytes that a new connection gets.
     fn greeting(&self) -> &[u8];
-    /// Whether this is how a server begins that answers.
+    /// True if this is how a server begins that answers.
     fn answers(&self, answer: &[u8]) -> bool;
     /// Where below its directory the server keeps what it was told.
     fn kept(&self) -> &str;
-    /// Whether that can be copied while the server runs: only files that are appended to.
+    /// True if that can be copied while the server runs: only files that are appended to.
     fn is_saved_while_it_runs(&self) -> bool;
 }
 

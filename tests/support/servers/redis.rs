@@ -8,7 +8,7 @@ use super::server::Server;
 
 pub type RedisServer = Server<How>;
 
-/// How it is started.
+/// The options of its start.
 #[derive(Default)]
 pub struct How {
     password: Option<String>,

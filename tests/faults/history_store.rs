@@ -1,0 +1,140 @@
+//! A store that keeps every op it was sent, can be copied with all it holds, and rejects what it is told to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use forebay::store::contract::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
+use forebay::{Epoch, Error, ErrorKind, JournalId, Key};
+
+/// The store; clones share what it holds.
+#[derive(Clone, Default)]
+pub struct HistoryStore(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Called before and after each batch that changes something.
+    watcher: Mutex<Option<Box<dyn FnMut() + Send>>>,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    data: BTreeMap<Key, Versioned>,
+    tenure: Tenure,
+    ops: Vec<Op>,
+    rejected: BTreeSet<Key>,
+}
+
+impl HistoryStore {
+    /// A store of its own with the same content: what a crash at this moment leaves of a durable store.
+    pub fn copy(&self) -> HistoryStore {
+        let state = self.state().clone();
+        HistoryStore(Arc::new(Shared { state: Mutex::new(state), watcher: Mutex::default() }))
+    }
+
+    /// Returns its content.
+    pub fn data(&self) -> BTreeMap<Key, Versioned> {
+        self.state().data.clone()
+    }
+
+    /// Every op that took effect, in order.
+    pub fn ops(&self) -> Vec<Op> {
+        self.state().ops.clone()
+    }
+
+    /// Rejects every batch with one of these keys, and no other.
+    pub fn reject(&self, keys: impl IntoIterator<Item = Key>) {
+        self.state().rejected = keys.into_iter().collect();
+    }
+
+    /// Calls `watcher` before and after each batch that takes effect.
+    pub fn watch(&self, watcher: impl FnMut() + Send + 'static) {
+        *self.0.watcher.lock().unwrap() = Some(Box::new(watcher));
+    }
+
+    pub fn unwatch(&self) {
+        *self.0.watcher.lock().unwrap() = None;
+    }
+
+    fn watched(&self) {
+        if let Some(watcher) = &mut *self.0.watcher.lock().unwrap() {
+            watcher();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// True if the batch is to take effect.
+    fn accepts(&self, batch: &Batch) -> Result<bool, StoreError> {
+        if batch.epoch < self.tenure.epoch {
+            return Err(StoreError::Fenced { current: self.tenure.epoch });
+        }
+        if batch.progress.applied <= self.tenure.progress.applied {
+            return Ok(false);
+        }
+        match batch.ops.iter().find(|op| self.rejected.contains(&op.key)) {
+            Some(op) => {
+                let error = Error::new(ErrorKind::Rejected, "this key is not taken");
+                Err(StoreError::Rejected { seq: op.seq, error })
+            }
+            None => Ok(true),
+        }
+    }
+
+    fn apply(&mut self, batch: &Batch) {
+        let watermark = self.tenure.progress.applied;
+        for op in batch.ops.iter().filter(|op| op.seq > watermark) {
+            match &op.value {
+                Some(value) => {
+                    let stored = Versioned { value: value.clone(), version: op.seq };
+                    self.data.insert(op.key.clone(), stored);
+                }
+                None => drop(self.data.remove(&op.key)),
+            }
+            self.ops.push(op.clone());
+        }
+        self.tenure.progress = batch.progress;
+    }
+}
+
+impl Store for HistoryStore {
+    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+        Box::pin(async { Ok(self.state().tenure) })
+    }
+
+    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+        Box::pin(async move {
+            let mut state = self.state();
+            let epoch = Epoch(state.tenure.epoch.0 + 1);
+            state.tenure = Tenure { epoch, journal, ..state.tenure };
+            Ok(state.tenure)
+        })
+    }
+
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
+        Box::pin(async { Ok(self.state().data.get(key).cloned()) })
+    }
+
+    fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
+        Box::pin(async {
+            let state = self.state();
+            Ok(keys.iter().map(|key| state.data.get(key).cloned()).collect())
+        })
+    }
+
+    fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async {
+            if !self.state().accepts(batch)? {
+                return Ok(());
+            }
+            self.watched();
+            self.state().apply(batch);
+            self.watched();
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,250 @@
+//! Every store keeps the contract, and the suite notices a store that does not.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use forebay::error::Result;
+use forebay::ids::{Epoch, JournalId, Key, Seq};
+use forebay::store::contract::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
+use forebay::store::memory::MemoryStore;
+use forebay::testkit::FlakyStore;
+use forebay::testkit::conformance::{self, Subject};
+use forebay::testkit::heartbeat_conformance;
+
+use crate::support::stores::Kind;
+
+struct InMemory(MemoryStore);
+
+impl Subject for InMemory {
+    type Store = MemoryStore;
+    fn open(&self) -> BoxFuture<'_, Result<MemoryStore>> {
+        Box::pin(async { Ok(self.0.clone()) })
+    }
+}
+
+/// An embedded store, opened for the contract's sake only.
+struct OnDisk(Kind, tempfile::TempDir);
+
+impl OnDisk {
+    fn of(kind: Kind) -> impl Fn() -> OnDisk {
+        move || OnDisk(kind, tempfile::tempdir().unwrap())
+    }
+}
+
+impl Subject for OnDisk {
+    type Store = Box<dyn Store>;
+    fn open(&self) -> BoxFuture<'_, Result<Box<dyn Store>>> {
+        Box::pin(async { self.0.open(self.1.path().join("store")) })
+    }
+}
+
+#[tokio::test]
+async fn the_memory_store_conforms() {
+    conformance::run(|| InMemory(MemoryStore::new())).await.unwrap();
+    conformance::run_huge(|| InMemory(MemoryStore::new())).await.unwrap();
+    heartbeat_conformance::run(&InMemory(MemoryStore::new())).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_sled_store_conforms() {
+    conformance::run(OnDisk::of(Kind::Sled)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_sled_store_keeps_the_largest_value() {
+    conformance::run_huge(OnDisk::of(Kind::Sled)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_redb_store_conforms() {
+    conformance::run(OnDisk::of(Kind::Redb)).await.unwrap();
+    conformance::run(OnDisk::of(Kind::RedbQuick)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_redb_store_keeps_the_largest_value() {
+    conformance::run_huge(OnDisk::of(Kind::Redb)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_fjall_store_conforms() {
+    conformance::run(OnDisk::of(Kind::Fjall)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_fjall_store_keeps_the_largest_value() {
+    conformance::run_huge(OnDisk::of(Kind::Fjall)).await.unwrap();
+}
+
+/// The defect of a faulty double.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    NoFence,
+    WatermarkForgotten,
+    ProgressLost,
+    ReplaysSkippedOps,
+    FirstWins,
+    KeepsRemoved,
+    VersionOfBatch,
+    Unordered,
+    EmptyIgnored,
+    HalfApplied,
+    JournalForgotten,
+    ClaimReturnsOldProgress,
+    EpochStands,
+}
+
+/// A store in memory with one fault.
+#[derive(Clone)]
+struct Faulty {
+    inner: MemoryStore,
+    fault: Fault,
+    sent: std::sync::Arc<AtomicU64>,
+}
+
+impl Faulty {
+    fn bend(&self, batch: &Batch, tenure: Tenure) -> Option<Batch> {
+        let mut bent = batch.clone();
+        let watermark = tenure.progress.applied;
+        match self.fault {
+            Fault::NoFence => bent.epoch = tenure.epoch,
+            Fault::WatermarkForgotten
+                if batch.progress.applied <= watermark && batch.epoch >= tenure.epoch =>
+            {
+                // As if the batch were new: its data once more, in front of a progress that stays.
+                bent.progress.applied = watermark.next();
+                bent.ops.iter_mut().for_each(|op| op.seq = watermark.next());
+            }
+            Fault::ProgressLost => bent.progress.journaled = bent.progress.applied,
+            Fault::ReplaysSkippedOps => {
+                bent.ops.iter_mut().for_each(|op| op.seq = Seq(op.seq.0.max(watermark.next().0)));
+            }
+            Fault::FirstWins => bent.ops.reverse(),
+            Fault::KeepsRemoved => bent.ops.retain(|op| op.value.is_some()),
+            Fault::VersionOfBatch => {
+                let all = bent.progress.applied;
+                bent.ops.iter_mut().filter(|op| op.seq > watermark).for_each(|op| op.seq = all);
+            }
+            Fault::EmptyIgnored if batch.ops.is_empty() && batch.epoch >= tenure.epoch => return None,
+            Fault::HalfApplied if bent.ops.len() == 2 => drop(bent.ops.pop()),
+            _ => {}
+        }
+        Some(bent)
+    }
+}
+
+impl Store for Faulty {
+    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+        self.inner.tenure()
+    }
+
+    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+        Box::pin(async move {
+            let before = self.inner.tenure().await?;
+            let journal = if matches!(self.fault, Fault::JournalForgotten) { None } else { journal };
+            if matches!(self.fault, Fault::EpochStands) && before.epoch > Epoch(0) {
+                return Ok(before);
+            }
+            let mut claimed = self.inner.claim(journal).await?;
+            if matches!(self.fault, Fault::ClaimReturnsOldProgress) {
+                claimed.progress.applied = Seq(claimed.progress.applied.0.saturating_sub(1));
+            }
+            Ok(claimed)
+        })
+    }
+
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
+        self.inner.load(key)
+    }
+
+    fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
+        Box::pin(async move {
+            let mut sorted = keys.to_vec();
+            if matches!(self.fault, Fault::Unordered) {
+                sorted.sort();
+            }
+            self.inner.load_many(&sorted).await
+        })
+    }
+
+    fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.sent.fetch_add(1, Ordering::Relaxed);
+            match self.bend(batch, self.inner.tenure().await?) {
+                Some(bent) => self.inner.apply(&bent).await,
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+struct FaultySubject(Faulty);
+
+impl Subject for FaultySubject {
+    type Store = Faulty;
+    fn open(&self) -> BoxFuture<'_, Result<Faulty>> {
+        Box::pin(async { Ok(self.0.clone()) })
+    }
+}
+
+#[tokio::test]
+async fn the_suite_names_the_rule_that_a_faulty_store_breaks() {
+    let cases = [
+        (Fault::NoFence, "an_older_epoch_is_refused_and_changes_nothing"),
+        (Fault::WatermarkForgotten, "a_watermark_at_or_below_the_stores_changes_nothing"),
+        (Fault::ProgressLost, "data_and_progress_are_kept_together"),
+        (Fault::ReplaysSkippedOps, "ops_at_or_below_the_watermark_are_skipped"),
+        (Fault::FirstWins, "the_last_change_of_a_key_wins"),
+        (Fault::KeepsRemoved, "the_last_change_of_a_key_wins"),
+        (Fault::VersionOfBatch, "data_and_progress_are_kept_together"),
+        (Fault::Unordered, "load_many_answers_in_the_order_of_its_keys"),
+        (Fault::EmptyIgnored, "an_empty_batch_moves_the_progress"),
+        (Fault::HalfApplied, "a_removed_key_is_absent"),
+        (Fault::JournalForgotten, "the_journal_is_the_newest_owners"),
+        (Fault::ClaimReturnsOldProgress, "a_claim_starts_a_newer_epoch_for_good"),
+        (Fault::EpochStands, "a_claim_starts_a_newer_epoch_for_good"),
+    ];
+    for (fault, rule) in cases {
+        let make =
+            || FaultySubject(Faulty { inner: MemoryStore::new(), fault, sent: std::sync::Arc::default() });
+        let broken = conformance::run(make).await.expect_err("the suite must notice");
+        assert_eq!(broken.rule, rule, "{fault:?}: {broken}");
+    }
+}
+
+/// The wrapper adds nothing of its own while no fault is told.
+struct Wrapped(FlakyStore<MemoryStore>);
+
+impl Subject for Wrapped {
+    type Store = FlakyStore<MemoryStore>;
+    fn open(&self) -> BoxFuture<'_, Result<FlakyStore<MemoryStore>>> {
+        Box::pin(async { Ok(self.0.clone()) })
+    }
+}
+
+#[tokio::test]
+async fn a_flaky_store_without_faults_conforms() {
+    conformance::run(|| Wrapped(FlakyStore::new(MemoryStore::new()))).await.unwrap();
+}
+
+/// P3: however often a batch is sent again after a doubtful answer, each op takes effect once, in order.
+#[tokio::test]
+async fn random_doubt_applies_each_op_once() {
+    let store = FlakyStore::new(MemoryStore::new());
+    let tenure = store.claim(None).await.unwrap();
+    store.randomly(0xF0EB, 60);
+    let name = forebay::ids::NamespaceName::parse("n").unwrap();
+    let mut pending: Vec<Op> = Vec::new();
+    for seq in 1..=200 {
+        let key = Key::new(&name, &[(seq % 7) as u8]).unwrap();
+        pending.push(Op { seq: Seq(seq), key, value: Some(seq.to_string().into()) });
+        let progress = forebay::store::contract::Progress { applied: Seq(seq), journaled: Seq(seq) };
+        let batch = Batch { epoch: tenure.epoch, ops: pending.clone(), progress };
+        if store.apply(&batch).await.is_ok() {
+            pending.clear();
+        }
+    }
+    let applied: Vec<u64> = store.ops_applied().iter().map(|op| op.seq.0).collect();
+    let done = store.inner().tenure().await.unwrap().progress.applied.0;
+    assert_eq!(applied, (1..=done).collect::<Vec<_>>());
+    assert!(store.attempts().iter().any(|attempt| attempt.fault.is_some() && attempt.applied));
+}
