@@ -1,9 +1,9 @@
 //! The flusher's next batch: its frames, from memory and from the journal, and the wait for more of them.
 //!
-//! Writers come first. While they go on committing, the drain yields to them, since it shares the processors and the disk
-//! with them. It never waits for them to end: what is pending may reach a bounded age and size, and nobody who waits for an
-//! apply or for room is delayed by this. Once that bound is reached, everything that was pending is drained without another
-//! wait.
+//! Writers come first. While they go on committing, the drain yields to them, since it shares the processors and the
+//! disk with them. It never waits for them to end: what is pending may reach a bounded age and size, and nobody who
+//! waits for an apply or for room is delayed by this. Once that bound is reached, everything that was pending is
+//! drained without another wait.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -161,8 +161,8 @@ impl Batcher {
         if self.notifies || through { Duration::ZERO } else { delay_max }
     }
 
-    /// Spins for so many writers whose write-throughs were just answered. As a rule they write through again at once, and
-    /// one that misses this batch waits for two applies. A lone writer is never kept waiting.
+    /// Spins for so many writers whose write-throughs were just answered. As a rule they write through again at once,
+    /// and one that misses this batch waits for two applies. A lone writer is never kept waiting.
     fn spin_for(&mut self, writers: usize, batch: &mut BatchBuilder) -> Result<()> {
         if writers < 2 {
             return Ok(());

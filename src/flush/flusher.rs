@@ -1,7 +1,7 @@
 //! The flusher: takes committed frames in order and applies them to the store, batch after batch.
 //!
-//! A batch is never queued again. One that fails stays with the flusher and is sent again until the store takes it, rejects
-//! a record of it, or fails for good. The watermark moves only when the store has confirmed an apply.
+//! A batch is never queued again. One that fails stays with the flusher and is sent again until the store takes it,
+//! rejects a record of it, or fails for good. The watermark moves only when the store has confirmed an apply.
 
 use std::sync::Arc;
 
@@ -75,8 +75,8 @@ impl Flusher {
         }
     }
 
-    /// Moves the watermark over the numbers of refused writes. Without it a flush that waits for those numbers would wait
-    /// until something else is written.
+    /// Moves the watermark over the numbers of refused writes. Without it a flush that waits for those numbers would
+    /// wait until something else is written.
     async fn pass_refused(&mut self) -> Result<(), ()> {
         let applied = self.refused;
         let mut progress = Progress { applied, ..self.progress };
@@ -358,8 +358,8 @@ impl Flusher {
         Ok(())
     }
 
-    /// Trims the journal and the dead-letter list, of which the store needs nothing up to `passed`. A failure costs room
-    /// and no data; it becomes a warning in the layer's health, and the next batch tries again.
+    /// Trims the journal and the dead-letter list, of which the store needs nothing up to `passed`. A failure costs
+    /// room and no data; it becomes a warning in the layer's health, and the next batch tries again.
     fn trim(&self, passed: Seq) {
         let Some(log) = &self.log else { return };
         let mut up_to = log.published();

@@ -44,8 +44,8 @@ impl Parking {
         self.core.options.on_rejected == OnRejected::Park && self.letters.as_ref().is_some_and(room)
     }
 
-    /// Moves the frames with parked keys from `frames` to `parked`, because their records must not reach the store before
-    /// those that are in the list. A write-through among them is refused instead.
+    /// Moves the frames with parked keys from `frames` to `parked`, because their records must not reach the store
+    /// before those that are in the list. A write-through among them is refused instead.
     ///
     /// Returns the last number that was refused.
     pub(crate) fn park_behind_letters(
@@ -84,8 +84,8 @@ impl Parking {
         Ok(())
     }
 
-    /// Prepares the command that a control frame holds. On return it is durable that the chosen letters are resolved once
-    /// the store has applied the frame.
+    /// Prepares the command that a control frame holds. On return it is durable that the chosen letters are resolved
+    /// once the store has applied the frame.
     pub(crate) fn prepare(&self, frame: &QueuedFrame) -> Result<LetterCommand> {
         let Some(letters) = &self.letters else { return Ok(LetterCommand::default()) };
         let records = frame.records().collect::<Result<Vec<_>>>()?;

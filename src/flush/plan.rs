@@ -17,8 +17,8 @@ pub(crate) struct Ops {
 }
 
 impl Ops {
-    /// Adds an op. If it may be coalesced, it replaces an earlier one of its key: an apply is atomic, so nobody can tell
-    /// that the earlier one never happened.
+    /// Adds an op. If it may be coalesced, it replaces an earlier one of its key: an apply is atomic, so nobody can
+    /// tell that the earlier one never happened.
     pub(crate) fn push(&mut self, op: Op, coalesce: bool) {
         let at = self.ops.len();
         // An op that must be applied also bars later ones from replacing what came before it.

@@ -1,9 +1,9 @@
 //! The dead-letter list: durable records that the store rejected, and later records of the same keys.
 //!
 //! It lies beside the journal, in a queue of its own. A letter is written before the watermark passes its frame, so a
-//! record is always in the journal, in this list or in the store. A letter's end is written as "resolved at n" *before* the
-//! apply whose watermark is n, and counts only if the store's watermark has reached n: a crash in between leaves the
-//! letter here, and the command to replay it in the journal.
+//! record is always in the journal, in this list or in the store. A letter's end is written as "resolved at n" *before*
+//! the apply whose watermark is n, and counts only if the store's watermark has reached n: a crash in between leaves
+//! the letter here, and the command to replay it in the journal.
 //!
 //! Letters are whole frames, because a batch is atomic; a frame with one parked key is parked with all its keys.
 

@@ -1,8 +1,8 @@
 //! The inbox before the pending view: committed frames are visible as soon as they are in it.
 //!
-//! Whoever locks the view adds the inbox's frames first, to the view and to the caches' memory, and whoever reads memory
-//! without the lock checks whether there are any. So a reader that misses memory sees either all of a frame or none of it,
-//! and never an older value after a newer one; and writers are answered before that work is done.
+//! Whoever locks the view adds the inbox's frames first, to the view and to the caches' memory, and whoever reads
+//! memory without the lock checks whether there are any. So a reader that misses memory sees either all of a frame or
+//! none of it, and never an older value after a newer one; and writers are answered before that work is done.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
@@ -114,8 +114,8 @@ impl PendingView {
 
 /// Locks a mutex, poisoned or not.
 ///
-/// Code of the user's types that runs under these locks is caught before it gets here, so a poisoned lock means a defect
-/// of this module; the flusher could only go on with the same state anyway.
+/// Code of the user's types that runs under these locks is caught before it gets here, so a poisoned lock means a
+/// defect of this module; the flusher could only go on with the same state anyway.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
 //! Look-ups beyond memory: first the pending records, wherever their values are, and then the store.
 //!
 //! Nothing is returned that a crash can take back. A pending record is committed before it can be found. While a
-//! write-through of a key is in flight, the store's answer for that key is not used, because the store may show the value
-//! before it is durable; the look-up waits until the write-through has ended.
+//! write-through of a key is in flight, the store's answer for that key is not used, because the store may show the
+//! value before it is durable; the look-up waits until the write-through has ended.
 
 use std::sync::{Arc, PoisonError};
 
@@ -70,8 +70,8 @@ enum FetchedValue {
 }
 
 impl Lookup {
-    /// Makes memory show every write that was acknowledged before the call. To be called before a cache's memory is read
-    /// or changed.
+    /// Makes memory show every write that was acknowledged before the call. To be called before a cache's memory is
+    /// read or changed.
     #[inline]
     pub fn catch_up(&self) {
         if Safeguard::MemoryCatchesUp.holds() {
@@ -81,12 +81,12 @@ impl Lookup {
 
     /// Looks up a key that is not in memory: its pending value, or else the store's.
     ///
-    /// Costs a lock if the value is pending in memory, else reads of the journal or the store. Dropping the future has no
-    /// effect.
+    /// Costs a lock if the value is pending in memory, else reads of the journal or the store. Dropping the future has
+    /// no effect.
     ///
     /// # Errors
-    /// The store's, or the journal's if it lost what it has committed. [`ErrorKind::InDoubt`] if the layer ended while a
-    /// write-through of the key was in flight.
+    /// The store's, or the journal's if it lost what it has committed. [`ErrorKind::InDoubt`] if the layer ended while
+    /// a write-through of the key was in flight.
     pub async fn load(&self, key: &Key) -> Result<LookupAnswer> {
         let store = self.store()?;
         // The search of the journal goes back in steps, each before the oldest candidate of the one before.
@@ -108,7 +108,8 @@ impl Lookup {
                     }
                     // Memory has packed frames behind the candidates only, but a dead letter may be newer than both.
                     JournalSearch::Found(..) => {}
-                    // The candidates were other keys' that share the hash fragment; older frames may still be this key's.
+                    // The candidates were other keys' that share the hash fragment; older frames may still be this
+                    // key's.
                     JournalSearch::NotFound => {
                         before = Some(oldest);
                         continue;
@@ -143,8 +144,8 @@ impl Lookup {
             }
             self.core.metrics.store_loads.add(1);
             let loaded = store.load(key).await.map_err(StoreError::into_error)?;
-            // A write-through that began during the load may have shown a value that a power cut can still take back, and
-            // one that was refused during the load a value that never took effect.
+            // A write-through that began during the load may have shown a value that a power cut can still take back,
+            // and one that was refused during the load a value that never took effect.
             if !self.core.pending.lock().load_is_in_doubt(key, refused_before) {
                 return Ok(LookupAnswer { value: loaded, pending: false });
             }

@@ -1,12 +1,12 @@
 //! The journaled frames of the queue that are in memory, packed into chunks, and an index of each key's newest record.
 //!
-//! A frame's content is in memory once: the index has no copies of keys, but a fragment of a key's hash and the offset of
-//! the frame, eight bytes together, and the key is compared in the frame. So a record costs its frame's header (32 bytes),
-//! its own (8), and its share of the index (10 to 21).
+//! A frame's content is in memory once: the index has no copies of keys, but a fragment of a key's hash and the offset
+//! of the frame, eight bytes together, and the key is compared in the frame. So a record costs its frame's header (32
+//! bytes), its own (8), and its share of the index (10 to 21).
 //!
-//! Frames are added and retired in order, except for those of one batch. A frame that was taken out stays in memory until
-//! it is retired, because its keys are still looked up; a chunk goes when all of its frames are retired. What is handed
-//! out shares its chunk. While a chunk is still written to, what is handed out is a copy, always smaller than
+//! Frames are added and retired in order, except for those of one batch. A frame that was taken out stays in memory
+//! until it is retired, because its keys are still looked up; a chunk goes when all of its frames are retired. What is
+//! handed out shares its chunk. While a chunk is still written to, what is handed out is a copy, always smaller than
 //! [`WHOLE_BYTES_MIN`].
 
 use std::collections::VecDeque;
@@ -47,9 +47,9 @@ pub(crate) struct Packed {
 /// The newest record of a key: the upper bits of the key's hash, and the lower ones of its frame's offset.
 ///
 /// It is packed because an entry with fields of their own for hash and offset takes 16 bytes instead of 8. The table is
-/// between half and seven eighths full, so each pending record would take 9 to 18 bytes more than its 51 to 60: 15 % and
-/// more. An entry of the offset alone takes 8 bytes, too, but then every growth of the table would read all frames again
-/// to hash their keys.
+/// between half and seven eighths full, so each pending record would take 9 to 18 bytes more than its 51 to 60: 15 %
+/// and more. An entry of the offset alone takes 8 bytes, too, but then every growth of the table would read all frames
+/// again to hash their keys.
 #[derive(Clone, Copy)]
 struct IndexEntry(u64);
 
@@ -111,8 +111,8 @@ impl IndexEntry {
     }
 }
 
-/// Hashes the fragment that an entry has of a hash once more: a table looks at few bits, of which the fragment alone would
-/// leave some zero.
+/// Hashes the fragment that an entry has of a hash once more: a table looks at few bits, of which the fragment alone
+/// would leave some zero.
 fn table_hash(hash: u64) -> u64 {
     (hash >> OFFSET_BITS).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }

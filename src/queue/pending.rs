@@ -1,10 +1,10 @@
 //! The pending view: the value of each pending key, and the queue for the flusher.
 //!
-//! Pending records are in four places. Journaled frames in memory are packed, with an index of their keys (`Packed`). Of
-//! frames that are in the journal alone an index knows which of them may have a key (`SpilledIndex`). Of dead letters the
-//! view has the keys and their places in the list. Frames that are written through wait in a queue of their own, since
-//! nobody may see them yet. A key may be in several places; its newest record counts, and places in the journal are in
-//! the order of sequence numbers.
+//! Pending records are in four places. Journaled frames in memory are packed, with an index of their keys (`Packed`).
+//! Of frames that are in the journal alone an index knows which of them may have a key (`SpilledIndex`). Of dead
+//! letters the view has the keys and their places in the list. Frames that are written through wait in a queue of their
+//! own, since nobody may see them yet. A key may be in several places; its newest record counts, and places in the
+//! journal are in the order of sequence numbers.
 //!
 //! One lock guards all of it, and no disk is read under it. `inbox` describes how frames get here.
 //!
@@ -45,8 +45,8 @@ pub(crate) enum PendingValue {
 pub(crate) struct PendingLookup {
     /// The key's state as far as it is known without reading the journal.
     pub(crate) state: KeyState,
-    /// Frames of the journal that may have a newer record of the key, newest first. There may be more before the last of
-    /// them, but none if this is empty.
+    /// Frames of the journal that may have a newer record of the key, newest first. There may be more before the last
+    /// of them, but none if this is empty.
     pub(crate) candidates: Vec<Location>,
 }
 
@@ -55,7 +55,8 @@ pub(crate) struct PendingLookup {
 pub(crate) enum KeyState {
     /// Nothing is pending; the store has the value.
     Absent,
-    /// Nothing is committed, but a write-through of the key is in flight, and the store may show it before it is durable.
+    /// Nothing is committed, but a write-through of the key is in flight, and the store may show it before it is
+    /// durable.
     InFlightThrough,
     /// The newest committed record is pending.
     Pending { version: Seq, value: PendingValue },
@@ -237,10 +238,11 @@ impl Pending {
         self.refused_throughs
     }
 
-    /// Returns true if the store may have answered a load of `key` with a write-through that is in flight or was refused.
+    /// Returns true if the store may have answered a load of `key` with a write-through that is in flight or was
+    /// refused.
     ///
-    /// `refused_before` is [`Pending::refused_throughs`] from before the load. A store may show such a value before it is
-    /// durable, so the answer cannot be used.
+    /// `refused_before` is [`Pending::refused_throughs`] from before the load. A store may show such a value before it
+    /// is durable, so the answer cannot be used.
     pub(crate) fn load_is_in_doubt(&self, key: &Key, refused_before: u64) -> bool {
         self.has_in_flight_through(key)
             || Safeguard::UnsettledReads.holds() && self.refused_throughs != refused_before
@@ -318,8 +320,8 @@ impl Pending {
             .collect()
     }
 
-    /// Takes all tickets, when nothing will be applied any more. Write-throughs stay in flight: whether they took effect
-    /// is unknown.
+    /// Takes all tickets, when nothing will be applied any more. Write-throughs stay in flight: whether they took
+    /// effect is unknown.
     pub(crate) fn take_tickets(&mut self) -> Vec<Ticket> {
         std::mem::take(&mut self.tickets).into_values().collect()
     }
@@ -356,8 +358,8 @@ impl Pending {
             };
             self.add_dead_letter(&record.key, seq, value);
         }
-        // The spilled index is told later, by `note_applied`: frames before this one may still be pending, and to retire
-        // up to here would drop them as well.
+        // The spilled index is told later, by `note_applied`: frames before this one may still be pending, and to
+        // retire up to here would drop them as well.
         self.parked_end = self.parked_end.max(frame.journal_end);
         self.remove(frame)
     }
@@ -414,8 +416,8 @@ impl Pending {
         });
     }
 
-    /// Notes, for write-throughs that are in flight, that a frame which is written behind has newer records of their keys.
-    /// Memory has the newer value then, and must not go back to the older one when the store confirms it.
+    /// Notes, for write-throughs that are in flight, that a frame which is written behind has newer records of their
+    /// keys. Memory has the newer value then, and must not go back to the older one when the store confirms it.
     fn supersede_throughs(&mut self, frame: &QueuedFrame) -> Result<()> {
         // Most layers write nothing through, and then a put parses no record here.
         if self.in_flight.is_empty() || frame.location.is_none() {

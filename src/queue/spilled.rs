@@ -1,13 +1,13 @@
 //! The index of records that are in the journal alone: found there at an opening, or spilled because memory was full.
 //!
 //! It has no keys, but eight bytes a record: a fragment of the key's hash, and the frame's position. So it cannot tell
-//! that a key is here, only which frames may have it, newest first; the caller reads those frames and compares. Two keys
-//! that share a fragment cost a read and never give a wrong answer.
+//! that a key is here, only which frames may have it, newest first; the caller reads those frames and compares. Two
+//! keys that share a fragment cost a read and never give a wrong answer.
 //!
 //! Records arrive in the journal's order and are retired in it. They are partitioned by their hash, appended to their
-//! partition unsorted, and sorted when somebody looks a key up: so adding a record costs the same whatever the size of the
-//! index, and nothing as large as all of it is ever copied. What is retired is recognised by its position alone, and
-//! swept a partition at a time.
+//! partition unsorted, and sorted when somebody looks a key up: so adding a record costs the same whatever the size of
+//! the index, and nothing as large as all of it is ever copied. What is retired is recognised by its position alone,
+//! and swept a partition at a time.
 //!
 //! An opening fills several indexes in parallel, each from some segments. They share one hasher and one numbering of
 //! positions, so that appending one to another moves its chunks and copies no slot.
@@ -26,14 +26,14 @@ use crate::queue::record::RecordRef;
 use crate::safeguard::Safeguard;
 use crate::seam::random::HashBuilder;
 
-/// The number of partitions: few enough that the ends to append to stay in a processor's caches, and so many that sorting
-/// one takes less than a millisecond with ten million records.
+/// The number of partitions: few enough that the ends to append to stay in a processor's caches, and so many that
+/// sorting one takes less than a millisecond with ten million records.
 const PARTITIONS: usize = 1 << PARTITION_BITS;
 const PARTITION_BITS: u32 = 10;
 /// The bits of a slot that are its frame's position; the others are of its key's hash.
 ///
-/// A slot with fields of their own for hash and position would take 16 bytes instead of 8, and so would each record here:
-/// that is more than the 3 % a plain entry may cost.
+/// A slot with fields of their own for hash and position would take 16 bytes instead of 8, and so would each record
+/// here: that is more than the 3 % a plain entry may cost.
 const POSITION_BITS: u32 = 40;
 const POSITION_MASK: u64 = (1 << POSITION_BITS) - 1;
 /// The unsorted slots that a partition may have when it is searched, beside an eighth of its sorted ones.
@@ -75,8 +75,8 @@ pub(crate) struct SpilledIndex {
 #[derive(Default)]
 struct Partition {
     sorted: Vec<u64>,
-    /// Slots later in the journal than the sorted ones, in their order of arrival. They are in chunks, so that nothing is
-    /// copied when there are more, and little memory is reserved.
+    /// Slots later in the journal than the sorted ones, in their order of arrival. They are in chunks, so that nothing
+    /// is copied when there are more, and little memory is reserved.
     unsorted: Vec<Vec<u64>>,
 }
 
@@ -176,8 +176,8 @@ impl SpilledIndex {
         Ok(())
     }
 
-    /// Returns the frames that may have a record of a key, newest first and at most [`CANDIDATES_MAX`]: those behind the
-    /// frame at `after`, and before `before`.
+    /// Returns the frames that may have a record of a key, newest first and at most [`CANDIDATES_MAX`]: those behind
+    /// the frame at `after`, and before `before`.
     pub(crate) fn find(
         &mut self,
         key: &[u8],
@@ -370,8 +370,8 @@ fn slot_of(hash: u64, position: u64) -> u64 {
 
 /// The records of a journal that the store lacks, collected while the journal is checked at an opening.
 ///
-/// It has the keys' hashes and the frames' positions; values stay in the journal. Several of these may each visit a part
-/// of the journal.
+/// It has the keys' hashes and the frames' positions; values stay in the journal. Several of these may each visit a
+/// part of the journal.
 #[derive(Default)]
 pub(crate) struct UnappliedRecords {
     /// The watermark of the store when it was asked.

@@ -1,4 +1,5 @@
-//! The state that a layer's callers, committer and flusher share: the pending view, the gate, and the layer's condition.
+//! The state that a layer's callers, committer and flusher share: the pending view, the gate, and the layer's
+//! condition.
 
 use std::mem;
 use std::sync::{Arc, PoisonError};
@@ -19,8 +20,8 @@ use crate::safeguard::Safeguard;
 use crate::seam::sync::Mutex;
 use crate::seam::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// The drain yields to writers until one in so many parts of the queue's bounds, or of the memory budget, is pending; at
-/// least a batch.
+/// The drain yields to writers until one in so many parts of the queue's bounds, or of the memory budget, is pending;
+/// at least a batch.
 const YIELD_SHARE: u64 = 4;
 
 /// The layer's watermark and condition, watched by all waiters.
@@ -262,7 +263,8 @@ impl Sink for Core {
         // Taken out of the group: if this unwinds, what is left in the group is refused, and these are visible by then.
         let mut committed = mem::take(group);
         let (mut records, mut last_awaited) = (0, None);
-        // Tickets that are answered at once stay in the group until then: moving them would cost as much as all else here.
+        // Tickets that are answered at once stay in the group until then: moving them would cost as much as all else
+        // here.
         let frames = committed.iter_mut().map(|Committed { frame, location, ticket, .. }| {
             let (first, body) = (frame.first, mem::take(&mut frame.body));
             let frame = match ticket.as_mut().and_then(|ticket| ticket.through.take()) {
@@ -360,8 +362,8 @@ mod tests {
         }
     }
 
-    /// Woken on the writer's processor, the flusher ran before it was told that the writer waits. So it began to linger,
-    /// with a timer and another wake-up, before each apply of a lone writer.
+    /// Woken on the writer's processor, the flusher ran before it was told that the writer waits. So it began to
+    /// linger, with a timer and another wake-up, before each apply of a lone writer.
     #[test]
     fn the_flusher_knows_that_a_writer_waits_for_an_apply_when_it_wakes_up() {
         let pending = PendingView::new(1 << 20, Ticker::default());

@@ -12,8 +12,8 @@ use crate::seam::clock::Moment;
 
 /// The change that a write makes in the memory of the cache that it came from.
 ///
-/// It runs under the pending view's lock, in the order of sequence numbers, on whichever thread holds that lock. It must
-/// be short and must not panic.
+/// It runs under the pending view's lock, in the order of sequence numbers, on whichever thread holds that lock. It
+/// must be short and must not panic.
 pub trait Effect: Send {
     /// Makes the write visible, under this sequence number.
     fn publish(self: Box<Self>, seq: Seq);
@@ -30,8 +30,8 @@ pub enum Effects {
     None,
     /// The effect of a single write.
     One(Box<dyn Effect>),
-    /// The effects of an atomic batch; `None` where a later record of the batch writes the same key, since nobody may see
-    /// a value that was never current.
+    /// The effects of an atomic batch; `None` where a later record of the batch writes the same key, since nobody may
+    /// see a value that was never current.
     Many(Vec<Option<Box<dyn Effect>>>),
 }
 

@@ -1,4 +1,5 @@
-//! The operator's tool: checks and prints a layer's files, drains them, and salvages what is sound of a damaged journal.
+//! The operator's tool: checks and prints a layer's files, drains them, and salvages what is sound of a damaged
+//! journal.
 //!
 //! `verify`, `inspect`, `tail` and `dead-letters list` take no lock and change nothing, so they work beside a running
 //! layer. Nothing that is printed ever holds a value, and of a key only a bounded, escaped prefix.
