@@ -1,4 +1,4 @@
-//! What was applied since the layer opened: the ages and bytes by which the lag behind the store is measured.
+//! The history of applies since the layer opened: ages and bytes, by which the lag behind the store is measured.
 
 use std::sync::PoisonError;
 use std::time::Duration;

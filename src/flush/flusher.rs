@@ -17,7 +17,7 @@ use crate::journal::log::Log;
 use crate::queue::health::HealthState;
 use crate::queue::queued::QueuedFrame;
 use crate::queue::state::Core;
-use crate::queue::ticket::{Ticket, Until};
+use crate::queue::ticket::{Until, WriteTicket};
 use crate::safeguard::Safeguard;
 use crate::seam::backoff::Backoff;
 use crate::seam::clock;
@@ -299,7 +299,7 @@ impl Flusher {
         parked: &[QueuedFrame],
         progress: Progress,
     ) -> Result<(), ()> {
-        let mut tickets: Vec<(Seq, Ticket)> = Vec::new();
+        let mut tickets: Vec<(Seq, WriteTicket)> = Vec::new();
         let (mut records, mut bytes) = (0, 0);
         for some in frames.chunks(FRAMES_PER_LOCK) {
             let mut pending = self.core.pending.lock();

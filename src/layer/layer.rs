@@ -27,7 +27,7 @@ use crate::queue::key_locks::{KeyGuard, KeyLocks};
 use crate::queue::lookup::Lookup;
 use crate::queue::record::{Operation, notices_of, push};
 use crate::queue::state::{Core, unanswered};
-use crate::queue::ticket::{Effects, Ticket, Until};
+use crate::queue::ticket::{Effects, Until, WriteTicket};
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Runtime, Ticker};
 use crate::seam::sync::Mutex;
@@ -81,7 +81,7 @@ struct Waiting {
     bytes: u32,
     /// Whether it needs a flusher that moves.
     through: bool,
-    submission: Submission<Option<Ticket>>,
+    submission: Submission<Option<WriteTicket>>,
 }
 
 impl Layer {
@@ -206,7 +206,8 @@ impl Layer {
         let noticed = !journaled && self.core.options.changes && Safeguard::ThroughLeavesNotice.holds();
         let notice = noticed.then(|| notices_of(&body)).transpose()?;
         let (sender, answer) = oneshot::channel();
-        let mut ticket = Ticket { until, effects, answer: sender, records, bytes, through: None, key_guard };
+        let mut ticket =
+            WriteTicket { until, effects, answer: sender, records, bytes, through: None, key_guard };
         let submission = match notice {
             None => Submission { body, journaled, ticket: Some(ticket) },
             Some(notice) => {
@@ -237,7 +238,7 @@ impl Layer {
         Ok(writing.answer)
     }
 
-    fn hand_over(&self, submission: Submission<Option<Ticket>>) {
+    fn hand_over(&self, submission: Submission<Option<WriteTicket>>) {
         match clock::may_block() {
             true => self.committer.submit_blocking(submission),
             false => self.committer.submit(submission),

@@ -26,7 +26,7 @@ pub(crate) struct AgeRing {
 /// The first of some groups that follow each other. It covers all records up to the next mark.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
-    /// How many groups came before it.
+    /// The number of groups before it.
     group: u64,
     first: Seq,
     /// The bytes of all records before `first`.

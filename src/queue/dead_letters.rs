@@ -101,6 +101,7 @@ impl DeadLetters {
         let queue = Journal::open_on(disk, journal_dir.join(FOLDER), options, Durability::Sync)?;
         let mut log = LetterLog::default();
         let mut reader = queue.read_after(Seq::ZERO);
+        // All of it before any letter counts as resolved: a resolution may be revoked further on.
         while let Some(frame) = reader.next_frame()? {
             log.add_frame(&frame).map_err(|error| {
                 let (file, offset) = (queue.file_of(frame.location), frame.location.offset);
@@ -159,10 +160,12 @@ impl DeadLetters {
         if map.letters.contains_key(&frame.first) {
             return Ok(());
         }
+        // The flusher checks for room first; frames of parked keys come here without that, and must not be dropped.
         if map.record_count() >= self.records_max {
             let context = format!("the dead-letter list holds its {} records", self.records_max);
             return Err(Error::new(ErrorKind::QueueFull, context));
         }
+        // A store's error may quote the value, of any size.
         let reason = cut(reason);
         let mut head = vec![LETTER];
         head.extend_from_slice(&frame.first.0.to_le_bytes());
@@ -180,6 +183,7 @@ impl DeadLetters {
             slices.push(length);
             slices.push(record);
         }
+        // On the disk before it is in memory: a failure here leaves the frame to the journal.
         let number = self.queue.append(&slices)?;
         map.last = number;
         let letter = Letter { number, records: list_records(frame.first, &records)?, reason: reason.into() };
@@ -195,6 +199,7 @@ impl DeadLetters {
         let mut chosen = BTreeSet::new();
         loop {
             let before = chosen.len();
+            // A letter that joins brings keys, which may belong to letters that this pass has gone by.
             for (first, letter) in &map.letters {
                 if letter.records.iter().any(|(_, key, _)| wanted.contains(key)) && chosen.insert(*first) {
                     wanted.extend(letter.records.iter().map(|(_, key, _)| key.clone()));
@@ -264,6 +269,7 @@ impl DeadLetters {
     /// Removes the list's files if it is empty: then nothing in them is needed any more, resolutions included.
     pub(crate) fn trim(&self) -> Result<()> {
         let map = self.lock();
+        // Only as a whole: the records of resolutions lie among the letters, and older letters may outlive newer ones.
         if map.letters.is_empty() { self.queue.trim(map.last) } else { Ok(()) }
     }
 
@@ -303,6 +309,7 @@ impl LetterLog {
                 }
                 RESOLVED => drop(self.resolved.insert(fields.seq()?, fields.seqs()?)),
                 CANCELLED => drop(self.resolved.remove(&fields.seq()?)),
+                // Of a later version, or no list: a letter that was skipped would be a lost record.
                 _ => return Err(damaged("has an unknown kind")),
             }
         }
@@ -312,6 +319,7 @@ impl LetterLog {
     /// Returns the letters that are left when the store's watermark is this.
     fn into_map(self, watermark: Seq) -> LetterMap {
         let mut map = self.map;
+        // Beyond the watermark the store has not applied the replay, and the journal still has the command.
         for (_, letters) in self.resolved.into_iter().filter(|(at, _)| *at <= watermark) {
             letters.iter().for_each(|letter| map.remove(*letter));
         }
@@ -349,6 +357,7 @@ pub(crate) fn resolution_at(frame: &Frame) -> Result<Option<Seq>> {
 
 impl LetterMap {
     fn insert(&mut self, first: Seq, letter: Letter) {
+        // A crash after the letter was written and before the watermark passed it: the frame was parked again.
         if let Some(previous) = self.letters.get(&first) {
             debug_assert_eq!(previous.records.len(), letter.records.len());
             return;
@@ -387,6 +396,7 @@ fn list_records(first: Seq, records: &[Bytes]) -> Result<Vec<(Seq, Key, bool)>> 
     let numbered = records.iter().zip(0_u64..);
     let parsed = numbered.map(|(bytes, at)| {
         let record = Record::parse(bytes)?;
+        // Detached: a slice of the frame would keep the frame's values in memory.
         Ok((first.plus(at), record.key.detached(), record.stored().is_none()))
     });
     parsed.collect()

@@ -38,6 +38,7 @@ impl Budget {
     }
 
     fn give_back(&self, count: u64) {
+        // A debt is paid before permits come back: until then the queue is beyond its bound.
         let mut paid = 0;
         let update = |debt: u64| {
             paid = debt.min(count);
@@ -64,8 +65,10 @@ impl Gate {
             TryAcquireError::NoPermits => NotEntered::Full,
             TryAcquireError::Closed => NotEntered::Shut,
         };
+        // Both or neither: the permits of the first return if the second is refused.
         let one = self.records.permits.try_acquire_many(records).map_err(refused)?;
         let other = self.bytes.permits.try_acquire_many(bytes).map_err(refused)?;
+        // Given back by `leave`, when the frame ends.
         one.forget();
         other.forget();
         Ok(())
@@ -74,6 +77,7 @@ impl Gate {
     /// Enters as soon as there is room. Dropping the future takes nothing.
     pub(crate) async fn enter(&self, records: u32, bytes: u32) -> Result<(), NotEntered> {
         let shut = |_| NotEntered::Shut;
+        // In the same order for all, so that two writers cannot each hold what the other waits for.
         let one = self.records.permits.acquire_many(records).await.map_err(shut)?;
         let other = self.bytes.permits.acquire_many(bytes).await.map_err(shut)?;
         one.forget();

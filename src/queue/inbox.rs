@@ -10,7 +10,7 @@ use std::sync::PoisonError;
 use crate::error::Error;
 use crate::queue::pending::Pending;
 use crate::queue::queued::{QueueSize, QueuedFrame};
-use crate::queue::ticket::{Effects, Ticket};
+use crate::queue::ticket::{Effects, WriteTicket};
 use crate::seam::clock::{Moment, Ticker};
 use crate::seam::sync::atomic::{AtomicUsize, Ordering};
 use crate::seam::sync::{Mutex, MutexGuard};
@@ -22,7 +22,7 @@ const FRAMES_PER_LOCK: usize = 64;
 pub(crate) struct CommittedFrame {
     pub(crate) frame: QueuedFrame,
     /// The ticket of a writer that waits for its apply.
-    pub(crate) ticket: Option<Box<Ticket>>,
+    pub(crate) ticket: Option<Box<WriteTicket>>,
     /// The effects that memory shows at once.
     pub(crate) effects: Effects,
 }
@@ -97,6 +97,7 @@ impl PendingView {
         let at_most = at_most.min(self.unseen.load(Ordering::SeqCst));
         let mut count = 0;
         while count < at_most {
+            // One at a time, so that the committer, which holds up all writers, waits for no more than that.
             let next = lock(&self.inbox).pop_front();
             let Some((at, CommittedFrame { frame, ticket, effects })) = next else { break };
             let first = frame.first;

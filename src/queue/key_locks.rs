@@ -36,6 +36,7 @@ impl KeyLocks {
     /// Waits for the locks of these keys. Dropping the future releases those it has.
     pub(crate) async fn lock(&self, keys: impl Iterator<Item = &Key>) -> KeyGuard {
         let stripe = |key: &Key| self.hasher.hash_one(key) % self.stripes.len() as u64;
+        // A set: sorted, against deadlocks, and each stripe once, since a second lock of it would wait for the first.
         let wanted: BTreeSet<u64> =
             keys.filter(|_| Safeguard::WritersTakeTurns.holds()).map(stripe).collect();
         let mut locked = Vec::with_capacity(wanted.len());

@@ -182,6 +182,7 @@ impl Lookup {
         for key in keys {
             let PendingLookup { state, candidates } = self.core.pending.lock().find(key, None);
             match state {
+                // One call to the store for all of these; the others are few, as a rule.
                 KeyState::Absent if candidates.is_empty() => {
                     absent.push(key.clone());
                     found.push(None);

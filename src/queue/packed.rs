@@ -208,6 +208,8 @@ impl PackedChunks {
         let content = without_padding(&frame.content, frame.count);
         let len = u32::try_from(content.len()).unwrap_or(u32::MAX);
         let header = PackedHeader { first: frame.first, location, count: frame.count, len };
+        // To copy a large frame would cost more than its own buffer does. The chunk before it is sealed, because
+        // offsets go on without gaps.
         if content.len() >= WHOLE_BYTES_MIN {
             self.seal();
             let at = self.open_at;
@@ -263,6 +265,7 @@ impl PackedChunks {
 
     /// Returns the frame at an offset, of which the bits of an index entry are enough.
     fn get(&self, at: u64) -> Option<PackedFrame<'_>> {
+        // Everything in memory lies within 2^39 bytes of the first chunk, so the lower bits tell the whole offset.
         let begin = self.chunks.front().map_or(self.open_at, |chunk| chunk.at);
         let at = begin + (at.wrapping_sub(begin) & OFFSET_MASK);
         if at >= self.open_at {

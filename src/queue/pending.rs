@@ -24,7 +24,7 @@ use crate::queue::packed::{PACKED_BYTES_MAX, Packed};
 use crate::queue::queued::{QueueSize, QueuedFrame};
 use crate::queue::record::RecordRef;
 use crate::queue::spilled::{SpilledIndex, UnappliedRecords};
-use crate::queue::ticket::Ticket;
+use crate::queue::ticket::WriteTicket;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
 use crate::seam::random::HashBuilder;
@@ -102,7 +102,7 @@ pub(crate) struct Pending {
     throughs: VecDeque<QueuedFrame>,
     /// Journaled frames after the first and up to the second number are only in the journal.
     spilled: Option<(Seq, Seq)>,
-    tickets: BTreeMap<Seq, Ticket>,
+    tickets: BTreeMap<Seq, WriteTicket>,
     memory_bytes: u64,
     size: QueueSize,
     /// The end of the last journaled frame that was parked.
@@ -150,7 +150,7 @@ impl Pending {
         &mut self,
         group_at: Option<Moment>,
         frame: QueuedFrame,
-        ticket: Option<Box<Ticket>>,
+        ticket: Option<Box<WriteTicket>>,
         memory_bytes_max: u64,
     ) {
         let (first, records) = (frame.first, u64::from(frame.count));
@@ -167,7 +167,7 @@ impl Pending {
     fn try_add(
         &mut self,
         mut frame: QueuedFrame,
-        ticket: Option<Box<Ticket>>,
+        ticket: Option<Box<WriteTicket>>,
         memory_bytes_max: u64,
     ) -> Result<bool> {
         let size = frame.bytes;
@@ -208,6 +208,7 @@ impl Pending {
     /// Looks a key up; in the journal, only before a location if there is one.
     pub(crate) fn find(&mut self, key: &Key, before: Option<Location>) -> PendingLookup {
         let packed = self.packed.find(key.as_bytes());
+        // Packed frames are searched first, and only journaled frames behind the one found can be newer.
         let behind = packed.as_ref().map(|(_, location, _)| *location);
         let candidates = self.spilled_index.find(key.as_bytes(), behind, before);
         let mut state = match packed {
@@ -293,6 +294,8 @@ impl Pending {
     }
 
     fn next_before(&self, limit: Option<Seq>) -> Option<FrameQueue> {
+        // Found by the simulation: a write-through was taken before a frame that was spilled unseen, the watermark
+        // passed that frame, and no later batch brought it to the store.
         let limit = limit.or_else(|| self.spilled.map(|(after, _)| after.next()));
         let through = self.throughs.front().map(|frame| (frame.first, FrameQueue::Through));
         let packed = self.packed.front_first().map(|first| (first, FrameQueue::Packed));
@@ -301,7 +304,7 @@ impl Pending {
     }
 
     /// Takes the ticket of the frame that starts at `first`, if a writer waits for its apply.
-    pub(crate) fn take_ticket(&mut self, first: Seq) -> Option<Ticket> {
+    pub(crate) fn take_ticket(&mut self, first: Seq) -> Option<WriteTicket> {
         self.tickets.remove(&first)
     }
 
@@ -322,7 +325,7 @@ impl Pending {
 
     /// Takes all tickets, when nothing will be applied any more. Write-throughs stay in flight: whether they took
     /// effect is unknown.
-    pub(crate) fn take_tickets(&mut self) -> Vec<Ticket> {
+    pub(crate) fn take_tickets(&mut self) -> Vec<WriteTicket> {
         std::mem::take(&mut self.tickets).into_values().collect()
     }
 
@@ -368,6 +371,7 @@ impl Pending {
     pub(crate) fn add_dead_letter(&mut self, key: &Key, version: Seq, value: PendingValue) {
         let record = DeadLetterRecord { version, value };
         match self.dead_letters.get_mut(key) {
+            // A frame that came before the rejected one in its batch is parked after it.
             Some(existing) if existing.version > version => {}
             Some(existing) => *existing = record,
             // A key that is a slice of its frame would keep the whole frame in memory.
@@ -466,6 +470,7 @@ impl Pending {
         let bytes = frame.bytes;
         self.size.records = self.size.records.saturating_sub(u64::from(frame.count));
         self.size.bytes = self.size.bytes.saturating_sub(bytes);
+        // A frame that was read back counts in the queue and took no memory of the budget.
         if frame.counted {
             self.memory_bytes = self.memory_bytes.saturating_sub(bytes);
         }

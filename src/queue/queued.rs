@@ -37,6 +37,7 @@ pub(crate) struct QueueSize {
 impl QueuedFrame {
     /// Makes a frame that was just committed.
     pub(crate) fn committed(first: Seq, body: FrameBody, location: Option<Location>) -> QueuedFrame {
+        // A write-through counts as many bytes as it would take in the journal: it takes them in memory.
         let (count, bytes) = (body.count(), body.len_on_disk());
         let journal_end = location.map(|at| at.behind(bytes));
         let (content, packed_at, counted) = (body.into_padded(), None, false);
@@ -84,6 +85,7 @@ impl QueuedFrame {
 
     /// Returns its encoded records.
     pub(crate) fn encoded(&self) -> impl Iterator<Item = Bytes> + use<> {
+        // Padding follows the records, and would parse as empty ones.
         records_of(&self.content).take(self.count as usize)
     }
 

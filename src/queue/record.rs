@@ -102,8 +102,10 @@ impl<'a> RecordRef<'a> {
             3 => Operation::Replay,
             4 => Operation::Discard,
             5 => Operation::Notice,
+            // The frame's checksums hold, so a later version wrote it, or a journal that is used as a queue.
             _ => return Err(damaged("has an unknown operation")),
         };
+        // A flag that is ignored could change the meaning of the record.
         if flags & !FLAG_KEEP_EVERY != 0 {
             return Err(damaged("has unknown flags"));
         }

@@ -126,6 +126,7 @@ impl SpilledIndex {
     /// Adds a record of the frame at `position`, if it updates its key.
     #[inline]
     pub(crate) fn add(&mut self, record: &RecordRef<'_>, position: u64) {
+        // Notices and commands have no value that a read could want.
         if !record.is_update() {
             return;
         }
@@ -240,6 +241,7 @@ impl SpilledIndex {
 
     /// Begins a segment, and rebases the positions if they would run out. Returns the position.
     fn make_room(&mut self, segment: u64, units: u64) -> Result<u64> {
+        // Not before the first frame: most layers never spill, and 1,024 partitions take 48 KiB.
         if self.partitions.is_empty() {
             self.partitions.resize_with(PARTITIONS, Partition::default);
         }
@@ -283,6 +285,7 @@ impl SpilledIndex {
             Some((begin, number)) if *number == location.segment => {
                 next.min(begin + location.offset.div_ceil(FRAME_ALIGN_BYTES))
             }
+            // The location's segment has no frames here: the next one that has some lies behind it.
             Some((begin, _)) => *begin,
             None => self.end,
         }
@@ -424,6 +427,8 @@ impl Hearer for UnappliedRecords {
         let position = self.index.begin_frame(frame.location)?;
         frame.each_record(|bytes| {
             let record = RecordRef::parse(bytes)?;
+            // Parsing leaves the key unchecked, and a record that cannot be applied has to be found by the opening,
+            // not by the flusher.
             Key::check(record.key)?;
             self.index.add(&record, position);
             Ok(())

@@ -15,7 +15,7 @@ use crate::queue::gate::Gate;
 use crate::queue::health::{Health, HealthState};
 use crate::queue::inbox::{CommittedFrame, PendingView};
 use crate::queue::queued::{QueueSize, QueuedFrame};
-use crate::queue::ticket::{Effects, Ticket, Until};
+use crate::queue::ticket::{Effects, Until, WriteTicket};
 use crate::safeguard::Safeguard;
 use crate::seam::sync::Mutex;
 use crate::seam::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -94,6 +94,7 @@ impl Core {
         if self.closing.load(Ordering::SeqCst) {
             return Err(Error::layer_closed());
         }
+        // Before the state: a follower is healthy and still may not write.
         if self.options.follows {
             let context = "the layer follows another process, which alone may write";
             return Err(Error::new(ErrorKind::ReadOnly, context));
@@ -101,6 +102,7 @@ impl Core {
         let status = self.status.borrow();
         match (status.state, &status.error) {
             (HealthState::Fenced | HealthState::Failed, Some(error)) => Err(error.clone()),
+            // A write-behind is still journaled while the flusher is halted; a write-through would wait for the owner.
             (HealthState::Halted, Some(error)) if through => Err(error.clone()),
             (HealthState::Closed, _) => Err(Error::layer_closed()),
             _ => Ok(()),
@@ -158,6 +160,7 @@ impl Core {
     /// Ends all writing. The first failure stays the reason, with which all waiters are answered.
     pub(crate) fn fail(&self, state: HealthState, error: Error) {
         let first = self.status.send_if_modified(|status| {
+            // A later failure is a consequence, as a rule, and must not hide the cause.
             let running =
                 !matches!(status.state, HealthState::Fenced | HealthState::Failed | HealthState::Closed);
             if running {
@@ -212,6 +215,7 @@ impl Core {
             })
             .await
             .map_err(|_| Error::layer_closed())?;
+        // The state may have ended in the very change that reached the number.
         if reached.watermark >= seq {
             return Ok(());
         }
@@ -256,10 +260,10 @@ impl Core {
 }
 
 impl Sink for Core {
-    type Ticket = Option<Ticket>;
+    type Ticket = Option<WriteTicket>;
 
     /// Makes the frames visible and answers their writers, before memory has taken the frames in: see [`PendingView`].
-    fn committed(&self, group: &mut Vec<Committed<Option<Ticket>>>) {
+    fn committed(&self, group: &mut Vec<Committed<Option<WriteTicket>>>) {
         // Taken out of the group: if this unwinds, what is left in the group is refused, and these are visible by then.
         let mut committed = mem::take(group);
         let (mut records, mut last_awaited) = (0, None);
@@ -311,7 +315,7 @@ impl Sink for Core {
         }
     }
 
-    fn refused(&self, ticket: Option<Ticket>, error: &Error) {
+    fn refused(&self, ticket: Option<WriteTicket>, error: &Error) {
         // Only a frame that is visible lost its ticket before the answer, and such a frame is not refused.
         let Some(ticket) = ticket else { return };
         self.gate.leave(u64::from(ticket.records), u64::from(ticket.bytes));
@@ -378,7 +382,7 @@ mod tests {
             let key = Key::new(&NamespaceName::parse("n").unwrap(), b"k").unwrap();
             push(&mut body, Operation::Put, true, key.as_bytes(), b"value").unwrap();
             let (answer, _answered) = oneshot::channel();
-            let ticket = Ticket {
+            let ticket = WriteTicket {
                 until,
                 effects: Effects::None,
                 answer,

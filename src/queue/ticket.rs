@@ -45,7 +45,7 @@ pub(crate) enum Until {
 }
 
 /// The waiter of a frame, and the frame's effects on memory.
-pub struct Ticket {
+pub struct WriteTicket {
     pub(crate) until: Until,
     pub(crate) effects: Effects,
     pub(crate) answer: oneshot::Sender<Result<Seq>>,
@@ -81,7 +81,7 @@ impl Effects {
     }
 }
 
-impl Ticket {
+impl WriteTicket {
     /// Takes the effects out of the ticket.
     pub(crate) fn take_effects(&mut self) -> Effects {
         mem::replace(&mut self.effects, Effects::None)
@@ -103,6 +103,7 @@ impl Ticket {
 
     /// Releases the key locks and answers the writer. One that is gone is no error: the write happened all the same.
     pub(crate) fn answer(self, outcome: Result<Seq, Error>) {
+        // First: whoever is answered may write the key at once.
         drop(self.key_guard);
         drop(self.answer.send(outcome));
     }
