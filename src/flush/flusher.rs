@@ -250,7 +250,7 @@ impl Flusher {
         let core = Arc::clone(&self.core);
         // Before the state is set: an owner that sees it may resume at once.
         let resumed = core.resumed.notified();
-        let halted = error.wrap(ErrorKind::Halted, "the flusher stands");
+        let halted = error.wrap(ErrorKind::Halted, "the flusher is halted until the layer is resumed");
         core.status.send_modify(|status| {
             if matches!(status.state, HealthState::Healthy | HealthState::Retrying) {
                 status.state = HealthState::Halted;
