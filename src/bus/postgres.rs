@@ -267,7 +267,7 @@ impl Bus for PostgresBus {
                 Ok(reader)
             });
             let driver = Arc::clone(&self.0.driver);
-            Ok(Box::new(Listener::new(driver, begun.await?)) as Box<dyn Subscription>)
+            Ok(Box::new(PostgresListener::new(driver, begun.await?)) as Box<dyn Subscription>)
         })
     }
 }

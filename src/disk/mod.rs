@@ -2,5 +2,5 @@
 
 pub mod contract;
 pub mod os;
-#[cfg(feature = "testkit")]
+#[cfg(any(test, feature = "testkit"))]
 pub mod simulated;

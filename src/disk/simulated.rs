@@ -1,140 +1,146 @@
 //! A disk in memory that can lose power, tear sectors, fail and fill up on command.
 //!
-//! Guarantees: it is deterministic (the same calls and seeds give the same image); it knows of every 512-byte
-//! sector and every directory entry whether it is durable; and it is stricter than real file systems where
-//! those are merely kind: syncing a file does not make its name durable.
+//! Guarantees:
+//! - It is deterministic: the same calls and seeds give the same image.
+//! - It knows of every 512-byte sector and every directory entry whether it is durable.
+//! - It is stricter than real file systems where those are merely lenient: syncing a file does not make its name durable.
 //!
-//! It models one level of trust: a rename is atomic, changes to one name or one file reach the disk in order, and
-//! a write harms no byte that it does not write (what SQLite calls powersafe overwrite). Holes of sparse files count
-//! as used space. Directories are durable as soon as they are made, as the contract demands of
-//! [`Disk::create_dir_all`].
+//! It models one level of trust: a rename is atomic, changes to one name or one file reach the disk in order, and a write
+//! harms no byte that it does not write (SQLite calls that powersafe overwrite). Holes of sparse files count as used
+//! space. A directory is durable as soon as it is made, as the contract demands of [`Disk::create_dir_all`].
 
+mod crash;
 mod faults;
-mod images;
 mod state;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::disk::contract::{Disk, DiskFile, DiskLock};
-pub use crate::disk::simulated::faults::{FailedSync, Fault, Op};
-pub use crate::disk::simulated::images::{CrashPolicy, Unsynced};
-use crate::disk::simulated::state::State;
+pub use crate::disk::simulated::crash::{CrashPolicy, Unsynced};
+pub use crate::disk::simulated::faults::{DiskOp, FailedSync, Fault};
+use crate::disk::simulated::state::DiskState;
+pub use crate::disk::simulated::state::{DiskOperation, SECTOR_BYTES};
 
-/// The unit in which a simulated disk writes, in bytes.
-pub const SECTOR_BYTES: usize = 512;
-
-/// How long [`SyncGate::wait_for`] waits before it says that nobody came.
+/// The longest wait of [`SyncGate::wait_for`].
 const GATE_WAIT_MAX: Duration = Duration::from_secs(20);
-
-/// An operation as an observer is told of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Operation {
-    /// How many operations came before it.
-    pub number: u64,
-    /// What it is.
-    pub op: Op,
-    /// The name of its file or directory, without the path.
-    pub name: String,
-}
-
-type Observer = Box<dyn FnMut(&Operation, SimDisk) + Send>;
 
 /// A simulated disk. Clones share it.
 #[derive(Clone, Default)]
 pub struct SimDisk {
-    shared: Arc<Shared>,
+    shared: Arc<SharedDisk>,
 }
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    /// Tells of every sync that arrives at a gate, and of every gate that opens.
+struct SharedDisk {
+    state: Mutex<DiskState>,
+    /// Notified when a sync reaches a gate and when a gate opens.
     gate: Condvar,
 }
 
 impl SimDisk {
-    /// An empty disk without limits.
+    /// Creates an empty disk without limits.
     #[must_use]
     pub fn new() -> SimDisk {
         SimDisk::default()
     }
 
-    /// What a machine finds after a crash at this moment: a disk of its own, unlocked, without faults, limits or
-    /// counts. This one goes on as if nothing had happened, so that one run can be cut at many places.
+    /// Returns the disk as a machine finds it after a crash at this moment.
+    ///
+    /// The image is a disk of its own, unlocked, without faults, limits or counts. This disk is unchanged, so one run
+    /// can be cut at many places.
     #[must_use]
     pub fn crash(&self, policy: CrashPolicy) -> SimDisk {
-        SimDisk::of(self.state().crash(policy))
+        SimDisk::of(crash::crash(&self.state(), policy))
     }
 
-    /// Counts what is not durable now, so that each of it can be lost by itself ([`CrashPolicy::AllButSector`],
-    /// [`CrashPolicy::AllButName`]).
+    /// Counts the sectors and directory changes that are not durable now. Each can be lost by itself with
+    /// [`CrashPolicy::AllButSector`] and [`CrashPolicy::AllButName`].
     #[must_use]
     pub fn unsynced(&self) -> Unsynced {
-        self.state().unsynced()
+        crash::unsynced(&self.state())
     }
 
-    /// Shows `observer` each operation that changes something, before it happens, with the disk as a killed process
-    /// would leave it then: from that, [`SimDisk::crash`] makes what a power cut could leave. Replaces the one before.
+    /// Calls `observer` before each operation that changes something, with the disk as a killed process would leave it.
     ///
-    /// The observer holds everybody up. It must not use this disk, nor wait for anybody who does.
-    pub fn observe(&self, observer: impl FnMut(&Operation, SimDisk) + Send + 'static) {
-        self.state().observer = Some(Box::new(observer));
+    /// From that image [`SimDisk::crash`] makes what a power cut could leave. There is one observer; a new one replaces
+    /// it. All callers of this disk wait meanwhile, so the observer must not use this disk, nor wait for anybody who does.
+    pub fn observe(&self, mut observer: impl FnMut(&DiskOperation, SimDisk) + Send + 'static) {
+        self.state().observer =
+            Some(Box::new(move |operation, image| observer(operation, SimDisk::of(image))));
     }
 
-    /// Ends what [`SimDisk::observe`] began, and drops the observer.
+    /// Removes and drops the observer.
     pub fn unobserve(&self) {
         let observer = self.state().observer.take();
         drop(observer);
     }
 
-    /// Adds a fault. Several may be planned; the first that matches an operation fails it.
+    /// Plans a fault. Of several that match an operation, the one planned first fails it.
     pub fn plan(&self, fault: Fault) {
         self.state().faults.plan(fault);
     }
 
-    /// Limits the sum of all files' lengths; `None` for no limit. A write beyond fills what is left, then fails
-    /// with [`io::ErrorKind::StorageFull`].
+    /// Limits the sum of all files' lengths, or lifts the limit with `None`.
+    ///
+    /// A write beyond the limit fills the space that is left, then fails with [`io::ErrorKind::StorageFull`].
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity_bytes = bytes;
     }
 
-    /// Takes all faults and the capacity's limit away. What failed syncs lost stays lost.
+    /// Removes all planned faults and the capacity limit. Data that failed syncs lost stays lost.
     pub fn heal(&self) {
         let mut state = self.state();
         state.faults.clear();
         state.capacity_bytes = None;
     }
 
-    /// How many operations were asked for, failed ones included.
+    /// Returns the number of operations so far, failed ones included.
     #[must_use]
     pub fn operations(&self) -> u64 {
         self.state().faults.operations()
     }
 
-    /// How many operations of this kind were asked for, failed ones included.
+    /// Returns the number of operations of one kind so far, failed ones included.
     #[must_use]
-    pub fn count(&self, op: Op) -> u64 {
+    pub fn count(&self, op: DiskOp) -> u64 {
         self.state().faults.count(op)
     }
 
-    /// How many syncs of files whose names start with `prefix` have succeeded. A name counts as it was at the time.
+    /// Returns the number of successful syncs of files whose names started with `prefix` at the time.
     #[must_use]
     pub fn syncs(&self, prefix: &str) -> u64 {
         let state = self.state();
         state.syncs.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, count)| count).sum()
     }
 
-    /// The sum of all files' lengths in bytes.
+    /// Returns the sum of all files' lengths in bytes.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
         self.state().used_bytes()
     }
 
-    /// Changes bytes behind everybody's back, on the medium and in the page cache, as rot would.
+    /// Returns the names of the files in a directory with their readable content. Counts no operation.
+    #[must_use]
+    pub fn files(&self, dir: &Path) -> BTreeMap<String, Vec<u8>> {
+        self.state().files(dir)
+    }
+
+    /// Puts a durable file at `path`, with its directories, in place of one that is there. Counts no operation, and
+    /// files that are open keep their content.
+    pub fn put_file(&self, path: &Path, content: Vec<u8>) {
+        self.state().put_file(path, content);
+    }
+
+    /// Removes the file at `path` durably if there is one. Counts no operation.
+    pub fn delete_file(&self, path: &Path) {
+        self.state().delete_file(path);
+    }
+
+    /// Changes bytes of a file on the medium and in the page cache, as bit rot would. Counts no operation.
     ///
     /// # Errors
     /// [`io::ErrorKind::NotFound`] if there is no such file, [`io::ErrorKind::UnexpectedEof`] if it is shorter.
@@ -142,8 +148,9 @@ impl SimDisk {
         self.state().overwrite(path, offset, bytes)
     }
 
-    /// Holds every sync of a file whose name starts with `prefix` (all files: `""`) until the gate is dropped.
-    /// What a held sync makes durable is what was written when it began.
+    /// Holds every sync of a file whose name starts with `prefix` (`""` for all files) until the gate is dropped.
+    ///
+    /// A held sync makes durable the content that the file had when the sync began.
     pub fn hold_syncs(&self, prefix: &str) -> SyncGate {
         let mut state = self.state();
         state.gates_made += 1;
@@ -153,17 +160,17 @@ impl SimDisk {
         SyncGate { disk: self.clone(), id }
     }
 
-    fn of(state: State) -> SimDisk {
-        SimDisk { shared: Arc::new(Shared { state: Mutex::new(state), gate: Condvar::new() }) }
+    fn of(state: DiskState) -> SimDisk {
+        SimDisk { shared: Arc::new(SharedDisk { state: Mutex::new(state), gate: Condvar::new() }) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // The state is consistent between calls, and a test that panicked has failed already.
+    fn state(&self) -> MutexGuard<'_, DiskState> {
+        // A panic in a call leaves the state consistent, and the test that panicked has failed already.
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Syncs wait while it lives.
+/// Holds syncs until it is dropped; see [`SimDisk::hold_syncs`].
 #[must_use = "dropping the gate opens it"]
 pub struct SyncGate {
     disk: SimDisk,
@@ -171,7 +178,7 @@ pub struct SyncGate {
 }
 
 impl SyncGate {
-    /// Waits until at least `count` syncs stand at a gate. False if they did not come within 20 seconds.
+    /// Waits until at least `count` syncs are held, at this or another gate. False if that takes longer than 20 seconds.
     #[must_use]
     pub fn wait_for(&self, count: usize) -> bool {
         let until = Instant::now() + GATE_WAIT_MAX;
@@ -187,7 +194,7 @@ impl SyncGate {
         true
     }
 
-    /// Lets everybody through, now and later. Dropping does the same.
+    /// Opens the gate, as dropping it does.
     pub fn open(self) {}
 }
 
@@ -229,7 +236,7 @@ impl Disk for SimDisk {
         self.state().sync_dir(path)
     }
 
-    /// A simulated lock is no file: it is not listed.
+    /// Takes the lock. It is no file, so [`Disk::list`] does not show it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
         let mut state = self.state();
         state.lock(path)?;
@@ -255,9 +262,9 @@ impl DiskFile for SimFile {
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.state();
         let name = state.name_of(self.inode);
-        let outcome = state.begin(Op::Sync, &name);
+        let outcome = state.begin(DiskOp::Sync, &name);
         let held_by_some =
-            |state: &State| state.gates.values().any(|prefix| name.starts_with(prefix.as_str()));
+            |state: &DiskState| state.gates.values().any(|prefix| name.starts_with(prefix.as_str()));
         if !held_by_some(&state) {
             return state.finish_sync(self.inode, &name, None, outcome);
         }

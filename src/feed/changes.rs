@@ -11,10 +11,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::feed::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
 use crate::flush::applied::ApplyHistory;
 use crate::ids::{NamespaceName, Seq, StoredKind};
-use crate::journal::cursors::{CursorSummary, Cursors, Subscription};
+use crate::journal::cursors::{CursorSubscription, CursorSummary, Cursors};
 use crate::journal::frame::{Frame, Location};
 use crate::journal::log::Log;
-use crate::journal::reader::Reader;
+use crate::journal::log::Reader;
 use crate::layer::invalidation::{Token, token_of};
 use crate::layer::layer::Layer;
 use crate::queue::dead_letters::DeadLetters;
@@ -43,7 +43,7 @@ pub(crate) struct ChangeSource {
 /// Made by [`Forebay::changes`](crate::Forebay::changes).
 pub struct ChangeStream {
     source: Arc<ChangeSource>,
-    subscription: Option<Subscription>,
+    subscription: Option<CursorSubscription>,
     ahead: Option<Ahead>,
     read: Read,
     told: Seq,
@@ -123,7 +123,7 @@ impl ChangeSource {
         let (cursors, log, core) = (Arc::clone(&self.cursors), Arc::clone(&self.log), Arc::clone(&self.core));
         let name = cursor_name(name)?;
         self.aside(move || {
-            let known = cursors.forget(&name)?;
+            let known = cursors.remove(&name)?;
             trim(&core, &cursors, &log);
             Ok(known)
         })

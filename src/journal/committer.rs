@@ -1,23 +1,27 @@
-//! The committer: gives every write its place in the one order, and tells when it is committed.
+//! The committer: numbers all writes in one order, writes them in groups, and reports each outcome.
 //!
-//! Guarantees: sequence numbers follow the order of submission; a group is told to the [`Sink`] only when it is as
-//! durable as configured, in order and never concurrently; every submitted ticket ends in exactly one of
-//! [`Sink::committed`] and [`Sink::refused`], whatever fails or panics; after a failed sync, an unknown write error
-//! or a panic nothing is written any more (poisoned). It knows nothing of what records mean, and never retries.
+//! Guarantees:
+//! - Sequence numbers follow the order of submission.
+//! - A group is reported to the [`Sink`] only when it is as durable as configured, in order and never concurrently.
+//! - Every ticket ends in exactly one of [`Sink::committed`] and [`Sink::refused`], whatever fails or panics.
+//! - After a failed sync, a write error with unknown outcome, or a panic, it is poisoned and writes nothing any more.
 //!
-//! # Who writes
-//! There is one right to write, the baton (`Order`), and one line in which submissions wait. Whoever takes the
-//! baton writes all that waits, and may give it back only when nothing waits or somebody else asks for it, who
-//! then has the same duty. Both are looked at under one lock, so no submission can be left behind.
+//! It does not interpret records, and it never retries.
 //!
-//! - Under [`Durability::Sync`] one thread has the baton whenever there is work: it writes a whole group, syncs
-//!   once, tells the sink. While it syncs, the next group forms. A caller that may block and finds nobody at work does
-//!   that for itself: to wake the thread and to be woken by it costs a good part of a sync.
-//! - Under [`Durability::Buffered`], and without a journal, the submitting caller takes the baton if it is free, and
-//!   else leaves its submission to the one who has it. Under the first, callers that may block come one after the
-//!   other, and a thread syncs at the interval, and not while it holds the baton: writers go on meanwhile.
+//! # Group commit
+//! Submissions wait in one queue. The write token is the exclusive right to number, write and sync them. Its holder
+//! commits the whole queue as one group (it leads, the submissions in the group follow). It may release the token only
+//! when the queue is empty or when another thread waits for the token, which then has the same duty. Queue and token
+//! are guarded by one lock, so no submission can be left behind.
 //!
-//! The line itself has no bound: whoever submits has a gate in front of it, or waits for its ticket.
+//! - Under [`Durability::Sync`] a thread of its own holds the token whenever there is work: it writes a whole group, syncs
+//!   once, and reports. While it syncs, the next group forms. A caller that may block and finds the committer idle
+//!   commits on its own thread, because waking that thread and being woken by it costs a good part of a sync.
+//! - Under [`Durability::Buffered`], and without a journal, the submitting caller takes the token if it is free, and
+//!   otherwise leaves its submission to the holder. Under `Buffered`, callers that may block do so one after the other.
+//!   A thread syncs at the interval. It does not hold the token while it syncs, so that writers go on.
+//!
+//! The queue has no bound of its own: submitters pass a gate before it, or wait for their ticket.
 
 use std::mem;
 use std::sync::{Arc, OnceLock, PoisonError};
@@ -25,26 +29,88 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
-use crate::journal::guard::{guarded, outcome_unknown, panicked};
+use crate::journal::errors::{guarded, outcome_unknown, panicked};
+use crate::journal::frame::{FrameBody, Location};
 use crate::journal::log::Log;
 use crate::journal::options::Durability;
-use crate::journal::order::{Order, number};
-use crate::journal::sink::{Committed, Sink, Submission};
-use crate::journal::writer::Writer;
+use crate::journal::writer::{GroupFrame, Writer};
+use crate::safeguard::Safeguard;
 use crate::seam::clock;
 use crate::seam::sync::thread::{self, JoinHandle};
 use crate::seam::sync::{Condvar, Mutex, MutexGuard};
 
-/// After so many groups written for others, a caller hands the baton to the next one that comes.
-const ROUNDS_FOR_OTHERS_MAX: u32 = 16;
-/// How long the thread waits after a group for half of those who are expected, and then, awake, for the rest: less than
-/// a sync takes, and about what it costs to be woken.
-const LINGER_MAX: [Duration; 2] = [Duration::from_micros(100), Duration::from_micros(50)];
+/// The number of groups after which a caller that commits for others hands the token to the next one that comes.
+const GROUPS_FOR_OTHERS_MAX: u32 = 16;
+/// The longest time for which the thread, after a group, stays parked for half of the expected submissions: less than
+/// a sync takes.
+const LINGER_PARKED_MAX: Duration = Duration::from_micros(100);
+/// The longest time for which it then spins for the rest of them: about the cost of being woken.
+const LINGER_SPINNING_MAX: Duration = Duration::from_micros(50);
+/// The capacity that a group's vectors keep after a large group.
+const GROUP_KEPT: usize = 1024;
 
-/// Commits submissions in one order. Dropping it closes it; an error of that is lost then, so rather call
-/// [`Committer::close`].
+/// Receives the outcomes of a committer.
+///
+/// No method may call the committer, and none should block, because all writers wait meanwhile.
+pub trait Sink: Send + Sync + 'static {
+    /// Identifies a submission and its waiter.
+    type Ticket: Send + 'static;
+
+    /// Reports a group that is durable as configured and visible to readers. In order, never concurrently.
+    ///
+    /// It drains the group. A panic poisons the committer: tickets still in the group are refused, and the sink has to
+    /// answer those that it took out (a ticket may do so in its `Drop`).
+    fn committed(&self, group: &mut Vec<Committed<Self::Ticket>>);
+
+    /// Reports a submission that was not committed, or whose outcome is unknown
+    /// ([`ErrorKind::Poisoned`](crate::ErrorKind::Poisoned), "outcome unknown").
+    fn refused(&self, ticket: Self::Ticket, error: &Error);
+
+    /// Reports once that nothing is written any more, and why, before any submission is refused for that reason.
+    fn poisoned(&self, error: &Error);
+}
+
+/// A batch to commit.
+#[derive(Debug)]
+pub struct Submission<T> {
+    /// Its records, at least one.
+    pub body: FrameBody,
+    /// True to write it to the journal; false to give it sequence numbers only.
+    pub journaled: bool,
+    /// Comes back with the outcome.
+    pub ticket: T,
+}
+
+/// A batch that is committed.
+#[derive(Debug)]
+pub struct Committed<T> {
+    /// Its records and the number of the first one; the others follow without a gap.
+    pub frame: GroupFrame,
+    /// The location of its frame; `None` if it was not journaled.
+    pub location: Option<Location>,
+    /// The ticket that was submitted with it.
+    pub ticket: T,
+    journaled: bool,
+}
+
+impl<T> Committed<T> {
+    /// Makes a queued batch of a submission: it has no number yet and is not in the journal.
+    pub(crate) fn waiting(submission: Submission<T>) -> Committed<T> {
+        let Submission { body, journaled, ticket } = submission;
+        Committed { frame: GroupFrame { first: Seq::ZERO, body }, location: None, ticket, journaled }
+    }
+
+    /// Returns its last record's sequence number.
+    #[must_use]
+    pub fn last(&self) -> Seq {
+        let GroupFrame { first, body } = &self.frame;
+        Seq(first.0.saturating_add(u64::from(body.count())).saturating_sub(1))
+    }
+}
+
+/// Commits submissions in one order. Dropping it closes it; call [`Committer::close`] to learn of an error.
 pub struct Committer<S: Sink> {
-    shared: Arc<Shared<S>>,
+    core: Arc<CommitterCore<S>>,
     closing: Mutex<Closing>,
 }
 
@@ -53,47 +119,62 @@ struct Closing {
     closed: Option<Result<()>>,
 }
 
-/// Who writes, and when it is synced.
+/// Decides which thread writes and when it syncs.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
+enum CommitMode {
     Sync,
     Buffered(Duration),
     Unjournaled,
 }
 
-struct Shared<S: Sink> {
-    mode: Mode,
+struct CommitterCore<S: Sink> {
+    mode: CommitMode,
     sink: Arc<S>,
-    line: Mutex<Line<S::Ticket>>,
-    /// The baton is back, and somebody asked for it.
-    baton: Condvar,
-    /// There is something to do for the thread.
+    queue: Mutex<SubmissionQueue<S::Ticket>>,
+    /// Notified when the token was released while a thread waits for it.
+    token_released: Condvar,
+    /// Notified when there is work for the committer's thread.
     work: Condvar,
     poison: OnceLock<Error>,
-    /// One sync at a time, so that synced offsets and failures are told in order.
+    /// Held during a sync, so that synced offsets and failures are reported in order.
     syncing: Mutex<()>,
-    /// Of callers that may block, under [`Durability::Buffered`]: who left its submission to another would have to be
-    /// woken for the answer, which takes longer than its write.
-    turn: Mutex<()>,
+    /// Held by a caller that may block, under [`Durability::Buffered`]. Without it, a caller that leaves its submission
+    /// to another one has to be woken for the answer, which takes longer than its write.
+    blocking_callers: Mutex<()>,
 }
 
-struct Line<T> {
+struct SubmissionQueue<T> {
     waiting: Vec<Committed<T>>,
-    /// The baton, while nobody has it.
-    order: Option<Box<Order<T>>>,
-    /// How many wait for the baton.
-    asking: usize,
-    /// How many groups the one who has the baton has written.
-    rounds: u32,
-    /// At how many submissions the thread is to be woken, under [`Durability::Sync`]; more than any once it was.
-    wanted: usize,
-    /// The thread has nothing to do and expects nobody.
+    /// The write token, while no thread holds it.
+    token: Option<Box<WriteToken<T>>>,
+    /// The number of threads that wait for the token.
+    token_waiters: usize,
+    /// The number of groups that the token's holder has committed since it took the token.
+    groups: u32,
+    /// The queue length at which to wake the thread, under [`Durability::Sync`]; `usize::MAX` once it was woken.
+    wake_at: usize,
+    /// True while the thread has nothing to do and expects no submission.
     idle: bool,
     closed: bool,
 }
 
+/// The write token: all state that only one thread may touch at a time. Its vectors are reused between groups.
+struct WriteToken<T> {
+    journal: Option<(Arc<Log>, Writer)>,
+    /// The last sequence number that was given.
+    last: Seq,
+    /// True if something was written that no sync point covers yet.
+    unsynced: bool,
+    /// The number of submissions that came while the last group was written and synced.
+    came_meanwhile: usize,
+    group: Vec<Committed<T>>,
+    locations: Vec<Location>,
+}
+
+type QueueGuard<'a, S> = MutexGuard<'a, SubmissionQueue<<S as Sink>::Ticket>>;
+
 impl<S: Sink> Committer<S> {
-    /// Starts committing after `last`, to a journal or, with `None`, to the order alone.
+    /// Starts committing after `last`, to a journal or, with `None`, without one.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for a bad interval, [`ErrorKind::Io`] if no thread can be started.
@@ -105,102 +186,107 @@ impl<S: Sink> Committer<S> {
     ) -> Result<Committer<S>> {
         durability.validate()?;
         let mode = match (&journal, durability) {
-            (None, _) => Mode::Unjournaled,
-            (Some(_), Durability::Sync) => Mode::Sync,
-            (Some(_), Durability::Buffered { sync_interval }) => Mode::Buffered(sync_interval),
+            (None, _) => CommitMode::Unjournaled,
+            (Some(_), Durability::Sync) => CommitMode::Sync,
+            (Some(_), Durability::Buffered { sync_interval }) => CommitMode::Buffered(sync_interval),
         };
-        let line = Line {
+        let queue = SubmissionQueue {
             waiting: Vec::new(),
-            order: Some(Box::new(Order::new(journal, last))),
-            asking: 0,
-            rounds: 0,
-            wanted: usize::MAX,
+            token: Some(Box::new(WriteToken::new(journal, last))),
+            token_waiters: 0,
+            groups: 0,
+            wake_at: usize::MAX,
             idle: true,
             closed: false,
         };
-        let shared = Arc::new(Shared {
+        let core = Arc::new(CommitterCore {
             mode,
             sink,
-            line: Mutex::new(line),
-            baton: Condvar::new(),
+            queue: Mutex::new(queue),
+            token_released: Condvar::new(),
             work: Condvar::new(),
             poison: OnceLock::new(),
             syncing: Mutex::new(()),
-            turn: Mutex::new(()),
+            blocking_callers: Mutex::new(()),
         });
         let thread = match mode {
-            Mode::Sync => Some(spawn(&shared, "forebay-commit", Shared::commit_groups)?),
-            Mode::Buffered(interval) => {
-                Some(spawn(&shared, "forebay-sync", move |shared| shared.sync_at(interval))?)
+            CommitMode::Sync => Some(spawn(&core, "forebay-commit", CommitterCore::commit_groups)?),
+            CommitMode::Buffered(interval) => {
+                Some(spawn(&core, "forebay-sync", move |core| core.sync_at(interval))?)
             }
-            Mode::Unjournaled => None,
+            CommitMode::Unjournaled => None,
         };
-        Ok(Committer { shared, closing: Mutex::new(Closing { thread, closed: None }) })
+        Ok(Committer { core, closing: Mutex::new(Closing { thread, closed: None }) })
     }
 
-    /// Takes a batch into the order. The outcome, errors included, goes to the sink: before this returns or later,
-    /// on this thread or another. Never waits for a sync; under [`Durability::Buffered`] it may write, for others too.
+    /// Queues a batch for the next group commit.
+    ///
+    /// The outcome, errors included, goes to the sink, before this returns or later, on this thread or another. Never
+    /// waits for a sync. Under [`Durability::Buffered`] it may write, for other callers too.
     pub fn submit(&self, submission: Submission<S::Ticket>) {
-        self.enter(submission, false);
+        self.enqueue(submission, false);
     }
 
-    /// As [`Committer::submit`], on a thread that may wait for the disk: if nobody is committing, it does so itself,
-    /// and under [`Durability::Buffered`] it waits for its turn to.
+    /// Queues a batch as [`Committer::submit`] does, on a thread that may wait for the disk.
+    ///
+    /// If the committer is idle, the caller commits the batch itself. Under [`Durability::Buffered`] it waits for its
+    /// turn to do so.
     pub fn submit_blocking(&self, submission: Submission<S::Ticket>) {
-        let one_at_a_time = matches!(self.shared.mode, Mode::Buffered(_));
-        let _turn = one_at_a_time.then(|| lock(&self.shared.turn));
-        self.enter(submission, true);
+        let one_at_a_time = matches!(self.core.mode, CommitMode::Buffered(_));
+        let _turn = one_at_a_time.then(|| lock(&self.core.blocking_callers));
+        self.enqueue(submission, true);
     }
 
-    fn enter(&self, submission: Submission<S::Ticket>, may_block: bool) {
-        let shared = &*self.shared;
-        if let Err(error) = shared.check(&submission) {
-            return shared.refuse(submission.ticket, &error);
+    fn enqueue(&self, submission: Submission<S::Ticket>, may_block: bool) {
+        let core = &*self.core;
+        if let Err(error) = core.check(&submission) {
+            return core.refuse(submission.ticket, &error);
         }
-        let mut line = lock(&shared.line);
-        if line.closed {
-            drop(line);
-            return shared.refuse(submission.ticket, &Error::new(ErrorKind::Closed, "the journal is closed"));
+        let mut queue = lock(&core.queue);
+        if queue.closed {
+            drop(queue);
+            return core.refuse(submission.ticket, &Error::new(ErrorKind::Closed, "the journal is closed"));
         }
-        let alone = line.idle && line.waiting.is_empty() && line.order.is_some();
-        line.waiting.push(Committed::waiting(submission));
-        if shared.mode == Mode::Sync {
+        let alone = queue.idle && queue.waiting.is_empty() && queue.token.is_some();
+        queue.waiting.push(Committed::waiting(submission));
+        if core.mode == CommitMode::Sync {
             if may_block && alone {
-                // Once: whoever comes meanwhile has woken the thread.
-                let (line, mut order) = shared.take(line);
-                let line = shared.round(line, &mut order);
-                drop(shared.put_down(line, order));
-            } else if line.waiting.len() >= line.wanted {
-                // Once: until it runs, each of those who come would pay for a system call that changes nothing.
-                line.wanted = usize::MAX;
-                drop(line);
-                shared.work.notify_one();
+                // One group only: submissions that come meanwhile have woken the thread.
+                let (queue, mut token) = core.acquire(queue);
+                let queue = core.commit_group(queue, &mut token);
+                drop(core.release(queue, token));
+            } else if queue.waiting.len() >= queue.wake_at {
+                // Woken once: until the thread runs, every further caller would pay for a system call in vain.
+                queue.wake_at = usize::MAX;
+                drop(queue);
+                core.work.notify_one();
             }
             return;
         }
-        // Those who ask for the baton write what waits when they get it.
-        if line.asking > 0 {
+        // A thread that waits for the token commits the queue when it gets it.
+        if queue.token_waiters > 0 {
             return;
         }
-        if line.order.is_some() || line.rounds >= ROUNDS_FOR_OTHERS_MAX {
-            let (line, order) = shared.take(line);
-            shared.give_back(line, order);
+        // After many groups the holder may be stuck with other callers' work for ever, so this caller relieves it.
+        if queue.token.is_some() || queue.groups >= GROUPS_FOR_OTHERS_MAX {
+            let (queue, token) = core.acquire(queue);
+            core.commit_queue_and_release(queue, token);
         }
     }
 
-    /// Makes everything durable that was committed before the call. Blocking; nothing to do unless it is buffered.
+    /// Makes everything durable that was committed before the call. Blocking; does nothing unless buffered.
     ///
     /// # Errors
-    /// [`ErrorKind::Poisoned`] if it could not be made durable, or if the committer was poisoned before.
+    /// [`ErrorKind::Poisoned`] if the sync failed, or if the committer was poisoned before.
     pub fn sync(&self) -> Result<()> {
-        match self.shared.mode {
-            Mode::Buffered(_) => self.shared.sync(),
-            Mode::Sync | Mode::Unjournaled => self.shared.check_usable(),
+        match self.core.mode {
+            CommitMode::Buffered(_) => self.core.sync(),
+            CommitMode::Sync | CommitMode::Unjournaled => self.core.check_usable(),
         }
     }
 
-    /// Commits what was submitted, refuses what comes later, syncs, ends the journal cleanly, joins the thread and lets
-    /// go of the journal. Blocking. Called again it says the same.
+    /// Commits all submissions so far, refuses later ones, syncs, ends the journal cleanly, joins the thread and
+    /// releases the journal. Blocking. A second call returns the same result.
     ///
     /// # Errors
     /// [`ErrorKind::Poisoned`] if not everything is durable, or the error of writing the journal's last frame;
@@ -210,12 +296,12 @@ impl<S: Sink> Committer<S> {
         if let Some(closed) = &closing.closed {
             return closed.clone();
         }
-        lock(&self.shared.line).closed = true;
-        self.shared.work.notify_all();
+        lock(&self.core.queue).closed = true;
+        self.core.work.notify_all();
         if let Some(Err(panic)) = closing.thread.take().map(JoinHandle::join) {
-            self.shared.poison(&panicked("the committer's thread", &*panic));
+            self.core.poison(&panicked("the committer's thread", &*panic));
         }
-        let closed = self.shared.finish();
+        let closed = self.core.finish();
         closing.closed = Some(closed.clone());
         closed
     }
@@ -223,79 +309,85 @@ impl<S: Sink> Committer<S> {
 
 impl<S: Sink> Drop for Committer<S> {
     fn drop(&mut self) {
-        // Every ticket has its answer, and the poisoning was told to the sink: the result says nothing new.
+        // Every ticket has its answer, and the sink knows of a poisoning: the result holds nothing new.
         drop(self.close());
     }
 }
 
-impl<S: Sink> Shared<S> {
-    /// The thread under `Sync`. Ends when it is closed and nothing waits.
+impl<S: Sink> CommitterCore<S> {
+    /// Runs the thread under `Sync`. Ends when the committer is closed and the queue is empty.
     fn commit_groups(&self) {
-        let mut line = lock(&self.line);
+        let mut queue = lock(&self.queue);
         loop {
-            line.idle = true;
-            line = self.wait_for(line, 1, None);
-            line.idle = false;
-            if line.waiting.is_empty() {
+            queue.idle = true;
+            queue = self.wait_for(queue, 1, None);
+            queue.idle = false;
+            if queue.waiting.is_empty() {
                 return;
             }
-            let written = line.waiting.len();
-            let (unlocked, mut order) = self.take(line);
-            line = self.round(unlocked, &mut order);
-            let expected = written + order.came_meanwhile;
-            line = self.put_down(line, order);
-            line = self.linger(line, expected);
+            let written = queue.waiting.len();
+            let (unlocked, mut token) = self.acquire(queue);
+            queue = self.commit_group(unlocked, &mut token);
+            let expected = written + token.came_meanwhile;
+            queue = self.release(queue, token);
+            queue = self.linger(queue, expected);
         }
     }
 
-    /// Looks out for those who were just answered: they come again at once, as a rule, and a group that leaves without
-    /// them makes them wait for two syncs. To be woken takes as long as some of them take to come, so half of them wake
-    /// the thread, which is awake for the last one. A lone writer is never kept waiting, since it alone is expected.
-    fn linger<'a>(&'a self, mut line: Guard<'a, S>, expected: usize) -> Guard<'a, S> {
-        let [asleep, awake] = LINGER_MAX;
+    /// Waits a little for the writers that were just answered.
+    ///
+    /// As a rule they submit again at once, and a group that leaves without them makes them wait for two syncs. Waking
+    /// the thread takes as long as some of them take to come. So it stays parked for half of them and spins for the
+    /// rest. A lone writer is never delayed, because only its own submission is expected.
+    fn linger<'a>(&'a self, mut queue: QueueGuard<'a, S>, expected: usize) -> QueueGuard<'a, S> {
         if expected > 1 {
-            line = self.wait_for(line, expected.div_ceil(2), Some(asleep));
+            queue = self.wait_for(queue, expected.div_ceil(2), Some(LINGER_PARKED_MAX));
         }
-        let until = clock::now() + awake;
-        while line.waiting.len() < expected && !line.closed && clock::now() < until {
-            drop(line);
+        let until = clock::now() + LINGER_SPINNING_MAX;
+        while queue.waiting.len() < expected && !queue.closed && clock::now() < until {
+            drop(queue);
             thread::yield_now();
-            line = lock(&self.line);
+            queue = lock(&self.queue);
         }
-        line
+        queue
     }
 
-    /// Waits until so many submissions wait, for this time at most, or until it is closed.
-    fn wait_for<'a>(&'a self, mut line: Guard<'a, S>, count: usize, most: Option<Duration>) -> Guard<'a, S> {
+    /// Waits until `count` submissions are queued, for `most` at the longest, or until the committer is closed.
+    fn wait_for<'a>(
+        &'a self,
+        mut queue: QueueGuard<'a, S>,
+        count: usize,
+        most: Option<Duration>,
+    ) -> QueueGuard<'a, S> {
         let until = most.map(|time| clock::now() + time);
-        while line.waiting.len() < count && !line.closed {
-            line.wanted = count;
-            line = match until.map(|until| until.saturating_duration_since(clock::now())) {
-                None => self.work.wait(line).unwrap_or_else(PoisonError::into_inner),
+        while queue.waiting.len() < count && !queue.closed {
+            queue.wake_at = count;
+            queue = match until.map(|until| until.saturating_duration_since(clock::now())) {
+                None => self.work.wait(queue).unwrap_or_else(PoisonError::into_inner),
                 Some(left) if left.is_zero() => break,
-                Some(left) => self.work.wait_timeout(line, left).unwrap_or_else(PoisonError::into_inner).0,
+                Some(left) => self.work.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0,
             };
         }
-        line.wanted = usize::MAX;
-        line
+        queue.wake_at = usize::MAX;
+        queue
     }
 
-    /// The thread under `Buffered`. Ends when it is closed or poisoned.
+    /// Runs the thread under `Buffered`. Ends when the committer is closed or poisoned.
     fn sync_at(&self, interval: Duration) {
         loop {
             let next = clock::now() + interval;
-            let mut line = lock(&self.line);
+            let mut queue = lock(&self.queue);
             loop {
-                if line.closed {
+                if queue.closed {
                     return;
                 }
                 let left = next.saturating_duration_since(clock::now());
                 if left.is_zero() {
                     break;
                 }
-                line = self.work.wait_timeout(line, left).unwrap_or_else(PoisonError::into_inner).0;
+                queue = self.work.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
             }
-            drop(line);
+            drop(queue);
             if self.sync().is_err() {
                 return;
             }
@@ -304,37 +396,37 @@ impl<S: Sink> Shared<S> {
 
     fn sync(&self) -> Result<()> {
         let _one_at_a_time = lock(&self.syncing);
-        let (line, mut order) = self.take(lock(&self.line));
-        let unsynced = mem::take(&mut order.unsynced);
-        let point = order.journal.as_ref().filter(|_| unsynced).map(|(_, writer)| writer.sync_point());
-        self.give_back(line, order);
+        let (queue, mut token) = self.acquire(lock(&self.queue));
+        let unsynced = mem::take(&mut token.unsynced);
+        let point = token.journal.as_ref().filter(|_| unsynced).map(|(_, writer)| writer.sync_point());
+        self.commit_queue_and_release(queue, token);
         self.check_usable()?;
         let Some(point) = point else { return Ok(()) };
-        // Whoever has the baton may write meanwhile.
+        // Without the token, so that writers need not wait for the disk.
         if let Err(error) = guarded("syncing the journal", || point.sync()) {
             return Err(self.poison(&error));
         }
-        let (line, mut order) = self.take(lock(&self.line));
-        if let Some((_, writer)) = &mut order.journal {
+        let (queue, mut token) = self.acquire(lock(&self.queue));
+        if let Some((_, writer)) = &mut token.journal {
             writer.synced(point);
         }
-        self.give_back(line, order);
+        self.commit_queue_and_release(queue, token);
         Ok(())
     }
 
-    /// What is left to do once the thread has ended and nothing more is let in.
+    /// Commits the rest of the queue and closes the journal, after the thread has ended and no submission is let in.
     fn finish(&self) -> Result<()> {
         let _one_at_a_time = lock(&self.syncing);
-        let (mut line, mut order) = self.take(lock(&self.line));
-        while !line.waiting.is_empty() {
-            line = self.round(line, &mut order);
+        let (mut queue, mut token) = self.acquire(lock(&self.queue));
+        while !queue.waiting.is_empty() {
+            queue = self.commit_group(queue, &mut token);
         }
-        let journal = order.journal.take();
-        order.unsynced = false;
-        self.give_back(line, order);
+        let journal = token.journal.take();
+        token.unsynced = false;
+        self.commit_queue_and_release(queue, token);
         let usable = self.check_usable();
         let Some((log, mut writer)) = journal else { return usable };
-        // A poisoned journal gets no last frame: that would vouch for what is not known.
+        // A poisoned journal gets no last frame, which would vouch for writes whose outcome is unknown.
         let closed = usable.and_then(|()| guarded("closing the journal", || writer.close()));
         drop(writer);
         log.shutdown();
@@ -344,92 +436,110 @@ impl<S: Sink> Shared<S> {
         }
     }
 
-    /// Waits for the baton. Whoever takes it gives it back with [`Shared::give_back`].
-    fn take<'a>(&'a self, mut line: Guard<'a, S>) -> (Guard<'a, S>, Box<Order<S::Ticket>>) {
-        line.asking += 1;
+    /// Waits for the token and takes it.
+    fn acquire<'a>(
+        &'a self,
+        mut queue: QueueGuard<'a, S>,
+    ) -> (QueueGuard<'a, S>, Box<WriteToken<S::Ticket>>) {
+        queue.token_waiters += 1;
         loop {
-            if let Some(order) = line.order.take() {
-                line.asking -= 1;
-                return (line, order);
+            if let Some(token) = queue.token.take() {
+                queue.token_waiters -= 1;
+                return (queue, token);
             }
-            line = self.baton.wait(line).unwrap_or_else(PoisonError::into_inner);
+            queue = self.token_released.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Writes what waits, then lets the baton go.
-    fn give_back<'a>(&'a self, mut line: Guard<'a, S>, mut order: Box<Order<S::Ticket>>) {
-        line.rounds = 0;
-        while !line.waiting.is_empty() && (line.rounds == 0 || line.asking == 0) {
-            line = self.round(line, &mut order);
+    /// Commits queued submissions, then releases the token.
+    ///
+    /// One group even if threads wait for the token, because the holder's own submission may be queued.
+    fn commit_queue_and_release<'a>(
+        &'a self,
+        mut queue: QueueGuard<'a, S>,
+        mut token: Box<WriteToken<S::Ticket>>,
+    ) {
+        queue.groups = 0;
+        while !queue.waiting.is_empty() && (queue.groups == 0 || queue.token_waiters == 0) {
+            queue = self.commit_group(queue, &mut token);
         }
-        drop(self.put_down(line, order));
+        drop(self.release(queue, token));
     }
 
-    fn put_down<'a>(&'a self, mut line: Guard<'a, S>, order: Box<Order<S::Ticket>>) -> Guard<'a, S> {
-        line.rounds = 0;
-        line.order = Some(order);
-        if line.asking > 0 {
-            self.baton.notify_one();
+    fn release<'a>(
+        &'a self,
+        mut queue: QueueGuard<'a, S>,
+        token: Box<WriteToken<S::Ticket>>,
+    ) -> QueueGuard<'a, S> {
+        queue.groups = 0;
+        queue.token = Some(token);
+        if queue.token_waiters > 0 {
+            self.token_released.notify_one();
         }
-        line
+        queue
     }
 
-    /// Commits all that waits, as one group.
-    fn round<'a>(&'a self, mut line: Guard<'a, S>, order: &mut Order<S::Ticket>) -> Guard<'a, S> {
-        mem::swap(&mut line.waiting, &mut order.group);
-        line.rounds = line.rounds.saturating_add(1);
-        drop(line);
-        self.commit(order);
-        order.shrink();
-        lock(&self.line)
+    /// Commits the whole queue as one group, unlocked meanwhile.
+    fn commit_group<'a>(
+        &'a self,
+        mut queue: QueueGuard<'a, S>,
+        token: &mut WriteToken<S::Ticket>,
+    ) -> QueueGuard<'a, S> {
+        mem::swap(&mut queue.waiting, &mut token.group);
+        queue.groups = queue.groups.saturating_add(1);
+        drop(queue);
+        self.commit(token);
+        token.shrink();
+        lock(&self.queue)
     }
 
-    /// Answers every ticket of the group. Never unwinds.
-    fn commit(&self, order: &mut Order<S::Ticket>) {
+    /// Writes the group and answers each of its tickets. Never unwinds.
+    fn commit(&self, token: &mut WriteToken<S::Ticket>) {
         if let Err(error) = self.check_usable() {
-            return order.group.drain(..).for_each(|one| self.refuse(one.ticket, &error));
+            return token.group.drain(..).for_each(|one| self.refuse(one.ticket, &error));
         }
-        let sync = self.mode == Mode::Sync;
-        let written = guarded("writing to the journal", || order.write(sync));
+        let sync = self.mode == CommitMode::Sync;
+        let written = guarded("writing to the journal", || token.write(sync));
         let full = match written {
             Ok(full) => full,
             Err(cause) => {
                 let later = self.poison(&cause);
                 let in_flight = outcome_unknown(&cause);
-                return order.group.drain(..).for_each(|one| {
-                    // What was not to be written has surely not happened.
+                return token.group.drain(..).for_each(|one| {
+                    // A submission that was not to be journaled certainly did not happen.
                     self.refuse(one.ticket, if one.journaled { &in_flight } else { &later });
                 });
             }
         };
         if let Some(full) = full {
-            let unwritten = order.group.extract_if(.., |one| one.journaled && one.location.is_none());
+            let unwritten = token.group.extract_if(.., |one| one.journaled && one.location.is_none());
             unwritten.for_each(|one| self.refuse(one.ticket, &full));
-            // All that was refused came behind all that was written, which so has the numbers that it was written with.
-            number(order.last, &mut order.group);
+            // All refused frames came after all written ones, so those keep the numbers that are on disk; the
+            // unjournaled ones move up, which leaves no gap where a refused frame was.
+            number(token.last, &mut token.group);
         }
-        if let Some(last) = order.group.last() {
-            order.last = last.last();
+        if let Some(last) = token.group.last() {
+            token.last = last.last();
         }
-        let published = order.group.iter().rev().find(|one| one.location.is_some());
-        if let (Some((_, writer)), Some(published)) = (&order.journal, published) {
+        let published = token.group.iter().rev().find(|one| one.location.is_some());
+        if let (Some((_, writer)), Some(published)) = (&token.journal, published) {
             writer.publish(published.last());
         }
-        order.came_meanwhile = if sync { lock(&self.line).waiting.len() } else { 0 };
-        if !order.group.is_empty() {
-            self.tell(&mut order.group);
+        token.came_meanwhile = if sync { lock(&self.queue).waiting.len() } else { 0 };
+        if !token.group.is_empty() {
+            self.report_committed(&mut token.group);
         }
     }
 
-    fn tell(&self, committed: &mut Vec<Committed<S::Ticket>>) {
-        let told = guarded("telling what was committed", || {
+    fn report_committed(&self, committed: &mut Vec<Committed<S::Ticket>>) {
+        let reported = guarded("reporting a committed group", || {
             self.sink.committed(committed);
             if committed.is_empty() {
                 return Ok(());
             }
             Err(Error::new(ErrorKind::Poisoned, "the sink left tickets of a committed group unanswered"))
         });
-        if let Err(cause) = told {
+        if let Err(cause) = reported {
             self.poison(&cause);
             let error = outcome_unknown(&cause);
             committed.drain(..).for_each(|left| self.refuse(left.ticket, &error));
@@ -437,22 +547,22 @@ impl<S: Sink> Shared<S> {
     }
 
     fn refuse(&self, ticket: S::Ticket, error: &Error) {
-        let told = guarded("telling what was refused", || {
+        let reported = guarded("reporting a refused submission", || {
             self.sink.refused(ticket, error);
             Ok(())
         });
-        if let Err(cause) = told {
+        if let Err(cause) = reported {
             self.poison(&cause);
         }
     }
 
-    /// Writes nothing any more, for this reason or an earlier one; returns what later callers are told.
+    /// Stops all writing, for this reason unless there was an earlier one. Returns the error for later callers.
     fn poison(&self, cause: &Error) -> Error {
         let context = "refused and not written, because the journal failed earlier";
         let error = cause.clone().wrap(ErrorKind::Poisoned, context);
         if self.poison.set(error.clone()).is_ok() {
-            // The panic hook has reported a panic, and there is nothing left to refuse for it.
-            drop(guarded("telling that the journal failed", || {
+            // A panic was reported by the panic hook, and no submission is left to refuse for it.
+            drop(guarded("reporting that the journal failed", || {
                 self.sink.poisoned(&cause.clone().wrap(ErrorKind::Poisoned, "the journal failed"));
                 Ok(())
             }));
@@ -469,7 +579,7 @@ impl<S: Sink> Shared<S> {
             let context = "a batch without records has no place in the order";
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
-        if submission.journaled && self.mode == Mode::Unjournaled {
+        if submission.journaled && self.mode == CommitMode::Unjournaled {
             let context = "a write is to be journaled, but there is no journal";
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
@@ -477,19 +587,79 @@ impl<S: Sink> Shared<S> {
     }
 }
 
-type Guard<'a, S> = MutexGuard<'a, Line<<S as Sink>::Ticket>>;
+impl<T> WriteToken<T> {
+    fn new(journal: Option<(Arc<Log>, Writer)>, last: Seq) -> WriteToken<T> {
+        WriteToken {
+            journal,
+            last,
+            unsynced: false,
+            came_meanwhile: 0,
+            group: Vec::new(),
+            locations: Vec::new(),
+        }
+    }
+
+    /// Frees the memory of a large group.
+    fn shrink(&mut self) {
+        self.group.shrink_to(GROUP_KEPT);
+        self.locations.shrink_to(GROUP_KEPT);
+    }
+
+    /// Numbers the group, writes the part of it that is to be journaled, and syncs that if asked to.
+    ///
+    /// Returns the error of a full disk, if it was full. Submissions at the end that were not written have no location
+    /// then.
+    fn write(&mut self, sync: bool) -> Result<Option<Error>> {
+        number(self.last, &mut self.group);
+        self.locations.clear();
+        let Some((_, writer)) = &mut self.journal else { return Ok(None) };
+        let journaled = self.group.iter().filter(|one| one.journaled).map(|one| &one.frame);
+        let count = journaled.clone().count();
+        if count == 0 {
+            return Ok(None);
+        }
+        let error = writer.append(journaled, &mut self.locations).err();
+        match &error {
+            Some(error) if error.kind() != ErrorKind::DiskFull => return Err(error.clone()),
+            None if self.locations.len() != count => {
+                return Err(Error::new(ErrorKind::Poisoned, "the journal's writer lost count of its frames"));
+            }
+            _ => {}
+        }
+        let journaled = self.group.iter_mut().filter(|one| one.journaled);
+        for (one, location) in journaled.zip(&self.locations) {
+            one.location = Some(*location);
+        }
+        if !self.locations.is_empty() {
+            if sync && Safeguard::AcknowledgeAfterSync.holds() {
+                writer.sync()?;
+            } else {
+                self.unsynced = true;
+            }
+        }
+        Ok(error)
+    }
+}
+
+/// Gives a group the numbers that follow `last`.
+fn number<T>(mut last: Seq, group: &mut [Committed<T>]) {
+    for one in group {
+        one.frame.first = last.next();
+        last = last.plus(u64::from(one.frame.body.count()));
+    }
+}
 
 fn spawn<S: Sink>(
-    shared: &Arc<Shared<S>>,
+    core: &Arc<CommitterCore<S>>,
     name: &str,
-    run: impl FnOnce(&Shared<S>) + Send + 'static,
+    run: impl FnOnce(&CommitterCore<S>) + Send + 'static,
 ) -> Result<JoinHandle<()>> {
-    let shared = Arc::clone(shared);
-    let thread = thread::Builder::new().name(name.to_owned()).spawn(move || run(&shared));
+    let core = Arc::clone(core);
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(move || run(&core));
     thread.map_err(|error| Error::io(format!("cannot start the thread {name}"), error))
 }
 
-/// No panic happens under these locks that leaves anything half done: sinks and writers run outside them.
+/// Locks a mutex, poisoned or not: sinks and writers run outside these locks, so a panic leaves nothing half done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,19 +1,23 @@
-//! The named cursors of the change stream: how far each subscriber has come, durably.
+//! The named cursors: the durable position of each consumer of the journal.
 //!
-//! They lie beside the journal in one small file, which is replaced as a whole: written under another name, synced,
-//! renamed, the directory synced. A place is believed, and the journal trimmed for it, only when that is done. Without
-//! a file there are no cursors; a damaged one stops the opening, because a forgotten place would be a missed change.
+//! All cursors are stored in one small file in the journal's directory, named `cursors`. It is replaced as a whole: written
+//! as `cursors.tmp`, synced, renamed, and the directory synced. Only then does a new position count, and only then may the
+//! journal be trimmed for it. Without a file there are no cursors. A damaged file is an error of the opening, because a
+//! lost position would be a missed change.
 //!
-//! A cursor keeps the journal from being trimmed, up to a bound in bytes over all of them; what is trimmed all the
-//! same is told to its subscriber as lost, by the change stream.
+//! A cursor holds back the trimming of the journal, up to a bound in bytes for all of them. Records that are trimmed
+//! beyond that bound are reported to the consumer as lost, by whoever reads the journal for it.
 //!
-//! | bytes of the file, little-endian | |
+//! # The file
+//! All integers are unsigned, fixed-width, little-endian.
+//!
+//! | bytes | field |
 //! | --- | --- |
-//! | 1 | version of the format, 1 |
-//! | 16 | identity of the journal; the places of another one say nothing about this one |
-//! | 4 | how many cursors |
-//! | 1, then that many, then 8 | of each cursor: its name's length, its name, its place |
-//! | 4 | CRC-32C of the above |
+//! | 1 | format version, 1 |
+//! | 16 | identity of the journal; positions of another journal mean nothing in this one |
+//! | 4 | number of cursors |
+//! | 1, then that many, then 8 | for each cursor: its name's length, its name, its position |
+//! | 4 | CRC-32C of all bytes before |
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,46 +29,48 @@ use bytes::{Buf, BufMut};
 use crate::disk::contract::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, NamespaceName, Seq};
+use crate::journal::errors::cannot;
 use crate::journal::log::Log;
 use crate::safeguard::Safeguard;
 use crate::seam::sync::atomic::{AtomicU64, Ordering};
 use crate::seam::sync::{Mutex, MutexGuard};
 
-/// How many named cursors a layer may have.
+/// The most cursors that a layer may have.
 pub const CURSORS_MAX: usize = 64;
 
-const FILE: &str = "cursors";
-const FILE_IN_THE_MAKING: &str = "cursors.tmp";
+const CURSORS_FILE: &str = "cursors";
+const UNFINISHED_FILE: &str = "cursors.tmp";
 const FORMAT: u8 = 1;
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
-/// A named cursor as its file tells of it.
+/// A named cursor, as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CursorSummary {
     /// Its name.
     pub name: String,
-    /// What its subscriber has acknowledged: this number and all before it.
+    /// The last number that its consumer has acknowledged, with all numbers before it.
     pub acknowledged: Seq,
 }
 
-type Places = BTreeMap<NamespaceName, Seq>;
+/// The acknowledged number of each cursor.
+type Positions = BTreeMap<NamespaceName, Seq>;
 
 #[derive(Default)]
-struct State {
-    /// As they are on the disk.
-    places: Places,
-    /// Those with a subscriber.
+struct CursorsState {
+    /// The positions that are durable.
+    positions: Positions,
+    /// The names of the cursors that have a subscriber.
     open: Vec<NamespaceName>,
 }
 
-/// A cursor's one subscriber. Dropping it lets the cursor go; its place stays.
-pub(crate) struct Subscription {
+/// The one subscription of a cursor. Dropping it frees the cursor, whose position stays.
+pub(crate) struct CursorSubscription {
     pub(crate) cursors: Arc<Cursors>,
     pub(crate) name: NamespaceName,
 }
 
-impl Drop for Subscription {
+impl Drop for CursorSubscription {
     fn drop(&mut self) {
         self.cursors.state().open.retain(|open| *open != self.name);
     }
@@ -76,15 +82,15 @@ pub(crate) struct Cursors {
     dir: PathBuf,
     journal: JournalId,
     bytes_max: u64,
-    /// Held while the file is written, so for as long as that takes; says whether it may be.
+    /// Held while the file is written. True once it may not be written any more.
     closed: Mutex<bool>,
-    state: Mutex<State>,
-    /// Up to where the journal may be trimmed as far as the store is concerned.
+    state: Mutex<CursorsState>,
+    /// The last number that the store does not need from the journal any more.
     passed: AtomicU64,
 }
 
 impl Cursors {
-    /// Reads the cursors beside the journal in `dir`, of which the store needs nothing up to `passed`. Blocking.
+    /// Reads the cursors of the journal in `dir`, of which the store needs no record up to `passed`. Blocking.
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`], [`ErrorKind::UnknownFormat`], or the file system's; each names the file.
@@ -95,64 +101,64 @@ impl Cursors {
         passed: Seq,
         bytes_max: u64,
     ) -> Result<Cursors> {
-        let places = match read(&*disk, dir)? {
-            None => Places::new(),
-            Some((of, places)) if of == journal => places,
-            // They have lost their places, and are told so.
-            Some((_, places)) => places.into_keys().map(|name| (name, Seq::ZERO)).collect(),
+        let positions = match read(&*disk, dir)? {
+            None => Positions::new(),
+            Some((of, positions)) if of == journal => positions,
+            // The journal was replaced. From zero, each subscriber is told that it has lost its position.
+            Some((_, positions)) => positions.into_keys().map(|name| (name, Seq::ZERO)).collect(),
         };
-        let state = Mutex::new(State { places, open: Vec::new() });
+        let state = Mutex::new(CursorsState { positions, open: Vec::new() });
         let (closed, passed) = (Mutex::new(false), AtomicU64::new(passed.0));
         Ok(Cursors { disk, dir: dir.to_owned(), journal, bytes_max, closed, state, passed })
     }
 
-    /// Takes the cursor `name` for one subscriber, and makes it if there is none. Returns its place, too. Blocking.
+    /// Subscribes to the cursor `name`, which is created if there is none. Returns its position too. Blocking.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if it has a subscriber; [`ErrorKind::InvalidOption`] if there are too many; the file
     /// system's; [`ErrorKind::Closed`].
-    pub(crate) fn subscribe(self: &Arc<Self>, name: &NamespaceName) -> Result<(Subscription, Seq)> {
+    pub(crate) fn subscribe(self: &Arc<Self>, name: &NamespaceName) -> Result<(CursorSubscription, Seq)> {
         let file = self.file()?;
-        let place = {
+        let position = {
             let mut state = self.state();
             if state.open.contains(name) {
                 let context = format!("cursor \"{name}\" has a subscriber already");
                 return Err(Error::new(ErrorKind::Locked, context));
             }
-            let place = state.places.get(name).copied();
-            if place.is_none() && state.places.len() >= CURSORS_MAX {
+            let position = state.positions.get(name).copied();
+            if position.is_none() && state.positions.len() >= CURSORS_MAX {
                 let context =
                     format!("there are {CURSORS_MAX} cursors, which is the limit; forget one first");
                 return Err(Error::new(ErrorKind::InvalidOption, context));
             }
             state.open.push(name.clone());
-            place
+            position
         };
-        let subscription = Subscription { cursors: Arc::clone(self), name: name.clone() };
-        if place.is_none() {
-            self.change(&file, |places| places.extend([(name.clone(), Seq::ZERO)]))?;
+        let subscription = CursorSubscription { cursors: Arc::clone(self), name: name.clone() };
+        if position.is_none() {
+            self.change(&file, |positions| positions.extend([(name.clone(), Seq::ZERO)]))?;
         }
-        Ok((subscription, place.unwrap_or(Seq::ZERO)))
+        Ok((subscription, position.unwrap_or(Seq::ZERO)))
     }
 
-    /// Moves a cursor on, durably on return. Blocking, with two syncs.
+    /// Moves a cursor to `seq`, durably. Does nothing if it is there or further. Blocking, with two syncs.
     ///
     /// # Errors
-    /// The file system's; the cursor is where it was then. [`ErrorKind::Closed`].
+    /// The file system's, and the cursor has not moved then; [`ErrorKind::Closed`].
     pub(crate) fn acknowledge(&self, name: &NamespaceName, seq: Seq) -> Result<()> {
         let file = self.file()?;
-        // One that was forgotten meanwhile must not come back.
-        if self.state().places.get(name).is_none_or(|place| *place >= seq) {
+        // A cursor that was removed meanwhile must not come back.
+        if self.state().positions.get(name).is_none_or(|position| *position >= seq) {
             return Ok(());
         }
-        self.change(&file, |places| places.extend([(name.clone(), seq)]))
+        self.change(&file, |positions| positions.extend([(name.clone(), seq)]))
     }
 
-    /// Gives a cursor up, durably on return. Says whether there was one. Blocking, with two syncs.
+    /// Removes a cursor durably. Returns false if there was none. Blocking, with two syncs.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if it has a subscriber; the file system's; [`ErrorKind::Closed`].
-    pub(crate) fn forget(&self, name: &NamespaceName) -> Result<bool> {
+    pub(crate) fn remove(&self, name: &NamespaceName) -> Result<bool> {
         let file = self.file()?;
         {
             let state = self.state();
@@ -160,25 +166,25 @@ impl Cursors {
                 let context = format!("cursor \"{name}\" has a subscriber, which has to end first");
                 return Err(Error::new(ErrorKind::Locked, context));
             }
-            if !state.places.contains_key(name) {
+            if !state.positions.contains_key(name) {
                 return Ok(false);
             }
         }
-        self.change(&file, |places| places.retain(|other, _| other != name))?;
+        self.change(&file, |positions| positions.retain(|other, _| other != name))?;
         Ok(true)
     }
 
-    /// The cursors with their places, and whether each has a subscriber.
+    /// Lists the cursors; true for those that have a subscriber.
     pub(crate) fn list(&self) -> Vec<(CursorSummary, bool)> {
         let state = self.state();
-        let summary = |(name, place): (&NamespaceName, &Seq)| {
-            let summary = CursorSummary { name: name.as_str().to_owned(), acknowledged: *place };
+        let summary = |(name, position): (&NamespaceName, &Seq)| {
+            let summary = CursorSummary { name: name.as_str().to_owned(), acknowledged: *position };
             (summary, state.open.contains(name))
         };
-        state.places.iter().map(summary).collect()
+        state.positions.iter().map(summary).collect()
     }
 
-    /// Trims the journal, of which the store needs nothing up to `passed`, as far as the cursors allow.
+    /// Trims the journal as far as the cursors allow. The store needs no record up to `passed`.
     ///
     /// # Errors
     /// As for [`Log::trim`].
@@ -187,19 +193,19 @@ impl Cursors {
         self.trim_again(log)
     }
 
-    /// As [`Cursors::trim`], because a cursor has moved; does nothing if the layer has stopped.
+    /// Trims the journal again after a cursor has moved. Does nothing if the layer has stopped.
     ///
     /// # Errors
     /// As for [`Log::trim`].
     pub(crate) fn trim_for_cursor(&self, log: &Log) -> Result<()> {
-        // The directory may be somebody else's by then, and is not before the file has been let go.
+        // Holding the file keeps the layer from stopping. After that another process may own the directory.
         let Ok(_file) = self.file() else { return Ok(()) };
         self.trim_again(log)
     }
 
     fn trim_again(&self, log: &Log) -> Result<()> {
         let passed = Seq(self.passed.load(Ordering::SeqCst));
-        let slowest = self.state().places.values().min().copied();
+        let slowest = self.state().positions.values().min().copied();
         log.trim(match slowest {
             Some(slowest) if Safeguard::CursorHoldsJournal.holds() => {
                 passed.min(slowest.max(log.beyond_bytes(passed, self.bytes_max)))
@@ -208,82 +214,79 @@ impl Cursors {
         })
     }
 
-    /// Writes nothing any more, and waits until nothing is being written.
+    /// Refuses all later writes, and waits for one that is under way.
     pub(crate) fn shutdown(&self) {
         *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
+    /// Takes the right to write the file.
     fn file(&self) -> Result<MutexGuard<'_, bool>> {
         let shut = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
         if *shut { Err(Error::layer_closed()) } else { Ok(shut) }
     }
 
-    /// Changes the places on the disk and then here. Whoever changes them holds the file.
-    fn change(&self, _file: &MutexGuard<'_, bool>, change: impl FnOnce(&mut Places)) -> Result<()> {
-        let mut places = self.state().places.clone();
-        change(&mut places);
-        self.write(&encode(self.journal, &places))?;
-        self.state().places = places;
+    /// Changes the positions on the disk and then in memory. The caller holds the right to write the file.
+    fn change(&self, _file: &MutexGuard<'_, bool>, change: impl FnOnce(&mut Positions)) -> Result<()> {
+        let mut positions = self.state().positions.clone();
+        change(&mut positions);
+        self.write(&encode(self.journal, &positions))?;
+        self.state().positions = positions;
         Ok(())
     }
 
     fn write(&self, bytes: &[u8]) -> Result<()> {
-        let (path, made) = (self.dir.join(FILE), self.dir.join(FILE_IN_THE_MAKING));
-        let cannot = |what: &str, path: &Path| {
-            let context = format!("cannot {what} {}", path.display());
-            move |error| Error::io(context, error)
-        };
-        // One that an earlier attempt left behind.
+        let (path, made) = (self.dir.join(CURSORS_FILE), self.dir.join(UNFINISHED_FILE));
+        // An earlier attempt may have failed between creating and renaming.
         match self.disk.remove(&made) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(cannot("remove", &made)(error));
+                return Err(cannot("remove", &made, error));
             }
             _ => {}
         }
-        let file = self.disk.create_new(&made).map_err(cannot("create", &made))?;
-        file.write_all_at(bytes, 0).map_err(cannot("write", &made))?;
+        let file = self.disk.create_new(&made).map_err(|error| cannot("create", &made, error))?;
+        file.write_all_at(bytes, 0).map_err(|error| cannot("write", &made, error))?;
+        // Without this sync, a power cut could leave the new name with no content, which is damage.
         if Safeguard::CursorSync.holds() {
-            file.sync_data().map_err(cannot("sync", &made))?;
+            file.sync_data().map_err(|error| cannot("sync", &made, error))?;
         }
-        self.disk.rename(&made, &path).map_err(cannot("rename", &made))?;
-        self.disk.sync_dir(&self.dir).map_err(cannot("sync", &self.dir))
+        self.disk.rename(&made, &path).map_err(|error| cannot("rename", &made, error))?;
+        self.disk.sync_dir(&self.dir).map_err(|error| cannot("sync", &self.dir, error))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, CursorsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The cursors beside the journal in `dir`, as their file tells of them; none if there is no file. Blocking; takes no
-/// lock and changes nothing.
+/// Reads the cursors of the journal in `dir`; none if there is no file. Blocking. Takes no lock and changes nothing.
 ///
 /// # Errors
 /// As for [`Cursors::open`].
 pub(crate) fn summaries(disk: &dyn Disk, dir: &Path) -> Result<Vec<CursorSummary>> {
-    let places = read(disk, dir)?.map_or_else(Places::new, |(_, places)| places);
+    let positions = read(disk, dir)?.map_or_else(Positions::new, |(_, positions)| positions);
     let summary = |(name, acknowledged): (NamespaceName, Seq)| CursorSummary {
         name: name.as_str().to_owned(),
         acknowledged,
     };
-    Ok(places.into_iter().map(summary).collect())
+    Ok(positions.into_iter().map(summary).collect())
 }
 
-fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<(JournalId, Places)>> {
-    let path = dir.join(FILE);
-    let cannot = |error| Error::io(format!("cannot read {}", path.display()), error);
+fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<(JournalId, Positions)>> {
+    let path = dir.join(CURSORS_FILE);
+    let unread = |error| cannot("read", &path, error);
     let file = match disk.open_read_only(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(cannot(error)),
+        Err(error) => return Err(unread(error)),
     };
-    let length = file.len().map_err(cannot)?;
+    let length = file.len().map_err(unread)?;
     let mut bytes = vec![0; usize::try_from(length.min(FILE_BYTES_MAX)).unwrap_or(0)];
-    let read = file.read_at(&mut bytes, 0).map_err(cannot)?;
+    let read = file.read_at(&mut bytes, 0).map_err(unread)?;
     bytes.truncate(read);
     let damaged = |at: usize, why: &str| {
         let context = format!(
-            "{}: damaged at byte {at}: {why}; how far the subscribers of the change stream have come is not known. \
-             Without this file they begin anew, and are told that they have lost their places",
+            "{}: damaged at byte {at}: {why}; the positions of the change stream's subscribers are not known. \
+             Without this file they begin anew, and are told that they have lost their positions",
             path.display()
         );
         Error::new(ErrorKind::Damaged, context)
@@ -308,22 +311,22 @@ fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<(JournalId, Places)>> {
     decode(content).map(Some).ok_or_else(|| damaged(0, "its checksum holds, and it is no list of cursors"))
 }
 
-fn encode(journal: JournalId, places: &Places) -> Vec<u8> {
+fn encode(journal: JournalId, positions: &Positions) -> Vec<u8> {
     let mut bytes = vec![FORMAT];
     bytes.put_slice(&journal.0);
-    bytes.put_u32_le(u32::try_from(places.len()).expect("there are at most CURSORS_MAX"));
-    for (name, place) in places {
+    bytes.put_u32_le(u32::try_from(positions.len()).expect("there are at most CURSORS_MAX"));
+    for (name, position) in positions {
         let name = name.as_str().as_bytes();
         bytes.put_u8(u8::try_from(name.len()).expect("a name has at most 255 bytes"));
         bytes.put_slice(name);
-        bytes.put_u64_le(place.0);
+        bytes.put_u64_le(position.0);
     }
     let checksum = crc32c::crc32c(&bytes);
     bytes.put_u32_le(checksum);
     bytes
 }
 
-fn decode(mut rest: &[u8]) -> Option<(JournalId, Places)> {
+fn decode(mut rest: &[u8]) -> Option<(JournalId, Positions)> {
     rest.try_get_u8().ok()?;
     let mut journal = [0; 16];
     rest.try_copy_to_slice(&mut journal).ok()?;
@@ -331,15 +334,15 @@ fn decode(mut rest: &[u8]) -> Option<(JournalId, Places)> {
     if count > CURSORS_MAX {
         return None;
     }
-    let mut places = Places::new();
+    let mut positions = Positions::new();
     for _ in 0..count {
         let length = usize::from(rest.try_get_u8().ok()?);
-        let (name, behind) = rest.split_at_checked(length)?;
-        rest = behind;
+        let (name, after) = rest.split_at_checked(length)?;
+        rest = after;
         let name = NamespaceName::parse(std::str::from_utf8(name).ok()?).ok()?;
-        places.insert(name, Seq(rest.try_get_u64_le().ok()?));
+        positions.insert(name, Seq(rest.try_get_u64_le().ok()?));
     }
-    (rest.is_empty() && places.len() == count).then_some((JournalId(journal), places))
+    (rest.is_empty() && positions.len() == count).then_some((JournalId(journal), positions))
 }
 
 #[cfg(test)]
@@ -349,13 +352,13 @@ mod tests {
     #[test]
     fn the_file_has_the_documented_bytes_and_every_flip_is_noticed() {
         let name = NamespaceName::parse("ab").unwrap();
-        let places = Places::from([(name, Seq(0x0102))]);
-        let bytes = encode(JournalId([9; 16]), &places);
+        let positions = Positions::from([(name, Seq(0x0102))]);
+        let bytes = encode(JournalId([9; 16]), &positions);
         let mut expected = vec![1];
         expected.extend([9; 16]);
         expected.extend([1, 0, 0, 0, 2, b'a', b'b', 2, 1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[..bytes.len() - 4], expected);
-        assert_eq!(decode(&expected), Some((JournalId([9; 16]), places)));
+        assert_eq!(decode(&expected), Some((JournalId([9; 16]), positions)));
         for at in 0..expected.len() {
             assert_eq!(decode(&expected[..at]), None, "cut at {at}");
             let mut flipped = bytes.clone();

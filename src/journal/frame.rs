@@ -1,8 +1,8 @@
 //! The frame: one atomic batch of records with its checksums, on disk and in memory.
 //!
-//! A body and its checksum are made by whoever writes, outside any lock; the header is made by the one
-//! appender, who alone knows the frame's place. Bytes from a disk are never trusted: a length is used only after
-//! the header's checksum, the cap and the bytes that remain have been checked. Does no I/O.
+//! The calling thread makes a body and its checksum, outside any lock. The one appender makes the header, because it
+//! alone knows the frame's offset. Bytes from a disk are never trusted: a length is used only after the header's
+//! checksum, the cap and the remaining bytes have been checked. Does no I/O.
 
 use bytes::Bytes;
 
@@ -14,32 +14,32 @@ use crate::safeguard::Safeguard;
 pub const FRAME_BODY_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 pub(crate) const FRAME_HEADER_BYTES: u64 = 56;
-/// Frames start at multiples of this, so a search for headers need not try every byte.
+/// The alignment of frames, so that a search for headers need not try every byte.
 pub(crate) const FRAME_ALIGN_BYTES: u64 = 8;
-/// Where the nonce lies within a header.
+/// The offset of the nonce within a header.
 pub(crate) const FRAME_NONCE_AT: u64 = 32;
 
 const RECORD_LENGTH_BYTES: usize = 4;
 const FEWER_RECORDS: &str = "has a body with fewer records than its header says";
 const MORE_BYTES: &str = "has a body with more bytes than its records";
 
-/// Where a frame lies. Valid until the segment is trimmed.
+/// The location of a frame. Valid until its segment is trimmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Location {
     /// The segment's number.
     pub segment: u64,
-    /// The frame's first byte within the segment's file.
+    /// The offset of the frame's first byte within the segment's file.
     pub offset: u64,
 }
 
 impl Location {
-    /// What lies `bytes` behind it.
+    /// Returns the location `bytes` further on in the same segment.
     pub(crate) fn behind(self, bytes: u64) -> Location {
         Location { offset: self.offset.saturating_add(bytes), ..self }
     }
 }
 
-/// A frame's header, without meaning given to it yet.
+/// The fields of a frame's header, of which only the checksum has been checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FrameHeader {
     pub(crate) body_len: u32,
@@ -70,7 +70,7 @@ impl FrameHeader {
         crc
     }
 
-    /// The header and its checksum, or nothing if `bytes` do not start with a sound one.
+    /// Decodes a header and its checksum; `None` if `bytes` do not start with a sound header.
     pub(crate) fn decode(bytes: &[u8]) -> Option<(FrameHeader, u32)> {
         let (crc, fields) = bytes.get(..FRAME_HEADER_BYTES as usize)?.split_first_chunk::<4>()?;
         let crc = u32::from_le_bytes(*crc);
@@ -87,26 +87,29 @@ impl FrameHeader {
             nonce: take_u64(&mut rest)?,
             synced_offset: take_u64(&mut rest)?,
         };
-        // A later format would say so in the segment's header; here the reserved field is zero or wrong.
+        // In this format version the reserved field is zero; a later one would have another version number.
         (take_u64(&mut rest)? == 0).then_some((header, crc))
     }
 
-    /// The last sequence number, or the one before a promise frame, which has none of its own.
+    /// Returns the last sequence number. A promise has none of its own, so it is the one before it.
     pub(crate) fn last(&self) -> Seq {
         Seq(self.first.0.saturating_add(u64::from(self.count)).saturating_sub(1))
     }
 
-    /// Header and body: the frame is whole when these are.
+    /// Returns the size of header and body, which make a frame whole.
     pub(crate) fn content_bytes(&self) -> u64 {
         FRAME_HEADER_BYTES + u64::from(self.body_len)
     }
 
-    /// Header, body and padding.
+    /// Returns the size of header, body and padding.
     pub(crate) fn bytes_on_disk(&self) -> u64 {
         bytes_on_disk(self.body_len as usize)
     }
 
-    /// Whether a frame with a sound checksum can follow a frame that ended with `prev`; if not, why.
+    /// Checks that a frame with a sound checksum continues a frame that ended with `prev`.
+    ///
+    /// # Errors
+    /// A sentence that says why it does not.
     pub(crate) fn follows(&self, prev: Seq) -> Result<(), String> {
         if self.prev != prev && Safeguard::Continuity.holds() {
             return Err(format!("follows record {}, but the frame before it ends with {prev}", self.prev));
@@ -124,27 +127,25 @@ impl FrameHeader {
     }
 }
 
-/// What a frame with a body of so many bytes takes, header and padding included.
+/// Returns the size on disk of a frame with a body of `body_len` bytes, header and padding included.
 pub(crate) fn bytes_on_disk(body_len: usize) -> u64 {
     FRAME_HEADER_BYTES + (body_len as u64).next_multiple_of(FRAME_ALIGN_BYTES)
 }
 
-/// The checksum of all of a header behind it.
+/// Returns the checksum of the header's fields after the checksum itself.
 fn header_checksum(fields: &[u8]) -> u32 {
-    match Safeguard::NumberInChecksum.holds() {
-        true => crc32c::crc32c(fields),
-        // As if the first record's number were not part of it.
-        false => crc32c::crc32c_append(
-            crc32c::crc32c(fields.get(..12).unwrap_or(&[])),
-            fields.get(20..).unwrap_or(&[]),
-        ),
+    // The mutant leaves out the first record's number, which lies at bytes 12 to 20.
+    if !Safeguard::NumberInChecksum.holds() {
+        let (before, rest) = fields.split_at_checked(12).unwrap_or((fields, &[]));
+        return crc32c::crc32c_append(crc32c::crc32c(before), rest.get(8..).unwrap_or(&[]));
     }
+    crc32c::crc32c(fields)
 }
 
-/// An encoded batch of records with its checksum, ready to be given a place. Cheap to clone.
+/// An encoded batch of records with its checksum, ready to be written. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct FrameBody {
-    /// With the padding that follows it on disk, so that it can be written as it is.
+    /// The records and the padding that follows them on disk, so that it can be written as it is.
     padded: Bytes,
     len: u32,
     crc: u32,
@@ -152,18 +153,18 @@ pub struct FrameBody {
 }
 
 impl FrameBody {
-    /// The records in order, as slices of one shared buffer.
+    /// Returns the records in order, as slices of one shared buffer.
     pub fn records(&self) -> impl Iterator<Item = Bytes> + use<> {
         records_of(&self.padded.slice(..self.len as usize))
     }
 
-    /// How many records, and so how many sequence numbers.
+    /// Returns the number of records, and so of sequence numbers.
     #[must_use]
     pub fn count(&self) -> u32 {
         self.count
     }
 
-    /// What the frame takes on disk, header and padding included, in bytes.
+    /// Returns the size of the frame on disk in bytes, header and padding included.
     #[must_use]
     pub fn len_on_disk(&self) -> u64 {
         FRAME_HEADER_BYTES + self.padded.len() as u64
@@ -173,7 +174,7 @@ impl FrameBody {
         &self.padded
     }
 
-    /// The encoded records and what pads them.
+    /// Returns the encoded records with their padding.
     pub(crate) fn into_padded(self) -> Bytes {
         self.padded
     }
@@ -200,19 +201,19 @@ pub struct FrameBuilder {
 }
 
 impl FrameBuilder {
-    /// An empty builder.
+    /// Makes an empty builder.
     #[must_use]
     pub fn new() -> FrameBuilder {
         FrameBuilder::default()
     }
 
-    /// An empty builder with room for `bytes` bytes of records, four bytes for each record included.
+    /// Makes an empty builder with room for `bytes` bytes: the records, and four bytes for each of them.
     #[must_use]
     pub fn with_capacity(bytes: usize) -> FrameBuilder {
         FrameBuilder { bytes: Vec::with_capacity(bytes + FRAME_ALIGN_BYTES as usize), count: 0 }
     }
 
-    /// Adds one record, given in parts that are joined.
+    /// Adds one record, which is the concatenation of `parts`.
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`] if the body would exceed [`FRAME_BODY_BYTES_MAX`]; the builder is unchanged.
@@ -225,24 +226,24 @@ impl FrameBuilder {
         }
         let length = u32::try_from(record).expect("it is below the cap of 256 MiB");
         if self.bytes.is_empty() {
-            // A single record, which is the rule, is one allocation with its padding.
+            // Most bodies have one record: reserving its padding too makes that one allocation.
             self.bytes.reserve_exact((whole as usize).next_multiple_of(FRAME_ALIGN_BYTES as usize));
         }
         self.bytes.extend_from_slice(&length.to_le_bytes());
         for part in parts {
             self.bytes.extend_from_slice(part);
         }
-        // Every record takes four bytes at least, so the cap of a body also bounds their number.
+        // This cannot overflow: every record takes at least four bytes, so the cap of a body bounds their number.
         self.count += 1;
         Ok(())
     }
 
-    /// How many records were added.
+    /// Returns the number of records so far.
     pub(crate) fn len(&self) -> u32 {
         self.count
     }
 
-    /// The finished body. Its checksum is computed here, on the caller's thread.
+    /// Finishes the body. Computes its checksum here, on the calling thread.
     #[must_use]
     pub fn finish(mut self) -> FrameBody {
         let len = u32::try_from(self.bytes.len()).expect("push keeps it below the cap of 256 MiB");
@@ -252,45 +253,45 @@ impl FrameBuilder {
     }
 }
 
-/// A frame that was read back, its checksums verified.
+/// A frame that was read and whose checksums hold.
 #[derive(Clone, Debug)]
 pub struct Frame {
     /// Its first record's sequence number.
     pub first: Seq,
-    /// How many records it holds.
+    /// The number of records.
     pub count: u32,
-    /// The last journaled sequence number before it. In a reader's first frame: if it lies beyond what the
-    /// reader was to start after, the records between were trimmed before they could be read.
+    /// The last journaled sequence number before it. If it is after the number that a reader was to start after, the
+    /// records between the two were trimmed before they could be read.
     pub prev: Seq,
-    /// Where it lies.
+    /// Its location.
     pub location: Location,
     body: Bytes,
 }
 
 impl Frame {
-    /// Its last record's sequence number.
+    /// Returns its last record's sequence number.
     #[must_use]
     pub fn last(&self) -> Seq {
         Seq(self.first.0.saturating_add(u64::from(self.count)).saturating_sub(1))
     }
 
-    /// The records in order, as slices of one shared buffer: keeping one keeps the buffer.
+    /// Returns the records in order, as slices of one shared buffer. A record that is kept keeps the whole buffer.
     pub fn records(&self) -> impl Iterator<Item = Bytes> + use<> {
         records_of(&self.body)
     }
 
-    /// What the frame takes on disk, header and padding included, in bytes.
+    /// Returns the size of the frame on disk in bytes, header and padding included.
     #[must_use]
     pub fn len_on_disk(&self) -> u64 {
         bytes_on_disk(self.body.len())
     }
 
-    /// The encoded records.
+    /// Returns the encoded records.
     pub(crate) fn content(&self) -> Bytes {
         self.body.clone()
     }
 
-    /// The same records, to be given another place.
+    /// Returns the same records as a body, to be written elsewhere.
     pub(crate) fn to_body(&self) -> FrameBody {
         let mut builder = FrameBuilder::with_capacity(self.body.len());
         builder.bytes.extend_from_slice(&self.body);
@@ -298,7 +299,10 @@ impl Frame {
         builder.finish()
     }
 
-    /// A frame from a header that was checked and the body it names; if the body is not what the header says, why.
+    /// Makes a frame of a checked header and its body.
+    ///
+    /// # Errors
+    /// A sentence that says how the body differs from the header.
     pub(crate) fn verified(
         header: &FrameHeader,
         location: Location,
@@ -318,7 +322,7 @@ impl Frame {
     }
 }
 
-/// A frame where it lies in what was read, its checksums verified.
+/// A frame whose checksums hold, borrowed from the buffer that it was read into.
 pub(crate) struct SoundFrame<'a> {
     pub(crate) header: &'a FrameHeader,
     pub(crate) location: Location,
@@ -326,10 +330,10 @@ pub(crate) struct SoundFrame<'a> {
 }
 
 impl<'a> SoundFrame<'a> {
-    /// Calls for each record, in order.
+    /// Calls `take` with each record, in order.
     ///
     /// # Errors
-    /// Those of the call; `Damaged` if the body does not have as many records as the header says, or more than them.
+    /// Those of `take`; `Damaged` if the body does not consist of as many records as the header says.
     pub(crate) fn each_record(&self, mut take: impl FnMut(&'a [u8]) -> Result<()>) -> Result<()> {
         let damaged = |why: &str| Error::new(ErrorKind::Damaged, format!("it {why}"));
         let mut rest = self.body;
@@ -340,18 +344,18 @@ impl<'a> SoundFrame<'a> {
     }
 }
 
-/// The records of a frame's content.
+/// Returns the records of a frame's content.
 pub(crate) fn records_of(content: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
     Records { content: content.clone(), at: 0 }
 }
 
-/// So many records of a frame's content, which padding may follow.
+/// Returns the first `count` records of a frame's content, which padding may follow.
 pub(crate) fn slices_of(content: &[u8], count: u32) -> impl Iterator<Item = &[u8]> {
     let mut rest = content;
     (0..count).map_while(move |_| split_record(&mut rest))
 }
 
-/// Moves past the next record; nothing if there is no whole one.
+/// Splits off the next record; `None` if it is not whole.
 fn split_record<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = take_u32(rest)? as usize;
     let (record, after) = rest.split_at_checked(length)?;
@@ -359,13 +363,13 @@ fn split_record<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(record)
 }
 
-/// A frame's content, which has so many records, without padding that may follow it.
+/// Returns the first `count` records of a frame's content without the padding that may follow them.
 pub(crate) fn without_padding(content: &[u8], count: u32) -> &[u8] {
     let len = slices_of(content, count).map(|record| RECORD_LENGTH_BYTES + record.len()).sum();
     content.get(..len).unwrap_or(content)
 }
 
-/// Walks a body whose lengths are known to be right: it was built here or came through [`Frame::verified`].
+/// Iterates over a body whose lengths are known to be right: it was built here or went through [`Frame::verified`].
 struct Records {
     content: Bytes,
     at: usize,
@@ -386,7 +390,7 @@ impl Iterator for Records {
     }
 }
 
-/// Copies `field` to the front of `out` and moves past it.
+/// Copies `field` to the front of `out` and moves `out` past it.
 pub(crate) fn put(out: &mut &mut [u8], field: &[u8]) {
     let (place, rest) = std::mem::take(out)
         .split_at_mut_checked(field.len())

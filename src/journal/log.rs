@@ -1,11 +1,17 @@
-//! The log: what its writer, its readers and whoever trims it share.
+//! The log: the segments of an open journal, shared by its writer, its readers and its trimmer; and the readers.
 //!
-//! Guarantees that a segment's content stays that segment's while anybody holds it, that segments leave the disk
-//! oldest first and durably one after the other (so that no crash leaves a hole), and that after a failed sync
-//! nothing is written any more. It holds the journal's lock for its life.
+//! Guarantees:
+//! - While a segment is held by a reader, its file is not recycled, so the content that is read is that segment's.
+//! - Segments are removed oldest first, and each is durably gone before the next goes, so no crash leaves a hole.
+//! - After a failed sync nothing is written any more.
+//! - The journal's lock is held as long as the log lives.
+//!
+//! A reader sees published frames only, in order, and runs beside the writer. It never writes, and stores no position
+//! on disk: its owner has to know where to start.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError};
 
@@ -14,28 +20,33 @@ use bytes::Bytes;
 use crate::disk::contract::{Disk, DiskFile, DiskLock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Seq};
+use crate::journal::errors::{cannot, damage};
 use crate::journal::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader, Location};
 use crate::journal::options::JournalOptions;
-use crate::journal::pool::Pool;
-use crate::journal::segment::{SEGMENT_HEADER_BYTES, Segment, cannot, damage};
+use crate::journal::pool::SparePool;
+use crate::journal::segment::{SEGMENT_HEADER_BYTES, Segment};
 use crate::safeguard::Safeguard;
 use crate::seam::sync::atomic::{AtomicU64, Ordering};
 use crate::seam::sync::thread::JoinHandle;
 use crate::seam::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+/// The number of bytes that a reader reads at once. Records handed out share such a buffer, and keep it in memory.
+const READ_AHEAD_BYTES: u64 = 256 * 1024;
+
+/// The segments by number.
 type Segments = BTreeMap<u64, Arc<Segment>>;
 
-/// An open journal, shared by its one writer and its readers. Opened by [`Log::open`].
+/// An open journal, shared by its one writer and its readers. Made by [`open`](crate::journal::recovery::open).
 pub struct Log {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) dir: PathBuf,
     pub(crate) options: JournalOptions,
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) pool: Arc<SparePool>,
     id: JournalId,
     segments: RwLock<Segments>,
     published: AtomicU64,
     poison: OnceLock<Error>,
-    /// One sync at a time: of two concurrent ones only one learns of a failure.
+    /// Held during a sync: the kernel reports a failure to one of two concurrent syncs only.
     syncing: Mutex<()>,
     trimming: Mutex<()>,
     spare_thread: Mutex<Option<JoinHandle<()>>>,
@@ -47,7 +58,7 @@ impl Log {
         disk: Arc<dyn Disk>,
         dir: PathBuf,
         options: JournalOptions,
-        pool: Pool,
+        pool: SparePool,
         id: JournalId,
         segments: Segments,
         lock: Box<dyn DiskLock>,
@@ -71,21 +82,22 @@ impl Log {
         })
     }
 
-    /// The journal's identity, drawn when it was created.
+    /// Returns the journal's identity, drawn when it was created.
     #[must_use]
     pub fn id(&self) -> JournalId {
         self.id
     }
 
-    /// What segments and spares take on disk, in bytes.
+    /// Returns the bytes that segments and spares take on disk.
     #[must_use]
     pub fn bytes_on_disk(&self) -> u64 {
         let segments: u64 = self.segments().values().map(|segment| segment.bytes_on_disk()).sum();
         segments.saturating_add(self.pool.bytes_on_disk())
     }
 
-    /// Lets go of the segments that hold no record after `up_to`; the last segment always stays. Blocking, with
-    /// one sync of the directory for each segment. A reader that is within such a segment can finish it.
+    /// Removes the segments that hold no record after `up_to`. The last segment always stays.
+    ///
+    /// A reader that is within a removed segment can finish it. Blocking, with one sync of the directory for each segment.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] if a file could not be renamed or removed: the same call may work later.
@@ -93,7 +105,7 @@ impl Log {
     pub fn trim(&self, up_to: Seq) -> Result<()> {
         let _one_at_a_time = self.trimming.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(oldest) = self.take_oldest(up_to) {
-            // The next one may go only when this one is durably gone: a crash must not leave a hole.
+            // The next segment may go only when this one is durably gone: a crash must not leave a hole.
             let retired = self.check_usable().map_err(|error| (Some(Arc::clone(&oldest)), error));
             match retired.and_then(|()| self.pool.retire(oldest)) {
                 Ok(()) => {}
@@ -107,8 +119,9 @@ impl Log {
         Ok(())
     }
 
-    /// The highest number such that the segments which are behind it, and hold nothing after `up_to`, take no more than
-    /// `bytes_max`. The last segment does not count, since it always stays.
+    /// Returns the last number to trim so that the segments that hold nothing after `up_to` take at most `bytes_max`.
+    ///
+    /// Zero if nothing has to be trimmed. The last segment does not count, since it always stays.
     pub(crate) fn beyond_bytes(&self, up_to: Seq, bytes_max: u64) -> Seq {
         let segments = self.segments();
         let mut bytes = 0_u64;
@@ -121,15 +134,15 @@ impl Log {
         Seq::ZERO
     }
 
-    /// Behind the last frame.
+    /// Returns the end of the last frame.
     pub(crate) fn end(&self) -> Option<Location> {
         let segments = self.segments();
         let last = segments.last_key_value();
         last.map(|(number, segment)| Location { segment: *number, offset: segment.end() })
     }
 
-    /// How many bytes of frames lie before `to`, and from `from` on or, without that, from where the first segment
-    /// begins that holds something after `after`.
+    /// Returns the number of bytes of frames from `from` to `to`. Without `from` it counts from the beginning of the
+    /// first segment that holds a record after `after`.
     pub(crate) fn bytes_between(&self, after: Seq, from: Option<Location>, to: Location) -> u64 {
         let segments = self.segments();
         let begin =
@@ -144,11 +157,16 @@ impl Log {
         bytes.sum()
     }
 
-    /// Reads one frame back, verified; nothing if its segment was trimmed meanwhile. Blocking.
+    /// Returns a reader of the frames whose last sequence number is after `after`. Opens no file yet.
+    #[must_use]
+    pub fn read_after(self: &Arc<Self>, after: Seq) -> Reader {
+        Reader { log: Arc::clone(self), after, position: None }
+    }
+
+    /// Reads one frame and verifies it; `None` if its segment was trimmed meanwhile. Blocking.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] if the frame is not there any more as it was written, [`ErrorKind::Io`] if it
-    /// cannot be read.
+    /// [`ErrorKind::Damaged`] if the frame is not as it was written, [`ErrorKind::Io`] if it cannot be read.
     pub fn read_frame(&self, at: Location) -> Result<Option<Frame>> {
         let Some(segment) = self.segment(at.segment) else {
             return Ok(None);
@@ -167,23 +185,24 @@ impl Log {
         frame.map(Some).map_err(|why| damaged_frame(&segment, at.offset, why, Some(&header)))
     }
 
-    /// Ends the thread that prepares spares, waits for it, and lets the directory go. The writer must be closed.
-    /// Also done on drop; twice is fine.
+    /// Stops the thread that prepares spares, waits for it, and releases the journal's lock.
+    ///
+    /// The writer must be closed before. Also done on drop; a second call does nothing.
     pub fn shutdown(&self) {
         self.pool.stop();
         let thread = self.spare_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // A panic of that thread has been reported by the panic hook, and nothing waits for a spare any more.
+        // A panic of that thread was reported by the panic hook, and no writer waits for a spare any more.
         drop(thread.map(JoinHandle::join));
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
-    /// The last sequence number that readers may see.
+    /// Returns the last sequence number that readers may see.
     pub(crate) fn published(&self) -> Seq {
         Seq(self.published.load(Ordering::Acquire))
     }
 
     pub(crate) fn publish(&self, last: Seq) {
-        // The one writer does so, and numbers only grow.
+        // A plain store is enough: only the one writer publishes, and its numbers only grow.
         self.published.store(last.0, Ordering::Release);
     }
 
@@ -191,14 +210,14 @@ impl Log {
         self.segments().get(&number).map(Arc::clone)
     }
 
-    /// The segment to read after `segment`, which may be one that took its number.
+    /// Returns the segment to read after `segment`. It may have the same number, if `segment` was empty and replaced.
     pub(crate) fn successor(&self, segment: &Segment) -> Option<Arc<Segment>> {
         let segments = self.segments();
         let mut later = segments.range(segment.header.number..).map(|(_, later)| later);
         later.find(|later| later.header.nonce != segment.header.nonce).map(Arc::clone)
     }
 
-    /// The first segment that may hold records after `after`.
+    /// Returns the first segment that may hold records after `after`.
     pub(crate) fn first_after(&self, after: Seq) -> Option<Arc<Segment>> {
         let segments = self.segments();
         let first = segments.values().find(|segment| segment.last() > after);
@@ -209,10 +228,11 @@ impl Log {
         self.segments_mut().insert(segment.header.number, segment);
     }
 
-    /// The file of a segment, or nothing if it was trimmed meanwhile.
+    /// Opens the file of a segment; `None` if it was trimmed meanwhile.
     pub(crate) fn open_segment(&self, segment: &Segment) -> Result<Option<Arc<dyn DiskFile>>> {
         match segment.open(&*self.disk) {
             Ok(file) => Ok(Some(file)),
+            // A missing file of a segment that is still listed is no trim, but an error.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.holds(segment) => Ok(None),
             Err(error) => Err(cannot("open", &segment.path, error)),
         }
@@ -222,13 +242,16 @@ impl Log {
         self.poison.get().map_or(Ok(()), |error| Err(error.clone()))
     }
 
-    /// Refuses every later write with this error. The first one stays.
+    /// Refuses every later write with this error, or with an earlier one if there was one. Returns that error.
     pub(crate) fn poison(&self, why: Error) -> Error {
         let context = "the journal takes no more writes, and the outcome of those in flight is unknown";
         self.poison.get_or_init(|| why.wrap(ErrorKind::Poisoned, context)).clone()
     }
 
-    /// Syncs a file of the journal; a failure poisons it, for nothing is known of its content then.
+    /// Syncs a file of the journal. A failure poisons the journal.
+    ///
+    /// After a failed sync the kernel may mark the pages clean, so a second sync would report success although the
+    /// content is not on the disk (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020).
     pub(crate) fn sync_file(&self, file: &dyn DiskFile) -> Result<()> {
         let _one_at_a_time = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check_usable()?;
@@ -275,7 +298,117 @@ impl std::fmt::Debug for Log {
     }
 }
 
-/// The header at `offset` of a segment, if it is sound, the segment's own, and followed by its whole body.
+/// Reads a log's frames in order.
+pub struct Reader {
+    log: Arc<Log>,
+    after: Seq,
+    position: Option<ReaderPosition>,
+}
+
+/// A position within a segment, with the bytes that were read ahead.
+struct ReaderPosition {
+    segment: Arc<Segment>,
+    file: Arc<dyn DiskFile>,
+    /// The offset of the next frame.
+    offset: u64,
+    /// The last sequence number before `offset`.
+    prev: Seq,
+    ahead: Bytes,
+    ahead_at: u64,
+}
+
+impl Reader {
+    /// Returns the next frame, or `None` if every published frame has been read. A later call may find more. Blocking.
+    ///
+    /// Records were trimmed before they could be read if the frame's [`Frame::prev`] lies after the last record of the
+    /// frame before, or after the reader's start.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] if a frame is not as it was written; [`ErrorKind::Io`] if it cannot be read. The next call
+    /// tries the same frame again.
+    pub fn next_frame(&mut self) -> Result<Option<Frame>> {
+        loop {
+            let Some(position) = &mut self.position else {
+                let Some(segment) = self.log.first_after(self.after) else {
+                    return Ok(None);
+                };
+                self.position = ReaderPosition::start(&self.log, segment)?;
+                continue;
+            };
+            if position.offset >= position.segment.end() {
+                // The successor comes first: once there is one, the end that is read after it is final. In the other
+                // order, frames written between the two reads would be skipped.
+                let successor = self.log.successor(&position.segment);
+                if position.offset >= position.segment.end() {
+                    let Some(next) = successor else {
+                        return Ok(None);
+                    };
+                    // If it was trimmed already, the loop starts over with the first segment that is left.
+                    self.position = ReaderPosition::start(&self.log, next)?;
+                    continue;
+                }
+            }
+            let header = position.header()?;
+            if header.last() > self.log.published() {
+                return Ok(None);
+            }
+            let wanted = header.count > 0 && header.last() > self.after;
+            let frame = if wanted { Some(position.frame(&header)?) } else { None };
+            position.offset += header.bytes_on_disk();
+            position.prev = header.last();
+            if let Some(frame) = frame {
+                self.after = frame.last();
+                return Ok(Some(frame));
+            }
+        }
+    }
+}
+
+impl ReaderPosition {
+    fn start(log: &Log, segment: Arc<Segment>) -> Result<Option<ReaderPosition>> {
+        let Some(file) = log.open_segment(&segment)? else {
+            return Ok(None);
+        };
+        let prev = segment.header.predecessor.last;
+        let (offset, ahead_at) = (SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES);
+        Ok(Some(ReaderPosition { segment, file, offset, prev, ahead: Bytes::new(), ahead_at }))
+    }
+
+    fn header(&mut self) -> Result<FrameHeader> {
+        let head = self.read_ahead(self.offset, FRAME_HEADER_BYTES)?;
+        let head = self.ahead.get(head).unwrap_or_default();
+        let header = check_header(&self.segment, self.offset, head)?;
+        let follows = header.follows(self.prev);
+        follows.map_err(|why| damaged_frame(&self.segment, self.offset, &why, Some(&header)))?;
+        Ok(header)
+    }
+
+    fn frame(&mut self, header: &FrameHeader) -> Result<Frame> {
+        let body = self.read_ahead(self.offset + FRAME_HEADER_BYTES, u64::from(header.body_len))?;
+        let location = Location { segment: self.segment.header.number, offset: self.offset };
+        Frame::verified(header, location, self.ahead.slice(body))
+            .map_err(|why| damaged_frame(&self.segment, self.offset, why, Some(header)))
+    }
+
+    /// Makes `len` bytes at `offset` available, or fewer if the segment ends before, and returns their range in `ahead`.
+    fn read_ahead(&mut self, offset: u64, len: u64) -> Result<Range<usize>> {
+        let room = self.segment.end().saturating_sub(offset);
+        let len = len.min(room);
+        let skip = offset.saturating_sub(self.ahead_at);
+        if offset < self.ahead_at || skip + len > self.ahead.len() as u64 {
+            let read = read_exactly(&*self.file, offset, len.max(READ_AHEAD_BYTES).min(room));
+            self.ahead = Bytes::from(read.map_err(|error| cannot("read", &self.segment.path, error))?);
+            self.ahead_at = offset;
+            return Ok(0..self.ahead.len().min(len as usize));
+        }
+        Ok(skip as usize..(skip + len) as usize)
+    }
+}
+
+/// Decodes the frame header at `offset` of a segment.
+///
+/// # Errors
+/// `Damaged` unless it is sound, belongs to this use of the file, and is followed by its whole body.
 pub(crate) fn check_header(segment: &Segment, offset: u64, bytes: &[u8]) -> Result<FrameHeader> {
     let Some((header, _)) = FrameHeader::decode(bytes) else {
         return Err(damaged_frame(segment, offset, "no sound frame header", None));
@@ -307,7 +440,7 @@ pub(crate) fn damaged_frame(
     damage(&segment.path, offset, why, &stake)
 }
 
-/// Reads `len` bytes, which were checked to be there.
+/// Reads `len` bytes, whose presence the caller has checked.
 pub(crate) fn read_exactly(file: &dyn DiskFile, offset: u64, len: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; len as usize];
     let read = file.read_at(&mut bytes, offset)?;

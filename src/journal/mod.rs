@@ -1,34 +1,36 @@
 //! The journal: the persisted ordered queue between an acknowledgement and the system of record.
 //!
-//! It keeps opaque records in one order, survives power cuts, and is read by any number of cursors while it is
-//! written. It knows nothing of caches, keys or stores, and this file holds no logic.
+//! It stores opaque records in one order, survives power cuts, and can be read by any number of consumers while it is
+//! written. It knows nothing of caches, keys or stores. This file holds no logic.
 //!
 //! # Files
-//! | name | what it is |
+//! | name | content |
 //! | --- | --- |
-//! | `lock` | held exclusively by the one process that has the journal open |
+//! | `lock` | locked exclusively by the one process that has the journal open |
 //! | `{number:020}.seg` | a segment; numbers are consecutive, the highest is the last |
-//! | `spare-{n}.seg` | a file to become a segment; its content means nothing |
-//! | `spare-{n}.tmp` | a spare in the making; removed when the journal is opened |
+//! | `spare-{n}.seg` | a file that will become a segment; its content means nothing |
+//! | `spare-{n}.tmp` | an unfinished spare; removed when the journal is opened |
+//! | `cursors` | the positions of named consumers; see [`cursors`] |
+//! | `cursors.tmp` | an unfinished `cursors` file; removed before the next one is written |
 //!
-//! Other names are left alone.
+//! Files with other names are left alone.
 //!
 //! # A segment's header: one block of 4096 bytes
-//! All integers are unsigned, fixed-width, little-endian. What is not named is zero.
+//! All integers are unsigned, fixed-width, little-endian. Bytes that are not listed are zero.
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 8 | magic, `forebayJ` |
 //! | 8 | 4 | format version, 1; magic and version keep their place in every version |
-//! | 12 | 4 | CRC-32C of the whole block, with zero here |
+//! | 12 | 4 | CRC-32C of the whole block, computed with zero here |
 //! | 16 | 16 | the journal's identity |
 //! | 32 | 8 | the segment's number |
 //! | 40 | 8 | nonce, drawn anew for each use of a file |
-//! | 48 | 8 | capacity: how far frames may reach |
-//! | 56 | 8 | prepared length: the file was durably that long when it became a segment |
+//! | 48 | 8 | capacity: the offset up to which frames may be written |
+//! | 56 | 8 | prepared length: the file's durable length when it became a segment |
 //! | 64 | 8 | the predecessor's number, 0 if there never was one |
 //! | 72 | 8 | the last sequence number in the predecessor or before it |
-//! | 80 | 8 | the predecessor's end: the byte behind its last frame |
+//! | 80 | 8 | the predecessor's end: the offset after its last frame |
 //! | 88 | 4 | the predecessor's chain: CRC-32C over its frames' header checksums, in order |
 //!
 //! # A frame
@@ -39,56 +41,51 @@
 //! | 0 | 4 | CRC-32C of bytes 4 to 56 |
 //! | 4 | 4 | the body's length |
 //! | 8 | 4 | CRC-32C of the body |
-//! | 12 | 4 | count of records |
+//! | 12 | 4 | number of records |
 //! | 16 | 8 | sequence number of the first record |
 //! | 24 | 8 | the last journaled sequence number before it |
 //! | 32 | 8 | the segment's nonce |
-//! | 40 | 8 | synced offset: what lies before this byte was synced when the frame was made |
+//! | 40 | 8 | synced offset: the bytes of the file before it were synced when the frame was made |
 //! | 48 | 8 | reserved, zero |
 //! | 56 | | the body: for each record its length (4 bytes) and its bytes |
 //!
-//! Writes that bypass the journal take sequence numbers too, so there are holes; each is explained, because a
-//! frame names the number before it. A frame that does not continue the one before it is damage. A frame with
-//! no records is a promise: it is written by a clean close, so that the last synced offset is on record.
+//! Sequence numbers have gaps, because writes that bypass the journal take numbers too. Every gap is explained: a frame
+//! names the journaled number before it. A frame that does not continue the one before it is damage. A frame without
+//! records is a promise: a clean close writes it, so that the last synced offset is on record.
 //!
 //! # Torn tail or damage
-//! In the last segment the first frame that is not sound ends the journal, as the write that a crash
-//! interrupted, unless a header behind it says that a sync had covered that place: then it is damage. In a
-//! segment that has a successor, all frames up to the end that the successor records must be sound and must add
-//! up to the recorded chain. Damage stops the open, and nothing is changed.
+//! In the last segment the first unsound frame ends the journal: it is a write that a crash interrupted. It is damage
+//! instead if a frame header after it says that a sync had covered that place. In a segment that has a successor, all
+//! frames up to the recorded end must be sound, and their chain must be the recorded one. Damage is an error of the
+//! opening, and nothing is changed then.
 //!
 //! # Recovery
-//! Opening syncs the directory before it lists it, and serves nothing that a power cut could still take back: frames
-//! behind the last promise are written once more, as they are, and synced, because after a sync that failed in an
-//! earlier process they may be readable and yet not on the disk. A recovered segment is never appended to: the next
-//! frame goes to a new segment, whose header seals the recovered one at its sound end. Until then no content has
-//! changed on the disk, so recovering again, after a crash at any point, comes to the same end; and a full disk does
-//! not keep a backlog from being opened and drained. A last segment without frames is replaced by its successor, which
-//! takes its number and its predecessor, in one atomic rename.
+//! Opening syncs the directory before it lists it. It serves nothing that a power cut could still take back: frames after
+//! the last promise are written once more, as they are, and synced, because after a sync that failed in an earlier
+//! process they may be readable and yet not on the disk.
 //!
-//! A segment's header and its successor's say how it begins and how it ends. So segments of a large journal are checked
-//! beside each other, with up to eight threads; whichever of them finds damage first, the first in the journal's order
-//! is told, and nothing on the disk changes before all of them have found their segments sound.
+//! A recovered segment is never appended to. The next frame goes to a new segment, whose header seals the recovered one at
+//! its sound end. Until then no content has changed on the disk, so recovering again, after a crash at any point, comes to
+//! the same end; and a full disk does not keep a backlog from being opened and drained. A last segment without frames is
+//! replaced by its successor, which takes its number and its predecessor, in one atomic rename.
+//!
+//! A segment's header and its successor's say where it begins and ends. So the segments of a large journal are checked in
+//! parallel, by up to eight threads. The first damage in the journal's order is reported, whichever thread finds one
+//! first, and nothing on the disk changes before all segments are found sound.
 
 pub mod committer;
 pub mod cursors;
+mod errors;
 pub mod frame;
-mod guard;
 pub mod log;
 pub mod options;
-mod order;
 mod pool;
 pub mod queue;
-pub mod reader;
 pub mod recovery;
 pub mod salvage;
-mod scan;
+pub(crate) mod scan;
 mod segment;
-pub(crate) mod shares;
-pub mod sink;
 pub mod survey;
-#[cfg(test)]
-pub(crate) mod testdisk;
 #[cfg(test)]
 mod tests;
 pub mod writer;

@@ -1,7 +1,7 @@
-//! What a journal may be told: segment size, spares, and what an acknowledgement survives.
+//! The options of a journal: segment size, spares, and durability.
 //!
-//! Plain values with documented ranges. A value out of its range is an error that names the option, the value
-//! and the range; nothing here does I/O.
+//! Plain values with documented ranges. A value out of its range is an error that names the option, the value and the
+//! range. Does no I/O.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -15,13 +15,13 @@ pub const SPARES_RANGE: RangeInclusive<usize> = 0..=64;
 /// The allowed intervals between two syncs of a buffered journal, in milliseconds.
 pub const SYNC_INTERVAL_MS_RANGE: RangeInclusive<u128> = 1..=3_600_000;
 
-/// What an acknowledged write survives.
+/// The failure that an acknowledged write survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     /// Power loss: `fdatasync` returned before the acknowledgement.
     Sync,
-    /// `kill -9` of the process: the operating system has the write, and `fdatasync` follows within the
-    /// interval. A power cut can take back what was acknowledged since the last sync, always from the end.
+    /// `kill -9` of the process: the operating system has the write, and `fdatasync` follows within the interval. A
+    /// power cut can lose the writes since the last sync, always the newest ones.
     Buffered {
         /// The longest time between a write and the sync that covers it: 1 ms to 1 h.
         sync_interval: Duration,
@@ -43,20 +43,18 @@ impl Durability {
     }
 }
 
-/// How a journal lays out its files.
+/// The layout of a journal's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct JournalOptions {
-    /// The size of a segment in bytes: 64 KiB to 1 GiB; 16 MiB unless told. May change between opens.
+    /// The size of a segment in bytes: 64 KiB to 1 GiB; 16 MiB by default. May change between opens.
     pub segment_bytes: u64,
-    /// Whether new segments are written with zeros before their use, so that a sync changes no metadata; on
-    /// unless told. Switch it off on a copy-on-write file system, where it only costs.
+    /// Fills new segments with zeros before their use, so that a sync changes no metadata. On by default. Switch it off
+    /// on a copy-on-write file system, where it has no benefit.
     pub zero_fill: bool,
-    /// Whether segments that are no longer needed become spares; on unless told. Switch it off on a
-    /// copy-on-write file system.
+    /// Reuses segments that are no longer needed as spares. On by default. Switch it off on a copy-on-write file system.
     pub recycle: bool,
-    /// How many spares are kept at most: 0 to 64; 4 unless told. With zero none is prepared in the background
-    /// either, and no thread is started for it.
+    /// The most spares that are kept: 0 to 64; 4 by default. With zero, no thread is started to prepare spares.
     pub spares_max: usize,
 }
 

@@ -1,8 +1,10 @@
-//! The pool of spares: files made ready ahead of their use as segments.
+//! The pool of spares: files that are prepared before their use as segments.
 //!
-//! Guarantees that a file in the pool is whole (zero-filled if so configured) and durable under its own name,
-//! and that a file which gives up its segment's name has done so durably before its content changes. The thread
-//! that prepares the next spare never holds the lock while it writes, and ends when the pool is stopped.
+//! Guarantees:
+//! - A file in the pool is whole (zero-filled if so configured) and durable under its own name.
+//! - A file that was a segment has durably lost that name before its content changes.
+//!
+//! The thread that prepares the next spare never holds the lock while it writes, and ends when the pool is stopped.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -10,37 +12,38 @@ use std::sync::{Arc, PoisonError};
 use crate::disk::contract::{Disk, DiskFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::JournalId;
+use crate::journal::errors::cannot;
 use crate::journal::options::JournalOptions;
-use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, Segment, SegmentHeader, cannot, segment_name};
+use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, Segment, SegmentHeader, segment_name};
 use crate::safeguard::Safeguard;
 use crate::seam::random;
 use crate::seam::sync::thread::{self, JoinHandle};
 use crate::seam::sync::{Condvar, Mutex, MutexGuard};
 
-/// What is written at once into a new file. The page cache keeps a file in pieces as large as it was written in, and on
-/// ext4 each later write into a piece looks at all its blocks: into one of 1 MiB a small write takes more than twice as
-/// long.
+/// The size of the writes that fill a new file. The page cache keeps a file in folios as large as it was written in, and
+/// on ext4 each later write into a folio looks at all its blocks. With folios of 1 MiB a small write takes more than twice
+/// as long.
 const ZERO_CHUNK_BYTES: u64 = 64 * 1024;
 
-pub(crate) struct Pool {
+pub(crate) struct SparePool {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     options: JournalOptions,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     changed: Condvar,
 }
 
-struct State {
+struct PoolState {
     ready: Vec<Spare>,
     next_number: u64,
-    /// Somebody took a spare since the last attempt to make one.
+    /// A spare was taken since the last attempt to make one.
     wanted: bool,
     making: bool,
     stopping: bool,
 }
 
-impl State {
-    /// Whether one more spare would not be too many, with the one that is being made.
+impl PoolState {
+    /// True if one more spare fits, with the one that is being made counted.
     fn has_room(&self, spares_max: usize) -> bool {
         self.ready.len() + usize::from(self.making) < spares_max
     }
@@ -51,25 +54,25 @@ struct Spare {
     bytes: u64,
 }
 
-/// A file that belongs to whoever took it, to be written and renamed.
-struct Taken {
+/// A file that was taken from the pool or made, to be written and renamed by its taker.
+struct TakenFile {
     path: PathBuf,
     file: Box<dyn DiskFile>,
 }
 
-impl Pool {
-    /// A pool that starts with the files `spares` of `dir`, named by number. Files that these options cannot use
-    /// are removed.
+impl SparePool {
+    /// Makes a pool of the spares in `dir` with these numbers. Removes files that these options cannot use.
     pub(crate) fn adopt(
         disk: Arc<dyn Disk>,
         dir: PathBuf,
         options: JournalOptions,
         spares: &[u64],
-    ) -> Result<Pool> {
+    ) -> Result<SparePool> {
         let mut ready = Vec::new();
         for &number in spares {
             let path = dir.join(spare_name(number));
             let bytes = disk.open(&path).and_then(|file| file.len()).map_err(|e| cannot("open", &path, e))?;
+            // Without zero-filling, a file that grew may be shorter than a segment.
             let whole =
                 bytes == options.segment_bytes || (!options.zero_fill && bytes < options.segment_bytes);
             if whole && ready.len() < options.spares_max {
@@ -79,11 +82,11 @@ impl Pool {
             }
         }
         let next_number = spares.iter().max().map_or(1, |number| number.saturating_add(1));
-        let state = State { ready, next_number, wanted: true, making: false, stopping: false };
-        Ok(Pool { disk, dir, options, state: Mutex::new(state), changed: Condvar::new() })
+        let state = PoolState { ready, next_number, wanted: true, making: false, stopping: false };
+        Ok(SparePool { disk, dir, options, state: Mutex::new(state), changed: Condvar::new() })
     }
 
-    /// Starts the thread that keeps one spare ready; none if there is nothing for it to do.
+    /// Starts the thread that keeps one spare ready; returns `None` if these options leave it no work.
     pub(crate) fn start(self: &Arc<Self>) -> Result<Option<JoinHandle<()>>> {
         if !self.options.zero_fill || self.options.spares_max == 0 {
             return Ok(None);
@@ -94,7 +97,7 @@ impl Pool {
         started.map(Some).map_err(|error| Error::io("cannot start the thread that prepares segments", error))
     }
 
-    /// Asks the thread to end; it does so within one chunk's write.
+    /// Asks the thread to end, which it does within the write of one chunk.
     pub(crate) fn stop(&self) {
         self.state().stopping = true;
         self.changed.notify_all();
@@ -104,16 +107,17 @@ impl Pool {
         self.state().ready.iter().map(|spare| spare.bytes).sum()
     }
 
-    /// A file for a segment of `capacity` bytes: a spare if there is one, else made now.
+    /// Takes a file for a segment of `capacity` bytes: a spare, or a new file if there is none.
     ///
     /// # Errors
-    /// `DiskFull` or `Io`; then no file is left behind, or the sentence says so.
-    fn take(&self, capacity: u64) -> Result<Taken> {
+    /// `DiskFull` or `Io`. No file is left behind then, or the error says so.
+    fn take(&self, capacity: u64) -> Result<TakenFile> {
         if capacity != self.options.segment_bytes {
-            // A segment of its own size is written once and never again: zeros in it would only cost.
+            // A segment of another size is never recycled, so filling it with zeros would be pure cost.
             return self.make(0, &|| false);
         }
         let mut state = self.state();
+        // Waiting for a spare that is half made is faster than making another one.
         while state.ready.is_empty() && state.making {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -122,7 +126,7 @@ impl Pool {
         let taken = match spare {
             Some(Spare { path, .. }) => {
                 let file = self.disk.open(&path).map_err(|error| cannot("open", &path, error))?;
-                Taken { path, file }
+                TakenFile { path, file }
             }
             None => self.make(if self.options.zero_fill { capacity } else { 0 }, &|| false)?,
         };
@@ -131,10 +135,10 @@ impl Pool {
         Ok(taken)
     }
 
-    /// Makes an empty segment, durable with its header under its name (over an empty one of that name).
+    /// Makes an empty segment that is durable with its header and its name. It replaces an empty one of that name.
     ///
     /// # Errors
-    /// `DiskFull`: nothing has changed. Of any other kind: the segment may or may not be there.
+    /// `DiskFull` if nothing has changed. After an error of any other kind the segment may or may not be there.
     pub(crate) fn make_segment(
         &self,
         journal: JournalId,
@@ -145,13 +149,14 @@ impl Pool {
         let mut nonce = [0; 8];
         random::fill(&mut nonce)
             .map_err(|error| Error::new(ErrorKind::Io, format!("cannot draw a segment's nonce: {error}")))?;
-        let Taken { path: taken, file } = self.take(capacity)?;
+        let TakenFile { path: taken, file } = self.take(capacity)?;
         let path = self.dir.join(segment_name(number));
         let named = || -> std::io::Result<SegmentHeader> {
             let prepared = file.len()?.max(SEGMENT_HEADER_BYTES);
             let nonce = u64::from_le_bytes(nonce);
             let header = SegmentHeader { journal, number, nonce, capacity, prepared, predecessor };
             file.write_all_at(&header.encode(), 0)?;
+            // Before the rename: otherwise a crash could leave the name with an old header, which would be damage.
             if Safeguard::SegmentSync.holds() {
                 file.sync_data()?;
             }
@@ -160,7 +165,7 @@ impl Pool {
         };
         let header =
             named().map_err(|error| self.discard(&taken, cannot("make a segment of", &taken, error)))?;
-        // Not DiskFull, whatever it was: a failed sync leaves the outcome unknown.
+        // `Io` even for a full disk: after a failed sync the outcome is unknown, so the caller must not go on.
         if Safeguard::DirectorySync.holds() {
             self.disk.sync_dir(&self.dir).map_err(|error| {
                 Error::with_source(ErrorKind::Io, format!("cannot sync {}", self.dir.display()), error)
@@ -172,12 +177,11 @@ impl Pool {
         Ok((segment, file))
     }
 
-    /// Takes over a segment that nobody needs any more; it is durably gone when this returns. It becomes a spare if
-    /// nobody else holds it and there is use for it.
+    /// Removes a segment durably, or makes it a spare if no reader holds it and the pool has room.
     ///
     /// # Errors
-    /// The segment back with the error if its file could not be renamed or removed, and nothing has changed; the
-    /// error alone if the change may not be durable.
+    /// Returns the segment with the error if its file could not be renamed or removed; nothing has changed then. Returns
+    /// the error alone if the change may not be durable.
     pub(crate) fn retire(&self, segment: Arc<Segment>) -> Result<(), (Option<Arc<Segment>>, Error)> {
         let standard = segment.header.capacity == self.options.segment_bytes;
         let room = self.state().has_room(self.options.spares_max);
@@ -202,7 +206,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Removes a file that could not become a segment, and returns why it could not.
+    /// Removes a file that could not become a segment. Returns the reason, with the error of removing it if there was one.
     fn discard(&self, path: &Path, why: Error) -> Error {
         match self.disk.remove(path) {
             Ok(()) => why,
@@ -213,10 +217,11 @@ impl Pool {
         }
     }
 
+    /// Runs the thread until the pool is stopped.
     fn keep_one_ready(&self) {
         loop {
             let mut state = self.state();
-            let needed = |state: &State| state.wanted && state.ready.is_empty();
+            let needed = |state: &PoolState| state.wanted && state.ready.is_empty();
             while !state.stopping && !needed(&state) {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
@@ -227,7 +232,7 @@ impl Pool {
             state.making = true;
             drop(state);
             let making = Making(self);
-            // An error is not lost: whoever takes next makes the file itself and is told what happens.
+            // An error is not lost: the next writer that needs a file makes it itself and gets the error.
             if let Ok(spare) = self.make_spare() {
                 self.state().ready.push(spare);
             }
@@ -237,7 +242,7 @@ impl Pool {
 
     fn make_spare(&self) -> Result<Spare> {
         let bytes = self.options.segment_bytes;
-        let Taken { path: made, file } = self.make(bytes, &|| self.state().stopping)?;
+        let TakenFile { path: made, file } = self.make(bytes, &|| self.state().stopping)?;
         let path = made.with_extension("seg");
         let named = file
             .sync_data()
@@ -248,8 +253,8 @@ impl Pool {
         Ok(Spare { path, bytes })
     }
 
-    /// Creates a file of `bytes` zeros, not synced yet.
-    fn make(&self, bytes: u64, cancelled: &dyn Fn() -> bool) -> Result<Taken> {
+    /// Creates a file of `bytes` zeros without syncing it.
+    fn make(&self, bytes: u64, cancelled: &dyn Fn() -> bool) -> Result<TakenFile> {
         let path = self.dir.join(spare_name(self.number())).with_extension("tmp");
         let file = self.disk.create_new(&path).map_err(|error| cannot("create", &path, error))?;
         let zeros = vec![0; bytes.min(ZERO_CHUNK_BYTES) as usize];
@@ -267,7 +272,7 @@ impl Pool {
             }
             at += chunk.len() as u64;
         }
-        Ok(Taken { path, file })
+        Ok(TakenFile { path, file })
     }
 
     fn number(&self) -> u64 {
@@ -277,13 +282,13 @@ impl Pool {
         number
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Tells those who wait for a spare that none is being made any more, after a panic too.
-struct Making<'a>(&'a Pool);
+/// Ends the state of making a spare when it is dropped, and so after a panic too, and wakes those who wait for one.
+struct Making<'a>(&'a SparePool);
 
 impl Drop for Making<'_> {
     fn drop(&mut self) {
@@ -292,12 +297,12 @@ impl Drop for Making<'_> {
     }
 }
 
-/// The name of a finished spare; one in the making has the extension `tmp`.
+/// Returns the name of a finished spare. An unfinished one has the extension `tmp`.
 fn spare_name(number: u64) -> String {
     format!("spare-{number}.seg")
 }
 
-/// The number in a spare's name with this extension, or nothing if it is not one.
+/// Returns the number in a spare's name with this extension, or `None` if it is not one.
 pub(crate) fn parse_spare_name(name: &str, extension: &str) -> Option<u64> {
     name.strip_prefix("spare-")?.strip_suffix(extension)?.strip_suffix('.')?.parse().ok()
 }
@@ -305,16 +310,24 @@ pub(crate) fn parse_spare_name(name: &str, extension: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::testdisk::{Keep, MemDisk};
+    use crate::disk::simulated::{CrashPolicy, DiskOp, SimDisk};
+
+    const DIR: &str = "journal";
+
+    fn disk() -> SimDisk {
+        let disk = SimDisk::new();
+        disk.create_dir_all(Path::new(DIR)).unwrap();
+        disk
+    }
 
     /// A segment that was retired while the next spare was being made became one, too: 80 MiB were to be left of a
     /// burst, and there were 96.
     #[test]
     fn a_spare_in_the_making_counts_as_one() {
-        let disk = MemDisk::default();
+        let disk = disk();
         let options = JournalOptions { zero_fill: false, spares_max: 1, ..JournalOptions::default() };
         let pool =
-            Pool::adopt(Arc::new(disk.clone()), PathBuf::from("journal"), options.clone(), &[]).unwrap();
+            SparePool::adopt(Arc::new(disk.clone()), PathBuf::from(DIR), options.clone(), &[]).unwrap();
         for (making, spares) in [(true, 0), (false, 1)] {
             pool.state().making = false;
             let made = pool.make_segment(JournalId([7; 16]), 1, options.segment_bytes, Seal::default());
@@ -323,28 +336,25 @@ mod tests {
             pool.state().making = making;
             assert!(pool.retire(Arc::new(segment)).is_ok());
             assert_eq!(pool.state().ready.len(), spares);
-            assert_eq!(disk.names().len(), spares, "{:?}", disk.names());
+            assert_eq!(disk.files(Path::new(DIR)).len(), spares);
         }
     }
+
     /// Filled in several writes, of which the last is a part of one; and as whole after a power cut, since it has its
     /// name only then.
     #[test]
     fn a_spare_is_whole_under_its_name() {
-        let disk = MemDisk::default();
+        let disk = disk();
         let segment_bytes = 2 * ZERO_CHUNK_BYTES + 4_097;
         let options = JournalOptions { segment_bytes, ..JournalOptions::default() };
-        let pool = Pool::adopt(Arc::new(disk.clone()), PathBuf::from("journal"), options, &[]).unwrap();
+        let pool = SparePool::adopt(Arc::new(disk.clone()), PathBuf::from(DIR), options, &[]).unwrap();
         assert_eq!(pool.make_spare().unwrap().bytes, segment_bytes);
-        let writes = disk.log().iter().filter(|operation| operation.contains("write")).count();
-        assert_eq!(writes, 3, "{:?}", disk.log());
-        for disk in [disk.clone(), disk.crash(Keep::Nothing)] {
-            let [name] = &disk.names()[..] else { panic!("{:?}", disk.names()) };
+        assert_eq!(disk.count(DiskOp::Write), 3);
+        for disk in [disk.clone(), disk.crash(CrashPolicy::OnlySynced)] {
+            let files: Vec<(String, Vec<u8>)> = disk.files(Path::new(DIR)).into_iter().collect();
+            let [(name, content)] = &files[..] else { panic!("{} files", files.len()) };
             assert!(parse_spare_name(name, "seg").is_some(), "{name}");
-            assert!(
-                disk.content(name) == vec![0; segment_bytes as usize],
-                "{} bytes",
-                disk.content(name).len()
-            );
+            assert!(*content == vec![0; segment_bytes as usize], "{} bytes", content.len());
         }
     }
 }

@@ -1,7 +1,7 @@
-//! A persisted ordered queue by itself: append, read, trim. For those who need no cache.
+//! A persisted ordered queue without a cache: append, read, trim.
 //!
-//! Guarantees what the committer and the log guarantee; every call is blocking, and an append returns when its
-//! records are as durable as configured. Where a consumer has come to is its own to remember.
+//! Has the guarantees of the committer and the log. Every call blocks, and an append returns when its records are as
+//! durable as configured. A consumer has to remember its position itself.
 //!
 //! ```
 //! use forebay::ids::Seq;
@@ -36,24 +36,23 @@ use crate::disk::contract::Disk;
 use crate::disk::os::OsDisk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Seq};
-use crate::journal::committer::Committer;
+use crate::journal::committer::{Committed, Committer, Sink, Submission};
 use crate::journal::frame::{FrameBody, FrameBuilder, Location};
-use crate::journal::log::Log;
+use crate::journal::log::{Log, Reader};
 use crate::journal::options::{Durability, JournalOptions};
-use crate::journal::reader::Reader;
+use crate::journal::recovery;
 use crate::journal::segment::segment_name;
-use crate::journal::sink::{Committed, Sink, Submission};
 use crate::seam::sync::thread::{self, Thread};
 
 /// A persisted ordered queue. Dropping it closes it.
 pub struct Journal {
-    // Declared first, so dropped first: it writes to the log.
-    committer: Committer<Waiters>,
+    // Declared before the log and so dropped before it, because it writes to the log.
+    committer: Committer<AppendSink>,
     log: Arc<Log>,
 }
 
 impl Journal {
-    /// Opens the journal in a directory, or makes one there.
+    /// Opens the journal in a directory, or creates one there.
     ///
     /// # Errors
     /// As for [`Journal::open_on`].
@@ -61,11 +60,11 @@ impl Journal {
         Journal::open_on(Arc::new(OsDisk), dir, options, durability)
     }
 
-    /// Opens the journal in a directory of a disk.
+    /// Opens the journal in a directory of `disk`, or creates one there.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`]; [`ErrorKind::Locked`] if it is open elsewhere; [`ErrorKind::Damaged`] and
-    /// [`ErrorKind::UnknownFormat`], nothing is changed then; [`ErrorKind::Io`] and [`ErrorKind::DiskFull`].
+    /// [`ErrorKind::InvalidOption`]; [`ErrorKind::Locked`] if it is open already; [`ErrorKind::Damaged`] and
+    /// [`ErrorKind::UnknownFormat`], and nothing is changed then; [`ErrorKind::Io`] and [`ErrorKind::DiskFull`].
     #[allow(clippy::needless_pass_by_value, reason = "as for `open`, where a default is given in place")]
     pub fn open_on(
         disk: Arc<dyn Disk>,
@@ -74,27 +73,27 @@ impl Journal {
         durability: Durability,
     ) -> Result<Journal> {
         durability.validate()?;
-        let opened = Log::open(disk, dir.as_ref(), &options)?;
+        let opened = recovery::open(disk, dir.as_ref(), &options)?;
         let log = opened.log;
         let journal = Some((Arc::clone(&log), opened.writer));
-        let committer = Committer::start(journal, durability, opened.last, Arc::new(Waiters))?;
+        let committer = Committer::start(journal, durability, opened.last, Arc::new(AppendSink))?;
         Ok(Journal { committer, log })
     }
 
-    /// Appends one record, given in parts that are joined, and returns its place. Waits until it is as durable as
+    /// Appends one record, the concatenation of `parts`, and returns its number. Waits until it is as durable as
     /// configured.
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`], [`ErrorKind::DiskFull`] and [`ErrorKind::Closed`]: nothing was written.
-    /// [`ErrorKind::Poisoned`]: the journal failed now ("outcome unknown") or earlier; it has to be opened again.
+    /// [`ErrorKind::Poisoned`]: the journal failed, now ("outcome unknown") or earlier, and has to be opened again.
     pub fn append(&self, parts: &[&[u8]]) -> Result<Seq> {
         let mut builder = FrameBuilder::with_capacity(parts.iter().map(|part| part.len()).sum::<usize>() + 4);
         builder.push(parts)?;
         self.commit(builder.finish())
     }
 
-    /// Appends records of which a crash keeps all or none, and returns the last one's place; the others lie before it
-    /// without a gap.
+    /// Appends records of which a crash keeps all or none, and returns the last one's number. The others have the numbers
+    /// directly before it.
     ///
     /// # Errors
     /// As for [`Journal::append`]; [`ErrorKind::Unsupported`] for a batch without records.
@@ -104,13 +103,13 @@ impl Journal {
         self.commit(builder.finish())
     }
 
-    /// A reader of what lies after `after`, a batch at a time; a batch that `after` lies within comes whole.
+    /// Returns a reader of the batches after `after`. A batch that contains `after` in its middle is read whole.
     #[must_use]
     pub fn read_after(&self, after: Seq) -> Reader {
         self.log.read_after(after)
     }
 
-    /// Lets go of files that hold nothing after `up_to`.
+    /// Removes files that hold no record after `up_to`.
     ///
     /// # Errors
     /// As for [`Log::trim`].
@@ -118,33 +117,33 @@ impl Journal {
         self.log.trim(up_to)
     }
 
-    /// The file that a frame lies in, for messages to people.
+    /// Returns the file of a frame, for messages to people.
     #[must_use]
     pub fn file_of(&self, location: Location) -> PathBuf {
         self.log.dir.join(segment_name(location.segment))
     }
 
-    /// Makes everything durable that was appended before the call, under [`Durability::Buffered`] too.
+    /// Makes durable all records that were appended before the call. Under [`Durability::Sync`] they already are.
     ///
     /// # Errors
-    /// [`ErrorKind::Poisoned`] if that failed, now or earlier.
+    /// [`ErrorKind::Poisoned`] if the journal failed, now or earlier.
     pub fn sync(&self) -> Result<()> {
         self.committer.sync()
     }
 
-    /// The journal's identity, drawn when it was created.
+    /// Returns the journal's identity, drawn when it was created.
     #[must_use]
     pub fn id(&self) -> JournalId {
         self.log.id()
     }
 
-    /// What it takes on disk, in bytes.
+    /// Returns the journal's size on disk in bytes.
     #[must_use]
     pub fn bytes_on_disk(&self) -> u64 {
         self.log.bytes_on_disk()
     }
 
-    /// Ends the journal cleanly and lets its directory go. Called again it says the same.
+    /// Ends the journal cleanly and releases its directory. A second call returns the same result.
     ///
     /// # Errors
     /// As for [`Committer::close`].
@@ -153,29 +152,31 @@ impl Journal {
     }
 
     fn commit(&self, body: FrameBody) -> Result<Seq> {
-        let slot = Arc::new(Slot { answer: OnceLock::new(), waiter: thread::current() });
-        let ticket = Ticket(Arc::clone(&slot));
+        let slot = Arc::new(AppendSlot { answer: OnceLock::new(), waiter: thread::current() });
+        let ticket = AppendTicket(Arc::clone(&slot));
         self.committer.submit_blocking(Submission { body, journaled: true, ticket });
         loop {
             if let Some(answer) = slot.answer.get() {
                 return answer.clone();
             }
+            // A thread may be unparked for another reason, so the answer is looked at again.
             thread::park();
         }
     }
 }
 
-/// Answers the threads that wait.
-struct Waiters;
+/// Answers the threads that wait for their append.
+struct AppendSink;
 
-struct Slot {
+/// The place for the answer to one append.
+struct AppendSlot {
     answer: OnceLock<Result<Seq>>,
     waiter: Thread,
 }
 
-struct Ticket(Arc<Slot>);
+struct AppendTicket(Arc<AppendSlot>);
 
-impl Ticket {
+impl AppendTicket {
     fn answer(&self, answer: Result<Seq>) {
         if self.0.answer.set(answer).is_ok() {
             self.0.waiter.unpark();
@@ -183,9 +184,9 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for AppendTicket {
     fn drop(&mut self) {
-        // Only a panic loses a ticket; whoever waits must not wait for ever.
+        // Only a panic drops a ticket without an answer. Its waiter must not wait for ever.
         if self.0.answer.get().is_none() {
             self.answer(Err(Error::new(
                 ErrorKind::Poisoned,
@@ -195,19 +196,19 @@ impl Drop for Ticket {
     }
 }
 
-impl Sink for Waiters {
-    type Ticket = Ticket;
+impl Sink for AppendSink {
+    type Ticket = AppendTicket;
 
-    fn committed(&self, group: &mut Vec<Committed<Ticket>>) {
+    fn committed(&self, group: &mut Vec<Committed<AppendTicket>>) {
         for committed in group.drain(..) {
             committed.ticket.answer(Ok(committed.last()));
         }
     }
 
-    fn refused(&self, ticket: Ticket, error: &Error) {
+    fn refused(&self, ticket: AppendTicket, error: &Error) {
         ticket.answer(Err(error.clone()));
     }
 
-    // Every caller is told by its own append.
+    // Every caller gets the error from its own append.
     fn poisoned(&self, _: &Error) {}
 }

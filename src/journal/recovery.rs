@@ -1,114 +1,151 @@
-//! Recovery: from a directory to an open log.
+//! Recovery: opens a directory as a log.
 //!
-//! Guarantees that what is served was durable before it was read, that nothing on the disk changes before everything
-//! has been found sound, that damage is told with file, offset and what is at stake, and that recovering again
-//! comes to the same end. It streams through the segments once, several of them at a time, and keeps no record in
-//! memory.
+//! Guarantees:
+//! - All that is served is durable.
+//! - Nothing on the disk changes before all segments have been found sound.
+//! - Damage is reported with file, offset and the records at stake. Of several damaged places it is the first in the
+//!   journal's order.
+//! - Recovering again, after a crash at any point, comes to the same end.
+//!
+//! It reads the segments once and keeps no record in memory. A segment's header and its successor's say where it begins
+//! and ends, so it can be checked without those before it: a large journal is checked by several threads.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::disk::contract::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Seq};
+use crate::journal::errors::{cannot, damage, guarded};
 use crate::journal::log::Log;
 use crate::journal::options::JournalOptions;
-use crate::journal::pool::Pool;
-use crate::journal::scan::{LOCK_NAME, Listing};
-use crate::journal::segment::{Seal, Segment, SegmentHeader, cannot, damage, segment_name};
-use crate::journal::shares::{self, Hearer, Share};
+use crate::journal::pool::SparePool;
+use crate::journal::scan::{FrameVisitor, JournalFiles, LOCK_NAME, Scan};
+use crate::journal::segment::{Seal, Segment, SegmentHeader, segment_name};
 use crate::journal::writer::Writer;
 use crate::safeguard::Safeguard;
-use crate::seam::random;
+use crate::seam::{beside, random};
+
+/// The most threads that check a journal, so that an opening does not take a large machine for itself.
+const THREADS_MAX: usize = 8;
+/// The number of parts for each thread. With several, a thread that gets less of its processor has less to do.
+const PARTS_PER_THREAD: usize = 4;
+
+/// The conditions under which a journal is checked by several threads.
+#[derive(Clone, Debug)]
+pub(crate) struct CheckOptions {
+    /// The number of bytes for which a thread is worth its start. Checking 4 MiB takes one or two milliseconds, and
+    /// starting a thread some 40 us.
+    pub(crate) thread_bytes_min: u64,
+    /// Asked for the number of processors if the journal is large enough for several threads.
+    pub(crate) processors: fn() -> usize,
+}
+
+impl Default for CheckOptions {
+    fn default() -> CheckOptions {
+        CheckOptions { thread_bytes_min: 4 << 20, processors: beside::processors }
+    }
+}
+
+#[cfg(test)]
+impl CheckOptions {
+    /// Three threads for the smallest journal, so that tests try all the time what is rare elsewhere.
+    pub(crate) fn eager() -> CheckOptions {
+        CheckOptions { thread_bytes_min: 1, processors: || 3 }
+    }
+}
 
 /// A journal that was opened.
 #[derive(Debug)]
 pub struct Opened {
-    /// What readers and whoever trims share.
+    /// The log, for reading and trimming.
     pub log: Arc<Log>,
     /// The one appender.
     pub writer: Writer,
     /// The journal's identity.
     pub id: JournalId,
-    /// Whether there was no journal before.
+    /// True if there was no journal before.
     pub created: bool,
     /// The last journaled sequence number before the oldest retained frame; zero if nothing was ever trimmed.
     pub first_prev: Seq,
     /// The last journaled sequence number; zero if there never was one.
     pub last: Seq,
-    /// How many bytes of an interrupted write were cut off the end: a number for people, it may include what the
-    /// file held in an earlier use.
+    /// The number of bytes of an interrupted write that were cut off the end. For people only: it may include bytes
+    /// from an earlier use of the file.
     pub torn_bytes: u64,
 }
 
-impl Log {
-    /// Opens the journal in `dir`, or creates one if the directory holds no segment. Blocking; reads the whole
-    /// backlog once to verify it, a large one with up to eight threads, as many as there are processors.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidOption`]; [`ErrorKind::Locked`] if somebody has it open; [`ErrorKind::UnknownFormat`]
-    /// and [`ErrorKind::Damaged`], and then nothing was changed on the disk; [`ErrorKind::DiskFull`] or
-    /// [`ErrorKind::Io`] from the file system, or where no thread can be started; [`ErrorKind::Poisoned`] if the check
-    /// panicked, and then nothing was changed either.
-    pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: &JournalOptions) -> Result<Opened> {
-        Ok(Log::open_heard(disk, dir, options, |_| ())?.0)
-    }
-
-    /// As [`Log::open`], and somebody hears of each frame with records while it is checked. A large journal is checked
-    /// in shares beside each other: `hearer` makes somebody for each, and is told how many bytes of segments come
-    /// before it. They are returned in the journal's order. Nothing of what they have heard may be served before this
-    /// has returned `Ok`: what comes behind, or before, may be damaged.
-    pub(crate) fn open_heard<H: Hearer>(
-        disk: Arc<dyn Disk>,
-        dir: &Path,
-        options: &JournalOptions,
-        hearer: impl Fn(u64) -> H,
-    ) -> Result<(Opened, Vec<H>)> {
-        options.validate()?;
-        disk.create_dir_all(dir).map_err(|error| cannot("create", dir, error))?;
-        let lock = disk.lock(&dir.join(LOCK_NAME)).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => {
-                let context =
-                    format!("the journal in {} is open already, here or in another process", dir.display());
-                Error::with_source(ErrorKind::Locked, context, error)
-            }
-            _ => cannot("lock", dir, error),
-        })?;
-        // What is listed from here on stays, whatever happens next.
-        disk.sync_dir(dir).map_err(|error| cannot("sync", dir, error))?;
-        let listing = Listing::read(&*disk, dir)?;
-        let headers = read_headers(&*disk, dir, &listing.segments)?;
-        let shares = shares::check(&*disk, dir, &headers, hearer)?;
-        let (recovered, hearers) = join(&headers, shares)?;
-
-        // Everything is sound: from here on the disk may change.
-        for name in &listing.unfinished {
-            let path = dir.join(name);
-            disk.remove(&path).map_err(|error| cannot("remove", &path, error))?;
-        }
-        let pool = Pool::adopt(Arc::clone(&disk), dir.to_owned(), options.clone(), &listing.spares)?;
-        let Some(recovered) = recovered else {
-            let id = draw_id()?;
-            let made = pool.make_segment(id, 1, options.segment_bytes, Seal::default())?;
-            let segment = Arc::new(made.0);
-            let segments = BTreeMap::from([(1, Arc::clone(&segment))]);
-            let log = Arc::new(Log::new(disk, dir.to_owned(), options.clone(), pool, id, segments, lock)?);
-            let writer = Writer::created(Arc::clone(&log), segment, made.1);
-            let (first_prev, last) = (Seq::ZERO, Seq::ZERO);
-            let opened = Opened { log, writer, id, created: true, first_prev, last, torn_bytes: 0 };
-            return Ok((opened, hearers));
-        };
-        let Recovered { id, segments, before_tail, tail, first_prev, torn_bytes } = recovered;
-        let log = Arc::new(Log::new(disk, dir.to_owned(), options.clone(), pool, id, segments, lock)?);
-        let writer = Writer::recovered(Arc::clone(&log), tail, before_tail);
-        let opened = Opened { log, writer, id, created: false, first_prev, last: tail.last, torn_bytes };
-        Ok((opened, hearers))
-    }
+/// Opens the journal in `dir`, or creates one if the directory holds no segment.
+///
+/// Blocking. Reads all segments once to verify them, a large journal with up to eight threads.
+///
+/// # Errors
+/// - [`ErrorKind::InvalidOption`].
+/// - [`ErrorKind::Locked`] if the journal is open already, here or in another process.
+/// - [`ErrorKind::UnknownFormat`] and [`ErrorKind::Damaged`]; nothing was changed on the disk then.
+/// - [`ErrorKind::Poisoned`] if the check panicked; nothing was changed then either.
+/// - [`ErrorKind::DiskFull`] or [`ErrorKind::Io`] from the file system, or if no thread can be started.
+pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: &JournalOptions) -> Result<Opened> {
+    Ok(open_visiting(disk, dir, options, &CheckOptions::default(), |_| ())?.0)
 }
 
-/// Reads and checks every header before any frame: an unknown format must be met before anything else is done.
+/// Opens a journal as [`open`] does, and shows each frame with records to a visitor while it is checked.
+///
+/// A large journal is checked in parts, in parallel. `visitor` makes a visitor for each part, and gets the number of bytes
+/// of segments before it. The visitors are returned in the journal's order. Nothing that they have seen may be served
+/// before this returns `Ok`, because another part may be damaged.
+pub(crate) fn open_visiting<V: FrameVisitor>(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    options: &JournalOptions,
+    check: &CheckOptions,
+    visitor: impl Fn(u64) -> V,
+) -> Result<(Opened, Vec<V>)> {
+    options.validate()?;
+    disk.create_dir_all(dir).map_err(|error| cannot("create", dir, error))?;
+    let lock = disk.lock(&dir.join(LOCK_NAME)).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            let context =
+                format!("the journal in {} is open already, here or in another process", dir.display());
+            Error::with_source(ErrorKind::Locked, context, error)
+        }
+        _ => cannot("lock", dir, error),
+    })?;
+    // Without this sync, a power cut could take back a name that was listed and served from.
+    disk.sync_dir(dir).map_err(|error| cannot("sync", dir, error))?;
+    let files = JournalFiles::read(&*disk, dir)?;
+    let headers = read_headers(&*disk, dir, &files.segments)?;
+    let parts = check_segments(&*disk, dir, &headers, check, visitor)?;
+    let (recovered, visitors) = join(&headers, parts)?;
+
+    // All segments are sound: from here on the disk may change.
+    for name in &files.unfinished {
+        let path = dir.join(name);
+        disk.remove(&path).map_err(|error| cannot("remove", &path, error))?;
+    }
+    let pool = SparePool::adopt(Arc::clone(&disk), dir.to_owned(), options.clone(), &files.spares)?;
+    let Some(recovered) = recovered else {
+        let id = draw_id()?;
+        let made = pool.make_segment(id, 1, options.segment_bytes, Seal::default())?;
+        let segment = Arc::new(made.0);
+        let segments = BTreeMap::from([(1, Arc::clone(&segment))]);
+        let log = Arc::new(Log::new(disk, dir.to_owned(), options.clone(), pool, id, segments, lock)?);
+        let writer = Writer::created(Arc::clone(&log), segment, made.1);
+        let (first_prev, last) = (Seq::ZERO, Seq::ZERO);
+        let opened = Opened { log, writer, id, created: true, first_prev, last, torn_bytes: 0 };
+        return Ok((opened, visitors));
+    };
+    let Recovered { id, segments, before_tail, tail, first_prev, torn_bytes } = recovered;
+    let log = Arc::new(Log::new(disk, dir.to_owned(), options.clone(), pool, id, segments, lock)?);
+    let writer = Writer::recovered(Arc::clone(&log), tail, before_tail);
+    let opened = Opened { log, writer, id, created: false, first_prev, last: tail.last, torn_bytes };
+    Ok((opened, visitors))
+}
+
+/// Reads and checks all headers. Comes before any frame is read, so that an unknown format is reported first.
 fn read_headers(disk: &dyn Disk, dir: &Path, numbers: &[u64]) -> Result<Vec<SegmentHeader>> {
     let mut headers: Vec<SegmentHeader> = Vec::with_capacity(numbers.len());
     for &number in numbers {
@@ -123,6 +160,7 @@ fn read_headers(disk: &dyn Disk, dir: &Path, numbers: &[u64]) -> Result<Vec<Segm
     Ok(headers)
 }
 
+/// Checks that `header` is that of the segment after `before`.
 pub(crate) fn check_neighbours(dir: &Path, before: &SegmentHeader, header: &SegmentHeader) -> Result<()> {
     let path = dir.join(segment_name(header.number));
     let stake = format!("records after {} cannot be trusted", before.predecessor.last);
@@ -143,6 +181,7 @@ pub(crate) fn check_neighbours(dir: &Path, before: &SegmentHeader, header: &Segm
     Ok(())
 }
 
+/// The state of a journal that was found in a directory.
 struct Recovered {
     id: JournalId,
     segments: BTreeMap<u64, Arc<Segment>>,
@@ -152,17 +191,110 @@ struct Recovered {
     torn_bytes: u64,
 }
 
-/// What sound shares are together; here the end of the last segment is written again.
-fn join<H>(headers: &[SegmentHeader], shares: Vec<Share<H>>) -> Result<(Option<Recovered>, Vec<H>)> {
-    let (mut sealed, mut last, mut hearers) = (Vec::new(), None, Vec::new());
-    for share in shares {
-        sealed.extend(share.sealed);
-        last = share.last;
-        hearers.push(share.hearer);
+/// Consecutive segments that were found sound.
+struct CheckedPart<V> {
+    /// All of them but the journal's last one.
+    sealed: Vec<Segment>,
+    /// The journal's last segment, walked to its end, and the number of bytes that a torn write left after that.
+    last: Option<(Scan, u64)>,
+    /// The visitor of their frames, and of no others.
+    visitor: V,
+}
+
+/// Checks every frame of every segment, in parts that threads take in parallel. Changes nothing on the disk.
+fn check_segments<V: FrameVisitor>(
+    disk: &dyn Disk,
+    dir: &Path,
+    headers: &[SegmentHeader],
+    options: &CheckOptions,
+    visitor: impl Fn(u64) -> V,
+) -> Result<Vec<CheckedPart<V>>> {
+    let sizes = sizes(headers);
+    let bytes = sizes.iter().fold(0_u64, |sum, size| sum.saturating_add(*size));
+    let threads = threads_for(bytes / options.thread_bytes_min, options.processors);
+    let ranges = divide(&sizes, bytes, if threads == 1 { 1 } else { threads * PARTS_PER_THREAD });
+    let threads = threads.min(ranges.len()).max(1);
+    let before = |at: usize| sizes.iter().take(at).fold(0_u64, |sum, size| sum.saturating_add(*size));
+    let jobs = ranges.iter().map(|range| (range.clone(), visitor(before(range.start)))).collect();
+    let check_one =
+        |(range, visitor)| guarded("checking the journal", || check_part(disk, dir, headers, range, visitor));
+    let checked = beside::work_off(threads, jobs, check_one)
+        .map_err(|error| Error::io("starting a thread that checks the journal", error))?;
+    // Collecting stops at the first error, which is the first in the journal's order, whichever thread found it first.
+    checked.into_iter().collect()
+}
+
+/// Returns the number of threads for a journal that has work for `worth` of them.
+///
+/// Asks for the processors only if there is work for several, because that is a system call.
+fn threads_for(worth: u64, processors: impl FnOnce() -> usize) -> usize {
+    let worth = usize::try_from(worth).unwrap_or(usize::MAX).min(THREADS_MAX);
+    if worth < 2 { 1 } else { worth.min(processors()) }
+}
+
+/// Returns the approximate number of bytes to check in each segment.
+///
+/// For the last one it is the prepared length, because there is no successor that records its end.
+fn sizes(headers: &[SegmentHeader]) -> Vec<u64> {
+    let ends = headers.iter().skip(1).map(|successor| successor.predecessor.end);
+    ends.chain(headers.last().map(|last| last.prepared)).collect()
+}
+
+/// Divides segments of these sizes into at most `parts` ranges of about equal size, none of them empty.
+fn divide(sizes: &[u64], bytes: u64, parts: usize) -> Vec<Range<usize>> {
+    let per_part = bytes.div_ceil(parts as u64).max(1);
+    let mut ranges = Vec::new();
+    let (mut begin, mut before) = (0, 0_u64);
+    for (at, size) in sizes.iter().enumerate() {
+        before = before.saturating_add(*size);
+        let is_full = before / per_part > ranges.len() as u64 && ranges.len() + 1 < parts;
+        if is_full || at + 1 == sizes.len() {
+            ranges.push(begin..at + 1);
+            begin = at + 1;
+        }
+    }
+    ranges
+}
+
+/// Checks the segments of a range, one after the other.
+fn check_part<V: FrameVisitor>(
+    disk: &dyn Disk,
+    dir: &Path,
+    headers: &[SegmentHeader],
+    range: Range<usize>,
+    mut visitor: V,
+) -> Result<CheckedPart<V>> {
+    let (mut sealed, mut last) = (Vec::with_capacity(range.len()), None);
+    let successors = headers.iter().skip(1).map(Some).chain([None]);
+    for (header, successor) in headers.iter().zip(successors).skip(range.start).take(range.len()) {
+        let path = dir.join(segment_name(header.number));
+        let file = disk.open(&path).map_err(|error| cannot("open", &path, error))?;
+        let mut scan = Scan::over(file, path, header)?;
+        match successor {
+            Some(successor) => {
+                scan.sealed(&successor.predecessor, &mut visitor)?;
+                sealed.push(Segment::new(*header, scan.path, scan.found.end, scan.found.last));
+            }
+            None => {
+                let torn_bytes = scan.last_segment(&mut visitor)?;
+                last = Some((scan, torn_bytes));
+            }
+        }
+    }
+    Ok(CheckedPart { sealed, last, visitor })
+}
+
+/// Joins sound parts to one journal, and writes the end of the last segment once more.
+fn join<V>(headers: &[SegmentHeader], parts: Vec<CheckedPart<V>>) -> Result<(Option<Recovered>, Vec<V>)> {
+    let (mut sealed, mut last, mut visitors) = (Vec::new(), None, Vec::new());
+    for part in parts {
+        sealed.extend(part.sealed);
+        last = part.last;
+        visitors.push(part.visitor);
     }
     let (Some(first), Some(header), Some((mut scan, torn_bytes))) = (headers.first(), headers.last(), last)
     else {
-        return Ok((None, hearers));
+        return Ok((None, visitors));
     };
     if Safeguard::TailWrittenAgain.holds() {
         scan.write_tail_again()?;
@@ -171,7 +303,7 @@ fn join<H>(headers: &[SegmentHeader], shares: Vec<Share<H>>) -> Result<(Option<R
     sealed.push(Segment::new(*header, scan.path, tail.end, tail.last));
     let segments = sealed.into_iter().map(|segment| (segment.header.number, Arc::new(segment))).collect();
     let (id, before_tail, first_prev) = (header.journal, header.predecessor, first.predecessor.last);
-    Ok((Some(Recovered { id, segments, before_tail, tail, first_prev, torn_bytes }), hearers))
+    Ok((Some(Recovered { id, segments, before_tail, tail, first_prev, torn_bytes }), visitors))
 }
 
 fn draw_id() -> Result<JournalId> {
@@ -179,4 +311,39 @@ fn draw_id() -> Result<JournalId> {
     random::fill(&mut id)
         .map_err(|error| Error::new(ErrorKind::Io, format!("cannot draw the journal's identity: {error}")))?;
     Ok(JournalId(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_taken_where_there_is_enough_for_it_and_a_processor() {
+        for worth in [0, 1] {
+            assert_eq!(threads_for(worth, || panic!("no need to ask")), 1);
+        }
+        for (worth, processors, threads) in [(2, 64, 2), (1_000, 64, 8), (1_000, 3, 3), (u64::MAX, 1, 1)] {
+            assert_eq!(threads_for(worth, || processors), threads);
+        }
+    }
+
+    #[test]
+    fn parts_are_whole_and_about_alike() {
+        let sizes: Vec<u64> = (0..100).map(|at| 1_000 + at % 7 * 100).collect();
+        let bytes = sizes.iter().sum();
+        for parts in [1, 2, 8, 32, 100, 1_000] {
+            let ranges = divide(&sizes, bytes, parts);
+            assert!(ranges.len() == parts.min(ranges.len()) && ranges.len() >= parts.min(100) * 9 / 10);
+            let together: Vec<usize> = ranges.iter().cloned().flatten().collect();
+            assert_eq!(together, (0..100).collect::<Vec<_>>());
+            for range in &ranges {
+                let part: u64 = sizes[range.clone()].iter().sum();
+                assert!(part <= bytes / parts as u64 + 2 * 1_600, "{part} of {bytes} in {parts}");
+            }
+        }
+        // Sizes from headers that are sound and senseless.
+        assert_eq!(divide(&[u64::MAX, u64::MAX, 0], u64::MAX, 2).len(), 2);
+        assert_eq!(divide(&[0, 0], 0, 1).first(), Some(&(0..2)));
+        assert!(divide(&[], 0, 1).is_empty());
+    }
 }

@@ -1,9 +1,12 @@
-//! Salvage: what can be proven good of a damaged journal, as a new journal of the same identity.
+//! Salvage: copies the sound frames of a damaged journal to a new journal of the same identity.
 //!
-//! Guarantees: the damaged directory is only read (its lock is held meanwhile, so that nobody goes on writing what is
-//! being copied); what is written are sound frames with their own sequence numbers, in order, none twice; everything
-//! that is not written is told. By default it stops at the first hole, so that a store that is fed from the new
-//! journal is still a prefix of the history. Until [`salvage`] returns, the new directory is not complete.
+//! Guarantees:
+//! - The damaged directory is only read. Its lock is held meanwhile, so that no process writes what is being copied.
+//! - Sound frames are written with their own sequence numbers, in order, none twice.
+//! - Everything that is not written is reported.
+//!
+//! By default it stops at the first hole, so that a store that is fed from the new journal still holds a prefix of the
+//! history. Until [`salvage`] returns, the new directory is not complete.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,65 +16,66 @@ use std::sync::Arc;
 use crate::disk::contract::{Disk, DiskLock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Seq};
+use crate::journal::errors::cannot;
 use crate::journal::frame::Frame;
 use crate::journal::log::Log;
 use crate::journal::options::JournalOptions;
-use crate::journal::pool::Pool;
-use crate::journal::scan::{LOCK_NAME, Listing};
-use crate::journal::segment::{Seal, cannot};
+use crate::journal::pool::SparePool;
+use crate::journal::scan::{JournalFiles, LOCK_NAME};
+use crate::journal::segment::Seal;
 use crate::journal::survey::{Finding, Hole, Survey};
 use crate::journal::writer::{GroupFrame, Writer};
 
-/// How to salvage.
+/// Options of a salvage.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct SalvageOptions {
-    /// What the store holds already: a hole that ends at or before this is no loss, and is passed over. Zero if it
-    /// is not known.
+    /// The store's watermark, or zero if it is not known. A hole that ends at or before it is no loss, and the salvage
+    /// goes on behind it.
     pub watermark: Seq,
-    /// Whether to go on behind the first hole that is a loss. The numbers in it then look like those of
-    /// write-throughs, and a store that is fed from the new journal is no prefix of the history.
+    /// Goes on after the first hole that is a loss. The numbers in it then look like those of write-throughs, and a
+    /// store that is fed from the new journal does not hold a prefix of the history.
     pub past_holes: bool,
-    /// How the new journal lays out its files.
+    /// The layout of the new journal's files.
     pub journal: JournalOptions,
 }
 
-/// What was salvaged.
+/// The result of a salvage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Salvaged {
     /// The identity of both journals.
     pub id: JournalId,
-    /// How many frames were written.
+    /// The number of frames that were written.
     pub frames: u64,
-    /// How many records they hold.
+    /// The number of records in them.
     pub records: u64,
     /// The last number before them.
     pub first_prev: Seq,
     /// The last number of the new journal.
     pub last: Seq,
-    /// Whether there was no damage.
+    /// True if there was no damage.
     pub sound: bool,
 }
 
-/// A finding, and what the salvage made of it.
+/// One step of a salvage: a finding, and whether it was written.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub struct Told<'a> {
+pub struct SalvageStep<'a> {
     /// The finding.
     pub finding: &'a Finding,
-    /// Whether it is in the new journal, which only a frame can be.
+    /// True if it is a frame that was written to the new journal.
     pub written: bool,
-    /// How many bytes have been read, and how many there are to read.
+    /// The number of bytes read so far, and of all bytes to read.
     pub progress: (u64, u64),
 }
 
-/// Writes what is sound of the journal in `from` to a new one in `to`, which must be empty or not exist. Blocking.
+/// Writes the sound frames of the journal in `from` to a new journal in `to`, which must be empty or not exist. Blocking.
 ///
-/// `keep` says of each frame that could be written whether it is wanted. `tell` hears of every finding, in order.
+/// `keep` chooses among the frames that could be written. `report` is called for every finding, in order.
 ///
 /// # Errors
-/// [`ErrorKind::Locked`] if somebody has the journal open; [`ErrorKind::InvalidOption`] if `to` holds anything;
+/// [`ErrorKind::Locked`] if the journal is open; [`ErrorKind::InvalidOption`] if `to` holds anything;
 /// [`ErrorKind::UnknownFormat`]; [`ErrorKind::Damaged`] if no segment's header is sound, so that not even the
 /// identity is known; [`ErrorKind::Io`] and [`ErrorKind::DiskFull`].
 pub fn salvage(
@@ -80,11 +84,11 @@ pub fn salvage(
     to: &Path,
     options: &SalvageOptions,
     keep: &mut dyn FnMut(&Frame) -> bool,
-    tell: &mut dyn FnMut(&Told<'_>),
+    report: &mut dyn FnMut(&SalvageStep<'_>),
 ) -> Result<Salvaged> {
     options.journal.validate()?;
-    // A journal without a lock file is one that nobody has open.
-    let locked = Listing::read(&**disk, from)?.lock;
+    // Without a lock file no process can have the journal open, and taking the lock would create the file.
+    let locked = JournalFiles::read(&**disk, from)?.lock;
     let _lock = if locked { Some(lock(&**disk, from)?) } else { None };
     let mut survey = Survey::open(Arc::clone(disk), from)?;
     let id = survey.id().ok_or_else(|| {
@@ -124,7 +128,7 @@ pub fn salvage(
             Finding::Damage(_) => done.sound = false,
             Finding::Frame(_) | Finding::Tail(_) => {}
         }
-        tell(&Told { finding: &finding, written, progress: survey.progress() });
+        report(&SalvageStep { finding: &finding, written, progress: survey.progress() });
     }
     done.first_prev = base.unwrap_or(Seq::ZERO);
     done.last = done.last.max(done.first_prev);
@@ -146,7 +150,7 @@ fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn DiskLock>> {
     })
 }
 
-/// A new journal whose first record comes after `base`.
+/// Creates a journal whose first record comes after `base`.
 fn create(
     disk: &Arc<dyn Disk>,
     dir: &Path,
@@ -163,7 +167,7 @@ fn create(
     }
     let lock = lock(&**disk, dir)?;
     let journal = JournalOptions { spares_max: 0, ..options.journal.clone() };
-    let pool = Pool::adopt(Arc::clone(disk), dir.to_owned(), journal.clone(), &[])?;
+    let pool = SparePool::adopt(Arc::clone(disk), dir.to_owned(), journal.clone(), &[])?;
     let before = Seal { number: number.saturating_sub(1), last: base, end: 0, chain: 0 };
     let (segment, file) = pool.make_segment(id, number, journal.segment_bytes, before)?;
     let segment = Arc::new(segment);

@@ -1,8 +1,8 @@
-//! The scanner: walks over a segment's frames and says where they stop being sound, and why.
+//! The scanner: walks over a segment's frames and finds the place where they stop being sound.
 //!
-//! Recovery and the survey share it, so that both draw the line between a torn tail and damage in the same place.
-//! It only reads ([`Scan::write_tail_again`] apart), trusts no length before its checksum, and keeps a window of the
-//! file in memory, not the file. Who wants to know what is in the frames hears of each while it is in the window.
+//! Recovery and the survey share it, so that both draw the line between a torn tail and damage at the same place. It only
+//! reads ([`Scan::write_tail_again`] apart), trusts no length before its checksum holds, and keeps a window of the file in
+//! memory, not the file. A [`FrameVisitor`] sees each sound frame while it is in the window.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,37 +11,36 @@ use bytes::Bytes;
 
 use crate::disk::contract::{Disk, DiskFile};
 use crate::error::{Error, Result};
+use crate::journal::errors::{cannot, damage};
 use crate::journal::frame::{
     FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, FRAME_NONCE_AT, FrameHeader, Location, SoundFrame,
 };
 use crate::journal::pool::parse_spare_name;
-use crate::journal::segment::{
-    SEGMENT_HEADER_BYTES, Seal, SegmentHeader, cannot, damage, parse_segment_name,
-};
+use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader, parse_segment_name};
 use crate::safeguard::Safeguard;
 
-/// The file that whoever has the journal open holds.
+/// The file that is locked while the journal is open.
 pub(crate) const LOCK_NAME: &str = "lock";
-/// How much is read at once.
+/// The number of bytes that are read at once.
 const WINDOW_BYTES: u64 = 256 * 1024;
-/// How many bytes of checksums are taken into the chain at once.
+/// The number of bytes of header checksums that are added to the chain at once.
 const UNCHAINED_MAX: usize = 4096;
-/// What is looked at as a whole when headers are searched for.
+/// The size of a block that is skipped as a whole if it is zero, when headers are searched for.
 const BLOCK_BYTES: usize = 4096;
 const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
-/// What lies in a journal's directory, by name.
+/// The files of a journal's directory, by kind.
 #[derive(Default)]
-pub(crate) struct Listing {
+pub(crate) struct JournalFiles {
     pub(crate) segments: Vec<u64>,
     pub(crate) spares: Vec<u64>,
     pub(crate) unfinished: Vec<String>,
     pub(crate) lock: bool,
 }
 
-impl Listing {
-    pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<Listing> {
-        let mut listing = Listing::default();
+impl JournalFiles {
+    pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<JournalFiles> {
+        let mut listing = JournalFiles::default();
         for name in disk.list(dir).map_err(|error| cannot("list", dir, error))? {
             if let Some(number) = parse_segment_name(&name) {
                 listing.segments.push(number);
@@ -59,43 +58,55 @@ impl Listing {
     }
 }
 
-/// Who hears of each frame with records, in order, when it has been found sound. What they refuse is damage.
-pub(crate) type Hear<'a> = dyn FnMut(&SoundFrame<'_>) -> Result<()> + 'a;
+/// Sees each sound frame that holds records, in order. A frame that it refuses counts as damage.
+pub(crate) trait FrameVisitor: Send {
+    fn visit(&mut self, frame: &SoundFrame<'_>) -> Result<()>;
+}
+
+/// Ignores the frames.
+impl FrameVisitor for () {
+    fn visit(&mut self, _: &SoundFrame<'_>) -> Result<()> {
+        Ok(())
+    }
+}
 
 /// A walk over one segment's frames.
 pub(crate) struct Scan {
     pub(crate) path: PathBuf,
     nonce: u64,
-    /// How the segment ends, as far as the walk has come; for its chain, see `unchained`.
+    /// The end of the sound frames so far. Its chain lacks the checksums in `unchained`.
     pub(crate) found: Seal,
-    /// The checksums of headers that are not in the chain yet: for each by itself the chain would cost as much as for
-    /// many. Empty when a walk has ended.
+    /// The header checksums that are not in the chain yet, because adding many at once costs as much as adding one.
+    /// Empty after a walk.
     unchained: Vec<u8>,
-    /// The furthest synced offset that a sound frame promises.
+    /// The highest synced offset that a sound frame promises.
     promised: u64,
-    /// Where the last frame that was found begins, if it holds no records.
+    /// The end before the last sound frame, if that frame is a promise (it holds no records).
     before_promise: Option<Seal>,
-    window: Window,
+    window: FileWindow,
 }
 
-/// Why a walk stopped before its limit.
-pub(crate) enum Stop {
-    /// Nothing sound is there: a torn write, or damage.
+/// The reason why a walk stopped before its limit, with a sentence.
+pub(crate) enum ScanStop {
+    /// There is no sound frame: a torn write, or damage.
     Unsound(String),
-    /// A sound frame of this segment that does not continue the one before: no torn write looks like this.
+    /// A sound frame of this segment does not continue the one before it. No torn write looks like that.
     Broken(String),
 }
 
-/// What lies behind the sound frames of a last segment.
-pub(crate) enum End {
-    /// Nothing but what a torn write left, which reaches so many bytes.
+/// The bytes after the sound frames of a last segment.
+pub(crate) enum TailEnd {
+    /// The remains of a torn write, with their length.
     Torn(u64),
-    /// Damage: why, and up to where it was to be sound.
+    /// Damage, with a sentence and the offset up to which the segment should be sound.
     Damaged(String, u64),
 }
 
 impl Scan {
-    /// A walk over `file`, whose header has been read.
+    /// Starts a walk over `file`, whose header has been read.
+    ///
+    /// # Errors
+    /// `Damaged` if the file is shorter than when it became a segment.
     pub(crate) fn over(file: Box<dyn DiskFile>, path: PathBuf, header: &SegmentHeader) -> Result<Scan> {
         let scan = Scan::over_any(file, path, header)?;
         match scan.cut_short(header) {
@@ -107,41 +118,41 @@ impl Scan {
         }
     }
 
-    /// As [`Scan::over`], though the file may be shorter than it was.
+    /// Starts a walk as [`Scan::over`] does, over a file that may be shorter than it was.
     pub(crate) fn over_any(file: Box<dyn DiskFile>, path: PathBuf, header: &SegmentHeader) -> Result<Scan> {
         let len = file.len().map_err(|error| cannot("read", &path, error))?;
-        let window = Window { file, len, start: 0, bytes: Vec::new() };
+        let window = FileWindow { file, len, start: 0, bytes: Vec::new() };
         Ok(Scan {
             path,
             window,
             nonce: header.nonce,
-            found: beginning(header),
+            found: start_of(header),
             unchained: Vec::with_capacity(UNCHAINED_MAX),
             promised: SEGMENT_HEADER_BYTES,
             before_promise: None,
         })
     }
 
-    /// Whether the file is shorter than when it became a segment; if so, a sentence.
+    /// Returns a sentence if the file is shorter than when it became a segment.
     pub(crate) fn cut_short(&self, header: &SegmentHeader) -> Option<String> {
         let len = self.window.len;
         (len < header.prepared).then(|| format!("the file is {len} bytes long and was {}", header.prepared))
     }
 
-    /// Back to the first frame.
+    /// Goes back to the first frame.
     pub(crate) fn rewind(&mut self, header: &SegmentHeader) {
-        self.found = beginning(header);
+        self.found = start_of(header);
         self.unchained.clear();
     }
 
-    /// The file's length when the walk began, or was told to look again.
+    /// Returns the file's length at the start of the walk, or at the last [`Scan::look_again`].
     pub(crate) fn len(&self) -> u64 {
         self.window.len
     }
 
-    /// Checks a segment of which its successor says how it ends.
-    pub(crate) fn sealed(&mut self, seal: &Seal, hear: &mut Hear<'_>) -> Result<()> {
-        if let Some(Stop::Unsound(why) | Stop::Broken(why)) = self.walk(seal.end, hear)? {
+    /// Checks a segment up to the end that its successor records.
+    pub(crate) fn sealed(&mut self, seal: &Seal, visitor: &mut dyn FrameVisitor) -> Result<()> {
+        if let Some(ScanStop::Unsound(why) | ScanStop::Broken(why)) = self.walk(seal.end, visitor)? {
             return Err(self.damaged(&why, seal.end));
         }
         match self.differs(seal) {
@@ -152,7 +163,7 @@ impl Scan {
         }
     }
 
-    /// Whether the segment, walked to its end, is another one than its successor recorded; if so, a sentence.
+    /// Returns a sentence if the segment, walked to its end, is not the one that its successor recorded.
     pub(crate) fn differs(&self, seal: &Seal) -> Option<String> {
         let found = &self.found;
         (found != seal && Safeguard::Seal.holds()).then(|| {
@@ -164,36 +175,37 @@ impl Scan {
         })
     }
 
-    /// Finds the end of the last segment; returns how many bytes a torn write left behind it.
-    pub(crate) fn last_segment(&mut self, hear: &mut Hear<'_>) -> Result<u64> {
-        let Some(stop) = self.walk(self.window.len, hear)? else { return Ok(0) };
+    /// Finds the end of the last segment. Returns the number of bytes that a torn write left after it.
+    pub(crate) fn last_segment(&mut self, visitor: &mut dyn FrameVisitor) -> Result<u64> {
+        let Some(stop) = self.walk(self.window.len, visitor)? else { return Ok(0) };
         match self.end(stop)? {
-            End::Torn(bytes) => Ok(bytes),
-            End::Damaged(why, until) => Err(self.damaged(&why, until)),
+            TailEnd::Torn(bytes) => Ok(bytes),
+            TailEnd::Damaged(why, until) => Err(self.damaged(&why, until)),
         }
     }
 
-    /// What it means that the walk over a last segment stopped.
-    pub(crate) fn end(&mut self, stop: Stop) -> Result<End> {
+    /// Decides whether a walk over the last segment stopped at a torn write or at damage.
+    pub(crate) fn end(&mut self, stop: ScanStop) -> Result<TailEnd> {
         let why = match stop {
-            Stop::Broken(why) => return Ok(End::Damaged(why, self.window.len)),
-            Stop::Unsound(why) => why,
+            ScanStop::Broken(why) => return Ok(TailEnd::Damaged(why, self.window.len)),
+            ScanStop::Unsound(why) => why,
         };
-        let behind = self.behind()?;
-        match behind.promised {
+        let remains = self.frames_after_end()?;
+        match remains.promised {
+            // A later frame says that a sync had covered this place, so no crash can have torn it.
             Some(promised) if Safeguard::SyncedOffset.holds() => {
                 let why = format!("{why}, though everything up to byte {promised} had been synced");
-                Ok(End::Damaged(why, promised))
+                Ok(TailEnd::Damaged(why, promised))
             }
-            _ => Ok(End::Torn(behind.torn_bytes)),
+            _ => Ok(TailEnd::Torn(remains.torn_bytes)),
         }
     }
 
-    /// Makes the frames durable that no promise covers, by writing again what they are.
+    /// Makes the frames that no promise covers durable, by writing their bytes once more and syncing them.
     ///
-    /// To sync them is not enough: if a sync failed in an earlier process, its pages may still be readable, and clean,
-    /// and not on the disk. What is written now is what is read, so it can harm nothing. A promise
-    /// at the end is left out of the segment instead: it has done its duty.
+    /// A sync alone is not enough. After a sync that failed in an earlier process, the pages may still be readable, clean,
+    /// and not on the disk. Writing the bytes that were read can do no harm. A promise at the end is cut off the segment
+    /// instead, because it is of no further use.
     pub(crate) fn write_tail_again(&mut self) -> Result<()> {
         if let Some(before) = self.before_promise {
             self.found = before;
@@ -206,7 +218,7 @@ impl Scan {
             let wanted = (self.found.end - at).min(WINDOW_BYTES / 2);
             let part = self.window.at(at, wanted);
             let mut part = part.map_err(|error| cannot("read", &self.path, error))?.to_vec();
-            // The last frame is whole without its padding, which a file that grew may lack.
+            // A file that grew may lack the last frame's padding, without which that frame is whole.
             part.resize(wanted as usize, 0);
             let written = self.window.file.write_all_at(&part, at);
             written.map_err(|error| cannot("write", &self.path, error))?;
@@ -215,9 +227,10 @@ impl Scan {
         self.window.file.sync_data().map_err(|error| cannot("sync", &self.path, error))
     }
 
-    pub(crate) fn walk(&mut self, limit: u64, hear: &mut Hear<'_>) -> Result<Option<Stop>> {
+    /// Moves over all sound frames up to `limit`. Returns the reason if it stops before.
+    pub(crate) fn walk(&mut self, limit: u64, visitor: &mut dyn FrameVisitor) -> Result<Option<ScanStop>> {
         while self.found.end < limit {
-            if let Err(stop) = self.step(limit, hear)? {
+            if let Err(stop) = self.step(limit, visitor)? {
                 self.chain();
                 return Ok(Some(stop));
             }
@@ -226,16 +239,20 @@ impl Scan {
         Ok(None)
     }
 
-    /// Brings the chain up to the end.
+    /// Adds the pending header checksums to the chain.
     fn chain(&mut self) {
         self.found.chain = crc32c::crc32c_append(self.found.chain, &self.unchained);
         self.unchained.clear();
     }
 
-    /// Moves over one frame, or says why there is none.
+    /// Moves over one frame, or returns the reason why there is none.
     #[inline]
-    pub(crate) fn step(&mut self, limit: u64, hear: &mut Hear<'_>) -> Result<Result<FrameHeader, Stop>> {
-        let unsound = |why: &str| Ok(Err(Stop::Unsound(why.to_owned())));
+    pub(crate) fn step(
+        &mut self,
+        limit: u64,
+        visitor: &mut dyn FrameVisitor,
+    ) -> Result<Result<FrameHeader, ScanStop>> {
+        let unsound = |why: &str| Ok(Err(ScanStop::Unsound(why.to_owned())));
         let (at, path) = (self.found.end, &self.path);
         let unread = |error| cannot("read", path, error);
         let head = self.window.at(at, FRAME_HEADER_BYTES).map_err(unread)?;
@@ -246,7 +263,7 @@ impl Scan {
             return unsound("a frame of another use of this file");
         }
         if let Err(why) = header.follows(self.found.last) {
-            return Ok(Err(Stop::Broken(format!("a frame that {why}"))));
+            return Ok(Err(ScanStop::Broken(format!("a frame that {why}"))));
         }
         if header.content_bytes() > limit.min(self.window.len).saturating_sub(at) {
             return unsound("a frame that runs beyond the end");
@@ -257,7 +274,7 @@ impl Scan {
         }
         if header.count > 0 {
             let location = Location { segment: self.found.number, offset: at };
-            hear(&SoundFrame { header: &header, location, body }).map_err(|error| {
+            visitor.visit(&SoundFrame { header: &header, location, body }).map_err(|error| {
                 let last = header.last();
                 let stake = format!("records {} to {last} cannot be read", header.first);
                 damage(path, at, &format!("a frame that is not what its writer wrote: {error}"), &stake)
@@ -265,6 +282,7 @@ impl Scan {
         }
         self.before_promise = None;
         if header.count == 0 {
+            // The seal before a promise has to be complete, because the tail may be cut there.
             self.chain();
             self.before_promise = Some(self.found);
         }
@@ -278,14 +296,15 @@ impl Scan {
         Ok(Ok(header))
     }
 
-    /// The body of the frame at `offset`, over which a step has moved.
+    /// Reads the body of the frame at `offset`, over which a step has moved.
     pub(crate) fn body(&mut self, offset: u64, header: &FrameHeader) -> Result<Bytes> {
         let body = self.window.read(offset + FRAME_HEADER_BYTES, header.body_len);
         body.map_err(|error| self.unread(error))
     }
 
-    /// Goes on at the next frame, at or behind `from`, that is sound in itself and comes after everything found so
-    /// far; false if there is none before `limit`. The chain is lost by this.
+    /// Continues at the next frame, at or after `from`, that is sound in itself and follows all frames found so far.
+    ///
+    /// Returns false if there is none before `limit`. The chain is invalid from then on.
     pub(crate) fn resume(&mut self, from: u64, limit: u64) -> Result<bool> {
         let (mut from, limit) = (from, limit.min(self.window.len));
         while let Some((at, header)) = self.next_header(from)? {
@@ -304,15 +323,15 @@ impl Scan {
         Ok(false)
     }
 
-    /// Forgets what was read ahead, and how long the file was: somebody may be writing.
+    /// Drops the window and reads the file's length again, because a writer may have changed both.
     pub(crate) fn look_again(&mut self) -> Result<()> {
         self.window.bytes.clear();
         self.window.len = self.window.file.len().map_err(|error| self.unread(error))?;
         Ok(())
     }
 
-    /// Looks through all that is behind the end for frames of this segment.
-    fn behind(&mut self) -> Result<Behind> {
+    /// Searches the bytes after the end for frames of this segment.
+    fn frames_after_end(&mut self) -> Result<FramesAfterEnd> {
         let end = self.found.end;
         let (mut from, mut promised, mut torn_end) = (end, None, end);
         while let Some((at, header)) = self.next_header(from)? {
@@ -322,7 +341,7 @@ impl Scan {
                 promised = promised.max(Some(header.synced_offset));
             }
         }
-        Ok(Behind { promised, torn_bytes: torn_end - end })
+        Ok(FramesAfterEnd { promised, torn_bytes: torn_end - end })
     }
 
     fn next_header(&mut self, from: u64) -> Result<Option<(u64, FrameHeader)>> {
@@ -341,30 +360,31 @@ impl Scan {
     }
 }
 
-/// What frames behind the end tell.
-struct Behind {
-    /// The furthest synced offset beyond the end that one of them promises.
+/// A summary of the frames after the end of the sound ones.
+struct FramesAfterEnd {
+    /// The highest synced offset after the end that one of them promises.
     promised: Option<u64>,
-    /// How far behind the end one of them was begun.
+    /// The distance from the end to the last byte that one of them would reach.
     torn_bytes: u64,
 }
 
-/// Where a walk begins.
-fn beginning(header: &SegmentHeader) -> Seal {
+/// Returns the position before a segment's first frame.
+fn start_of(header: &SegmentHeader) -> Seal {
     Seal { number: header.number, last: header.predecessor.last, end: SEGMENT_HEADER_BYTES, chain: 0 }
 }
 
-/// A file seen through a buffer.
-struct Window {
+/// A buffer over a part of a file.
+struct FileWindow {
     file: Box<dyn DiskFile>,
     len: u64,
     start: u64,
     bytes: Vec<u8>,
 }
 
-impl Window {
-    /// At most `len` bytes at `offset`, fewer at the end of the file. The window grows to what is asked for, so `len`
-    /// must be one that was checked.
+impl FileWindow {
+    /// Returns `len` bytes at `offset`, or fewer at the end of the file.
+    ///
+    /// The window grows to `len`, so the caller must have checked it.
     #[inline]
     fn at(&mut self, offset: u64, len: u64) -> io::Result<&[u8]> {
         let inside = offset.checked_sub(self.start).map(|skip| skip + len);
@@ -378,7 +398,7 @@ impl Window {
     #[cold]
     fn move_to(&mut self, offset: u64, len: u64) -> io::Result<()> {
         let wanted = WINDOW_BYTES.max(len).min(self.len.saturating_sub(offset));
-        // Emptied first, so that a failed read leaves nothing that looks like content.
+        // Emptied first, so that a failed read leaves no bytes that look like content.
         let mut bytes = std::mem::take(&mut self.bytes);
         if bytes.len() < wanted as usize {
             bytes = vec![0; wanted as usize];
@@ -391,7 +411,7 @@ impl Window {
         Ok(())
     }
 
-    /// The body of the frame at `offset`, whose header was found sound, and whose content ends before the file does.
+    /// Returns the body of the frame at `offset`. Its header must be sound, and its content must end within the file.
     fn body(&mut self, offset: u64, header: &FrameHeader) -> io::Result<&[u8]> {
         let content = self.at(offset, header.content_bytes())?;
         match content.split_at_checked(FRAME_HEADER_BYTES as usize) {
@@ -400,7 +420,7 @@ impl Window {
         }
     }
 
-    /// Exactly `len` bytes, whose presence a checksum has shown.
+    /// Reads exactly `len` bytes, whose presence a checksum has shown.
     fn read(&self, offset: u64, len: u32) -> io::Result<Bytes> {
         let mut bytes = vec![0; len as usize];
         if self.file.read_at(&mut bytes, offset)? < bytes.len() {
@@ -409,15 +429,15 @@ impl Window {
         Ok(Bytes::from(bytes))
     }
 
-    /// The next sound header with this nonce at or behind `from`, with its place.
+    /// Finds the next sound header with this nonce at or after `from`, with its offset.
     fn next_header(&mut self, nonce: u64, from: u64) -> io::Result<Option<(u64, FrameHeader)>> {
         let nonce = nonce.to_le_bytes();
         let step = WINDOW_BYTES / 2;
         let mut start = from;
         while start < self.len {
-            // Overlapping by a header, so that none is missed at a boundary.
+            // Chunks overlap by a header, so that none is missed at a boundary.
             let chunk = self.at(start, step + FRAME_HEADER_BYTES)?;
-            // Most of what lies behind the end was never written.
+            // Most of the bytes after the end are zero, because they were never written.
             let blocks = chunk.chunks(BLOCK_BYTES).zip((0..).step_by(BLOCK_BYTES));
             for (block, block_at) in blocks.filter(|(block, _)| !ZEROS.starts_with(block)) {
                 let words = block.chunks_exact(FRAME_ALIGN_BYTES as usize).enumerate();

@@ -1,7 +1,7 @@
-//! A segment: its file's name, its header block, and what readers may know of it while it is written.
+//! A segment: its file name, its header block, and the state that its writer shares with readers.
 //!
-//! A header is written and synced before its file gets a segment's name, so a segment with an unsound header is
-//! damage and never a torn write. Nothing here decides what a frame means.
+//! A header is written and synced before its file gets a segment's name, so an unsound header is damage and never a torn
+//! write. This file does not interpret frames.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,40 +10,41 @@ use std::sync::{Arc, PoisonError, Weak};
 use crate::disk::contract::{Disk, DiskFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Seq};
+use crate::journal::errors::{cannot, damage};
 use crate::journal::frame::{put, take_u32, take_u64};
 use crate::safeguard::Safeguard;
 use crate::seam::sync::Mutex;
 use crate::seam::sync::atomic::{AtomicU64, Ordering};
 
-/// The header block's size; the first frame starts behind it.
+/// The size of the header block, after which the first frame begins.
 pub(crate) const SEGMENT_HEADER_BYTES: u64 = 4096;
 
 const MAGIC: [u8; 8] = *b"forebayJ";
 const FORMAT_VERSION: u32 = 1;
 const CRC_AT: usize = 12;
 
-/// How a segment ends: what its successor's header says of it.
+/// The end of a segment, as its successor's header records it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seal {
     /// The segment's number; zero before the first one.
     pub(crate) number: u64,
     /// The last sequence number in it or before it.
     pub(crate) last: Seq,
-    /// Behind its last frame.
+    /// The end of its last frame.
     pub(crate) end: u64,
     /// CRC-32C over the header checksums of its frames, in order.
     pub(crate) chain: u32,
 }
 
-/// What a segment's header block says.
+/// The content of a segment's header block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
     pub(crate) journal: JournalId,
     pub(crate) number: u64,
     pub(crate) nonce: u64,
-    /// How far frames may reach.
+    /// The offset up to which frames may be written.
     pub(crate) capacity: u64,
-    /// The file's durable length when it became a segment; a shorter file is damage.
+    /// The file's durable length when it became a segment. A shorter file is damage.
     pub(crate) prepared: u64,
     /// The end of the segment before it.
     pub(crate) predecessor: Seal,
@@ -71,11 +72,11 @@ impl SegmentHeader {
         block
     }
 
-    /// Reads the header of `path`, whose name says that it is segment `number`.
+    /// Reads the header of the file at `path`, which by its name is segment `number`.
     ///
     /// # Errors
-    /// `UnknownFormat` for a version that is not ours, `Damaged` for anything else that is not a sound header
-    /// of that segment, `Io` if it cannot be read.
+    /// `UnknownFormat` for another format version, `Damaged` for anything else that is not a sound header of that
+    /// segment, `Io` if it cannot be read.
     pub(crate) fn read(file: &dyn DiskFile, path: &Path, number: u64) -> Result<SegmentHeader> {
         let mut block = vec![0; SEGMENT_HEADER_BYTES as usize];
         let read = file.read_at(&mut block, 0).map_err(|error| cannot("read", path, error))?;
@@ -100,7 +101,7 @@ impl SegmentHeader {
         let Some(header) = SegmentHeader::decode(rest) else {
             return damaged("the header is cut short");
         };
-        // Encoding again yields every byte of the block, the padding too, so one comparison covers them all.
+        // Encoding the fields again yields every byte of the block, so this comparison covers checksum and padding.
         if header.encode() != block {
             return damaged(&format!("the segment's header fails its checksum {crc:#010x}"));
         }
@@ -122,17 +123,17 @@ impl SegmentHeader {
     }
 }
 
-/// A segment as the log's readers see it.
+/// A segment of an open log.
 ///
-/// Whoever holds one keeps its file from being recycled, so what they read is that segment's or nothing.
+/// The pool does not recycle the file while a reader holds the segment, so a reader never sees another use of the file.
 pub(crate) struct Segment {
     pub(crate) header: SegmentHeader,
     pub(crate) path: PathBuf,
-    /// Behind the last frame that is wholly written.
+    /// The end of the last frame that is wholly written.
     end: AtomicU64,
     last: AtomicU64,
-    /// Shared by those who read at the same time. A backlog may have more segments than a process may have open
-    /// files, so a segment that nobody reads holds none.
+    /// The open file, shared by concurrent readers. Weak, because a backlog may have more segments than a process may
+    /// have open files: a segment without readers keeps no file open.
     file: Mutex<Option<Weak<dyn DiskFile>>>,
 }
 
@@ -176,26 +177,15 @@ impl Segment {
     }
 }
 
-/// The file name of segment `number`.
+/// Returns the file name of segment `number`.
 pub(crate) fn segment_name(number: u64) -> String {
     format!("{number:020}.seg")
 }
 
-/// The number in a segment's file name, or nothing if it is not one.
+/// Returns the number in a segment's file name, or `None` if it is not one.
 pub(crate) fn parse_segment_name(name: &str) -> Option<u64> {
     let number = name.strip_suffix(".seg")?.parse().ok()?;
     (segment_name(number) == name).then_some(number)
-}
-
-/// The error for damage: where, what is wrong, and what is at stake.
-pub(crate) fn damage(path: &Path, offset: u64, why: &str, stake: &str) -> Error {
-    let context = format!("{}: damaged at byte {offset}: {why}; {stake}", path.display());
-    Error::new(ErrorKind::Damaged, context)
-}
-
-/// The error for a failed call.
-pub(crate) fn cannot(verb: &str, path: &Path, error: io::Error) -> Error {
-    Error::io(format!("cannot {verb} {}", path.display()), error)
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
-//! The survey: reads a journal's directory and says what is there, what is damaged, and what is missing.
+//! The survey: reads a journal's directory and reports its frames, its damage and its holes.
 //!
-//! Guarantees: it takes no lock, opens files for reading only and changes nothing, so it works beside the layer that
-//! has the journal open, and on a read-only file system. What that layer writes or trims meanwhile is never taken
-//! for damage: a doubt is settled by looking again, after what raised it was seen. It goes on behind damage, so that
-//! all of it is told, and hands out only frames that are sound in themselves: the checksums of header and body hold,
-//! the nonce is their segment's, and their numbers come after everything before them.
+//! Guarantees:
+//! - It takes no lock, opens files for reading only and changes nothing. So it works while a layer has the journal open,
+//!   and on a read-only file system.
+//! - Writes and trims of that layer are never reported as damage: a doubt is settled by reading again afterwards.
+//! - It continues after damage, so that all damage is reported.
+//! - It returns only frames that are sound in themselves: the checksums of header and body hold, the nonce is their
+//!   segment's, and their numbers follow all numbers before them.
 //!
-//! It is no recovery: what it reads need not be durable.
+//! It is no recovery: the frames that it returns need not be durable.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -16,60 +18,61 @@ use std::sync::Arc;
 use crate::disk::contract::{Disk, DiskFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Seq};
+use crate::journal::errors::{cannot, damage};
 use crate::journal::frame::{Frame, FrameHeader, Location};
 use crate::journal::recovery::check_neighbours;
-use crate::journal::scan::{End, Listing, Scan, Stop};
-use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader, cannot, damage, segment_name};
+use crate::journal::scan::{JournalFiles, Scan, ScanStop, TailEnd};
+use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader, segment_name};
 
-/// What a survey comes upon, in the journal's order.
+/// A finding of a survey. They come in the journal's order.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Finding {
     /// A frame that is sound in itself.
     Frame(Frame),
-    /// Bytes that are not what was written. An opening would stop here.
+    /// Bytes that are not as they were written. An opening would fail here.
     Damage(Damage),
-    /// Records that are missing, because of damage that was told before.
+    /// Records that are missing, because of damage that was reported before.
     Hole(Hole),
     /// The end of the journal, if it is not damaged.
     Tail(Tail),
 }
 
-/// Bytes that are not what was written.
+/// Bytes that are not as they were written.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Damage {
     /// The file.
     pub path: PathBuf,
-    /// Where in it the damage begins.
+    /// The offset at which the damage begins.
     pub offset: u64,
-    /// What an opening would say of it.
+    /// The error that an opening would return.
     pub error: Error,
 }
 
-/// Numbers of which nothing sound is left. Those of write-throughs, which were never journaled, may be among them.
+/// A range of numbers without a sound frame. It may include numbers of write-throughs, which were never journaled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Hole {
     /// The last number before the hole. Zero at the journal's beginning, where older numbers may have been trimmed.
     pub after: Seq,
-    /// The last number in the hole; `None` if the journal's end is lost, and nobody knows how far it went.
+    /// The last number in the hole; `None` if the journal's end is lost, so that its last number is unknown.
     pub until: Option<Seq>,
 }
 
-/// Where the journal ends.
+/// The end of the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tail {
     /// The last segment's file.
     pub path: PathBuf,
-    /// Behind its last frame.
+    /// The end of its last frame.
     pub offset: u64,
-    /// How far beyond a write was begun, in bytes: it was torn by a crash, or is going on right now.
+    /// The number of bytes after it that belong to a write that a crash tore, or that is going on now.
     pub torn_bytes: u64,
 }
 
-/// One segment, as its header and its successor's tell of it.
+/// A segment, as its header and its successor's describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SegmentSummary {
@@ -85,30 +88,31 @@ pub struct SegmentSummary {
     pub last: Option<Seq>,
 }
 
-/// A look at a journal's directory. Made by [`Survey::open`], read with [`Survey::next_finding`].
+/// A survey of a journal's directory. Made by [`Survey::open`], read with [`Survey::next_finding`].
 pub struct Survey {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     id: Option<JournalId>,
     summaries: Vec<SegmentSummary>,
-    places: Vec<Place>,
+    segments: Vec<SurveyedSegment>,
     next: usize,
-    walk: Option<Walk>,
+    walk: Option<SegmentWalk>,
     ready: VecDeque<Finding>,
-    /// The last number so far; `None` at the beginning and where segments were trimmed meanwhile.
+    /// The last number so far; `None` at the beginning and after segments that were trimmed meanwhile.
     last: Option<Seq>,
-    /// How the journal ends is not known.
+    /// True if the journal's end is damaged, so that its last number is unknown.
     open_end: bool,
     bytes_done: u64,
 }
 
-/// A segment in its turn.
-enum Place {
+/// A segment, or the reason why it cannot be read.
+enum SurveyedSegment {
     Sound(SegmentHeader),
     Damaged(Damage),
 }
 
-struct Walk {
+/// The walk over the segment that is being read.
+struct SegmentWalk {
     scan: Scan,
     header: SegmentHeader,
     seal: Option<Seal>,
@@ -117,46 +121,46 @@ struct Walk {
 }
 
 impl Survey {
-    /// Looks at the directory `dir` and reads the headers of its segments. Blocking.
+    /// Lists the directory `dir` and reads the headers of its segments. Blocking.
     ///
     /// # Errors
-    /// [`ErrorKind::UnknownFormat`] if any segment is of a version that is not known; [`ErrorKind::Io`], which a
-    /// directory that does not exist is, too. Damage is no error here but a [`Finding`].
+    /// [`ErrorKind::UnknownFormat`] if a segment has an unknown format version; [`ErrorKind::Io`], also for a directory
+    /// that does not exist. Damage is no error here but a [`Finding`].
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Survey> {
         let listing = list_settled(&*disk, dir)?;
         let mut seen = Vec::new();
         for &number in &listing.segments {
             let path = dir.join(segment_name(number));
-            // One that was trimmed meanwhile takes those before it along.
-            let Some((file, header)) = look_at(&*disk, &path, number)? else {
+            // Segments are trimmed oldest first: if this one is gone, so are those before it.
+            let Some((file, header)) = open_segment(&*disk, &path, number)? else {
                 seen.clear();
                 continue;
             };
             let bytes = file.len().map_err(|error| cannot("read", &path, error))?;
-            let place = match header {
-                Ok(header) => Place::Sound(header),
+            let segment = match header {
+                Ok(header) => SurveyedSegment::Sound(header),
                 Err(error) if error.kind() == ErrorKind::Damaged => damaged(&path, 0, error),
                 Err(error) => return Err(error),
             };
-            seen.push((number, path, bytes, place));
+            seen.push((number, path, bytes, segment));
         }
-        let id = most_frequent(seen.iter().filter_map(|(.., place)| place.header()));
-        let mut places: Vec<Place> = Vec::with_capacity(seen.len());
+        let id = most_frequent(seen.iter().filter_map(|(.., segment)| segment.header()));
+        let mut segments: Vec<SurveyedSegment> = Vec::with_capacity(seen.len());
         let mut summaries = Vec::with_capacity(seen.len());
         let mut before: Option<u64> = None;
-        for (number, path, bytes, place) in seen {
+        for (number, path, bytes, segment) in seen {
             if let Some(missing) = before.map(|before| before + 1).filter(|missing| *missing != number) {
                 let path = dir.join(segment_name(missing));
                 let stake = format!("segments {missing} to {} are lost", number - 1);
                 let error = damage(&path, 0, "the file is missing between two others", &stake);
-                places.push(damaged(&path, 0, error));
+                segments.push(damaged(&path, 0, error));
             }
-            let neighbour = places.last().and_then(Place::header);
-            let place = checked(dir, id, neighbour, &path, place);
+            let neighbour = segments.last().and_then(SurveyedSegment::header);
+            let segment = checked(dir, id, neighbour, &path, segment);
             before = Some(number);
-            let after = place.header().map(|header| header.predecessor.last);
+            let after = segment.header().map(|header| header.predecessor.last);
             summaries.push(SegmentSummary { number, path, bytes, after, last: None });
-            places.push(place);
+            segments.push(segment);
         }
         let mut following: Option<(u64, Seq)> = None;
         for summary in summaries.iter_mut().rev() {
@@ -168,7 +172,7 @@ impl Survey {
             dir: dir.to_owned(),
             id,
             summaries,
-            places,
+            segments,
             next: 0,
             walk: None,
             ready: VecDeque::new(),
@@ -178,28 +182,29 @@ impl Survey {
         })
     }
 
-    /// Leaves out the segments that hold nothing after `after`. To be called before anything is read.
+    /// Skips the segments that hold no record after `after`. Call it before the first finding is read.
     #[must_use]
     pub fn starting_after(mut self, after: Seq) -> Survey {
-        let holds_older =
-            |place: &Place| place.header().is_some_and(|header| header.predecessor.last <= after);
-        self.next = self.places.iter().rposition(holds_older).unwrap_or(0);
+        let holds_older = |segment: &SurveyedSegment| {
+            segment.header().is_some_and(|header| header.predecessor.last <= after)
+        };
+        self.next = self.segments.iter().rposition(holds_older).unwrap_or(0);
         self
     }
 
-    /// The journal's identity; `None` if there is no segment with a sound header.
+    /// Returns the journal's identity; `None` if there is no segment with a sound header.
     #[must_use]
     pub fn id(&self) -> Option<JournalId> {
         self.id
     }
 
-    /// The segments, oldest first, as they were listed at the beginning.
+    /// Returns the segments, oldest first, as they were listed at the beginning.
     #[must_use]
     pub fn segments(&self) -> &[SegmentSummary] {
         &self.summaries
     }
 
-    /// How many bytes there are to read, and how many of them have been.
+    /// Returns the number of bytes read so far, and of all bytes to read.
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {
         let total = self.summaries.iter().map(|summary| summary.bytes).sum();
@@ -207,10 +212,10 @@ impl Survey {
         (self.bytes_done.saturating_add(here).min(total), total)
     }
 
-    /// The next finding, or nothing at the end. Blocking.
+    /// Returns the next finding, or `None` at the end. Blocking.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] if a file cannot be read: a disk that fails is to be copied first, with a tool for that.
+    /// [`ErrorKind::Io`] if a file cannot be read. Copy a failing disk first, with a tool made for that.
     pub fn next_finding(&mut self) -> Result<Option<Finding>> {
         loop {
             if let Some(finding) = self.ready.pop_front() {
@@ -218,7 +223,7 @@ impl Survey {
             }
             if let Some(walk) = self.walk.take() {
                 self.walk_on(walk)?;
-            } else if self.next < self.places.len() {
+            } else if self.next < self.segments.len() {
                 self.begin_next()?;
             } else if std::mem::take(&mut self.open_end) {
                 let after = self.last.unwrap_or(Seq::ZERO);
@@ -233,10 +238,10 @@ impl Survey {
     fn begin_next(&mut self) -> Result<()> {
         let at = self.next;
         self.next += 1;
-        let is_last = self.next == self.places.len();
-        let header = match self.places.get(at) {
-            Some(Place::Sound(header)) => *header,
-            Some(Place::Damaged(damage)) => {
+        let is_last = self.next == self.segments.len();
+        let header = match self.segments.get(at) {
+            Some(SurveyedSegment::Sound(header)) => *header,
+            Some(SurveyedSegment::Damaged(damage)) => {
                 self.ready.push_back(Finding::Damage(damage.clone()));
                 self.last.get_or_insert(Seq::ZERO);
                 self.open_end = is_last;
@@ -245,19 +250,19 @@ impl Survey {
             None => return Ok(()),
         };
         let path = self.dir.join(segment_name(header.number));
-        let Some((file, now)) = look_at(&*self.disk, &path, header.number)? else {
+        let Some((file, now)) = open_segment(&*self.disk, &path, header.number)? else {
             self.last = None;
             return Ok(());
         };
-        // The last segment, as long as it is empty, may be replaced by one that takes its number.
+        // An empty last segment may have been replaced by one that has its number.
         let header = match now {
             Ok(now) if now.journal == header.journal => now,
             _ => header,
         };
         let prev = header.predecessor.last;
         self.pass_to(prev);
-        let seal = match self.places.get(self.next) {
-            Some(Place::Sound(next)) if next.number == header.number.saturating_add(1) => {
+        let seal = match self.segments.get(self.next) {
+            Some(SurveyedSegment::Sound(next)) if next.number == header.number.saturating_add(1) => {
                 Some(next.predecessor)
             }
             _ => None,
@@ -265,23 +270,24 @@ impl Survey {
         let mut scan = Scan::over_any(file, path, &header)?;
         if let Some(why) = scan.cut_short(&header) {
             let stake = format!("records after {prev} cannot be trusted");
-            self.tell(&scan.path, scan.len(), damage(&scan.path, scan.len(), &why, &stake));
+            self.report_damage(&scan.path, scan.len(), damage(&scan.path, scan.len(), &why, &stake));
         }
         let limit = seal.map_or(scan.len(), |seal| seal.end);
-        // The chain comes first: sound frames in a segment that is not the one its successor knew are no records.
+        // The chain is checked before any frame is returned: if the segment is not the one that its successor recorded,
+        // its sound frames are not this journal's records.
         let other = match seal {
-            Some(seal) if scan.walk(seal.end, &mut |_| Ok(()))?.is_none() => {
+            Some(seal) if scan.walk(seal.end, &mut ())?.is_none() => {
                 scan.differs(&seal).map(|why| (why, seal.last))
             }
             _ => None,
         };
         scan.rewind(&header);
-        let walk = Walk { scan, header, seal, is_last, limit };
+        let walk = SegmentWalk { scan, header, seal, is_last, limit };
         match other {
             Some((why, last)) if self.still_there(&walk)? => {
                 let path = &walk.scan.path;
                 let error = damage(path, SEGMENT_HEADER_BYTES, &why, "none of its records can be trusted");
-                self.tell(path, SEGMENT_HEADER_BYTES, error);
+                self.report_damage(path, SEGMENT_HEADER_BYTES, error);
                 self.bytes_done = self.bytes_done.saturating_add(walk.scan.len());
                 self.pass_to(last);
             }
@@ -291,35 +297,35 @@ impl Survey {
         Ok(())
     }
 
-    /// One frame further, or to the segment's end.
-    fn walk_on(&mut self, mut walk: Walk) -> Result<()> {
+    /// Moves over the next frame, or ends the segment.
+    fn walk_on(&mut self, mut walk: SegmentWalk) -> Result<()> {
         if walk.scan.found.end >= walk.limit {
             self.finish(&walk, true);
             return Ok(());
         }
-        let stop = match walk.scan.step(walk.limit, &mut |_| Ok(()))? {
+        let stop = match walk.scan.step(walk.limit, &mut ())? {
             Ok(header) => return self.take_frame(walk, &header),
             Err(stop) => stop,
         };
         let why = if walk.seal.is_some() {
             match stop {
-                Stop::Unsound(why) | Stop::Broken(why) => why,
+                ScanStop::Unsound(why) | ScanStop::Broken(why) => why,
             }
         } else {
             match walk.scan.end(stop)? {
-                End::Torn(bytes) => {
+                TailEnd::Torn(bytes) => {
                     if walk.is_last {
                         self.ready.push_back(Finding::Tail(walk.tail(bytes)));
                     }
                     self.finish(&walk, false);
                     return Ok(());
                 }
-                End::Damaged(why, _) => {
-                    // What promised that this was synced was written after it. So whoever is writing right now had
-                    // written this before, and now it can be seen.
+                TailEnd::Damaged(why, _) => {
+                    // The frame that promises this place was written after it. If a writer is at work, its bytes here
+                    // are readable by now, so one more look tells damage from a write that was not yet complete.
                     walk.scan.look_again()?;
                     walk.limit = walk.scan.len();
-                    match walk.scan.step(walk.limit, &mut |_| Ok(()))? {
+                    match walk.scan.step(walk.limit, &mut ())? {
                         Ok(header) => return self.take_frame(walk, &header),
                         Err(_) => why,
                     }
@@ -332,7 +338,7 @@ impl Survey {
         let from = walk.scan.found.end;
         let stake = format!("records after {} cannot be trusted", walk.scan.found.last);
         let error = damage(&walk.scan.path, from, &why, &stake);
-        self.tell(&walk.scan.path.clone(), from, error);
+        self.report_damage(&walk.scan.path.clone(), from, error);
         if !walk.scan.resume(from, walk.limit)? {
             self.open_end = walk.is_last;
             self.finish(&walk, false);
@@ -343,19 +349,19 @@ impl Survey {
         Ok(())
     }
 
-    /// Hands out the frame over which the walk has just moved.
-    fn take_frame(&mut self, mut walk: Walk, header: &FrameHeader) -> Result<()> {
+    /// Queues the frame over which the walk has just moved as a finding.
+    fn take_frame(&mut self, mut walk: SegmentWalk, header: &FrameHeader) -> Result<()> {
         let offset = walk.scan.found.end - header.bytes_on_disk();
         if header.count > 0 {
             let body = walk.scan.body(offset, header)?;
             let location = Location { segment: walk.header.number, offset };
             match Frame::verified(header, location, body) {
                 Ok(frame) => self.ready.push_back(Finding::Frame(frame)),
-                // Somebody wrote into it between two looks, or the writer was wrong.
+                // The file was recycled between two reads, or the writer wrote a wrong body.
                 Err(why) if self.still_there(&walk)? => {
                     let stake = format!("records {} to {} cannot be read", header.first, header.last());
                     let error = damage(&walk.scan.path, offset, why, &stake);
-                    self.tell(&walk.scan.path, offset, error);
+                    self.report_damage(&walk.scan.path, offset, error);
                     self.pass_to(header.last());
                 }
                 Err(_) => return Ok(()),
@@ -366,16 +372,16 @@ impl Survey {
         Ok(())
     }
 
-    fn finish(&mut self, walk: &Walk, whole: bool) {
+    fn finish(&mut self, walk: &SegmentWalk, whole: bool) {
         self.bytes_done = self.bytes_done.saturating_add(walk.scan.len());
         if walk.is_last && whole {
             self.ready.push_back(Finding::Tail(walk.tail(0)));
         }
     }
 
-    /// Whether the file is the segment still. If it is not, it was trimmed, and what was read of it means nothing.
-    fn still_there(&mut self, walk: &Walk) -> Result<bool> {
-        let there = match look_at(&*self.disk, &walk.scan.path, walk.header.number)? {
+    /// Returns false if the file is no longer this segment: it was trimmed, and what was read of it means nothing.
+    fn still_there(&mut self, walk: &SegmentWalk) -> Result<bool> {
+        let there = match open_segment(&*self.disk, &walk.scan.path, walk.header.number)? {
             Some((_, Ok(header))) => header == walk.header,
             Some((_, Err(error))) if error.kind() == ErrorKind::Damaged => true,
             Some((_, Err(error))) => return Err(error),
@@ -387,7 +393,7 @@ impl Survey {
         Ok(there)
     }
 
-    /// Says that something is missing if what comes next follows `prev`.
+    /// Queues a hole if the last number so far is before `prev`, and moves on to `prev`.
     fn pass_to(&mut self, prev: Seq) {
         if let Some(after) = self.last.filter(|last| *last < prev) {
             self.ready.push_back(Finding::Hole(Hole { after, until: Some(prev) }));
@@ -395,22 +401,22 @@ impl Survey {
         self.last = Some(prev);
     }
 
-    fn tell(&mut self, path: &Path, offset: u64, error: Error) {
+    fn report_damage(&mut self, path: &Path, offset: u64, error: Error) {
         self.ready.push_back(Finding::Damage(Damage { path: path.to_owned(), offset, error }));
     }
 }
 
-impl Walk {
+impl SegmentWalk {
     fn tail(&self, torn_bytes: u64) -> Tail {
         Tail { path: self.scan.path.clone(), offset: self.scan.found.end, torn_bytes }
     }
 }
 
-impl Place {
+impl SurveyedSegment {
     fn header(&self) -> Option<&SegmentHeader> {
         match self {
-            Place::Sound(header) => Some(header),
-            Place::Damaged(_) => None,
+            SurveyedSegment::Sound(header) => Some(header),
+            SurveyedSegment::Damaged(_) => None,
         }
     }
 }
@@ -421,35 +427,37 @@ impl std::fmt::Debug for Survey {
     }
 }
 
-fn damaged(path: &Path, offset: u64, error: Error) -> Place {
-    Place::Damaged(Damage { path: path.to_owned(), offset, error })
+fn damaged(path: &Path, offset: u64, error: Error) -> SurveyedSegment {
+    SurveyedSegment::Damaged(Damage { path: path.to_owned(), offset, error })
 }
 
-/// A segment whose header is sound, but not this journal's or not in its place, is damage.
+/// Returns damage for a segment whose header is sound, but belongs to another journal or another place.
 fn checked(
     dir: &Path,
     id: Option<JournalId>,
     before: Option<&SegmentHeader>,
     path: &Path,
-    place: Place,
-) -> Place {
-    let Place::Sound(header) = &place else { return place };
+    segment: SurveyedSegment,
+) -> SurveyedSegment {
+    let SurveyedSegment::Sound(header) = &segment else { return segment };
     if let Some(id) = id.filter(|id| *id != header.journal) {
         let why = format!("it belongs to journal {}, the others to {id}", header.journal);
         return damaged(path, 0, damage(path, 0, &why, "what it took the place of is lost"));
     }
     match before.map(|before| check_neighbours(dir, before, header)) {
         Some(Err(error)) => damaged(path, 0, error),
-        _ => place,
+        _ => segment,
     }
 }
 
-/// A listing is no snapshot: names that come and go while it is read can make it look as if one were missing. So a
-/// gap counts only if a second listing shows it as well.
-fn list_settled(disk: &dyn Disk, dir: &Path) -> Result<Listing> {
-    let mut listing = Listing::read(disk, dir)?;
+/// Lists the directory until two listings agree, if there is a gap between its segments.
+///
+/// A listing is no snapshot: a name that appears while the directory is read may be missed, so a gap counts only if a
+/// second listing shows it too.
+fn list_settled(disk: &dyn Disk, dir: &Path) -> Result<JournalFiles> {
+    let mut listing = JournalFiles::read(disk, dir)?;
     while listing.segments.windows(2).any(|pair| matches!(pair, [a, b] if a + 1 != *b)) {
-        let again = Listing::read(disk, dir)?;
+        let again = JournalFiles::read(disk, dir)?;
         if again.segments == listing.segments {
             break;
         }
@@ -466,11 +474,12 @@ fn open_if_there(disk: &dyn Disk, path: &Path) -> Result<Option<Box<dyn DiskFile
     }
 }
 
-/// The segment at `path` with its header; nothing if it was trimmed, before or after it was opened. What was trimmed
-/// may be written anew at any moment, so a header that is not sound counts only if the name is still there after it was
-/// read. A name is never given twice, but to the successor of an empty segment.
+/// Opens the segment at `path` and reads its header; `None` if it was trimmed, before or after it was opened.
+///
+/// A trimmed file may be overwritten at any moment. So an unsound header counts only if the name is still there after it
+/// was read: a name is never used twice, except by the successor of an empty segment.
 #[allow(clippy::type_complexity, reason = "a file, and a header or what is wrong with it")]
-fn look_at(
+fn open_segment(
     disk: &dyn Disk,
     path: &Path,
     number: u64,
@@ -484,7 +493,7 @@ fn look_at(
     Ok(Some((file, header)))
 }
 
-/// The identity that most segments have, the older one of two that are equally frequent.
+/// Returns the identity that most segments have; of two equally frequent ones, the older.
 fn most_frequent<'a>(headers: impl Iterator<Item = &'a SegmentHeader>) -> Option<JournalId> {
     let mut counts: HashMap<JournalId, (usize, std::cmp::Reverse<u64>)> = HashMap::new();
     for header in headers {

@@ -1,9 +1,12 @@
 //! The writer: the one appender of a log.
 //!
-//! Guarantees that a segment is synced before its successor exists, that the header and the name of a segment are
-//! durable before its first frame is written, that what a failed append refused does not come back, and that a
-//! failed sync is the end of writing. It never waits for anybody but the disk, and takes no sequence numbers:
-//! those come with the frames.
+//! Guarantees:
+//! - A segment is synced before its successor exists.
+//! - The header and the name of a segment are durable before its first frame is written.
+//! - Frames that a failed append refused do not come back.
+//! - A failed sync ends all writing.
+//!
+//! It waits for the disk alone. It gives no sequence numbers: frames come with theirs.
 
 use std::mem;
 use std::sync::Arc;
@@ -11,44 +14,46 @@ use std::sync::Arc;
 use crate::disk::contract::DiskFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
+use crate::journal::errors::cannot;
 use crate::journal::frame::{FRAME_HEADER_BYTES, FrameBody, FrameBuilder, Location};
 use crate::journal::log::Log;
-use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, Segment, cannot};
+use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, Segment};
 use crate::safeguard::Safeguard;
 
-/// Larger bodies are written from where they are instead of being copied into the group's buffer.
+/// The largest body that is copied into the group's buffer. Larger ones are written from where they are.
 const COPIED_BODY_BYTES_MAX: usize = 256 * 1024;
-/// What the group's buffer may keep of its size between two groups.
+/// The capacity that the group's buffer keeps between two groups.
 const BUFFER_KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How many frames' places may stay allocated between two groups.
+/// The number of staged frames whose memory stays allocated between two groups.
 const STAGED_KEPT_MAX: usize = 1024;
 
 /// The one appender of a log. Owned by the committer.
 pub struct Writer {
     log: Arc<Log>,
-    /// The last segment as far as it is written.
+    /// The end of the last segment, as far as it is written.
     tail: Seal,
-    /// What the header of the last segment says of the one before it.
+    /// The end of the segment before, as the last segment's header records it.
     before_tail: Seal,
-    /// None only until the first append after an open: a recovered segment is never appended to.
-    active: Option<Active>,
+    /// `None` only until the first append after an open, because a recovered segment is never appended to.
+    active: Option<ActiveSegment>,
     buffer: Vec<u8>,
-    /// Empty, to be filled again.
+    /// Empty between two appends; keeps its memory.
     staged: Vec<StagedFrame>,
     closed: bool,
 }
 
-struct Active {
+/// The segment that is being written.
+struct ActiveSegment {
     segment: Arc<Segment>,
     file: Arc<dyn DiskFile>,
     synced: u64,
-    /// The synced offset that some frame on disk promises.
+    /// The highest synced offset that a frame on disk promises.
     promised: u64,
-    /// A write failed for want of room: the segment ends where it is.
+    /// True after a write that failed because the disk was full: no frame is added to this segment.
     full: bool,
 }
 
-/// A frame to append: its place and its content.
+/// A frame to append: its number and its content.
 #[derive(Clone, Debug)]
 pub struct GroupFrame {
     /// The sequence number of its first record; larger than every earlier one.
@@ -57,7 +62,7 @@ pub struct GroupFrame {
     pub body: FrameBody,
 }
 
-/// What to sync so that everything appended before it was taken is durable.
+/// A sync that makes everything durable that was appended before the point was taken.
 pub struct SyncPoint {
     log: Arc<Log>,
     file: Option<Arc<dyn DiskFile>>,
@@ -66,10 +71,10 @@ pub struct SyncPoint {
 }
 
 impl SyncPoint {
-    /// Syncs, without holding the writer. Blocking.
+    /// Syncs without borrowing the writer. Blocking.
     ///
     /// # Errors
-    /// [`ErrorKind::Poisoned`]; the writer refuses everything from then on.
+    /// [`ErrorKind::Poisoned`]; the writer refuses everything afterwards.
     pub fn sync(&self) -> Result<()> {
         match &self.file {
             Some(file) => self.log.sync_file(&**file),
@@ -79,26 +84,28 @@ impl SyncPoint {
 }
 
 impl Writer {
-    /// A writer behind a recovered segment, whose content is durable up to `tail.end`.
+    /// Makes a writer that continues after a recovered segment, whose content is durable up to `tail.end`.
     pub(crate) fn recovered(log: Arc<Log>, tail: Seal, before_tail: Seal) -> Writer {
         Writer { log, tail, before_tail, active: None, buffer: Vec::new(), staged: Vec::new(), closed: false }
     }
 
-    /// A writer into a segment that was just made.
+    /// Makes a writer into a new segment.
     pub(crate) fn created(log: Arc<Log>, segment: Arc<Segment>, file: Arc<dyn DiskFile>) -> Writer {
         let mut writer = Writer::recovered(log, Seal::default(), segment.header.predecessor);
         writer.activate(segment, file);
         writer
     }
 
-    /// Appends frames, with one write for each segment touched (and two for a body over 256 KiB, which is not
-    /// copied). Adds to `written` where each frame that was written lies, in order, also if an error stopped it: frames
-    /// without a location were not written and will not come back. Blocking.
+    /// Appends frames, and adds the location of each written frame to `written`, in order.
+    ///
+    /// It does so after an error too: frames without a location were not written and will not come back. Makes one write
+    /// for each segment it touches, and two more for each body over 256 KiB, which is not copied. Blocking.
     ///
     /// # Errors
-    /// [`ErrorKind::DiskFull`]: later appends may succeed. Anything else is for good: [`ErrorKind::Poisoned`] with
-    /// an unknown outcome of what was in flight, [`ErrorKind::Closed`] after [`Writer::close`],
-    /// [`ErrorKind::Unsupported`] for frames that are out of order or empty (nothing is written then).
+    /// - [`ErrorKind::DiskFull`]; later appends may succeed.
+    /// - [`ErrorKind::Poisoned`] with an unknown outcome of the frames in flight; later appends are refused.
+    /// - [`ErrorKind::Closed`] after [`Writer::close`].
+    /// - [`ErrorKind::Unsupported`] for frames that are out of order or empty; nothing is written then.
     pub fn append<'a>(
         &mut self,
         group: impl IntoIterator<Item = &'a GroupFrame> + Clone,
@@ -114,10 +121,10 @@ impl Writer {
         result
     }
 
-    /// Makes everything appended durable, and moves the synced offset. Blocking.
+    /// Makes all appended frames durable, and moves the synced offset. Blocking.
     ///
     /// # Errors
-    /// [`ErrorKind::Poisoned`] with an unknown outcome; the writer refuses everything from then on.
+    /// [`ErrorKind::Poisoned`] with an unknown outcome; the writer refuses everything afterwards.
     pub fn sync(&mut self) -> Result<()> {
         let end = self.tail.end;
         match &mut self.active {
@@ -130,7 +137,7 @@ impl Writer {
         }
     }
 
-    /// What to sync for everything appended so far, without holding the writer meanwhile.
+    /// Returns the sync that makes all frames so far durable, so that the writer is free meanwhile.
     #[must_use]
     pub fn sync_point(&self) -> SyncPoint {
         let active = self.active.as_ref().filter(|active| active.synced < self.tail.end);
@@ -143,7 +150,7 @@ impl Writer {
     }
 
     /// Moves the synced offset after [`SyncPoint::sync`] succeeded.
-    #[allow(clippy::needless_pass_by_value, reason = "a point is used up by being told")]
+    #[allow(clippy::needless_pass_by_value, reason = "a point counts once")]
     pub fn synced(&mut self, point: SyncPoint) {
         if let Some(active) = &mut self.active
             && active.segment.header.nonce == point.nonce
@@ -152,23 +159,25 @@ impl Writer {
         }
     }
 
-    /// Lets readers see everything up to and including `last`.
+    /// Makes all records up to and including `last` visible to readers.
     pub fn publish(&self, last: Seq) {
         self.log.publish(last);
     }
 
-    /// The last sequence number that was written.
+    /// Returns the last sequence number that was written.
     #[must_use]
     pub fn last(&self) -> Seq {
         self.tail.last
     }
 
-    /// Syncs, and leaves a frame without records that puts the last synced offset on record, so that later damage
-    /// below it is told from a torn write. Twice is fine. Blocking.
+    /// Syncs, and writes a promise: a frame without records that holds the last synced offset.
+    ///
+    /// With the promise, recovery can tell later damage below that offset from a torn write. A second call does nothing.
+    /// Blocking.
     ///
     /// # Errors
-    /// [`ErrorKind::Poisoned`] as for [`Writer::sync`], or an error of writing that last frame; everything appended
-    /// is durable in that case.
+    /// [`ErrorKind::Poisoned`] as for [`Writer::sync`], or the error of writing the promise; all appended frames
+    /// are durable in that case.
     pub fn close(&mut self) -> Result<()> {
         if self.closed {
             return Ok(());
@@ -178,7 +187,7 @@ impl Writer {
         let Some(active) = &self.active else {
             return Ok(());
         };
-        // A full segment gets no promise: there is no room, and what is on disk is complete without one.
+        // A full segment gets no promise: there is no room for it, and the frames on disk are complete without one.
         if active.full || active.promised == active.synced {
             return Ok(());
         }
@@ -207,7 +216,7 @@ impl Writer {
                 staged.tail = self.tail;
             }
             if body.padded().len() > COPIED_BODY_BYTES_MAX {
-                // The header comes last: without it the body is nothing.
+                // The body comes first: without its header a crash leaves nothing that looks like a frame.
                 self.flush(staged, written)?;
                 self.write_body(body.padded(), staged.tail.end + FRAME_HEADER_BYTES)?;
                 self.stage(*first, body, staged)?;
@@ -237,7 +246,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes what is staged; only then does it count.
+    /// Writes the staged frames, and moves the tail over those that reached the file.
     fn flush(&mut self, staged: &mut Staged, written: &mut Vec<Location>) -> Result<()> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -273,7 +282,7 @@ impl Writer {
         })
     }
 
-    /// How much of the buffer is in the file after a write that stopped for want of room.
+    /// Returns the number of the buffer's bytes that are in the file after a write that failed on a full disk.
     fn written_of_buffer(&self) -> Result<usize> {
         let active = self.active.as_ref().ok_or_else(no_segment)?;
         let mut found = vec![0; self.buffer.len()];
@@ -283,8 +292,9 @@ impl Writer {
         Ok(same.count())
     }
 
-    /// Moves the tail over the frames that lie wholly in the first `whole` bytes of the buffer: those a recovery
-    /// would find, so those must count.
+    /// Moves the tail over the frames that lie wholly in the first `whole` bytes of the buffer.
+    ///
+    /// A recovery would find these frames, so they count as written.
     fn count_frames(&mut self, whole: usize, staged: &mut Staged, written: &mut Vec<Location>) {
         for StagedFrame { end, last, bytes_on_disk, crc } in &staged.frames {
             // A body that was not copied was written before its header.
@@ -300,7 +310,7 @@ impl Writer {
     }
 
     fn fits(&self, end: u64, need: u64) -> bool {
-        // There is always room for the promise of a clean close.
+        // A header's room is reserved for the promise of a clean close.
         let behind = end.saturating_add(need).saturating_add(FRAME_HEADER_BYTES);
         self.active.as_ref().is_some_and(|active| !active.full && behind <= active.segment.header.capacity)
     }
@@ -313,7 +323,7 @@ impl Writer {
         let wanted = SEGMENT_HEADER_BYTES.saturating_add(need).saturating_add(FRAME_HEADER_BYTES);
         let capacity = wanted.max(self.log.options.segment_bytes);
         let (number, predecessor) = if self.tail.end == SEGMENT_HEADER_BYTES {
-            // It holds nothing, so the new one takes its place in one rename.
+            // An empty segment gets no successor: the new one takes its name and its predecessor, in one rename.
             (self.tail.number, self.before_tail)
         } else {
             (self.tail.number.saturating_add(1), self.tail)
@@ -334,7 +344,7 @@ impl Writer {
         let (end, last) = (SEGMENT_HEADER_BYTES, header.predecessor.last);
         self.tail = Seal { number: header.number, last, end, chain: 0 };
         self.before_tail = header.predecessor;
-        self.active = Some(Active { segment, file, synced: end, promised: end, full: false });
+        self.active = Some(ActiveSegment { segment, file, synced: end, promised: end, full: false });
     }
 }
 
@@ -344,16 +354,16 @@ impl std::fmt::Debug for Writer {
     }
 }
 
-/// What lies in the buffer and does not count yet.
+/// The frames in the buffer, which are not written yet.
 struct Staged {
-    /// As it will be; its chain is not kept up.
+    /// The tail as it will be after the write; its chain is not kept up to date.
     tail: Seal,
     frames: Vec<StagedFrame>,
 }
 
 /// A frame in the buffer, or its header alone.
 struct StagedFrame {
-    /// Where header and body end in the buffer, if the body is there.
+    /// The end of header and body in the buffer, if the body is there.
     end: u64,
     last: Seq,
     bytes_on_disk: u64,

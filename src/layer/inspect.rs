@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
 use crate::journal::cursors::{self, CursorSummary};
 use crate::journal::frame::Frame;
-use crate::journal::salvage::{self, SalvageOptions, Salvaged, Told};
+use crate::journal::salvage::{self, SalvageOptions, SalvageStep, Salvaged};
 use crate::journal::survey::{Damage, Finding, Survey};
 use crate::queue::dead_letters::{DeadLetter, FOLDER, LetterLog, resolution_at};
 use crate::queue::record::{Operation, Record};
@@ -148,7 +148,7 @@ pub fn salvage_layer(
     from: &Path,
     to: &Path,
     options: &SalvageOptions,
-    tell: &mut dyn FnMut(Part, &Told<'_>),
+    tell: &mut dyn FnMut(Part, &SalvageStep<'_>),
 ) -> Result<(Salvaged, Option<Salvaged>)> {
     let mut holes = Vec::new();
     let journal = salvage::salvage(disk, from, to, options, &mut |_| true, &mut |told| {

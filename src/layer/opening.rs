@@ -24,9 +24,8 @@ use crate::ids::{Epoch, JournalId, Seq};
 use crate::journal::committer::Committer;
 use crate::journal::cursors::Cursors;
 use crate::journal::frame::Location;
-use crate::journal::log::Log;
 use crate::journal::options::JournalOptions;
-use crate::journal::recovery::Opened;
+use crate::journal::recovery::{self, CheckOptions, Opened};
 use crate::layer::layer::{FlusherThread, Layer};
 use crate::layer::ownership::{Heartbeat, OnOwned, Role, await_turn};
 use crate::memory::views::Views;
@@ -94,8 +93,9 @@ async fn claim_and_start(
             let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal.clone());
             let hash_mask = options.sizes.spilled_hash_mask;
             let applied = tenure.progress.applied;
-            let (journal, backlog) =
-                blocking(move || open_journal(disk, &dir, &journal, applied, hash_mask)).await?;
+            let check = CheckOptions::default();
+            let opening = move || open_journal(disk, &dir, &journal, &check, applied, hash_mask);
+            let (journal, backlog) = blocking(opening).await?;
             (Some(journal), backlog)
         }
         None => Default::default(),
@@ -320,11 +320,13 @@ fn open_journal(
     disk: Arc<dyn Disk>,
     dir: &Path,
     options: &JournalOptions,
+    check: &CheckOptions,
     applied: Seq,
     hash_mask: u64,
 ) -> Result<(Opened, Backlog)> {
     let nothing = UnappliedRecords::after(applied, hash_mask);
-    let (opened, parts) = Log::open_heard(disk, dir, options, |before| nothing.empty_part(before))?;
+    let (opened, parts) =
+        recovery::open_visiting(disk, dir, options, check, |before| nothing.empty_part(before))?;
     let found = parts.into_iter().try_fold(nothing, UnappliedRecords::with)?;
     let begins = found.begins;
     Ok((opened, Backlog { pending: Pending::recovered(found), begins, applied }))
@@ -395,9 +397,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 mod tests {
     use super::*;
     use crate::disk::os::OsDisk;
+    use crate::disk::simulated::SimDisk;
     use crate::ids::{Key, NamespaceName};
     use crate::journal::frame::FrameBuilder;
-    use crate::journal::testdisk::MemDisk;
     use crate::journal::writer::GroupFrame;
     use crate::options::Sizes;
     use crate::queue::pending::PendingLookup;
@@ -412,18 +414,19 @@ mod tests {
         JournalOptions { segment_bytes: 64 << 10, zero_fill: false, recycle: true, spares_max: 0 }
     }
 
-    fn open_after(disk: &MemDisk, applied: u64) -> Result<(Opened, Backlog)> {
-        let hash_mask = Sizes::COLLIDING.spilled_hash_mask;
-        open_journal(Arc::new(disk.clone()), Path::new("journal"), &options(), Seq(applied), hash_mask)
+    fn open_after(disk: &SimDisk, applied: u64) -> Result<(Opened, Backlog)> {
+        let (check, hash_mask) = (CheckOptions::eager(), Sizes::COLLIDING.spilled_hash_mask);
+        let (disk, dir) = (Arc::new(disk.clone()), Path::new("journal"));
+        open_journal(disk, dir, &options(), &check, Seq(applied), hash_mask)
     }
 
     /// A journal with `count` frames of one record, each of a key of its own, and where they lie.
-    fn journal(disk: &MemDisk, count: u64, last: FrameBuilder) -> Vec<Location> {
+    fn journal(disk: &SimDisk, count: u64, last: FrameBuilder) -> Vec<Location> {
         journal_in(Arc::new(disk.clone()), Path::new("journal"), count, last)
     }
 
     fn journal_in(disk: Arc<dyn Disk>, dir: &Path, count: u64, last: FrameBuilder) -> Vec<Location> {
-        let mut opened = Log::open(disk, dir, &options()).unwrap();
+        let mut opened = recovery::open(disk, dir, &options()).unwrap();
         let frames = (1..=count).map(|seq| {
             let mut body = FrameBuilder::new();
             push(&mut body, Operation::Put, true, key(seq).as_bytes(), &[7; 500]).unwrap();
@@ -450,7 +453,7 @@ mod tests {
 
     #[test]
     fn one_pass_finds_what_lies_behind_the_watermark() {
-        let disk = MemDisk::default();
+        let disk = SimDisk::new();
         let written = journal(&disk, 299, sound(300));
         let (opened, mut backlog) = open_after(&disk, 120).unwrap();
         assert!(written.last().unwrap().segment > 1 && opened.last == Seq(300));
@@ -467,7 +470,7 @@ mod tests {
     /// claimed.
     #[test]
     fn what_the_store_took_before_it_was_claimed_is_not_pending() {
-        let disk = MemDisk::default();
+        let disk = SimDisk::new();
         let written = journal(&disk, 299, sound(300));
         for (applied, records) in [(100, 200), (250, 50), (300, 0), (400, 0)] {
             let (opened, backlog) = open_after(&disk, 100).unwrap();
@@ -515,7 +518,7 @@ mod tests {
     /// Its checksums hold, so somebody wrote it, but no record of a layer is in it.
     #[test]
     fn a_sound_frame_without_sound_records_is_told_with_its_place() {
-        let disk = MemDisk::default();
+        let disk = SimDisk::new();
         let mut junk = FrameBuilder::new();
         junk.push(&[b"junk"]).unwrap();
         let written = journal(&disk, 5, junk);

@@ -20,7 +20,7 @@ use std::ops::Range;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
 use crate::journal::frame::{FRAME_ALIGN_BYTES, Location, SoundFrame};
-use crate::journal::shares::Hearer;
+use crate::journal::scan::FrameVisitor;
 use crate::queue::queued::QueueSize;
 use crate::queue::record::RecordRef;
 use crate::safeguard::Safeguard;
@@ -414,9 +414,9 @@ impl UnappliedRecords {
     }
 }
 
-impl Hearer for UnappliedRecords {
+impl FrameVisitor for UnappliedRecords {
     #[inline]
-    fn hear(&mut self, frame: &SoundFrame<'_>) -> Result<()> {
+    fn visit(&mut self, frame: &SoundFrame<'_>) -> Result<()> {
         if frame.header.last() <= self.applied {
             return Ok(());
         }

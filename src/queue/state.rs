@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, Seq};
-use crate::journal::sink::{Committed, Sink};
+use crate::journal::committer::{Committed, Sink};
 use crate::metrics::Metrics;
 use crate::options::LayerOptions;
 use crate::queue::gate::Gate;
@@ -346,8 +346,8 @@ pub(crate) fn unanswered() -> Error {
 mod tests {
     use super::*;
     use crate::ids::{Key, NamespaceName};
+    use crate::journal::committer::Submission;
     use crate::journal::frame::FrameBuilder;
-    use crate::journal::sink::Submission;
     use crate::queue::record::{Operation, push};
     use crate::seam::clock::Ticker;
     use std::pin::pin;

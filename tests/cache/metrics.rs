@@ -387,7 +387,7 @@ async fn every_reason_of_a_miss_a_stale_serve_or_an_eviction_is_exported_and_in_
     let figure = |name: &str, label: &str, value: &str| {
         told.value(&format!("{name}{{namespace=products/eu,{label}={value}}}"))
     };
-    let manual = include_str!("../src/manual/figures.md");
+    let manual = include_str!("../../src/manual/figures.md");
     for reason in MissReason::ALL {
         let expected = if *reason == MissReason::NamespaceInvalidated { 20 } else { 0 };
         assert_eq!(figure("forebay_cache_misses_total", "reason", reason.as_str()), expected, "{reason:?}");

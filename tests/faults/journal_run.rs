@@ -10,8 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use forebay::disk::contract::Disk;
 use forebay::disk::simulated::SimDisk;
 use forebay::journal::frame::FrameBuilder;
-use forebay::journal::log::Log;
-use forebay::journal::recovery::Opened;
+use forebay::journal::recovery::{self, Opened};
 use forebay::journal::writer::GroupFrame;
 use forebay::{Error, JournalOptions, Seq};
 
@@ -47,7 +46,7 @@ pub fn layout(recycle: bool, zero_fill: bool, spares_max: usize) -> JournalOptio
 
 pub fn open(disk: &SimDisk, options: &JournalOptions) -> Result<Opened, Error> {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
-    Log::open(disk, Path::new(DIR), options)
+    recovery::open(disk, Path::new(DIR), options)
 }
 
 /// Everything known of a journal at one moment.

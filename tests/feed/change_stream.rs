@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use forebay::disk::contract::Disk;
-use forebay::disk::simulated::{CrashPolicy, Fault, Op, SimDisk};
+use forebay::disk::simulated::{CrashPolicy, DiskOp, Fault, SimDisk};
 use forebay::layer::inspect;
 use forebay::testkit::ManualClock;
 use forebay::{

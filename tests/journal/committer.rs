@@ -7,14 +7,13 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use forebay::disk::contract::Disk;
-use forebay::disk::simulated::{CrashPolicy, FailedSync, Fault, Op, SimDisk};
+use forebay::disk::simulated::{CrashPolicy, DiskOp, FailedSync, Fault, SimDisk};
 use forebay::error::{Error, ErrorKind};
 use forebay::ids::Seq;
-use forebay::journal::committer::Committer;
+use forebay::journal::committer::{Committed, Committer, Sink, Submission};
 use forebay::journal::frame::{FrameBody, FrameBuilder};
-use forebay::journal::log::Log;
 use forebay::journal::options::{Durability, JournalOptions};
-use forebay::journal::sink::{Committed, Sink, Submission};
+use forebay::journal::recovery;
 
 const DIR: &str = "/journal";
 /// Segments are named by their number, spares are not.
@@ -106,7 +105,7 @@ fn options() -> JournalOptions {
 }
 
 fn open(disk: &SimDisk, durability: Durability, sink: &Arc<Recorder>) -> Committer<Recorder> {
-    let opened = Log::open(Arc::new(disk.clone()), Path::new(DIR), &options()).unwrap();
+    let opened = recovery::open(Arc::new(disk.clone()), Path::new(DIR), &options()).unwrap();
     Committer::start(Some((opened.log, opened.writer)), durability, opened.last, Arc::clone(sink)).unwrap()
 }
 
@@ -126,7 +125,7 @@ fn submit(committer: &Committer<Recorder>, tickets: impl IntoIterator<Item = u64
 
 /// The first sequence numbers of the frames that a reopened journal holds.
 fn frames(disk: &SimDisk) -> Vec<u64> {
-    let opened = Log::open(Arc::new(disk.clone()), Path::new(DIR), &options()).unwrap();
+    let opened = recovery::open(Arc::new(disk.clone()), Path::new(DIR), &options()).unwrap();
     let mut reader = opened.log.read_after(Seq::ZERO);
     std::iter::from_fn(|| reader.next_frame().unwrap())
         .filter(|frame| frame.count > 0)
@@ -191,7 +190,7 @@ fn a_failed_sync_ends_all_writing_and_everybody_is_told_what_they_can_know() {
         let committer = open(&disk, Durability::Sync, &sink);
         submit(&committer, [0]);
         drop(sink.wait(1, 0));
-        disk.plan(Fault::on(Op::Sync).named(SEGMENT).failed_sync(effect));
+        disk.plan(Fault::on(DiskOp::Sync).named(SEGMENT).failed_sync(effect));
         let gate = disk.hold_syncs(SEGMENT);
         submit(&committer, [1]);
         assert!(gate.wait_for(1));
@@ -200,12 +199,12 @@ fn a_failed_sync_ends_all_writing_and_everybody_is_told_what_they_can_know() {
         gate.open();
         drop(sink.wait(12, 1));
         // The disk would say that all is well now. It is not asked again.
-        let (writes, syncs) = (disk.count(Op::Write), disk.count(Op::Sync));
+        let (writes, syncs) = (disk.count(DiskOp::Write), disk.count(DiskOp::Sync));
         submit(&committer, [12]);
         assert_eq!(committer.sync().unwrap_err().kind(), ErrorKind::Poisoned);
         assert_eq!(committer.close().unwrap_err().kind(), ErrorKind::Poisoned);
         assert_eq!(committer.close().unwrap_err().kind(), ErrorKind::Poisoned);
-        assert_eq!((disk.count(Op::Write), disk.count(Op::Sync)), (writes, syncs));
+        assert_eq!((disk.count(DiskOp::Write), disk.count(DiskOp::Sync)), (writes, syncs));
 
         let told = sink.wait(13, 1);
         assert_eq!(told.committed, [(0, 1)]);
@@ -228,7 +227,7 @@ fn a_failed_write_poisons_and_what_was_not_to_be_written_is_refused_for_certain(
     let gate = disk.hold_syncs(SEGMENT);
     submit(&committer, [1]);
     assert!(gate.wait_for(1));
-    disk.plan(Fault::on(Op::Write));
+    disk.plan(Fault::on(DiskOp::Write));
     submit(&committer, [2]);
     committer.submit(Submission { body: body(8), journaled: false, ticket: 3 });
     gate.open();
@@ -309,7 +308,7 @@ fn writers_go_on_while_the_periodic_sync_waits_for_the_disk() {
 fn a_failed_periodic_sync_poisons() {
     let (disk, sink) = (SimDisk::new(), Recorder::new(Mood::Sound));
     let committer = open(&disk, SOON, &sink);
-    disk.plan(Fault::on(Op::Sync).named(SEGMENT));
+    disk.plan(Fault::on(DiskOp::Sync).named(SEGMENT));
     submit(&committer, [1]);
     drop(sink.wait(1, 1));
     submit(&committer, [2]);
@@ -357,7 +356,7 @@ fn a_full_disk_refuses_only_what_was_not_written_and_takes_no_numbers_for_it() {
 fn a_write_that_runs_out_of_room_clears_up_by_itself() {
     let (disk, sink) = (SimDisk::new(), Recorder::new(Mood::Sound));
     let committer = open(&disk, Durability::Sync, &sink);
-    disk.plan(Fault::on(Op::Write).named(SEGMENT).kind(Io::StorageFull).written(20));
+    disk.plan(Fault::on(DiskOp::Write).named(SEGMENT).kind(Io::StorageFull).written(20));
     submit(&committer, [1]);
     drop(sink.wait(1, 0));
     submit(&committer, [2]);
@@ -434,7 +433,7 @@ fn the_caller_that_writes_also_writes_what_came_meanwhile_and_others_do_not_wait
     let (entered, was_entered) = mpsc::channel();
     let (go, go_on) = mpsc::channel();
     let sink = Arc::new(Slow { entered, go_on: Mutex::new(go_on), committed: Mutex::default() });
-    let opened = Log::open(Arc::new(disk), Path::new(DIR), &options()).unwrap();
+    let opened = recovery::open(Arc::new(disk), Path::new(DIR), &options()).unwrap();
     let journal = Some((opened.log, opened.writer));
     let committer = Committer::start(journal, NEVER, opened.last, Arc::clone(&sink)).unwrap();
     let submit = |ticket| committer.submit(Submission { body: body(8), journaled: true, ticket });

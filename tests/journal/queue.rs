@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use forebay::disk::simulated::{CrashPolicy, Fault, Op, SimDisk};
+use forebay::disk::simulated::{CrashPolicy, DiskOp, Fault, SimDisk};
 use forebay::error::{ErrorKind, Result};
 use forebay::ids::Seq;
 use forebay::journal::options::{Durability, JournalOptions};
@@ -142,7 +142,7 @@ fn after_a_failed_sync_no_append_succeeds_until_the_journal_is_opened_again() {
     let disk = SimDisk::new();
     let journal = open(&disk, Durability::Sync).unwrap();
     journal.append(&[b"kept"]).unwrap();
-    disk.plan(Fault::on(Op::Sync).named("0"));
+    disk.plan(Fault::on(DiskOp::Sync).named("0"));
     let error = journal.append(&[b"in doubt"]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Poisoned);
     assert!(format!("{error:#}").starts_with("outcome unknown"), "{error}");

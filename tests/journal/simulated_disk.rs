@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use forebay::disk::contract::{Disk, DiskFile};
-use forebay::disk::simulated::{CrashPolicy, FailedSync, Fault, Op, SECTOR_BYTES, SimDisk};
+use forebay::disk::simulated::{CrashPolicy, DiskOp, FailedSync, Fault, SECTOR_BYTES, SimDisk};
 
 const DIR: &str = "/d";
 
@@ -120,7 +120,7 @@ fn a_failed_sync_loses_the_pages_for_good_and_the_next_one_lies() {
         let disk = disk();
         let file = durable_file(&disk, "f", 1);
         file.write_all_at(&[b'b'; SECTOR_BYTES], 0).unwrap();
-        disk.plan(Fault::on(Op::Sync).failed_sync(effect));
+        disk.plan(Fault::on(DiskOp::Sync).failed_sync(effect));
         assert_eq!(file.sync_data().unwrap_err().raw_os_error(), Some(5));
         assert_eq!(sectors(&disk, "f"), readable);
         file.sync_data().unwrap();
@@ -132,7 +132,7 @@ fn a_failed_sync_loses_the_pages_for_good_and_the_next_one_lies() {
 fn faults_hit_the_operation_they_were_planned_for() {
     let disk = disk();
     let (f, g) = (durable_file(&disk, "f", 1), durable_file(&disk, "g", 1));
-    disk.plan(Fault::on(Op::Write).named("f").after(1).kind(ErrorKind::StorageFull).written(2));
+    disk.plan(Fault::on(DiskOp::Write).named("f").after(1).kind(ErrorKind::StorageFull).written(2));
     g.write_all_at(b"bbbb", 0).unwrap();
     f.write_all_at(b"bbbb", 0).unwrap();
     g.write_all_at(b"cccc", 0).unwrap();
@@ -147,7 +147,7 @@ fn faults_hit_the_operation_they_were_planned_for() {
     disk.heal();
     f.sync_data().unwrap();
     assert_eq!(disk.operations(), before + 4);
-    assert_eq!((disk.count(Op::Write), disk.syncs("f"), disk.syncs("")), (7, 2, 3));
+    assert_eq!((disk.count(DiskOp::Write), disk.syncs("f"), disk.syncs("")), (7, 2, 3));
 }
 
 #[test]
@@ -249,12 +249,13 @@ fn an_observer_sees_the_disk_before_each_change_and_nothing_else() {
     });
     file.write_all_at(b"b", 0).unwrap();
     file.len().unwrap();
-    disk.plan(Fault::on(Op::Sync));
+    disk.plan(Fault::on(DiskOp::Sync));
     file.sync_data().unwrap_err();
     disk.sync_dir(Path::new(DIR)).unwrap();
     disk.unobserve();
     file.write_all_at(b"c", 0).unwrap();
-    let row = |op: Op, name: &str, live: &str| (op, name.to_owned(), live.to_owned(), "a".to_owned());
-    let expected = [row(Op::Write, "f", "a"), row(Op::Sync, "f", "b"), row(Op::SyncDir, "d", "b")];
+    let row = |op: DiskOp, name: &str, live: &str| (op, name.to_owned(), live.to_owned(), "a".to_owned());
+    let expected =
+        [row(DiskOp::Write, "f", "a"), row(DiskOp::Sync, "f", "b"), row(DiskOp::SyncDir, "d", "b")];
     assert_eq!(*seen.lock().unwrap(), expected);
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::disk::contract::Disk;
-use forebay::disk::simulated::{CrashPolicy, Fault, Op, SimDisk};
+use forebay::disk::simulated::{CrashPolicy, DiskOp, Fault, SimDisk};
 use forebay::store::contract::Store;
 use forebay::{
     Backpressure, Cache, Durability, ErrorKind, Forebay, HealthState, MemoryStore, OnRejected, Seq,
@@ -172,7 +172,7 @@ async fn a_failed_sync_poisons_the_layer_and_everybody_learns_it() {
     cache.put(&1, 1).await.unwrap();
     bay.flush().await.unwrap();
     // Of a segment: spares are synced by another thread, whose failures are not the writers'.
-    layer.disk.plan(Fault::on(Op::Sync).named("0").kind(io::ErrorKind::Other));
+    layer.disk.plan(Fault::on(DiskOp::Sync).named("0").kind(io::ErrorKind::Other));
     let error = cache.put(&2, 2).await.expect_err("the sync failed");
     assert_eq!(error.kind(), ErrorKind::Poisoned, "{error}");
     assert!(format!("{error:#}").contains("unknown"), "{error}");
@@ -195,7 +195,7 @@ async fn a_failed_periodic_sync_poisons_a_buffered_layer() {
     let bay = layer.builder_on(hand).durability(durability).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     cache.put(&1, 1).await.unwrap();
-    layer.disk.plan(Fault::on(Op::Sync).named("0").until_healed().kind(io::ErrorKind::Other));
+    layer.disk.plan(Fault::on(DiskOp::Sync).named("0").until_healed().kind(io::ErrorKind::Other));
     // Every write gives the timer something to sync; the first sync that fails ends it.
     let error = loop {
         match cache.put(&1, 2).await {
@@ -430,7 +430,7 @@ async fn a_discard_whose_files_stay_behind_is_done_and_the_health_warns() {
         cache.put(&1, n).await.unwrap();
         bay.flush().await.unwrap();
     }
-    for operation in [Op::Remove, Op::Rename] {
+    for operation in [DiskOp::Remove, DiskOp::Rename] {
         let fault = Fault::on(operation).named("00000000000000000001").until_healed();
         layer.disk.plan(fault.kind(io::ErrorKind::Other));
     }

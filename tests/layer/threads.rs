@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, ThreadId};
 
-use forebay::disk::simulated::Op;
+use forebay::disk::simulated::DiskOp;
 use forebay::{Cache, Forebay, SledStore};
 
 use crate::support::Layer;
@@ -65,7 +65,7 @@ fn a_blocking_writer_alone_syncs_for_itself_and_a_task_never_does() {
         let seen = Arc::clone(&synced_by);
         layer.disk.observe(move |operation, _| {
             // A spare has another name until it is a segment.
-            if operation.op == Op::Sync && operation.name.starts_with('0') {
+            if operation.op == DiskOp::Sync && operation.name.starts_with('0') {
                 seen.lock().unwrap().push(thread::current().id());
             }
         });

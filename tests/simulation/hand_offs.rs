@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use forebay::disk::contract::Disk;
 use forebay::disk::simulated::SimDisk;
-use forebay::journal::committer::Committer;
+use forebay::journal::committer::{Committed, Committer, Sink, Submission};
 use forebay::journal::frame::FrameBuilder;
-use forebay::journal::log::Log;
-use forebay::journal::sink::{Committed, Sink, Submission};
+use forebay::journal::recovery;
 use forebay::memory::entry::{EntryOverrides, LoadResult};
 use forebay::memory::freshness::Freshness;
 use forebay::memory::resident::{Capacity, Resident};
@@ -86,7 +85,7 @@ impl Sink for Told {
 /// committed.
 fn hand_off(durability: Option<Durability>, early: bool) {
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
-    let opened = durability.map(|_| Log::open(disk, Path::new("/journal"), &small()).unwrap());
+    let opened = durability.map(|_| recovery::open(disk, Path::new("/journal"), &small()).unwrap());
     let journal = opened.map(|opened| (opened.log, opened.writer));
     let told = Arc::new(Told::default());
     let journaled = journal.is_some();

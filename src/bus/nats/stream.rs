@@ -202,6 +202,7 @@ pub(super) async fn taken_at(
     match answer.map_err(|error| request_error(link, settings, &doing, error))? {
         Response::Ok(FoundMessage { message }) => parse_rfc3339(&message.time)
             .map(Some)
+            .map_err(std::io::Error::other)
             .map_err(|error| settings.server.error_from(ErrorKind::BusFailed, &doing, error)),
         Response::Err { error } if error.code() == 404 => Ok(None),
         Response::Err { error } => Err(settings.server.error_from(kind_of(&error), &doing, error)),

@@ -1,4 +1,6 @@
-//! Which operation of a simulated disk fails, when, and how. Counts operations; knows nothing of files.
+//! Planned faults of a simulated disk: the operation that fails, when it fails, and the damage it does.
+//!
+//! Counts operations, and knows nothing of files.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -6,7 +8,7 @@ use std::io;
 /// A kind of operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
-pub enum Op {
+pub enum DiskOp {
     /// `create_dir_all`.
     CreateDir,
     /// `list`.
@@ -33,26 +35,28 @@ pub enum Op {
     Len,
 }
 
-impl Op {
-    /// Whether it changes what a crash may leave behind.
+impl DiskOp {
+    /// True if the operation changes the state that a crash can leave behind.
     #[must_use]
     pub fn changes(self) -> bool {
-        !matches!(self, Op::List | Op::Open | Op::Lock | Op::Read | Op::Len)
+        !matches!(self, DiskOp::List | DiskOp::Open | DiskOp::Lock | DiskOp::Read | DiskOp::Len)
     }
 }
 
-/// What a failed sync does to the pages of a file that it could not write. Both are clean afterwards, so the next sync
-/// says that all is well (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020).
+/// The effect of a failed sync on the pages of a file that it could not write.
 ///
-/// Directories are no pages of this kind: ext4, XFS and Btrfs stop writing when they cannot write their metadata, and
-/// forget no part of it in between. After a failed sync of a directory its changes are on their way as before, or
-/// undone altogether ([`FailedSync::PagesReverted`], which stands for the restart of a file system that had stopped).
+/// Either way the pages are clean afterwards, so the next sync reports success (Rebello et al., "Can Applications
+/// Recover from fsync Failures?", ATC 2020).
+///
+/// Directories behave differently: ext4, XFS and Btrfs stop writing when they cannot write their metadata, and lose no
+/// part of it in between. After a failed sync of a directory its changes are still pending, or all of them are undone
+/// ([`FailedSync::PagesReverted`], which stands for the restart of a file system that had stopped).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FailedSync {
-    /// They stay readable until memory is short or the machine restarts (ext4, XFS).
+    /// The pages stay readable until memory is short or the machine restarts (ext4, XFS).
     #[default]
     PagesKept,
-    /// They show again what the disk holds (Btrfs).
+    /// The pages show the content of the disk again (Btrfs).
     PagesReverted,
 }
 
@@ -60,13 +64,31 @@ pub enum FailedSync {
 #[derive(Clone, Debug)]
 #[must_use = "a fault does nothing until it is planned"]
 pub struct Fault {
-    on: Option<Op>,
+    on: FaultTarget,
     prefix: String,
     passing: u64,
     lasting: bool,
     cause: Cause,
     failed_sync: FailedSync,
-    written_bytes: usize,
+    written: WrittenPart,
+}
+
+/// The operations that a fault can meet.
+#[derive(Clone, Copy, Debug)]
+enum FaultTarget {
+    Any,
+    AnyChange,
+    One(DiskOp),
+}
+
+impl FaultTarget {
+    fn matches(self, op: DiskOp) -> bool {
+        match self {
+            FaultTarget::Any => true,
+            FaultTarget::AnyChange => op.changes(),
+            FaultTarget::One(one) => one == op,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,84 +97,112 @@ enum Cause {
     Errno(i32),
 }
 
-/// What a failing operation still does, and says.
-pub(super) struct Failure {
+/// The part of a failing write that still reaches the file.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum WrittenPart {
+    Bytes(usize),
+    Half,
+}
+
+impl WrittenPart {
+    pub(super) fn of(self, buf: &[u8]) -> &[u8] {
+        let bytes = match self {
+            WrittenPart::Bytes(bytes) => bytes,
+            WrittenPart::Half => buf.len() / 2,
+        };
+        buf.get(..bytes).unwrap_or(buf)
+    }
+}
+
+/// The error of a failing operation and its effect on the disk.
+pub(super) struct InjectedFailure {
     pub(super) error: io::Error,
     pub(super) failed_sync: FailedSync,
-    pub(super) written_bytes: usize,
+    pub(super) written: WrittenPart,
 }
 
 impl Fault {
-    /// The next operation of this kind fails, once, as an input/output error that leaves nothing behind.
-    pub fn on(op: Op) -> Fault {
-        Fault { on: Some(op), ..Fault::on_any() }
+    /// Plans that the next operation of this kind fails once, with an input/output error and no effect.
+    pub fn on(op: DiskOp) -> Fault {
+        Fault { on: FaultTarget::One(op), ..Fault::on_any() }
     }
 
-    /// The next operation of any kind fails, as with [`Fault::on`].
+    /// Plans the same for the next operation that changes the disk, of whatever kind.
+    pub fn on_any_change() -> Fault {
+        Fault { on: FaultTarget::AnyChange, ..Fault::on_any() }
+    }
+
+    /// Plans the same for the next operation of any kind.
     pub fn on_any() -> Fault {
         Fault {
-            on: None,
+            on: FaultTarget::Any,
             prefix: String::new(),
             passing: 0,
             lasting: false,
-            // `io::ErrorKind` has no name for it.
+            // A plain number, because `io::ErrorKind` has no name for this error.
             cause: Cause::Errno(EIO),
             failed_sync: FailedSync::default(),
-            written_bytes: 0,
+            written: WrittenPart::Bytes(0),
         }
     }
 
-    /// Only operations on files whose names start with `prefix` count.
+    /// Restricts the fault to files whose names start with `prefix`.
     pub fn named(mut self, prefix: &str) -> Fault {
         prefix.clone_into(&mut self.prefix);
         self
     }
 
-    /// Lets this many matching operations pass first.
+    /// Lets this many matching operations succeed first.
     pub fn after(mut self, operations: u64) -> Fault {
         self.passing = operations;
         self
     }
 
-    /// Every matching operation from then on fails, until the disk is healed.
+    /// Makes every later matching operation fail as well, until the disk is healed.
     pub fn until_healed(mut self) -> Fault {
         self.lasting = true;
         self
     }
 
-    /// Fails with this kind of error.
+    /// Sets the kind of the error.
     pub fn kind(mut self, kind: io::ErrorKind) -> Fault {
         self.cause = Cause::Kind(kind);
         self
     }
 
-    /// Fails with this error number of the operating system.
+    /// Sets the error number of the operating system.
     pub fn errno(mut self, errno: i32) -> Fault {
         self.cause = Cause::Errno(errno);
         self
     }
 
-    /// What a failing sync does to the pages.
+    /// Sets the effect of a failing sync on the pages.
     pub fn failed_sync(mut self, effect: FailedSync) -> Fault {
         self.failed_sync = effect;
         self
     }
 
-    /// How many bytes a failing write still writes.
+    /// Sets the number of bytes that a failing write still writes.
     pub fn written(mut self, bytes: usize) -> Fault {
-        self.written_bytes = bytes;
+        self.written = WrittenPart::Bytes(bytes);
+        self
+    }
+
+    /// Lets a failing write still write the first half of its bytes.
+    pub fn half_written(mut self) -> Fault {
+        self.written = WrittenPart::Half;
         self
     }
 }
 
-/// Input/output error, the same number on every Unix.
+/// The number of an input/output error, the same on every Unix.
 const EIO: i32 = 5;
 
-/// The plan and the counts.
+/// The planned faults, and the counts of operations.
 #[derive(Default)]
 pub(super) struct Faults {
     planned: Vec<Fault>,
-    counts: BTreeMap<Op, u64>,
+    counts: BTreeMap<DiskOp, u64>,
 }
 
 impl Faults {
@@ -168,16 +218,19 @@ impl Faults {
         self.counts.values().sum()
     }
 
-    pub(super) fn count(&self, op: Op) -> u64 {
+    pub(super) fn count(&self, op: DiskOp) -> u64 {
         self.counts.get(&op).copied().unwrap_or(0)
     }
 
-    /// Counts the operation, and says whether it is one to fail.
-    pub(super) fn check(&mut self, op: Op, name: &str) -> Result<(), Failure> {
+    /// Counts the operation.
+    ///
+    /// # Errors
+    /// The first planned fault that the operation meets.
+    pub(super) fn check(&mut self, op: DiskOp, name: &str) -> Result<(), InjectedFailure> {
         *self.counts.entry(op).or_default() += 1;
         let mut hit = None;
         for (at, fault) in self.planned.iter_mut().enumerate() {
-            if fault.on.is_some_and(|on| on != op) || !name.starts_with(fault.prefix.as_str()) {
+            if !fault.on.matches(op) || !name.starts_with(fault.prefix.as_str()) {
                 continue;
             }
             if fault.passing > 0 {
@@ -194,12 +247,12 @@ impl Faults {
             Cause::Kind(kind) => kind.into(),
             Cause::Errno(errno) => io::Error::from_raw_os_error(errno),
         };
-        Err(Failure { error, failed_sync: fault.failed_sync, written_bytes: fault.written_bytes })
+        Err(InjectedFailure { error, failed_sync: fault.failed_sync, written: fault.written })
     }
 }
 
-impl From<Failure> for io::Error {
-    fn from(failure: Failure) -> io::Error {
+impl From<InjectedFailure> for io::Error {
+    fn from(failure: InjectedFailure) -> io::Error {
         failure.error
     }
 }

@@ -1,6 +1,7 @@
-//! The simulated disk's files and directories, live and durable. No locking, no waiting: the face does that.
+//! The files and directories of a simulated disk, each with its readable and its durable state.
 //!
-//! Contents are shared with the images of crashes until either side changes them, so an image costs little.
+//! Never locks and never waits; the disk around it does both. Contents are shared with crash images until either side
+//! changes them, so an image is cheap.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -8,45 +9,61 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::disk::simulated::faults::{FailedSync, Failure, Faults, Op};
-use crate::disk::simulated::{Observer, Operation, SECTOR_BYTES, SimDisk};
+use crate::disk::simulated::faults::{DiskOp, FailedSync, Faults, InjectedFailure, WrittenPart};
+
+/// The unit in which a simulated disk writes, in bytes.
+pub const SECTOR_BYTES: usize = 512;
+
+/// An operation as an observer sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiskOperation {
+    /// The number of operations before it.
+    pub number: u64,
+    /// The kind of operation.
+    pub op: DiskOp,
+    /// The name of its file or directory, without the path.
+    pub name: String,
+}
+
+/// Called before each change, with the disk as a killed process would leave it.
+pub(super) type StateObserver = Box<dyn FnMut(&DiskOperation, DiskState) + Send>;
 
 #[derive(Default)]
-pub(super) struct State {
-    pub(super) dirs: BTreeMap<PathBuf, Dir>,
+pub(super) struct DiskState {
+    pub(super) dirs: BTreeMap<PathBuf, Directory>,
     pub(super) inodes: BTreeMap<u64, Inode>,
-    pub(super) inodes_made: u64,
+    inodes_made: u64,
     pub(super) locks: BTreeSet<PathBuf>,
     pub(super) faults: Faults,
     pub(super) capacity_bytes: Option<u64>,
-    /// Successful syncs by file name.
+    /// Counts of successful syncs by file name.
     pub(super) syncs: BTreeMap<String, u64>,
-    /// The open gates' name prefixes.
+    /// The name prefixes of the gates that hold syncs.
     pub(super) gates: BTreeMap<u64, String>,
     pub(super) gates_made: u64,
-    /// How many syncs stand at a gate.
+    /// The number of syncs that wait at a gate.
     pub(super) held: usize,
-    /// Who is shown the disk before each change.
-    pub(super) observer: Option<Observer>,
+    pub(super) observer: Option<StateObserver>,
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Dir {
+pub(super) struct Directory {
     pub(super) live: BTreeMap<String, u64>,
     pub(super) durable: BTreeMap<String, u64>,
-    /// What leads from `durable` to `live`, in order.
-    pub(super) changes: Vec<Change>,
+    /// The changes that lead from `durable` to `live`, in order.
+    pub(super) changes: Vec<DirChange>,
 }
 
 /// One atomic change of a directory.
 #[derive(Clone)]
-pub(super) struct Change {
-    pub(super) inode: u64,
+pub(super) struct DirChange {
+    inode: u64,
     gone: Option<String>,
     made: Option<String>,
 }
 
-impl Change {
+impl DirChange {
     pub(super) fn apply(&self, entries: &mut BTreeMap<String, u64>) {
         if let Some(gone) = &self.gone {
             entries.remove(gone);
@@ -56,7 +73,12 @@ impl Change {
         }
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+    /// True if both concern one file or one name.
+    pub(super) fn depends_on(&self, earlier: &DirChange) -> bool {
+        earlier.inode == self.inode || earlier.names().any(|name| self.names().any(|own| own == name))
+    }
+
+    fn names(&self) -> impl Iterator<Item = &String> {
         self.gone.iter().chain(&self.made)
     }
 }
@@ -65,66 +87,80 @@ impl Change {
 pub(super) struct Inode {
     pub(super) live: Arc<Vec<u8>>,
     pub(super) durable: Arc<Vec<u8>>,
-    /// Sectors of `live` that the disk has not been told of, with the bytes of each that were written since.
+    /// The sectors of `live` that are not durable, each with the range of bytes that was written to it.
     pub(super) dirty: BTreeMap<usize, Range<usize>>,
     pub(super) handles: usize,
 }
 
-/// What a sync saw when it began.
+/// The content that a file had when a sync of it began.
 pub(super) struct BegunSync {
     sectors: Vec<(usize, Vec<u8>)>,
     len: usize,
 }
 
-impl State {
-    /// Shows the disk to the observer if this operation changes something, counts it, and says whether it fails.
-    pub(super) fn begin(&mut self, op: Op, name: &str) -> Result<(), Failure> {
+impl DiskState {
+    /// Begins an operation: shows the disk to the observer if the operation changes something, and counts it.
+    ///
+    /// # Errors
+    /// The planned fault that this operation meets.
+    pub(super) fn begin(&mut self, op: DiskOp, name: &str) -> Result<(), InjectedFailure> {
         if let Some(mut observer) = self.observer.take_if(|_| op.changes()) {
-            let operation = Operation { number: self.faults.operations(), op, name: name.to_owned() };
-            observer(&operation, SimDisk::of(self.killed()));
+            let operation = DiskOperation { number: self.faults.operations(), op, name: name.to_owned() };
+            observer(&operation, self.killed());
             self.observer = Some(observer);
         }
         self.faults.check(op, name)
     }
 
+    /// Returns a disk without files that numbers new files as this one does.
+    pub(super) fn empty_image(&self) -> DiskState {
+        DiskState { inodes_made: self.inodes_made, ..DiskState::default() }
+    }
+
+    /// Returns the disk as a killed process leaves it: without open files, locks, faults or counts.
+    pub(super) fn killed(&self) -> DiskState {
+        let mut image = self.empty_image();
+        image.dirs = self.dirs.clone();
+        image.inodes = self.inodes.clone();
+        image.inodes.values_mut().for_each(|file| file.handles = 0);
+        image.free_unused_files();
+        image
+    }
+
     pub(super) fn create_dir_all(&mut self, path: &Path) -> io::Result<()> {
-        self.begin(Op::CreateDir, &name_in(path))?;
-        for ancestor in path.ancestors() {
-            if !self.dirs.contains_key(ancestor) {
-                self.dirs.insert(ancestor.to_owned(), Dir::default());
-            }
-        }
+        self.begin(DiskOp::CreateDir, &name_in(path))?;
+        self.make_dirs(path);
         Ok(())
     }
 
     pub(super) fn list(&mut self, path: &Path) -> io::Result<Vec<String>> {
-        self.begin(Op::List, &name_in(path))?;
+        self.begin(DiskOp::List, &name_in(path))?;
         Ok(self.dir(path)?.live.keys().cloned().collect())
     }
 
     pub(super) fn create_new(&mut self, path: &Path) -> io::Result<u64> {
         let name = name_in(path);
-        self.begin(Op::Create, &name)?;
+        self.begin(DiskOp::Create, &name)?;
         let inode = self.inodes_made + 1;
         let dir = self.dir(parent_of(path))?;
         if dir.live.contains_key(&name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        dir.change(Change { inode, gone: None, made: Some(name) });
+        dir.change(DirChange { inode, gone: None, made: Some(name) });
         self.inodes_made = inode;
         self.inodes.insert(inode, Inode { handles: 1, ..Inode::default() });
         Ok(inode)
     }
 
     pub(super) fn open(&mut self, path: &Path) -> io::Result<u64> {
-        self.begin(Op::Open, &name_in(path))?;
+        self.begin(DiskOp::Open, &name_in(path))?;
         let inode = self.find(path)?;
         self.inode(inode)?.handles += 1;
         Ok(inode)
     }
 
     pub(super) fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
-        self.begin(Op::Rename, &name_in(from))?;
+        self.begin(DiskOp::Rename, &name_in(from))?;
         if parent_of(from) != parent_of(to) {
             // Nothing in the crate does so, and half of such a rename may be lost.
             return Err(io::ErrorKind::CrossesDevices.into());
@@ -133,41 +169,41 @@ impl State {
         let replaced = self.find(to).ok();
         if replaced != Some(inode) {
             let (gone, made) = (Some(name_in(from)), Some(name_in(to)));
-            self.dir(parent_of(to))?.change(Change { inode, gone, made });
-            replaced.into_iter().for_each(|replaced| self.forget(replaced));
+            self.dir(parent_of(to))?.change(DirChange { inode, gone, made });
+            replaced.into_iter().for_each(|replaced| self.free_if_unused(replaced));
         }
         Ok(())
     }
 
     pub(super) fn remove(&mut self, path: &Path) -> io::Result<()> {
         let name = name_in(path);
-        self.begin(Op::Remove, &name)?;
+        self.begin(DiskOp::Remove, &name)?;
         let inode = self.find(path)?;
-        self.dir(parent_of(path))?.change(Change { inode, gone: Some(name), made: None });
-        self.forget(inode);
+        self.dir(parent_of(path))?.change(DirChange { inode, gone: Some(name), made: None });
+        self.free_if_unused(inode);
         Ok(())
     }
 
     pub(super) fn sync_dir(&mut self, path: &Path) -> io::Result<()> {
-        let outcome = self.begin(Op::SyncDir, &name_in(path));
+        let outcome = self.begin(DiskOp::SyncDir, &name_in(path));
         let dir = self.dir(path)?;
         if let Err(failure) = outcome {
             if failure.failed_sync == FailedSync::PagesReverted {
                 dir.live = dir.durable.clone();
                 dir.changes.clear();
-                self.forget_all();
+                self.free_unused_files();
             }
             return Err(failure.error);
         }
         for change in dir.changes.drain(..) {
             change.apply(&mut dir.durable);
         }
-        self.forget_all();
+        self.free_unused_files();
         Ok(())
     }
 
     pub(super) fn lock(&mut self, path: &Path) -> io::Result<()> {
-        self.begin(Op::Lock, &name_in(path))?;
+        self.begin(DiskOp::Lock, &name_in(path))?;
         self.dir(parent_of(path))?;
         if !self.locks.insert(path.to_owned()) {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -177,7 +213,7 @@ impl State {
 
     pub(super) fn read_at(&mut self, inode: u64, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let name = self.name_of(inode);
-        self.begin(Op::Read, &name)?;
+        self.begin(DiskOp::Read, &name)?;
         let file = self.inode(inode)?;
         let from = usize::try_from(offset).unwrap_or(usize::MAX).min(file.live.len());
         let there = file.live.get(from..).unwrap_or_default();
@@ -190,19 +226,19 @@ impl State {
 
     pub(super) fn write_all_at(&mut self, inode: u64, buf: &[u8], offset: u64) -> io::Result<()> {
         let name = self.name_of(inode);
-        let mut outcome = self.begin(Op::Write, &name);
+        let mut outcome = self.begin(DiskOp::Write, &name);
         let mut buf = buf;
         if let Err(failure) = &outcome {
-            buf = buf.get(..failure.written_bytes).unwrap_or(buf);
+            buf = failure.written.of(buf);
         }
         let offset = usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let room = self.room(inode, offset)?;
         if buf.len() > room {
             buf = buf.get(..room).unwrap_or(buf);
-            outcome = outcome.and(Err(Failure {
+            outcome = outcome.and(Err(InjectedFailure {
                 error: io::ErrorKind::StorageFull.into(),
                 failed_sync: FailedSync::default(),
-                written_bytes: room,
+                written: WrittenPart::Bytes(room),
             }));
         }
         self.inode(inode)?.write(buf, offset);
@@ -211,7 +247,7 @@ impl State {
 
     pub(super) fn len(&mut self, inode: u64) -> io::Result<u64> {
         let name = self.name_of(inode);
-        self.begin(Op::Len, &name)?;
+        self.begin(DiskOp::Len, &name)?;
         Ok(self.inode(inode)?.live.len() as u64)
     }
 
@@ -219,23 +255,23 @@ impl State {
         if let Some(file) = self.inodes.get_mut(&inode) {
             file.handles = file.handles.saturating_sub(1);
         }
-        self.forget(inode);
+        self.free_if_unused(inode);
     }
 
-    /// What a sync that begins now has to bring to the disk.
+    /// Notes the content that a sync beginning now makes durable.
     pub(super) fn begin_sync(&self, inode: u64) -> BegunSync {
         let Some(file) = self.inodes.get(&inode) else { return BegunSync { sectors: Vec::new(), len: 0 } };
         let sectors = file.dirty.keys().map(|&sector| (sector, sector_of(&file.live, sector).to_vec()));
         BegunSync { sectors: sectors.collect(), len: file.live.len() }
     }
 
-    /// Ends a sync that began now (`None`) or earlier.
+    /// Ends a sync that began earlier, or now if `begun` is `None`.
     pub(super) fn finish_sync(
         &mut self,
         inode: u64,
         name: &str,
         begun: Option<BegunSync>,
-        outcome: Result<(), Failure>,
+        outcome: Result<(), InjectedFailure>,
     ) -> io::Result<()> {
         let begun = begun.unwrap_or_else(|| self.begin_sync(inode));
         let file = self.inode(inode)?;
@@ -243,6 +279,7 @@ impl State {
             if failure.failed_sync == FailedSync::PagesReverted {
                 file.live = Arc::clone(&file.durable);
             }
+            // Clean pages, though they are not on the disk: a second sync reports success (see `FailedSync`).
             file.dirty.clear();
             return Err(failure.error);
         }
@@ -251,6 +288,7 @@ impl State {
         grow(durable, len);
         for (sector, content) in begun.sectors {
             put(durable, sector * SECTOR_BYTES, &content);
+            // A sector that was written again while the sync waited at a gate is not clean.
             if sector_of(&file.live, sector) == content.as_slice() {
                 file.dirty.remove(&sector);
             }
@@ -277,13 +315,56 @@ impl State {
         Ok(())
     }
 
-    /// The file's present name, for those who match faults, gates and counts by it.
+    /// Puts a durable file under `path`, in place of one of that name, without counting an operation.
+    pub(super) fn put_file(&mut self, path: &Path, content: Vec<u8>) {
+        self.make_dirs(parent_of(path));
+        let inode = self.inodes_made + 1;
+        self.inodes_made = inode;
+        self.inodes.insert(inode, Inode::durable(Arc::new(content)));
+        self.set_durable_entry(path, Some(inode));
+    }
+
+    /// Removes a file durably, without counting an operation.
+    pub(super) fn delete_file(&mut self, path: &Path) {
+        self.set_durable_entry(path, None);
+    }
+
+    fn set_durable_entry(&mut self, path: &Path, inode: Option<u64>) {
+        let name = name_in(path);
+        if let Some(dir) = self.dirs.get_mut(parent_of(path)) {
+            dir.changes.retain(|change| !change.names().any(|changed| *changed == name));
+            for entries in [&mut dir.live, &mut dir.durable] {
+                match inode {
+                    Some(inode) => _ = entries.insert(name.clone(), inode),
+                    None => _ = entries.remove(&name),
+                }
+            }
+        }
+        self.free_unused_files();
+    }
+
+    /// Returns the readable content of every file in a directory.
+    pub(super) fn files(&self, dir: &Path) -> BTreeMap<String, Vec<u8>> {
+        let names = self.dirs.get(dir).into_iter().flat_map(|dir| &dir.live);
+        let content = |inode| self.inodes.get(inode).map(|file| Vec::clone(&file.live)).unwrap_or_default();
+        names.map(|(name, inode)| (name.clone(), content(inode))).collect()
+    }
+
+    /// Returns a file's present name, which faults, gates and counts are matched by; empty if it has none.
     pub(super) fn name_of(&self, inode: u64) -> String {
         let entries = self.dirs.values().flat_map(|dir| &dir.live);
         entries.filter(|(_, found)| **found == inode).map(|(name, _)| name.clone()).next().unwrap_or_default()
     }
 
-    fn dir(&mut self, path: &Path) -> io::Result<&mut Dir> {
+    fn make_dirs(&mut self, path: &Path) {
+        for ancestor in path.ancestors() {
+            if !self.dirs.contains_key(ancestor) {
+                self.dirs.insert(ancestor.to_owned(), Directory::default());
+            }
+        }
+    }
+
+    fn dir(&mut self, path: &Path) -> io::Result<&mut Directory> {
         self.dirs.get_mut(path).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
@@ -296,7 +377,7 @@ impl State {
         found.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// How many bytes from `offset` on may be written.
+    /// Returns the number of bytes that may be written from `offset` on.
     fn room(&mut self, inode: u64, offset: usize) -> io::Result<usize> {
         let Some(capacity) = self.capacity_bytes else { return Ok(usize::MAX) };
         let free = usize::try_from(capacity.saturating_sub(self.used_bytes())).unwrap_or(usize::MAX);
@@ -304,22 +385,27 @@ impl State {
         Ok(len.saturating_add(free).saturating_sub(offset))
     }
 
-    /// Frees a file that has neither a name, live or durable or in between, nor a handle.
-    fn forget(&mut self, inode: u64) {
+    /// Frees a file that has no handle and no name, be it live, durable or between the two.
+    fn free_if_unused(&mut self, inode: u64) {
         let named = self.dirs.values().any(|dir| dir.names(inode));
         if !named && self.inodes.get(&inode).is_some_and(|file| file.handles == 0) {
             self.inodes.remove(&inode);
         }
     }
 
-    pub(super) fn forget_all(&mut self) {
+    fn free_unused_files(&mut self) {
         let inodes: Vec<u64> = self.inodes.keys().copied().collect();
-        inodes.into_iter().for_each(|inode| self.forget(inode));
+        inodes.into_iter().for_each(|inode| self.free_if_unused(inode));
     }
 }
 
-impl Dir {
-    fn change(&mut self, change: Change) {
+impl Directory {
+    /// Returns a directory whose entries are all durable.
+    pub(super) fn durable(entries: BTreeMap<String, u64>) -> Directory {
+        Directory { live: entries.clone(), durable: entries, changes: Vec::new() }
+    }
+
+    fn change(&mut self, change: DirChange) {
         change.apply(&mut self.live);
         self.changes.push(change);
     }
@@ -331,6 +417,11 @@ impl Dir {
 }
 
 impl Inode {
+    /// Returns a file whose content is all durable.
+    pub(super) fn durable(content: Arc<Vec<u8>>) -> Inode {
+        Inode { live: Arc::clone(&content), durable: content, ..Inode::default() }
+    }
+
     fn write(&mut self, buf: &[u8], offset: usize) {
         let end = offset + buf.len();
         if buf.is_empty() {
@@ -354,14 +445,14 @@ pub(super) fn sector_of(content: &[u8], sector: usize) -> &[u8] {
     content.get(from..to).unwrap_or_default()
 }
 
-/// Makes `content` at least so long.
+/// Fills `content` up with zeros to at least `len` bytes.
 pub(super) fn grow(content: &mut Vec<u8>, len: usize) {
-    // One copy is a good deal faster than `resize` where nothing is optimized, and tests do this all the time.
+    // One copy is a good deal faster than `resize` in an unoptimised build, and tests do this all the time.
     let zeros = vec![0; len.saturating_sub(content.len())];
     content.extend_from_slice(&zeros);
 }
 
-/// Copies as much of `bytes` as fits within `content`.
+/// Copies as much of `bytes` to `offset` as fits within `content`.
 pub(super) fn put(content: &mut [u8], offset: usize, bytes: &[u8]) {
     let Some(to) = content.get_mut(offset..) else { return };
     let n = to.len().min(bytes.len());

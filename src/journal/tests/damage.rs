@@ -1,13 +1,11 @@
-//! Damage is found and told, a torn tail is cut, and nothing else changes.
-
-use std::collections::BTreeMap;
+//! Damage is found and reported, a torn tail is cut, and nothing else changes.
 
 use super::*;
 use crate::journal::frame::FrameHeader;
 
 /// Three segments, because each open begins one: records 1 to 6, 7 to 9, and 10 to 12, closed cleanly.
-pub(super) fn closed_journal() -> MemDisk {
-    let disk = MemDisk::default();
+pub(super) fn closed_journal() -> SimDisk {
+    let disk = SimDisk::new();
     let mut opened = open(&disk, &growing()).unwrap();
     for first in [1, 4, 7, 10] {
         append(&mut opened.writer, &[frame(first, 2)]);
@@ -24,7 +22,7 @@ pub(super) fn closed_journal() -> MemDisk {
 }
 
 /// Gives the first frame of a segment another body under good checksums, as a lost write would leave it.
-pub(super) fn give_another_sound_body(disk: &MemDisk, name: &str) {
+pub(super) fn give_another_sound_body(disk: &SimDisk, name: &str) {
     let mut content = disk.content(name);
     let (header, _) = FrameHeader::decode(&content[4096..]).unwrap();
     let body = 4096 + 56..4096 + 56 + header.body_len as usize;
@@ -36,8 +34,8 @@ pub(super) fn give_another_sound_body(disk: &MemDisk, name: &str) {
     disk.put(name, content);
 }
 
-pub(super) fn image_of(files: &BTreeMap<String, Vec<u8>>) -> MemDisk {
-    let disk = MemDisk::default();
+pub(super) fn image_of(files: &Files) -> SimDisk {
+    let disk = SimDisk::new();
     for (name, content) in files {
         disk.put(name, content.clone());
     }
@@ -45,7 +43,7 @@ pub(super) fn image_of(files: &BTreeMap<String, Vec<u8>>) -> MemDisk {
 }
 
 /// Opens what was tampered with: an error that is one of ours and changed nothing, or a dense prefix.
-fn open_tampered(files: &BTreeMap<String, Vec<u8>>, what: &str) -> Result<u64> {
+fn open_tampered(files: &Files, what: &str) -> Result<u64> {
     let disk = image_of(files);
     match open(&disk, &growing()) {
         Ok(opened) => Ok(assert_dense(&opened)),
@@ -80,7 +78,7 @@ fn every_flipped_byte_yields_everything_or_an_error() {
 
 #[test]
 fn every_truncation_of_the_last_segment_reopens_to_a_prefix() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let mut opened = open(&disk, &growing()).unwrap();
     for first in 1..=6 {
         append(&mut opened.writer, &[frame(first, 1)]);
@@ -124,7 +122,7 @@ fn a_sealed_segment_that_is_cut_short_is_damage_with_its_place() {
 
 #[test]
 fn a_file_that_was_prepared_whole_and_is_shorter_now_is_damage() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     drop(open(&disk, &filled()).unwrap());
     let mut content = disk.content(&segment_name(1));
     content.pop();
@@ -136,14 +134,14 @@ fn a_file_that_was_prepared_whole_and_is_shorter_now_is_damage() {
 
 #[test]
 fn a_torn_tail_is_cut_and_a_hole_below_a_promise_is_damage() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let mut opened = open(&disk, &filled()).unwrap();
     append(&mut opened.writer, &[frame(1, 1)]);
     let at = append(&mut opened.writer, &[frame(2, 1)])[0].offset as usize;
     append(&mut opened.writer, &[frame(3, 1)]);
     drop(opened);
     let name = segment_name(1);
-    let flip = |disk: &MemDisk| {
+    let flip = |disk: &SimDisk| {
         let mut content = disk.content(&name);
         content[at + 60] ^= 1;
         disk.put(&name, content);
@@ -156,7 +154,7 @@ fn a_torn_tail_is_cut_and_a_hole_below_a_promise_is_damage() {
     assert!(opened.torn_bytes > 0);
 
     // The same bytes, but a later frame promises that a sync had covered them.
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let mut opened = open(&disk, &filled()).unwrap();
     append(&mut opened.writer, &[frame(1, 1), frame(2, 1), frame(3, 1)]);
     opened.writer.sync().unwrap();
@@ -180,7 +178,7 @@ fn a_torn_tail_is_cut_and_a_hole_below_a_promise_is_damage() {
 #[test]
 fn the_last_frame_is_torn_after_a_crash_and_damaged_after_a_clean_close() {
     for clean in [false, true] {
-        let disk = MemDisk::default();
+        let disk = SimDisk::new();
         let mut opened = open(&disk, &filled()).unwrap();
         append(&mut opened.writer, &[frame(1, 1)]);
         let at = append(&mut opened.writer, &[frame(2, 1)])[0].offset as usize;
@@ -203,7 +201,7 @@ fn the_last_frame_is_torn_after_a_crash_and_damaged_after_a_clean_close() {
 #[test]
 fn a_sound_frame_that_does_not_continue_the_one_before_is_damage_at_the_very_end_too() {
     for prev in [1, 2, 3] {
-        let disk = MemDisk::default();
+        let disk = SimDisk::new();
         let mut opened = open(&disk, &filled()).unwrap();
         let last = frame(2, 1);
         let at = append(&mut opened.writer, &[frame(1, 1), last.clone()])[1].offset;
@@ -300,10 +298,10 @@ fn leftovers_are_removed_and_other_files_are_left_alone() {
 
 #[test]
 fn damage_behind_the_back_of_a_running_reader_is_an_error_and_never_a_value() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let Opened { log, mut writer, .. } = open(&disk, &growing()).unwrap();
     let at = append(&mut writer, &[frame(1, 2)])[0];
-    let file = crate::disk::contract::Disk::open(&disk, Path::new(&segment_name(1))).unwrap();
+    let file = crate::disk::contract::Disk::open(&disk, &path_of(&segment_name(1))).unwrap();
     for place in [0, 32, 60] {
         let mut byte = [0];
         file.read_at(&mut byte, at.offset + place).unwrap();
@@ -325,7 +323,7 @@ fn the_fixture_of_format_version_1_opens() {
             std::fs::write(dir.join(name), content).unwrap();
         }
     }
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     for entry in std::fs::read_dir(&dir).unwrap() {
         let entry = entry.unwrap();
         disk.put(entry.file_name().to_str().unwrap(), std::fs::read(entry.path()).unwrap());

@@ -1,24 +1,23 @@
-//! The survey sees what an opening sees and changes nothing; a salvage keeps what can be proven and tells the rest.
+//! A survey finds what an opening finds and changes nothing; a salvage keeps sound frames and reports the rest.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::damage::{closed_journal, give_another_sound_body, image_of};
 use super::*;
 use crate::disk::contract::{Disk, DiskFile, DiskLock};
-use crate::journal::salvage::{SalvageOptions, Salvaged, salvage};
+use crate::journal::salvage::{SalvageOptions, SalvageStep, Salvaged, salvage};
 use crate::journal::survey::{Finding, Survey};
 
-/// All that a survey finds, in short.
+/// The findings of a survey, in short.
 #[derive(Debug, Default, PartialEq)]
-struct Seen {
+struct Found {
     records: Vec<u64>,
     damages: Vec<(String, u64)>,
     holes: Vec<(u64, Option<u64>)>,
     torn: Option<u64>,
 }
 
-impl Seen {
+impl Found {
     fn add(&mut self, finding: &Finding) {
         match finding {
             Finding::Frame(frame) => {
@@ -39,9 +38,9 @@ impl Seen {
     }
 }
 
-fn survey(disk: &MemDisk) -> Result<Seen> {
+fn survey(disk: &SimDisk) -> Result<Found> {
     let mut survey = Survey::open(Arc::new(disk.clone()), Path::new("journal"))?;
-    let mut seen = Seen::default();
+    let mut seen = Found::default();
     while let Some(finding) = survey.next_finding()? {
         seen.add(&finding);
     }
@@ -50,67 +49,26 @@ fn survey(disk: &MemDisk) -> Result<Seen> {
     Ok(seen)
 }
 
-/// Salvages to another disk, so that the first can be compared.
-fn salvaged(disk: &MemDisk, options: &SalvageOptions) -> (MemDisk, Salvaged, Seen) {
+/// Salvages to another directory. Returns a disk that has the new journal alone.
+fn salvaged(disk: &SimDisk, options: &SalvageOptions) -> (SimDisk, Salvaged, Found) {
     let before = disk.image();
     let options = &SalvageOptions { journal: growing(), ..options.clone() };
-    let mut seen = Seen::default();
-    let mut left_out = Seen::default();
-    // The disk of these tests has one directory, so both journals cannot lie in it: the new one is moved.
-    let (from, to) = (MemDisk::default(), MemDisk::default());
-    before.iter().for_each(|(name, content)| from.put(name, content.clone()));
-    let pair: Arc<dyn Disk> = Arc::new(TwoDirs { from: from.clone(), to: to.clone() });
-    let done =
-        salvage(&pair, Path::new("from"), Path::new("to"), options, &mut |_| true, &mut |told| match told
-            .finding
-        {
-            Finding::Frame(_) if !told.written => left_out.add(told.finding),
-            finding => seen.add(finding),
-        });
-    assert_eq!(from.image(), before, "the damaged journal was changed");
+    let mut seen = Found::default();
+    let mut left_out = Found::default();
+    let mut report = |step: &SalvageStep<'_>| match step.finding {
+        Finding::Frame(_) if !step.written => left_out.add(step.finding),
+        finding => seen.add(finding),
+    };
+    let both: Arc<dyn Disk> = Arc::new(disk.clone());
+    let done = salvage(&both, Path::new(DIR), Path::new("to"), options, &mut |_| true, &mut report);
+    assert_eq!(disk.image(), before, "the damaged journal was changed");
+    let to = image_of(&disk.files(Path::new("to")));
+    // The next salvage of this disk needs an empty directory.
+    disk.files(Path::new("to")).keys().for_each(|name| disk.delete_file(&Path::new("to").join(name)));
     (to, done.unwrap(), seen)
 }
 
-/// One directory on each of two disks.
-struct TwoDirs {
-    from: MemDisk,
-    to: MemDisk,
-}
-
-impl TwoDirs {
-    fn of(&self, path: &Path) -> &MemDisk {
-        if path.starts_with("to") { &self.to } else { &self.from }
-    }
-}
-
-impl Disk for TwoDirs {
-    fn create_dir_all(&self, path: &Path) -> std::io::Result<()> {
-        self.of(path).create_dir_all(path)
-    }
-    fn list(&self, path: &Path) -> std::io::Result<Vec<String>> {
-        self.of(path).list(path)
-    }
-    fn create_new(&self, path: &Path) -> std::io::Result<Box<dyn DiskFile>> {
-        self.of(path).create_new(path)
-    }
-    fn open(&self, path: &Path) -> std::io::Result<Box<dyn DiskFile>> {
-        self.of(path).open(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
-        self.of(from).rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> std::io::Result<()> {
-        self.of(path).remove(path)
-    }
-    fn sync_dir(&self, path: &Path) -> std::io::Result<()> {
-        self.of(path).sync_dir(path)
-    }
-    fn lock(&self, path: &Path) -> std::io::Result<Box<dyn DiskLock>> {
-        self.of(path).lock(path)
-    }
-}
-
-fn flipped(files: &BTreeMap<String, Vec<u8>>, name: &str, at: usize) -> MemDisk {
+fn flipped(files: &Files, name: &str, at: usize) -> SimDisk {
     let disk = image_of(files);
     let mut content = files[name].clone();
     content[at] ^= 0x40;
@@ -161,7 +119,7 @@ fn a_survey_says_of_every_flipped_byte_what_an_opening_says() {
 
 #[test]
 fn records_behind_damage_are_found_and_the_hole_is_exact() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let mut opened = open(&disk, &filled()).unwrap();
     let mut places = Vec::new();
     for first in [1, 3, 5, 7] {
@@ -226,7 +184,7 @@ fn a_missing_segment_and_a_lost_end_are_holes() {
 #[test]
 fn a_journal_that_is_being_written_and_trimmed_is_never_damaged() {
     for options in [growing(), filled()] {
-        let disk = MemDisk::default();
+        let disk = SimDisk::new();
         let opened = open(&disk, &options).unwrap();
         let (log, mut writer) = (opened.log, opened.writer);
         let mut looks = 0_u64;
@@ -335,15 +293,23 @@ fn a_salvage_of_any_damage_opens_and_is_a_prefix_and_of_none_is_everything() {
 
 #[test]
 fn a_salvage_refuses_a_directory_that_holds_anything_and_a_journal_that_is_open() {
-    let (from, to) = (closed_journal(), MemDisk::default());
-    to.put("something", vec![1]);
-    let pair: Arc<dyn Disk> = Arc::new(TwoDirs { from: from.clone(), to: to.clone() });
+    let disk = closed_journal();
+    let to = Path::new("to");
+    disk.put_file(&to.join("something"), vec![1]);
+    let both: Arc<dyn Disk> = Arc::new(disk.clone());
     let run = || {
         let options = SalvageOptions { journal: growing(), ..SalvageOptions::default() };
-        salvage(&pair, Path::new("from"), Path::new("to"), &options, &mut |_| true, &mut |_| {})
+        salvage(&both, Path::new(DIR), to, &options, &mut |_| true, &mut |_| {})
     };
     assert_eq!(error_of(run()).kind(), ErrorKind::InvalidOption);
-    assert_eq!(to.names(), ["something"]);
+    assert_eq!(disk.files(to).into_keys().collect::<Vec<_>>(), ["something"]);
+    // The file by which a salvage knows that a journal can be open: a simulated lock makes none.
+    disk.put("lock", Vec::new());
+    disk.delete_file(&to.join("something"));
+    let opened = open(&disk, &growing()).unwrap();
+    assert_eq!(error_of(run()).kind(), ErrorKind::Locked);
+    drop(opened);
+    assert!(run().is_ok());
 }
 
 /// A lost write that left an older, sound frame in place: the successor's chain tells, and none of it is handed out.
@@ -359,10 +325,10 @@ fn a_segment_that_is_not_the_one_its_successor_recorded_is_a_hole() {
 
 /// A disk that changes under whoever looks: until so many reads, or listings, have passed it is as it was before.
 struct Changing {
-    before: MemDisk,
-    after: MemDisk,
+    before: SimDisk,
+    after: SimDisk,
     /// What is read after the change through files that were opened before it and have no name any more.
-    recycled: MemDisk,
+    recycled: SimDisk,
     left: Arc<AtomicUsize>,
 }
 
@@ -388,65 +354,65 @@ impl ChangingFile {
 }
 
 impl DiskFile for ChangingFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.now().read_at(buf, offset)
     }
-    fn write_all_at(&self, _: &[u8], _: u64) -> std::io::Result<()> {
+    fn write_all_at(&self, _: &[u8], _: u64) -> io::Result<()> {
         panic!("a survey writes")
     }
-    fn sync_data(&self) -> std::io::Result<()> {
+    fn sync_data(&self) -> io::Result<()> {
         panic!("a survey syncs")
     }
-    fn len(&self) -> std::io::Result<u64> {
+    fn len(&self) -> io::Result<u64> {
         self.now().len()
     }
 }
 
 impl Disk for Changing {
-    fn list(&self, path: &Path) -> std::io::Result<Vec<String>> {
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         if is_before(&self.left) { self.before.list(path) } else { self.after.list(path) }
     }
-    fn open_read_only(&self, path: &Path) -> std::io::Result<Box<dyn DiskFile>> {
+    fn open_read_only(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let (before, after) = (self.before.open(path), self.after.open(path));
         let gone = if is_before(&self.left) { before.is_err() } else { after.is_err() };
         if gone {
-            return Err(std::io::ErrorKind::NotFound.into());
+            return Err(io::ErrorKind::NotFound.into());
         }
         let after = after.or_else(|_| self.recycled.open(path));
         Ok(Box::new(ChangingFile { before: before.ok(), after: after.ok(), left: Arc::clone(&self.left) }))
     }
-    fn open(&self, _: &Path) -> std::io::Result<Box<dyn DiskFile>> {
+    fn open(&self, _: &Path) -> io::Result<Box<dyn DiskFile>> {
         panic!("a survey opens for writing")
     }
-    fn create_dir_all(&self, _: &Path) -> std::io::Result<()> {
+    fn create_dir_all(&self, _: &Path) -> io::Result<()> {
         panic!("a survey makes a directory")
     }
-    fn create_new(&self, _: &Path) -> std::io::Result<Box<dyn DiskFile>> {
+    fn create_new(&self, _: &Path) -> io::Result<Box<dyn DiskFile>> {
         panic!("a survey makes a file")
     }
-    fn rename(&self, _: &Path, _: &Path) -> std::io::Result<()> {
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
         panic!("a survey renames")
     }
-    fn remove(&self, _: &Path) -> std::io::Result<()> {
+    fn remove(&self, _: &Path) -> io::Result<()> {
         panic!("a survey removes")
     }
-    fn sync_dir(&self, _: &Path) -> std::io::Result<()> {
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
         panic!("a survey syncs a directory")
     }
-    fn lock(&self, _: &Path) -> std::io::Result<Box<dyn DiskLock>> {
+    fn lock(&self, _: &Path) -> io::Result<Box<dyn DiskLock>> {
         panic!("a survey locks")
     }
 }
 
 /// Surveys while `before` becomes `after`, at every call of the disk in turn: never is there damage or a hole.
-fn survey_every_change(before: &MemDisk, after: &MemDisk, recycled: &MemDisk) -> Vec<Vec<u64>> {
+fn survey_every_change(before: &SimDisk, after: &SimDisk, recycled: &SimDisk) -> Vec<Vec<u64>> {
     let mut all = Vec::new();
     for calls in 0..40 {
         let left = Arc::new(AtomicUsize::new(calls));
         let (before, after, recycled) = (before.clone(), after.clone(), recycled.clone());
         let disk = Changing { before, after, recycled, left };
         let mut survey = Survey::open(Arc::new(disk), Path::new("journal")).unwrap();
-        let mut seen = Seen::default();
+        let mut seen = Found::default();
         while let Some(finding) = survey.next_finding().unwrap() {
             seen.add(&finding);
         }
@@ -463,7 +429,7 @@ fn survey_every_change(before: &MemDisk, after: &MemDisk, recycled: &MemDisk) ->
 /// Half a frame was read, then the writer finished it, synced, and wrote another that says so: that is no damage.
 #[test]
 fn what_a_writer_finishes_between_two_looks_is_not_damaged() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let mut opened = open(&disk, &filled()).unwrap();
     append(&mut opened.writer, &[frame(1, 1)]);
     let at = append(&mut opened.writer, &[frame(2, 1)])[0].offset as usize;
@@ -473,7 +439,7 @@ fn what_a_writer_finishes_between_two_looks_is_not_damaged() {
     let mut content = before.content(&segment_name(1));
     content[at + 58..].fill(0);
     before.put(&segment_name(1), content);
-    let all = survey_every_change(&before, &disk, &MemDisk::default());
+    let all = survey_every_change(&before, &disk, &SimDisk::new());
     assert!(all.contains(&vec![1]) && all.contains(&vec![1, 2, 3]), "{all:?}");
 }
 
@@ -485,13 +451,13 @@ fn what_is_trimmed_between_two_looks_is_not_missing() {
         let after = image_of(&disk.image());
         (1..=trimmed).for_each(|number| after.delete(&segment_name(number)));
         // Their files are the third segment by now.
-        let recycled = MemDisk::default();
+        let recycled = SimDisk::new();
         (1..=trimmed).for_each(|number| {
             let mut content = disk.content(&segment_name(3));
             content.resize(disk.content(&segment_name(number)).len(), 0);
             recycled.put(&segment_name(number), content);
         });
-        for recycled in [&MemDisk::default(), &recycled] {
+        for recycled in [&SimDisk::new(), &recycled] {
             let all = survey_every_change(&disk, &after, recycled);
             assert!(all.iter().all(|records| records.ends_with(&[10, 11, 12])), "{all:?}");
         }
@@ -501,16 +467,16 @@ fn what_is_trimmed_between_two_looks_is_not_missing() {
     gap.delete(&segment_name(2));
     let after = image_of(&disk.image());
     let left = Arc::new(AtomicUsize::new(1));
-    let changing = Changing { before: gap, after, recycled: MemDisk::default(), left };
+    let changing = Changing { before: gap, after, recycled: SimDisk::new(), left };
     let mut survey = Survey::open(Arc::new(changing), Path::new("journal")).unwrap();
-    let mut seen = Seen::default();
+    let mut seen = Found::default();
     while let Some(finding) = survey.next_finding().unwrap() {
         seen.add(&finding);
     }
     assert_eq!((seen.records.len(), seen.damages, seen.holes), (12, vec![], vec![]));
     // After the first segment has been begun, it and the second go: what was begun is read, the rest follows.
     let mut survey = Survey::open(Arc::new(disk.clone()), Path::new("journal")).unwrap();
-    let mut seen = Seen::default();
+    let mut seen = Found::default();
     seen.add(&survey.next_finding().unwrap().unwrap());
     (1..=2).for_each(|number| disk.delete(&segment_name(number)));
     while let Some(finding) = survey.next_finding().unwrap() {
@@ -522,7 +488,7 @@ fn what_is_trimmed_between_two_looks_is_not_missing() {
 
 #[test]
 fn a_damaged_end_of_which_nothing_is_left_is_a_hole_without_an_end() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let mut opened = open(&disk, &filled()).unwrap();
     append(&mut opened.writer, &[frame(1, 1), frame(2, 1)]);
     opened.writer.sync().unwrap();

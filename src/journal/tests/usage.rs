@@ -1,12 +1,10 @@
 //! The journal in use: round trips, rotation, recycling, trimming beside a reader, full disks, failed syncs.
 
-use std::io;
-
 use super::*;
 
 #[test]
 fn what_was_appended_is_read_back_before_and_after_a_reopen() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let Opened { log, mut writer, id, created, first_prev, last, torn_bytes } =
         open(&disk, &growing()).unwrap();
     assert!(created && first_prev == Seq::ZERO && last == Seq::ZERO && torn_bytes == 0);
@@ -29,7 +27,7 @@ fn what_was_appended_is_read_back_before_and_after_a_reopen() {
 
 #[test]
 fn holes_of_writes_that_bypass_the_journal_are_kept() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let mut opened = open(&disk, &growing()).unwrap();
     append(&mut opened.writer, &[frame(10, 2), frame(20, 1)]);
     let (none, error) = try_append(&mut opened.writer, &[frame(21, 1), frame(21, 1)]);
@@ -42,7 +40,7 @@ fn holes_of_writes_that_bypass_the_journal_are_kept() {
 
 #[test]
 fn a_reader_sees_what_is_published_and_no_more() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let Opened { log, mut writer, .. } = open(&disk, &growing()).unwrap();
     let mut reader = log.read_after(Seq::ZERO);
     assert!(reader.next_frame().unwrap().is_none());
@@ -54,7 +52,7 @@ fn a_reader_sees_what_is_published_and_no_more() {
     writer.publish(Seq(2));
     assert_eq!(reader.next_frame().unwrap().unwrap().first, Seq(2));
     // The first frame of all may replace the empty segment that the reader stands in.
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let Opened { log, mut writer, .. } = open(&disk, &growing()).unwrap();
     let mut reader = log.read_after(Seq::ZERO);
     assert!(reader.next_frame().unwrap().is_none());
@@ -65,7 +63,7 @@ fn a_reader_sees_what_is_published_and_no_more() {
 #[test]
 fn segments_rotate_and_large_frames_get_one_of_their_own() {
     for options in [growing(), filled()] {
-        let disk = MemDisk::default();
+        let disk = SimDisk::new();
         let Opened { log, mut writer, .. } = open(&disk, &options).unwrap();
         let sizes = [30_000, 30_000, 200_000, 300_000, 10, 60_000, 20, 3_000_000];
         let frames: Vec<_> = (1..).zip(sizes).map(|(first, len)| large(first, len)).collect();
@@ -88,20 +86,20 @@ fn segments_rotate_and_large_frames_get_one_of_their_own() {
 
 #[test]
 fn a_group_is_one_write_and_a_steady_sync_touches_no_metadata() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let mut opened = open(&disk, &filled()).unwrap();
-    let before = disk.log().len();
+    let changes = disk.record_changes();
     append(&mut opened.writer, &[frame(1, 2), frame(3, 1), frame(4, 5)]);
     opened.writer.sync().unwrap();
     opened.writer.sync().unwrap();
     let file = segment_name(1);
-    assert_eq!(disk.log()[before..], [format!("write {file}"), format!("sync {file}")]);
+    assert_eq!(*changes.lock().unwrap(), [format!("Write {file}"), format!("Sync {file}")]);
     assert_eq!(disk.content(&file).len() as u64, SEGMENT, "the file was there in full already");
 }
 
 #[test]
 fn a_recycled_file_serves_again_and_its_old_frames_never_do() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let Opened { log, mut writer, .. } = open(&disk, &growing()).unwrap();
     // 57 frames of the same size fill a segment.
     append(&mut writer, &(1..=114).map(|first| large(first, 1000)).collect::<Vec<_>>());
@@ -112,10 +110,10 @@ fn a_recycled_file_serves_again_and_its_old_frames_never_do() {
     assert_eq!(disk.names()[0], segment_name(3));
     assert!(disk.names()[1..].iter().all(|name| name.starts_with("spare-")));
     // One frame of that size in a file where 56 old ones follow, all of them whole and sound.
-    let before = disk.log().len();
+    let before = disk.count(DiskOp::Create);
     append(&mut writer, &[large(116, 2000), large(117, 1000)]);
     writer.sync().unwrap();
-    assert!(!disk.log()[before..].iter().any(|line| line.starts_with("create")), "a spare was used");
+    assert_eq!(disk.count(DiskOp::Create), before, "a spare was used");
     assert_eq!(disk.content(&segment_name(4)).len(), 4096 + 57 * 1064);
     drop((log, writer));
     let opened = open(&disk, &growing()).unwrap();
@@ -126,15 +124,17 @@ fn a_recycled_file_serves_again_and_its_old_frames_never_do() {
 
 #[test]
 fn trimming_goes_oldest_first_and_each_step_is_durable() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let Opened { log, mut writer, .. } = open(&disk, &growing()).unwrap();
     append(&mut writer, &(1..=5).map(|first| large(first, 60_000)).collect::<Vec<_>>());
-    let before = disk.log().len();
+    let changes = disk.record_changes();
     log.trim(Seq(99)).unwrap();
     let steps: Vec<String> =
-        disk.log()[before..].iter().map(|line| line.replace(char::is_numeric, "")).collect();
-    let (rename, remove, sync) = ("rename spare-.seg", "remove .seg", "sync_dir ");
+        changes.lock().unwrap().iter().map(|line| line.replace(char::is_numeric, "")).collect();
+    let (rename, remove, sync) = ("Rename .seg", "Remove .seg", "SyncDir journal");
     assert_eq!(steps, [rename, sync, rename, sync, remove, sync, remove, sync], "two spares are enough");
+    let spares = disk.names().iter().filter(|name| name.starts_with("spare-")).count();
+    assert_eq!((spares, disk.names().len()), (2, 3), "{:?}", disk.names());
     assert!(disk.names().contains(&segment_name(5)), "the last segment stays");
 }
 
@@ -142,7 +142,7 @@ fn trimming_goes_oldest_first_and_each_step_is_durable() {
 fn a_reader_in_a_trimmed_segment_finishes_it_and_locations_tell_that_they_are_gone() {
     // Frames larger than what a reader reads ahead, so that it comes back to the file after the trim.
     let options = JournalOptions { segment_bytes: 1024 * 1024, ..growing() };
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let Opened { log, mut writer, .. } = open(&disk, &options).unwrap();
     let locations = append(&mut writer, &(1..=9).map(|first| large(first, 300_000)).collect::<Vec<_>>());
     let mut reader = log.read_after(Seq::ZERO);
@@ -165,7 +165,7 @@ fn a_reader_in_a_trimmed_segment_finishes_it_and_locations_tell_that_they_are_go
 
 #[test]
 fn a_thread_keeps_a_spare_ready_and_ends_with_the_log() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let options = JournalOptions { segment_bytes: SEGMENT, ..JournalOptions::default() };
     let Opened { log, mut writer, .. } = open(&disk, &options).unwrap();
     for first in 1..=40 {
@@ -184,7 +184,7 @@ fn a_thread_keeps_a_spare_ready_and_ends_with_the_log() {
 
 #[test]
 fn the_lock_refuses_a_second_owner_until_the_first_is_gone() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let opened = open(&disk, &growing()).unwrap();
     assert_eq!(error_of(open(&disk, &growing())).kind(), ErrorKind::Locked);
     let Opened { log, writer, .. } = opened;
@@ -196,17 +196,19 @@ fn the_lock_refuses_a_second_owner_until_the_first_is_gone() {
 
 #[test]
 fn a_full_disk_refuses_the_frames_that_do_not_fit_and_heals() {
-    for operation in ["create", "write spare", "write 0", "sync spare", "rename"] {
-        let disk = MemDisk::default();
+    // The first write is that of a frame, and the first sync that of its segment; the second ones are a spare's.
+    for operation in
+        [(DiskOp::Create, 0), (DiskOp::Write, 1), (DiskOp::Write, 0), (DiskOp::Sync, 1), (DiskOp::Rename, 0)]
+    {
+        let disk = SimDisk::new();
         let Opened { log, mut writer, .. } = open(&disk, &growing()).unwrap();
         append(&mut writer, &[large(1, 60_000)]);
-        let (name, after) = (operation.split(' ').next().unwrap(), usize::from(operation.ends_with("spare")));
-        disk.fail(name, after, io::ErrorKind::StorageFull, false);
+        disk.fail(operation.0, operation.1, io::ErrorKind::StorageFull, false);
         let (written, error) = try_append(&mut writer, &[frame(2, 1), large(3, 60_000)]);
         let error = error.unwrap();
-        assert_eq!(error.kind(), ErrorKind::DiskFull, "{operation}: {error}");
+        assert_eq!(error.kind(), ErrorKind::DiskFull, "{operation:?}: {error}");
         let (again, error) = try_append(&mut writer, &[large(10, 50_000)]);
-        assert!(again.is_empty() && error.unwrap().kind() == ErrorKind::DiskFull, "{operation}");
+        assert!(again.is_empty() && error.unwrap().kind() == ErrorKind::DiskFull, "{operation:?}");
         disk.heal();
         let next = 2 + written.len() as u64;
         append(&mut writer, &[frame_of(next, &[b"healed".to_vec()])]);
@@ -215,32 +217,32 @@ fn a_full_disk_refuses_the_frames_that_do_not_fit_and_heals() {
         drop((log, writer));
         let opened = open(&disk, &growing()).unwrap();
         let all = read_all(&opened.log, 0).unwrap();
-        assert_eq!(all.len() as u64, next, "{operation}");
+        assert_eq!(all.len() as u64, next, "{operation:?}");
         assert_eq!(all.last().unwrap().1, "healed");
     }
 }
 
 #[test]
-fn what_a_full_disk_took_of_a_group_counts_and_the_rest_never_comes_back() {
+fn the_part_of_a_group_that_a_full_disk_took_counts_and_the_rest_never_comes_back() {
     // Half of the group reached the file, its first frame wholly, before the disk was full.
     for options in [growing(), filled()] {
-        let disk = MemDisk::default();
+        let disk = SimDisk::new();
         let mut opened = open(&disk, &options).unwrap();
         append(&mut opened.writer, &[frame(1, 1)]);
-        disk.fail("write", 0, io::ErrorKind::StorageFull, true);
+        disk.fail(DiskOp::Write, 0, io::ErrorKind::StorageFull, true);
         let (written, error) = try_append(&mut opened.writer, &[frame(2, 1), large(3, 9_000), frame(4, 1)]);
         assert_eq!((written.len(), error.unwrap().kind()), (1, ErrorKind::DiskFull));
         assert_eq!(opened.writer.last(), Seq(2));
         assert!(opened.log.read_frame(written[0]).unwrap().is_some());
-        for keep in [Keep::Everything, Keep::Nothing] {
-            let crashed = open(&disk.crash(keep), &options).unwrap();
-            assert!(assert_dense(&crashed) <= 2, "{keep:?}");
+        for policy in [CrashPolicy::Everything, CrashPolicy::OnlySynced] {
+            let crashed = open(&disk.crash(policy), &options).unwrap();
+            assert!(assert_dense(&crashed) <= 2, "{policy:?}");
         }
         // The next frame seals the segment where its last whole frame ends.
         append(&mut opened.writer, &[frame(3, 2)]);
         opened.writer.sync().unwrap();
         drop(opened);
-        let opened = open(&disk.crash(Keep::Nothing), &options).unwrap();
+        let opened = open(&disk.crash(CrashPolicy::OnlySynced), &options).unwrap();
         assert_eq!(assert_dense(&opened), 4);
     }
 }
@@ -248,10 +250,10 @@ fn what_a_full_disk_took_of_a_group_counts_and_the_rest_never_comes_back() {
 #[test]
 fn a_failed_sync_poisons_for_ever_and_says_so() {
     for point in [false, true] {
-        let disk = MemDisk::default();
+        let disk = SimDisk::new();
         let Opened { log, mut writer, .. } = open(&disk, &growing()).unwrap();
         append(&mut writer, &[frame(1, 1)]);
-        disk.fail("sync", 0, io::ErrorKind::StorageFull, true);
+        disk.fail(DiskOp::Sync, 0, io::ErrorKind::StorageFull, true);
         let error = if point { error_of(writer.sync_point().sync()) } else { error_of(writer.sync()) };
         assert_eq!(error.kind(), ErrorKind::Poisoned, "a full disk is no excuse for a sync");
         assert!(format!("{error:#}").contains("outcome of those in flight is unknown"), "{error}");
@@ -267,29 +269,29 @@ fn a_failed_sync_poisons_for_ever_and_says_so() {
 #[test]
 fn other_failures_of_a_write_or_a_rotation_poison_too() {
     for (operation, kind) in [
-        ("write", io::ErrorKind::Other),
-        ("sync_dir", io::ErrorKind::StorageFull),
-        ("sync", io::ErrorKind::Other),
-        ("rename", io::ErrorKind::Other),
+        (DiskOp::Write, io::ErrorKind::Other),
+        (DiskOp::SyncDir, io::ErrorKind::StorageFull),
+        (DiskOp::Sync, io::ErrorKind::Other),
+        (DiskOp::Rename, io::ErrorKind::Other),
     ] {
-        let disk = MemDisk::default();
+        let disk = SimDisk::new();
         let mut opened = open(&disk, &growing()).unwrap();
         append(&mut opened.writer, &[frame(1, 1)]);
         disk.fail(operation, 0, kind, true);
         let (written, error) = try_append(&mut opened.writer, &[large(2, 61_200), large(3, 60_000)]);
-        assert!(written.is_empty(), "{operation}");
-        assert_eq!(error.unwrap().kind(), ErrorKind::Poisoned, "{operation}");
+        assert!(written.is_empty(), "{operation:?}");
+        assert_eq!(error.unwrap().kind(), ErrorKind::Poisoned, "{operation:?}");
         assert_eq!(
             try_append(&mut opened.writer, &[frame(4, 1)]).1.unwrap().kind(),
             ErrorKind::Poisoned,
-            "{operation}"
+            "{operation:?}"
         );
     }
 }
 
 #[test]
 fn a_sync_beside_the_writer_covers_what_was_appended_before_it() {
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let mut opened = open(&disk, &growing()).unwrap();
     append(&mut opened.writer, &[frame(1, 2)]);
     let point = opened.writer.sync_point();
@@ -297,19 +299,19 @@ fn a_sync_beside_the_writer_covers_what_was_appended_before_it() {
     point.sync().unwrap();
     opened.writer.synced(point);
     append(&mut opened.writer, &[frame(4, 1)]);
-    let before = disk.log().len();
+    let before = disk.changes();
     opened.writer.sync().unwrap();
-    assert_eq!(disk.log().len(), before + 1, "what was appended meanwhile is not taken for synced");
+    assert_eq!(disk.changes(), before + 1, "what was appended meanwhile is not taken for synced");
 }
 
 #[test]
 fn readers_and_a_trimmer_beside_the_writer_see_whole_records_in_order() {
     const LAST: u64 = 3000;
-    let disk = MemDisk::default();
+    let disk = SimDisk::new();
     let Opened { log, mut writer, .. } = open(&disk, &growing()).unwrap();
     let check = |seq: u64, content: &Bytes| assert_eq!(content, &record(seq), "record {seq}");
     std::thread::scope(|scope| {
-        let (told, locations) = std::sync::mpsc::channel();
+        let (written_at, locations) = std::sync::mpsc::channel();
         for trims in [false, true] {
             let log = Arc::clone(&log);
             scope.spawn(move || {
@@ -332,10 +334,10 @@ fn readers_and_a_trimmer_beside_the_writer_see_whole_records_in_order() {
                 }
             });
         }
-        let by_place = Arc::clone(&log);
+        let by_location = Arc::clone(&log);
         scope.spawn(move || {
             for (first, location) in locations {
-                if let Some(frame) = by_place.read_frame(location).unwrap() {
+                if let Some(frame) = by_location.read_frame(location).unwrap() {
                     assert_eq!(frame.first, Seq(first));
                     (first..).zip(frame.records()).for_each(|(seq, content)| check(seq, &content));
                 }
@@ -345,7 +347,7 @@ fn readers_and_a_trimmer_beside_the_writer_see_whole_records_in_order() {
         while first <= LAST {
             let group = [frame(first, 1), frame(first + 1, 2), frame(first + 3, 3)];
             let written = append(&mut writer, &group);
-            told.send((first + 1, written[1])).unwrap();
+            written_at.send((first + 1, written[1])).unwrap();
             first += 6;
         }
     });

@@ -4,14 +4,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use forebay::JournalOptions;
-use forebay::disk::simulated::{CrashPolicy, Op, Operation, SimDisk};
+use forebay::disk::simulated::{CrashPolicy, DiskOp, DiskOperation, SimDisk};
 
 use super::{Tally, budget, first_seed, policies, policies_of_recovery, single_losses};
 use crate::journal_run::{Acknowledge, Draw, History, Run, Shared, layout, open, work};
 
 /// The disk right before an operation, and what was known then.
 struct Moment {
-    operation: Operation,
+    operation: DiskOperation,
     disk: SimDisk,
     history: History,
 }
@@ -99,7 +99,7 @@ impl Kind {
         let (disk, history) = (SimDisk::new(), Shared::default());
         let seen = watch(&disk, &history);
         work(&disk, &self.options, self.acknowledge, &history, &mut Draw(seed), (2, 13))?;
-        tally.renames += disk.count(Op::Rename);
+        tally.renames += disk.count(DiskOp::Rename);
         for (at, moment) in (0..).zip(moments_of(&disk, &history, &seen)) {
             tally.operations += 1;
             let drawn = seed.wrapping_mul(1_000_003).wrapping_add(at);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use forebay::Durability;
-use forebay::disk::simulated::{CrashPolicy, Op, SimDisk};
+use forebay::disk::simulated::{CrashPolicy, DiskOp, SimDisk};
 
 use super::{Tally, budget, first_seed, policies, policies_of_recovery, single_losses};
 use crate::history_store::HistoryStore;
@@ -136,7 +136,7 @@ fn work(kind: &Kind, seed: u64) -> Result<(Vec<Moment>, u64), String> {
             run.close().map_err(|error| format!("closing: {error:?}"))?;
         }
     }
-    Ok((moments_of(&disk, &store, &history, &seen), disk.count(Op::Rename)))
+    Ok((moments_of(&disk, &store, &history, &seen), disk.count(DiskOp::Rename)))
 }
 
 fn run(kind: &Kind, seed: u64, again_every: u64, tally: &mut Tally) -> Result<(), String> {

@@ -116,7 +116,7 @@ async fn a_cursor_has_one_subscriber_a_name_and_a_bound() {
 
 #[tokio::test]
 async fn a_cursor_that_cannot_be_written_stays_where_it_was() {
-    for op in [Op::Create, Op::Write, Op::Sync, Op::Rename] {
+    for op in [DiskOp::Create, DiskOp::Write, DiskOp::Sync, DiskOp::Rename] {
         let layer = Layer::new();
         let bay = open(&layer).await;
         let mut changes = bay.changes("index").await.unwrap();

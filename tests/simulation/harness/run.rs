@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use forebay::disk::simulated::{CrashPolicy, Fault, Op as DiskOp};
+use forebay::disk::simulated::{CrashPolicy, DiskOp, Fault};
 use forebay::seam::simulated;
 use forebay::{
     Bincode, Builder, Cache, Codec, Durability, ErrorKind, Forebay, HealthState, JournalOptions, Key,
