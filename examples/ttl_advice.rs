@@ -1,4 +1,4 @@
-//! Which time to live a cache advises, and what it then gives: learned from traffic whose source others write, and
+//! The time to live that a cache advises, and what it then gives: learned from traffic whose source others write, and
 //! tried on the same traffic.
 //!
 //! ```text
@@ -23,7 +23,7 @@ use comfy_table::Table;
 use forebay::testkit::ManualClock;
 use forebay::{Cache, Forebay, MemoryStore, ReadOptions, Source, TtlAdvice};
 
-/// What the cache is learned with, in seconds.
+/// The time to live while the cache learns, in seconds.
 const FIRST_LIFE_S: u64 = 300;
 const WANTED: [f64; 4] = [0.005, 0.02, 0.05, 0.1];
 
@@ -42,7 +42,7 @@ struct Event {
     is_read: bool,
 }
 
-/// What a replay gave.
+/// The result of a replay.
 struct Replay {
     served: u64,
     stale: u64,

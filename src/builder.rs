@@ -17,7 +17,9 @@ use crate::forebay::Forebay;
 use crate::journal::options::{Durability, JournalOptions};
 use crate::layer::opening;
 use crate::layer::ownership::{OnOwned, Role};
-use crate::options::{Backpressure, LayerOptions, OnRejected, Sizes};
+#[cfg(forebay_simulation)]
+use crate::options::LayerSizes;
+use crate::options::{Backpressure, LayerOptions, OnRejected, layer_options};
 use crate::seam::clock::{Clock, Ticker, block_on};
 use crate::store::contract::Store;
 
@@ -64,77 +66,29 @@ impl fmt::Debug for Builder {
 }
 
 macro_rules! setters {
-    ($($(#[$doc:meta])* $name:ident: $field:ident: $kind:ty,)*) => {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty = $default:expr,)*) => {
         impl Builder {
             $($(#[$doc])* pub fn $name(mut self, value: $kind) -> Self {
-                self.options.$field = value;
+                self.options.$name = value;
                 self
             })*
         }
     };
 }
-
-setters! {
-    /// Sets when a journaled write counts as committed. Default: [`Durability::Sync`].
-    durability: durability: Durability,
-    /// Sets segment sizes and the other options of the journal.
-    journal_options: journal: JournalOptions,
-    /// Limits the bytes of the journal that wait for the store, those in flight included. Default: 4 GiB.
-    queue_bytes_max: queue_bytes_max: u64,
-    /// Limits the records that wait for the store, those in flight included. Default: 4,000,000.
-    queue_records_max: queue_records_max: u64,
-    /// Limits the bytes of pending records in memory. Records beyond that are read back from the journal, and take 8 to
-    /// 16 bytes each that do not count here. Default: 256 MiB.
-    pending_memory_bytes_max: pending_memory_bytes_max: u64,
-    /// Sets what a write does when the queue is full. Default: wait.
-    backpressure: backpressure: Backpressure,
-    /// Limits the records of one apply. An atomic batch is never split. Default: 1024.
-    batch_records_max: batch_records_max: usize,
-    /// Limits the bytes of one apply. An atomic batch is never split. Default: 8 MiB.
-    batch_bytes_max: batch_bytes_max: u64,
-    /// Sets how long the flusher waits for a batch to fill, as long as nobody waits for an apply or for room. A store's
-    /// sync and the journal's share the disk, so applying every write at once would slow the writers down. Zero applies
-    /// what is there at once. Default: 10 ms.
-    batch_linger: batch_linger: Duration,
-    /// Limits how long the drain gives way to writers that go on committing, since it shares processors and disk with
-    /// them. The drain then waits for a `batch_linger` in which nothing is committed; but no longer than this, not
-    /// beyond a quarter of the queue's limits or of `pending_memory_bytes_max`, and not while somebody waits for an
-    /// apply or for room. There is no such delay where changes are told ([`Builder::changes`], or an outbox of the
-    /// store's), nor for this long after a write-through. Zero applies whatever fills a batch at once. Default: 1 s.
-    drain_delay_max: drain_delay_max: Duration,
-    /// Sets what happens when the store rejects a record. Default: halt.
-    on_rejected: on_rejected: OnRejected,
-    /// Limits the records in the dead-letter list; beyond that the flusher halts instead. Default: 100,000.
-    dead_letter_records_max: dead_letter_records_max: u64,
-    /// Sets how long a write-through waits for the store before it fails with
-    /// [`ErrorKind::InDoubt`](crate::ErrorKind::InDoubt). Default: 30 s.
-    through_timeout: through_timeout: Duration,
-    /// Sets how long [`Forebay::close`] drains. Default: 30 s.
-    close_deadline: close_deadline: Duration,
-    /// Allows [`Forebay::changes`]. The journal then holds a notice of each write-through, too, which costs that a sync
-    /// of the journal before the store's. Default: false.
-    changes: changes: bool,
-    /// Limits the bytes of applied segments that are kept for named cursors of the change stream. Beyond that the
-    /// slowest cursors lose their places, and are told so. Default: 1 GiB.
-    changes_bytes_max: changes_bytes_max: u64,
-    /// Sets how often the layer renews its sign of life in the store, for layers that [wait](Builder::on_owned) for the
-    /// store. Default: 1 s.
-    renew_interval: renew_interval: Duration,
-    /// Accepts that the journal that the store was fed from is gone, with whatever was queued in it. Default: false.
-    replace_journal: replace_journal: bool,
-}
+layer_options!(setters);
 
 impl Builder {
-    /// Sets the directory of the journal. Without one every write goes through to the store.
-    pub fn journal(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.options.journal_dir = Some(dir.into());
+    /// Sets the sizes of internal structures. For the crate's own tests.
+    #[cfg(forebay_simulation)]
+    #[doc(hidden)]
+    pub fn sizes(mut self, sizes: LayerSizes) -> Self {
+        self.options.sizes = sizes;
         self
     }
 
-    /// Lowers internal sizes so that keys collide all the time, for tests.
-    #[doc(hidden)]
-    pub fn colliding_sizes(mut self) -> Self {
-        self.options.sizes = Sizes::COLLIDING;
+    /// Sets the directory of the journal. Without one every write goes through to the store.
+    pub fn journal(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.options.journal_dir = Some(dir.into());
         self
     }
 

@@ -1,6 +1,4 @@
-//! The crate's names for places and tenures: sequence numbers, epochs, identities, keys.
-//!
-//! These are plain values. Whoever holds one may copy and compare it; nothing here does I/O.
+//! Identifiers: sequence numbers, epochs, identities, names and keys. Plain values; nothing here does I/O.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -16,33 +14,45 @@ pub const KEY_BYTES_MAX: usize = 32 * 1024;
 /// The largest encoded value, in bytes.
 pub const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// How much of a key an error or a log line may show, in bytes.
+/// The most bytes of a key that an error or a log line may show.
 const KEY_SHOWN_BYTES_MAX: usize = 48;
 const SEPARATOR: u8 = 0;
-/// Behind a namespace's name: one version of a value, and which versions there are. No name can hold an `@`, so what
-/// lies there cannot be taken for a value, nor a value for it.
+/// Suffixes of a namespace's name for the stored versions of its values, and for the lists of versions. No name can
+/// hold an `@`, so neither can be mistaken for a value, nor a value for them.
 const VERSION_MARK: &str = "@version";
 const VERSION_LIST_MARK: &str = "@versions";
 
-/// A record's place in a layer's one order, and the version of the value that it wrote.
+/// The sequence number of a record in its layer's one order, and the version of the value that the record wrote.
 ///
 /// Zero stands for "before the first write". A number is never used twice.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
-pub struct Seq(pub u64);
+pub struct Seq(pub(crate) u64);
 
 impl Seq {
-    /// The place before the first write.
+    /// The number before the first write.
     pub const ZERO: Seq = Seq(0);
 
-    /// The next place. Eight bytes of sequence numbers do not run out: a billion a second last 584 years.
+    /// Makes the sequence number with this value.
+    #[must_use]
+    pub const fn new(number: u64) -> Seq {
+        Seq(number)
+    }
+
+    /// Returns it as a plain number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the next number. 64 bits do not run out: a billion records a second last 584 years.
     #[must_use]
     pub fn next(self) -> Seq {
         Seq(self.0.saturating_add(1))
     }
 
-    /// The place `count` further on.
+    /// Returns the number `count` further on.
     #[must_use]
     pub fn plus(self, count: u64) -> Seq {
         Seq(self.0.saturating_add(count))
@@ -55,11 +65,25 @@ impl fmt::Display for Seq {
     }
 }
 
-/// One tenure of a store's owner. A store refuses what an older epoch sends.
+/// The number of a tenure of a store's owner. A store refuses the writes of an older epoch.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
-pub struct Epoch(pub u64);
+pub struct Epoch(pub(crate) u64);
+
+impl Epoch {
+    /// Makes the epoch with this number.
+    #[must_use]
+    pub const fn new(number: u64) -> Epoch {
+        Epoch(number)
+    }
+
+    /// Returns it as a plain number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
 
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,9 +91,23 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// A journal's identity, drawn at random when it is created.
+/// The identity of a journal, drawn at random when the journal is created.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct JournalId(pub [u8; 16]);
+pub struct JournalId(pub(crate) [u8; 16]);
+
+impl JournalId {
+    /// Makes the identity with these bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> JournalId {
+        JournalId(bytes)
+    }
+
+    /// Returns its bytes.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+}
 
 impl fmt::Display for JournalId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -83,7 +121,7 @@ impl fmt::Debug for JournalId {
     }
 }
 
-/// A namespace's name: segments of `a-z A-Z 0-9 _ . -`, joined by `/`, none of them `.` or `..`.
+/// The name of a namespace: segments of `a-z A-Z 0-9 _ . -`, joined by `/`, none of them `.` or `..`.
 ///
 /// A value of this type cannot hold a bad name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -100,6 +138,7 @@ impl NamespaceName {
             let shown = escape_prefix(name.as_bytes());
             Err(Error::new(ErrorKind::InvalidName, format!("namespace name \"{shown}\": {why}")))
         };
+        // First, so that no more than this is ever scanned or shown.
         if name.len() > NAMESPACE_BYTES_MAX {
             return refuse("longer than 255 bytes");
         }
@@ -107,6 +146,7 @@ impl NamespaceName {
             if segment.is_empty() {
                 return refuse("a segment is empty");
             }
+            // A store may keep a namespace as a directory, which a name must not leave.
             if segment == "." || segment == ".." {
                 return refuse("a segment is a relative path");
             }
@@ -118,36 +158,43 @@ impl NamespaceName {
         Ok(NamespaceName(name.into()))
     }
 
-    /// A name that [`NamespaceName::parse`] refuses, for what the layer keeps for itself.
+    /// Makes a name that [`NamespaceName::parse`] refuses, for data of the layer's own.
     pub(crate) fn reserved(name: &'static str) -> NamespaceName {
         debug_assert!(NamespaceName::parse(name).is_err(), "no user can choose it");
         NamespaceName(name.into())
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it is `other`, or lies below it.
+    /// True if it is `other` or lies below it.
     #[must_use]
     pub fn is_within(&self, other: &NamespaceName) -> bool {
         let rest = self.0.strip_prefix(other.as_str());
+        // "products2" does not lie below "products".
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// It and all that it lies below, from the top: `a`, `a/b`, `a/b/c`.
+    /// Iterates over the names above it and itself, from the top: `a`, `a/b`, `a/b/c`.
     pub fn path(&self) -> impl Iterator<Item = NamespaceName> + '_ {
         let ends = self.0.match_indices('/').map(|(at, _)| at).chain([self.0.len()]);
         ends.filter_map(|end| self.0.get(..end).map(|name| NamespaceName(name.into())))
     }
 }
 
-/// Names are told apart, ordered and hashed as their text is.
+/// Names compare and hash as their text.
 impl Borrow<str> for NamespaceName {
     fn borrow(&self) -> &str {
         &self.0
+    }
+}
+
+impl serde::Serialize for NamespaceName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 
@@ -157,7 +204,7 @@ impl fmt::Display for NamespaceName {
     }
 }
 
-/// A stored key: the namespace's name, a zero byte, and the encoded key, in one cheaply cloned buffer.
+/// A stored key: the namespace's name, a zero byte, and the encoded key, in one buffer. Cheap to clone.
 ///
 /// Keys of one namespace lie next to each other in byte order, so a store can scan a namespace by prefix.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -176,12 +223,13 @@ impl Key {
         Ok(Key(Bytes::from(joined)))
     }
 
-    /// The same as [`Key::new`], as a part of a buffer that it shares with other keys.
+    /// As [`Key::new`], in a part of a buffer that it shares with other keys.
     pub(crate) fn new_within(
         shared: &mut BytesMut,
         namespace: &NamespaceName,
         key: &[u8],
     ) -> Result<Key, Error> {
+        // Checked before anything is appended: the buffer holds other keys already.
         check_key_length(namespace.as_str().len() + 1 + key.len())?;
         shared.extend_from_slice(namespace.as_str().as_bytes());
         shared.extend_from_slice(&[SEPARATOR]);
@@ -189,13 +237,13 @@ impl Key {
         Ok(Key(shared.split().freeze()))
     }
 
-    /// Appends what every key of `namespace` starts with.
+    /// Appends the prefix of every key of `namespace`.
     pub(crate) fn write_prefix(namespace: &NamespaceName, out: &mut Vec<u8>) {
         out.extend_from_slice(namespace.as_str().as_bytes());
         out.push(SEPARATOR);
     }
 
-    /// Wraps bytes that were a key before, checking their form.
+    /// Wraps the bytes of a key, and checks their form.
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`] or [`ErrorKind::InvalidName`] if they cannot be a key.
@@ -204,9 +252,10 @@ impl Key {
         Ok(Key(bytes))
     }
 
-    /// Whether bytes can be a key; the error says why not.
+    /// Checks that bytes can be a key.
     pub(crate) fn check(bytes: &[u8]) -> Result<(), Error> {
         check_key_length(bytes.len())?;
+        // Bytes from a journal or a bus need not have been made by this crate.
         if !bytes.contains(&SEPARATOR) {
             let shown = escape_prefix(bytes);
             return Err(Error::new(ErrorKind::InvalidName, format!("key \"{shown}\" names no namespace")));
@@ -214,38 +263,39 @@ impl Key {
         Ok(())
     }
 
-    /// The whole key, as a store keeps it.
+    /// Returns the whole key, as a store keeps it.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The namespace's name. Empty only if the bytes were not UTF-8, which no name is.
+    /// Returns the namespace's name. Empty only if the bytes are not UTF-8; every name is.
     #[must_use]
     pub fn namespace(&self) -> &str {
         let end = self.0.iter().position(|&byte| byte == SEPARATOR).unwrap_or(0);
         self.0.get(..end).and_then(|name| std::str::from_utf8(name).ok()).unwrap_or("")
     }
 
-    /// The encoded key within its namespace.
+    /// Returns the encoded key within its namespace.
     #[must_use]
     pub fn key(&self) -> &[u8] {
         let start = self.0.iter().position(|&byte| byte == SEPARATOR).map_or(0, |at| at + 1);
         self.0.get(start..).unwrap_or(&[])
     }
 
-    /// Where a version of this key's value is stored.
+    /// Returns the key under which a version of this key's value is stored.
     pub(crate) fn version(&self, version: u64) -> Result<Key, Error> {
-        self.beside(VERSION_MARK, &version.to_le_bytes())
+        self.with_suffix(VERSION_MARK, &version.to_le_bytes())
     }
 
-    /// Where it is stored which versions of this key's value there are.
+    /// Returns the key under which the list of this key's versions is stored.
     pub(crate) fn version_list(&self) -> Result<Key, Error> {
-        self.beside(VERSION_LIST_MARK, &[])
+        self.with_suffix(VERSION_LIST_MARK, &[])
     }
 
-    /// What is stored under this key.
+    /// Returns the kind of data that is stored under this key.
     pub(crate) fn stored_kind(&self) -> StoredKind {
+        // No user's namespace holds an `@`, so a key of a cache never takes the first two ways.
         let namespace = self.namespace();
         if let Some(name) = namespace.strip_suffix(VERSION_MARK)
             && let Some((key, version)) = self.key().split_last_chunk::<8>()
@@ -255,7 +305,8 @@ impl Key {
         if namespace.ends_with(VERSION_LIST_MARK) { StoredKind::VersionList } else { StoredKind::Value }
     }
 
-    fn beside(&self, mark: &str, tail: &[u8]) -> Result<Key, Error> {
+    /// Returns a key in the namespace whose name has this suffix.
+    fn with_suffix(&self, mark: &str, tail: &[u8]) -> Result<Key, Error> {
         let key = Key::joined(&[self.namespace(), mark], &[self.key(), tail]);
         check_key_length(key.0.len())?;
         Ok(key)
@@ -275,26 +326,26 @@ impl Key {
     }
 }
 
-/// Keys are told apart, ordered and hashed as their bytes are.
+/// Keys compare and hash as their bytes.
 impl Borrow<[u8]> for Key {
     fn borrow(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// What is stored under a key.
+/// The kind of data that is stored under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StoredKind {
     /// A value.
     Value,
     /// One version of the value of that key.
     Version(Key, u64),
-    /// Which versions of a value there are.
+    /// The list of a value's versions.
     VersionList,
 }
 
 impl fmt::Display for Key {
-    /// A bounded, escaped prefix: a key may be personal data, and it may be 32 KiB.
+    /// Writes a bounded, escaped prefix: a key may be personal data, and it may be 32 KiB.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace(), escape_prefix(self.key()))
     }
@@ -306,7 +357,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Whether a stored key of so many bytes is allowed.
+/// Checks the length of a stored key in bytes.
 pub(crate) fn check_key_length(length: usize) -> Result<(), Error> {
     if length <= KEY_BYTES_MAX {
         return Ok(());
@@ -314,7 +365,7 @@ pub(crate) fn check_key_length(length: usize) -> Result<(), Error> {
     Err(Error::new(ErrorKind::TooLarge, format!("a key of {length} bytes; the limit is {KEY_BYTES_MAX}")))
 }
 
-/// At most [`KEY_SHOWN_BYTES_MAX`] bytes of `bytes`, printable, and marked where it was cut.
+/// Returns at most [`KEY_SHOWN_BYTES_MAX`] bytes of `bytes`, printable, and marked where they were cut.
 fn escape_prefix(bytes: &[u8]) -> String {
     let shown = bytes.get(..KEY_SHOWN_BYTES_MAX).unwrap_or(bytes);
     let mut text = shown.escape_ascii().to_string();

@@ -44,6 +44,8 @@
 //! | [`figures`](manual::figures), [`monitor`](manual::monitor) | metrics, alerts, consistency |
 //! | [`glossary`](manual::glossary), [`design`](manual::design), [`testing`](manual::testing) | words, and pages for contributors |
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod builder;
 pub mod bus;
 pub mod cache;
@@ -63,13 +65,13 @@ pub mod options;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod queue;
-#[cfg(not(feature = "mutation"))]
+#[cfg(not(forebay_mutation))]
 mod safeguard;
-#[cfg(feature = "mutation")]
+#[cfg(forebay_mutation)]
 pub mod safeguard;
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 mod seam;
-#[cfg(feature = "simulation")]
+#[cfg(forebay_simulation)]
 pub mod seam;
 pub mod store;
 #[cfg(feature = "testkit")]
@@ -81,9 +83,11 @@ pub use crate::bus::local::LocalBus;
 #[cfg(feature = "postgres")]
 pub use crate::bus::postgres::PostgresBus;
 pub use crate::cache::batch::WriteBatch;
+#[cfg(feature = "bincode")]
+pub use crate::cache::codec::Bincode;
 #[cfg(feature = "postcard")]
 pub use crate::cache::codec::Postcard;
-pub use crate::cache::codec::{Bincode, CacheKey, CacheValue, Codec};
+pub use crate::cache::codec::{CacheKey, CacheValue, Codec};
 pub use crate::cache::entry::{Entry, Loaded, ReadOptions, Receipt, Source, StalenessBound, WriteOptions};
 pub use crate::cache::group::{BlockingGroup, Group};
 pub use crate::cache::opening::CacheBuilder;
@@ -109,9 +113,9 @@ pub use crate::memory::metrics::{CacheStats, EvictionCause};
 pub use crate::memory::servable::{MissReason, StaleReason};
 pub use crate::metrics::ages::AgeSummary;
 pub use crate::metrics::{Counts, QueueStats, Stats};
+pub use crate::monitor::consistency::Monitor;
 pub use crate::monitor::observer::{Observation, Observer};
 pub use crate::monitor::report::MonitorReport;
-pub use crate::monitor::sampling::Monitor;
 pub use crate::options::{Backpressure, OnRejected, WritePolicy};
 #[cfg(feature = "postgres")]
 pub use crate::postgres::server::PostgresServer;
@@ -126,6 +130,7 @@ pub use crate::store::memory::MemoryStore;
 pub use crate::store::postgres::PostgresStore;
 #[cfg(feature = "redb")]
 pub use crate::store::redb::RedbStore;
+#[cfg(feature = "sled")]
 pub use crate::store::sled::SledStore;
 
 /// The README's program compiles.

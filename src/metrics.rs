@@ -24,7 +24,7 @@ pub struct Counter(AtomicU64);
 impl Counter {
     /// Adds `n`.
     pub fn add(&self, n: u64) {
-        // Most callers add zero most of the time: they pass a condition as a number.
+        // Many callers pass a condition as a number, which is mostly zero: that costs no atomic operation.
         if n > 0 {
             self.0.fetch_add(n, Ordering::Relaxed);
         }
@@ -66,15 +66,16 @@ macro_rules! labels {
 
         impl $name {
             /// All variants.
-            pub const ALL: &'static [$name] = &[$($name::$variant,)*];
+            $vis const ALL: &'static [$name] = &[$($name::$variant,)*];
 
             /// Returns the label under which it is exported and serialised.
             #[must_use]
-            pub fn as_str(self) -> &'static str {
+            $vis fn as_str(self) -> &'static str {
                 match self { $($name::$variant => $label,)* }
             }
         }
 
+        // The arrays of counters are equally long for all enums.
         const _: () = assert!($name::ALL.len() <= $crate::metrics::LABELS_MAX);
 
         impl $crate::metrics::Label for $name {
@@ -173,7 +174,24 @@ impl<E: Label> Serialize for Counts<E> {
     }
 }
 
+/// Serialises a value as its text.
+pub(crate) fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+/// Serialises an error as the text of its whole chain.
+pub(crate) fn error_as_text<T: fmt::Display, S: Serializer>(
+    error: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match error {
+        Some(error) => serializer.serialize_some(&format!("{error:#}")),
+        None => serializer.serialize_none(),
+    }
+}
+
 /// A figure as it is exported.
+#[cfg(any(test, feature = "metrics"))]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Figure {
     /// The metric's name.
@@ -184,6 +202,7 @@ pub(crate) struct Figure {
 }
 
 /// The value of a figure. All but the first are gauges.
+#[cfg(any(test, feature = "metrics"))]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum FigureValue {
     /// A total that only grows.
@@ -195,12 +214,14 @@ pub(crate) enum FigureValue {
 }
 
 /// A field of a snapshot that can be exported.
+#[cfg(any(test, feature = "metrics"))]
 pub(crate) trait Export {
     /// Appends what is exported of it. `name` is the metric's name, or what the names of several begin with; `label` is
     /// the label's key and, for a single count, its value.
     fn export(&self, name: &'static str, label: &[&'static str], to: &mut Vec<Figure>);
 }
 
+#[cfg(any(test, feature = "metrics"))]
 impl Export for u64 {
     fn export(&self, name: &'static str, label: &[&'static str], to: &mut Vec<Figure>) {
         let label = match label {
@@ -211,6 +232,7 @@ impl Export for u64 {
     }
 }
 
+#[cfg(any(test, feature = "metrics"))]
 impl<E: Label> Export for Counts<E> {
     fn export(&self, name: &'static str, label: &[&'static str], to: &mut Vec<Figure>) {
         let key = label.first().copied().unwrap_or("reason");
@@ -223,6 +245,7 @@ impl<E: Label> Export for Counts<E> {
     }
 }
 
+#[cfg(any(test, feature = "metrics"))]
 impl Export for QueueStats {
     fn export(&self, _: &'static str, _: &[&'static str], to: &mut Vec<Figure>) {
         let QueueStats { records, bytes, oldest_age } = *self;
@@ -274,6 +297,7 @@ struct CellLease {
 
 impl CellLease {
     fn begin() -> CellLease {
+        // The lowest free cell, so that the cells in use stay close together.
         let lowest_free = |taken: u64| {
             let number = taken.trailing_ones();
             (number < OWNED as u32).then(|| taken | 1 << number)
@@ -291,6 +315,7 @@ impl Drop for CellLease {
         // Destructors that run after this one may still count: they use the shared cell.
         OWN.set(OWNED);
         if self.number < OWNED {
+            // Releases the last count of this thread to the cell's next one.
             TAKEN.fetch_and(!(1 << self.number), Ordering::Release);
         }
     }
@@ -300,6 +325,7 @@ impl StripedCounter {
     /// Adds one.
     #[inline]
     pub fn increment(&self) {
+        // One comparison serves three states: a cell of its own, none, and not asked yet.
         match self.owned.get(OWN.get()) {
             // A load and a store will do: no other thread writes this cell.
             Some(PaddedCell(own)) => {
@@ -321,6 +347,7 @@ impl StripedCounter {
     /// Returns the sum so far.
     #[must_use]
     pub fn value(&self) -> u64 {
+        // The cells are read one after the other: a sum may miss increments made meanwhile, never count one twice.
         self.owned.iter().chain([&self.shared]).map(|PaddedCell(cell)| cell.load(Ordering::Relaxed)).sum()
     }
 }
@@ -333,8 +360,9 @@ pub struct QueueStats {
     pub records: u64,
     /// Their size in the journal, in bytes.
     pub bytes: u64,
-    /// The time since the oldest of them was committed, or recovered by this opening. Never too low. Too high by at most
-    /// a 32nd of the time in which the queue was filled, plus the time its writer waited for room and for the commit.
+    /// The time since the oldest of them was committed, or recovered by this opening. Never too low. Too high by at
+    /// most a 32nd of the time in which the queue was filled, plus the time its writer waited for room and for the
+    /// commit.
     pub oldest_age: Duration,
 }
 
@@ -349,7 +377,10 @@ macro_rules! stats {
             $($(#[$doc:meta])* $field:ident: $kind:ty => $value:ty, $name:literal $([$($label:literal)+])?;)*
         }
         filled in {
-            $($(#[$other_doc:meta])* $other:ident: $other_value:ty, $other_name:literal $([$($other_label:literal)+])?;)*
+            $(
+                $(#[$other_doc:meta])*
+                $other:ident: $other_value:ty, $other_name:literal $([$($other_label:literal)+])?;
+            )*
         }
     ) => {
         $(#[$live_doc])*

@@ -1,4 +1,4 @@
-//! Plain options with their ranges. Nothing is opened here; a bad option is an error that names it.
+//! The options of a layer, with their texts, defaults and ranges. A bad option is an error that names it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,8 +6,9 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::VALUE_BYTES_MAX;
 use crate::journal::options::{Durability, JournalOptions};
+use crate::memory::scope::StripeCounts;
 
-/// When a write is acknowledged.
+/// The moment at which a write is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WritePolicy {
@@ -20,7 +21,7 @@ pub enum WritePolicy {
     Around,
 }
 
-/// What a write does when the queue is full.
+/// The behaviour of a write when the queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Backpressure {
@@ -32,114 +33,133 @@ pub enum Backpressure {
     Refuse,
 }
 
-/// What the flusher does when the store rejects a queued record.
+/// The behaviour of the flusher when the store rejects a queued record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnRejected {
-    /// Stop there, keep everything, and say so, until the layer is resumed or opened again.
+    /// Halt there and keep everything, until the layer is resumed or opened again. [`Health`](crate::Health) shows it.
     Halt,
     /// Put the record, and every later one of its keys, into the durable dead-letter list, and go on.
     Park,
 }
 
-/// The options of a layer.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct LayerOptions {
-    /// Where the journal lies; without one every write has to go through.
-    pub journal_dir: Option<PathBuf>,
-    /// Segment sizes and the like.
-    pub journal: JournalOptions,
-    /// When a journaled write counts as committed.
-    pub durability: Durability,
-    /// How many bytes of the journal may wait for the store; what is in flight counts.
-    pub queue_bytes_max: u64,
-    /// How many records may wait for the store; what is in flight counts.
-    pub queue_records_max: u64,
-    /// How many bytes of pending records stay in memory. The others are read from the journal, and each takes 8 to 16
-    /// bytes that do not count here.
-    pub pending_memory_bytes_max: u64,
-    /// What a write does when the queue is full.
-    pub backpressure: Backpressure,
-    /// How many records one apply takes at the most (an atomic batch is never split).
-    pub batch_records_max: usize,
-    /// How many bytes one apply takes at the most (an atomic batch is never split).
-    pub batch_bytes_max: u64,
-    /// How long the flusher waits for a batch to fill, unless somebody waits for an apply or for room.
-    pub batch_linger: Duration,
-    /// For how long the drain stays out of the way of writers that go on committing, whole batches or not.
-    pub drain_delay_max: Duration,
-    /// The longest wait before the first retry of a failed apply.
-    pub retry_first: Duration,
-    /// The longest wait before any retry.
-    pub retry_cap: Duration,
-    /// What a rejected record does.
-    pub on_rejected: OnRejected,
-    /// How many records the dead-letter list may hold before the flusher halts instead of parking.
-    pub dead_letter_records_max: u64,
-    /// How long a write-through waits for the store before it returns [`ErrorKind::InDoubt`].
-    pub through_timeout: Duration,
-    /// How long closing drains before it gives the rest to the next opening.
-    pub close_deadline: Duration,
-    /// Accept that the journal that the store was fed from is gone.
-    pub replace_journal: bool,
-    /// Whether changes are told; then the journal holds a notice of each write-through, too.
-    pub changes: bool,
-    /// How many bytes of applied segments the cursors of the change stream may hold back.
-    pub changes_bytes_max: u64,
-    /// How often the layer says in the store that it lives.
-    pub renew_interval: Duration,
-    /// Whether the layer follows another process that owns the store, so that it writes nothing.
-    pub follows: bool,
-    /// Internal sizes, for tests.
-    #[doc(hidden)]
-    pub sizes: Sizes,
+/// Calls the macro `$then` with the options that a layer is opened with, each with its text, its type and its default.
+/// Both the fields of [`LayerOptions`] and the methods of [`Builder`](crate::Builder) are made from this list.
+macro_rules! layer_options {
+    ($then:ident) => {
+        $then! {
+            /// Sets when a journaled write counts as committed. Default: [`Durability::Sync`](crate::Durability::Sync).
+            durability: Durability = Durability::Sync,
+            /// Sets segment sizes and the other options of the journal.
+            journal_options: JournalOptions = JournalOptions::default(),
+            /// Limits the bytes of the journal that wait for the store, those in flight included. Default: 4 GiB.
+            queue_bytes_max: u64 = 4 << 30,
+            /// Limits the records that wait for the store, those in flight included. Default: 4,000,000.
+            queue_records_max: u64 = 4_000_000,
+            /// Limits the bytes of pending records in memory. Records beyond that are read back from the journal, and
+            /// take 8 to 16 bytes each that do not count here. Default: 256 MiB.
+            pending_memory_bytes_max: u64 = 256 << 20,
+            /// Sets what a write does when the queue is full. Default: wait.
+            backpressure: Backpressure = Backpressure::Wait,
+            /// Limits the records of one apply. An atomic batch is never split. Default: 1024.
+            batch_records_max: usize = 1024,
+            /// Limits the bytes of one apply. An atomic batch is never split. Default: 8 MiB.
+            batch_bytes_max: u64 = 8 << 20,
+            /// Sets how long the flusher waits for a batch to fill, as long as nobody waits for an apply or for room. A
+            /// store's sync and the journal's share the disk, so applying every write at once would slow the writers
+            /// down. Zero applies what is there at once. Default: 10 ms.
+            batch_linger: Duration = Duration::from_millis(10),
+            /// Limits how long the drain gives way to writers that go on committing, since it shares processors and
+            /// disk with them. The drain then waits for a `batch_linger` in which nothing is committed; but no longer
+            /// than this, not beyond a quarter of the queue's limits or of `pending_memory_bytes_max`, and not while
+            /// somebody waits for an apply or for room. There is no such delay where changes are delivered
+            /// ([`Builder::changes`](crate::Builder::changes), or an outbox of the store's), nor for this long after a
+            /// write-through. Zero applies whatever fills a batch at once. Default: 1 s.
+            drain_delay_max: Duration = Duration::from_secs(1),
+            /// Sets what happens when the store rejects a record. Default: halt.
+            on_rejected: OnRejected = OnRejected::Halt,
+            /// Limits the records in the dead-letter list; beyond that the flusher halts instead. Default: 100,000.
+            dead_letter_records_max: u64 = 100_000,
+            /// Sets how long a write-through waits for the store before it fails with
+            /// [`ErrorKind::InDoubt`](crate::ErrorKind::InDoubt). Default: 30 s.
+            through_timeout: Duration = Duration::from_secs(30),
+            /// Sets how long [`Forebay::close`](crate::Forebay::close) drains. Default: 30 s.
+            close_deadline: Duration = Duration::from_secs(30),
+            /// Allows [`Forebay::changes`](crate::Forebay::changes). The journal then holds a notice of each
+            /// write-through, too, which costs that a sync of the journal before the store's. Default: false.
+            changes: bool = false,
+            /// Limits the bytes of applied segments that are kept for named cursors of the change stream. Beyond that
+            /// the slowest cursors lose their places, and their subscribers are notified. Default: 1 GiB.
+            changes_bytes_max: u64 = 1 << 30,
+            /// Sets how often the layer renews its sign of life in the store, for layers that
+            /// [wait](crate::Builder::on_owned) for the store. Default: 1 s.
+            renew_interval: Duration = Duration::from_secs(1),
+            /// Accepts that the journal that the store was fed from is gone, with whatever was queued in it. Default:
+            /// false.
+            replace_journal: bool = false,
+        }
+    };
 }
+pub(crate) use layer_options;
 
-/// Internal sizes on which it depends how often keys collide.
-#[doc(hidden)]
+macro_rules! layer_options_struct {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty = $default:expr,)*) => {
+        /// The options of a layer.
+        #[derive(Clone, Debug)]
+        #[non_exhaustive]
+        pub struct LayerOptions {
+            $($(#[$doc])* pub $name: $kind,)*
+            /// The journal's directory. Without one every write goes through.
+            pub journal_dir: Option<PathBuf>,
+            /// The longest wait before the first retry of a failed apply.
+            pub retry_first: Duration,
+            /// The longest wait before any retry.
+            pub retry_cap: Duration,
+            /// True if the layer follows another process that owns the store, so that it writes nothing.
+            pub follows: bool,
+            /// The sizes of internal structures.
+            pub sizes: LayerSizes,
+        }
+
+        impl Default for LayerOptions {
+            fn default() -> Self {
+                LayerOptions {
+                    $($name: $default,)*
+                    journal_dir: None,
+                    retry_first: Duration::from_millis(10),
+                    retry_cap: Duration::from_secs(10),
+                    follows: false,
+                    sizes: LayerSizes::default(),
+                }
+            }
+        }
+    };
+}
+layer_options!(layer_options_struct);
+
+/// The sizes of a layer's internal structures. Tests choose small ones, so that keys collide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// The number of stripes of the key locks.
-    pub key_lock_stripes: usize,
+pub struct LayerSizes {
+    /// The stripes of the caches' memories.
+    pub memory: StripeCounts,
+    /// The stripes of the locks of keys.
+    pub key_locks: usize,
     /// The bits of a key's hash that count in the index of spilled records.
     pub spilled_hash_mask: u64,
 }
 
-impl Sizes {
-    /// The sizes of every layer outside tests.
-    pub const SHIPPED: Sizes = Sizes { key_lock_stripes: 256, spilled_hash_mask: u64::MAX };
-    /// Sizes with which keys collide all the time: there are eight key locks, and sixteen different hashes.
-    pub const COLLIDING: Sizes = Sizes { key_lock_stripes: 8, spilled_hash_mask: 0xF << 58 };
+impl LayerSizes {
+    /// So few that keys and tags collide in a short test; the index of spilled records has sixteen different hashes.
+    pub const COLLIDING: LayerSizes = LayerSizes {
+        memory: StripeCounts { fences: 8, floors: 8 },
+        key_locks: 8,
+        spilled_hash_mask: 0xF << 58,
+    };
 }
 
-impl Default for LayerOptions {
+impl Default for LayerSizes {
     fn default() -> Self {
-        LayerOptions {
-            journal_dir: None,
-            journal: JournalOptions::default(),
-            durability: Durability::Sync,
-            queue_bytes_max: 4 << 30,
-            queue_records_max: 4_000_000,
-            pending_memory_bytes_max: 256 << 20,
-            backpressure: Backpressure::Wait,
-            batch_records_max: 1024,
-            batch_bytes_max: 8 << 20,
-            batch_linger: Duration::from_millis(10),
-            drain_delay_max: Duration::from_secs(1),
-            retry_first: Duration::from_millis(10),
-            retry_cap: Duration::from_secs(10),
-            on_rejected: OnRejected::Halt,
-            dead_letter_records_max: 100_000,
-            through_timeout: Duration::from_secs(30),
-            close_deadline: Duration::from_secs(30),
-            replace_journal: false,
-            changes: false,
-            changes_bytes_max: 1 << 30,
-            renew_interval: Duration::from_secs(1),
-            follows: false,
-            sizes: Sizes::SHIPPED,
-        }
+        LayerSizes { memory: StripeCounts::default(), key_locks: 256, spilled_hash_mask: u64::MAX }
     }
 }
 
@@ -149,7 +169,7 @@ impl LayerOptions {
     /// # Errors
     /// [`ErrorKind::InvalidOption`] naming the option, the value and the allowed range.
     pub fn validate(&self) -> Result<()> {
-        self.journal.validate()?;
+        self.journal_options.validate()?;
         let value_max = u64::try_from(VALUE_BYTES_MAX).unwrap_or(u64::MAX);
         within("queue_bytes_max", self.queue_bytes_max, 64 << 10, 1 << 50)?;
         within("queue_records_max", self.queue_records_max, 1, 1 << 31)?;

@@ -1,23 +1,23 @@
 //! What keeps the promises, one by one, so that each can be left out to see which test notices.
 //!
-//! In every ordinary build all of them hold, and the compiler knows it. Only the feature `mutation`, for the crate's
-//! own tests, lets the environment variable `FOREBAY_WITHOUT` name one that does not, and only where debug assertions
-//! are checked: so benchmarks, which are built with the tests' features, measure what users get.
+//! In an ordinary build all of them hold, and the compiler knows it. Only under `--cfg forebay_mutation`, which the
+//! repository's own cargo configuration sets, may the environment variable `FOREBAY_WITHOUT` name one that does not, and
+//! only where debug assertions are checked: benchmarks, which are built with the same cfg, measure what users get.
 
 /// The variable that names a safeguard to do without.
-#[cfg(all(feature = "mutation", debug_assertions))]
+#[cfg(all(forebay_mutation, debug_assertions))]
 const WITHOUT: &str = "FOREBAY_WITHOUT";
 
 macro_rules! safeguards {
     ($($(#[doc = $what:literal])+ $name:ident,)+) => {
         /// Something without which a promise breaks.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[cfg_attr(not(feature = "mutation"), allow(unreachable_pub, reason = "public only for the tests"))]
+        #[cfg_attr(not(forebay_mutation), allow(unreachable_pub, reason = "public only for the tests"))]
         pub enum Safeguard {
             $($(#[doc = $what])+ $name,)+
         }
 
-        #[cfg(feature = "mutation")]
+        #[cfg(forebay_mutation)]
         impl Safeguard {
             /// All of them, with what each does.
             pub const ALL: &[(Safeguard, &str, &str)] =
@@ -161,27 +161,40 @@ safeguards! {
 
 impl Safeguard {
     /// Whether it holds.
-    #[cfg(not(all(feature = "mutation", debug_assertions)))]
+    #[cfg(not(all(forebay_mutation, debug_assertions)))]
     pub(crate) const fn holds(self) -> bool {
         true
     }
 
     /// Whether it holds.
-    #[cfg(all(feature = "mutation", debug_assertions))]
+    #[cfg(all(forebay_mutation, debug_assertions))]
     #[inline]
     pub(crate) fn holds(self) -> bool {
         *MISSING.get_or_init(missing) != Some(self)
     }
 }
 
-#[cfg(all(feature = "mutation", debug_assertions))]
+#[cfg(all(forebay_mutation, debug_assertions))]
 static MISSING: std::sync::OnceLock<Option<Safeguard>> = std::sync::OnceLock::new();
 
-#[cfg(all(feature = "mutation", debug_assertions))]
+#[cfg(all(forebay_mutation, debug_assertions))]
 #[cold]
 fn missing() -> Option<Safeguard> {
     let name = std::env::var(WITHOUT).ok()?;
     let found = Safeguard::ALL.iter().find(|(_, known, _)| *known == name);
     // An unknown name must not pass for a safeguard that nobody misses.
     Some(found.expect("FOREBAY_WITHOUT names a safeguard").0)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_tests_are_built_so_that_a_safeguard_can_be_left_out() {
+        if !cfg!(forebay_mutation) {
+            panic!(
+                "without `--cfg forebay_mutation` no test of the safeguards is built: a RUSTFLAGS of the environment \
+                 replaces the one in .cargo/config.toml, and has to repeat it"
+            );
+        }
+    }
 }

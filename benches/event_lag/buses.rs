@@ -11,9 +11,9 @@ use forebay::bus::{NatsBus, RedisBus};
 use forebay::store::PostgresStoreOptions;
 use forebay::{Bus, Channel, LocalBus, MemoryStore, OutboxPuts, PostgresBus, Store};
 
-use crate::postgres::Postgres;
-use crate::servers::nats::NatsServer;
-use crate::servers::redis::RedisServer;
+use forebay_servers::nats::NatsServer;
+use forebay_servers::postgres::Postgres;
+use forebay_servers::redis::RedisServer;
 
 pub(crate) const CHANNEL: &str = "lag";
 const DATABASE: &str = "lag";
@@ -52,7 +52,7 @@ impl Over {
         }
     }
 
-    /// Whether its server is installed.
+    /// Fails unless its server is installed.
     pub(crate) fn check(self) -> Result<()> {
         let Some((program, package)) = self.program() else { return Ok(()) };
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -75,7 +75,7 @@ impl fmt::Display for Over {
     }
 }
 
-/// What an owner and a follower stand on. Of an outbox the owner's store is what publishes.
+/// The stores and the buses of an owner and a follower. With an outbox the owner's store publishes.
 pub(crate) struct Ground {
     pub(crate) owner_store: Box<dyn Store>,
     pub(crate) follower_store: Box<dyn Store>,

@@ -1,4 +1,4 @@
-//! How many instructions of all threads a directive takes, counted by valgrind's callgrind: repeatable on a busy
+//! The instructions of all threads per directive, counted by valgrind's callgrind: repeatable on a busy
 //! machine, where times are not. Each task is done so often and twice as often, and the difference is divided by what
 //! it was more.
 
@@ -10,10 +10,10 @@ use clap::ValueEnum;
 
 use crate::hearing::{EVENT_DIRECTIVES, perform};
 
-/// How many events each task is done with, the first time.
+/// Events of each task, in the first run.
 const EVENTS: u64 = 20;
 
-/// What is counted.
+/// The task that is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Task {
     /// Decoding alone.

@@ -1,4 +1,4 @@
-//! What a directive costs the follower that carries it out.
+//! The cost of a directive to the follower that carries it out.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -19,9 +19,9 @@ const CHANNEL: &str = "cost";
 const NAMESPACE: &str = "products";
 /// Where nobody has a cache open.
 const ELSEWHERE: &str = "elsewhere";
-/// How many directives an event holds: as many as a publisher's at the most.
+/// Directives of an event: as many as a publisher puts into one at the most.
 pub(crate) const EVENT_DIRECTIVES: usize = 1024;
-/// How many writes fill the store at once.
+/// Writes of a batch that fills the store.
 const FILL: usize = 1_000;
 /// Longer than it takes: nobody asks the store in between.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -99,13 +99,13 @@ impl Bed {
         Ok(bed)
     }
 
-    /// What the owner says of these directives, as it goes over the bus.
+    /// Encodes an event with these directives, as the owner publishes it.
     fn events(&mut self, directives: &[Directive]) -> Result<Vec<Message>> {
         let mut messages = Vec::new();
         let none: [&[Directive]; 1] = [&[]];
         let parts = directives.chunks(EVENT_DIRECTIVES);
         for part in none.into_iter().filter(|_| directives.is_empty()).chain(parts) {
-            let until = Seq(self.at.0 + u64::try_from(part.len().max(1))?);
+            let until = Seq::new(self.at.get() + u64::try_from(part.len().max(1))?);
             let payload = Payload::Directives(part.to_vec());
             let event = Event { epoch: self.epoch, after: self.at, until, as_of_us: 0, payload };
             messages.push(Message { identity: Identity::parse(&until.to_string())?, body: event.encode()? });
@@ -144,7 +144,7 @@ impl Bed {
         let directives = keys.map(|number| {
             let mut encoded = Vec::new();
             Bincode::encode(&number, 1 << 10, &mut encoded).map_err(anyhow::Error::msg)?;
-            let version = Seq(self.at.0 + 1 + number - first);
+            let version = Seq::new(self.at.get() + 1 + number - first);
             Ok(Directive::Invalidate(Key::new(&namespace, &encoded)?, version))
         });
         directives.collect()

@@ -15,12 +15,12 @@ use crate::buses::{CHANNEL, Ground, Over};
 use crate::load::{KEYS, Paced, Ranks};
 
 const NAMESPACE: &str = "lag";
-/// How long before the first write is due: all writers are there by then.
+/// The time until the first write is due, by when all writers have started.
 const HEAD_START: Duration = Duration::from_millis(100);
-/// How long behind the last write a follower may hear of it.
+/// The time within which a follower has to receive the last write.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What was reached, and when.
+/// The numbers that were reached, and when.
 type Marks = Vec<(Seq, Instant)>;
 
 /// A store that notes when it held what. A layer that is asked for its watermark hurries, which is not to be measured.
@@ -68,7 +68,7 @@ impl Store for Noting {
     }
 }
 
-/// What one bus gave.
+/// The result for one bus.
 pub(crate) struct Lag {
     pub(crate) over: Over,
     pub(crate) writes: u64,
@@ -79,7 +79,7 @@ pub(crate) struct Lag {
     pub(crate) commit_to_follower: Ranks,
     pub(crate) events: u64,
     pub(crate) directives: u64,
-    /// How often something was missing, and how often it could not be had: then the lag is not that of events alone.
+    /// Gaps, and gaps that could not be filled: with any of them the lag is not that of events alone.
     pub(crate) gaps: u64,
     pub(crate) places_lost: u64,
 }
@@ -174,7 +174,7 @@ async fn hear(follower: Forebay, first: Seq, mut last: watch::Receiver<Option<Se
     while last.borrow().is_none_or(|last| at < last) {
         tokio::select! {
             biased;
-            moved = follower.wait_applied(Seq(at.0 + 1)) => {
+            moved = follower.wait_applied(Seq::new(at.get() + 1)) => {
                 moved?;
                 at = follower.watermark();
                 marks.push((at, Instant::now()));
@@ -185,7 +185,7 @@ async fn hear(follower: Forebay, first: Seq, mut last: watch::Receiver<Option<Se
     Ok(marks)
 }
 
-/// When everything up to this number was reached.
+/// Returns the moment at which everything up to this number was reached.
 fn reached(marks: &Marks, seq: Seq) -> Result<Instant> {
     let at = marks.partition_point(|(until, _)| *until < seq);
     Ok(marks.get(at).with_context(|| format!("nothing has reached record {seq}"))?.1)

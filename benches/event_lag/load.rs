@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
 
 pub(crate) const VALUE_BYTES: usize = 100;
-/// How many keys the writes go through.
+/// Keys that the writes go through.
 pub(crate) const KEYS: u64 = 100_000;
 /// The longest duration that is told from longer ones.
 const DURATION_MAX_NS: u64 = 3_600_000_000_000;
@@ -24,7 +24,7 @@ pub(crate) struct Paced {
 
 /// One write that was acknowledged.
 pub(crate) struct Write {
-    /// Which one it was of all that were due.
+    /// Its place among all writes that were due.
     pub(crate) number: u64,
     pub(crate) seq: Seq,
     pub(crate) committed: Instant,
@@ -102,7 +102,7 @@ pub(crate) async fn write_closed(
     Ok((all, per_s))
 }
 
-/// What so many in a hundred do not exceed, in milliseconds.
+/// Returns a percentile, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ranks {
     pub(crate) p50_ms: f64,

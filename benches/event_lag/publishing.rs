@@ -1,4 +1,4 @@
-//! What a publisher adds to a write: the same writers on layers with one and without, in turn within each round.
+//! The cost of a publisher to a write: the same writers on layers with one and without, in turn within each round.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,11 +12,11 @@ use forebay::{
 
 use crate::buses::{CHANNEL, Over};
 use crate::load::{KEYS, Paced, Ranks, write_closed};
-use crate::servers::redis::RedisServer;
+use forebay_servers::redis::RedisServer;
 
 const CLOSED_WRITERS: u64 = 64;
 
-/// How writes come.
+/// The arrival of writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Load {
     /// At a rate.
@@ -36,7 +36,7 @@ impl Load {
     }
 }
 
-/// What one measurement of a round gave.
+/// The result of one measurement of a round.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures {
     pub(crate) p50_ms: f64,

@@ -1,4 +1,4 @@
-//! What the journal writes and keeps, and what a put costs without a disk.
+//! The bytes that the journal writes and keeps, and the cost of a put without a disk.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,12 +12,12 @@ use crate::looking::{bytes_in, bytes_written};
 use crate::memory_disk::MemoryDisk;
 use crate::{CALLS_MAX, MIB, Measure, VALUE_BYTES, one_thread, written_in};
 
-/// How long preparing a spare may take.
+/// The time that preparing a spare may take.
 const SPARE_WITHIN: Duration = Duration::from_secs(60);
 const PER_BYTE: &str = "bytes a byte of key and value";
 
 impl Measure {
-    /// What the journal writes for a byte that it acknowledges, and what it keeps on the disk after a burst.
+    /// Measures the journal's write amplification, and the disk space that it keeps after a burst.
     pub(crate) fn disk(&mut self) -> Result<()> {
         let time = Duration::from_millis(if self.smoke { 100 } else { 2_000 });
         let runtime = tokio::runtime::Builder::new_multi_thread().build()?;
@@ -36,7 +36,7 @@ impl Measure {
             let written = bytes_written()?;
             let before = bay.last_committed();
             runtime.block_on(written_in(&cache, writers, time))?;
-            let puts = bay.last_committed().0 - before.0;
+            let puts = bay.last_committed().get() - before.get();
             let acknowledged = (puts * (8 + VALUE_BYTES) as u64) as f64;
             let written = bytes_written()? - written;
             let at = (writers, "writers");
@@ -105,7 +105,7 @@ impl Measure {
     }
 }
 
-/// What a journal takes at the most when nothing waits: the segment in use, and the spares.
+/// The largest size of a journal when nothing is pending: the segment in use, and the spares.
 fn journal_at_rest_max() -> u64 {
     let journal = JournalOptions::default();
     journal.segment_bytes * (1 + journal.spares_max as u64)

@@ -1,6 +1,6 @@
 //! The store behind what is measured: one that costs nothing.
 
-use forebay::ids::{JournalId, Key};
+use forebay::ids::{Epoch, JournalId, Key};
 use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 
 /// A store that takes everything at once and keeps nothing.
@@ -23,7 +23,7 @@ impl Store for Forgetful {
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
         Box::pin(async move {
             Ok(self.change(|tenure| {
-                tenure.epoch.0 += 1;
+                tenure.epoch = Epoch::new(tenure.epoch.get() + 1);
                 tenure.journal = journal;
             }))
         })

@@ -1,4 +1,4 @@
-//! What is seen from outside of a layer: its files, and what the system counts of the process.
+//! Observations from outside of a layer: its files, and the system's counters of the process.
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-/// How much is read at once.
+/// The size of a read.
 const WINDOW_BYTES: usize = 1 << 20;
 const SEGMENT_HEADER_BYTES: usize = 4096;
 const FRAME_HEADER_BYTES: usize = 56;
 
-/// How many bytes a journal's segments have, and how long it takes to read and to check them.
+/// The size of a journal's segments, and the time that it takes to read and to check them.
 pub(crate) fn read_and_check(journal: &Path) -> Result<(u64, Duration)> {
     let mut buffer = vec![0; WINDOW_BYTES];
     let (mut bytes, begun) = (0, Instant::now());
@@ -33,8 +33,8 @@ pub(crate) fn read_and_check(journal: &Path) -> Result<(u64, Duration)> {
     Ok((bytes, begun.elapsed()))
 }
 
-/// How long it takes to read a journal's segments and to check what they have checksums for: each frame's header and
-/// each frame's body. Tells how many bytes the frames have, too.
+/// Measures how long it takes to read a journal's segments and to check what they have checksums for: each frame's
+/// header and each frame's body. Tells how many bytes the frames have, too.
 pub(crate) fn read_and_check_frames(journal: &Path) -> Result<(u64, Duration)> {
     let mut buffer = vec![0; WINDOW_BYTES];
     let (mut bytes, begun) = (0, Instant::now());
@@ -101,7 +101,7 @@ fn segments(journal: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// How long the files of a directory are together.
+/// Returns the total length of the files of a directory.
 pub(crate) fn bytes_in(directory: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(directory)? {
@@ -110,8 +110,8 @@ pub(crate) fn bytes_in(directory: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// How many bytes this process has handed over in calls that write. (What the kernel counts as made dirty is whole
-/// folios, of up to a mebibyte here, of which the disk gets a block.)
+/// Returns the bytes that this process has handed over in calls that write. (What the kernel counts as made dirty is
+/// whole folios, of up to a mebibyte here, of which the disk gets a block.)
 pub(crate) fn bytes_written() -> Result<u64> {
     let text = fs::read_to_string("/proc/self/io").context("this needs Linux")?;
     let written = text.lines().find_map(|line| line.strip_prefix("wchar:"));

@@ -15,11 +15,11 @@ use tokio::task::LocalSet;
 use crate::orders::Order;
 use crate::subjects::{Subject, Value, runtime};
 
-/// How many calls are timed at once.
+/// Calls that are timed together.
 const BATCH: usize = 1_000;
-/// How many keys one `get_many` asks for.
+/// Keys of one `get_many`.
 const MANY: usize = 100;
-/// How many tasks ask for one absent key.
+/// Tasks that ask for one absent key.
 pub(crate) const HERD: usize = 1_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -47,7 +47,7 @@ impl fmt::Display for What {
     }
 }
 
-/// What one measurement gave.
+/// The result of one measurement.
 pub(crate) struct Taken {
     /// Of each batch, what one call took.
     pub(crate) call_ns: Vec<f64>,
@@ -232,10 +232,10 @@ fn fill_all<V: Value, S: Subject<V>>(subject: &S, distinct: u64) -> Result<()> {
     runtime()?.block_on(subject.fill(&(0..distinct).collect::<Vec<u64>>()))
 }
 
-/// How often a bump is done to nothing before one is measured: the first one after a million loads takes 100 us.
+/// Bumps of an empty cache before one is measured: the first one after a million loads takes 100 us.
 const WARM_UPS: usize = 10;
 
-/// What one bump of so many entries takes. Nothing that was there is served afterwards.
+/// Measures one bump of so many entries. Nothing that was there is served afterwards.
 pub(crate) fn bump<S: Subject<u64>>(entries: u64) -> Result<f64> {
     let subject = S::open(usize::try_from(entries)? * 2)?;
     let (runtime, keys) = (runtime()?, (0..entries).collect::<Vec<u64>>());

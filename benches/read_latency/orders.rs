@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 /// Keys from 0 up, in some order.
 pub(crate) struct Order {
     pub(crate) name: &'static str,
-    /// How many different ones there are.
+    /// The number of different keys.
     pub(crate) distinct: u64,
     pub(crate) keys: Vec<u64>,
 }

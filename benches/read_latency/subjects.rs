@@ -1,4 +1,4 @@
-//! What is measured: a layer's cache, and the in-memory caches that people use, behind the same calls.
+//! The subjects: a layer's cache, and the in-memory caches that people use, behind the same calls.
 //!
 //! All of them hold the same keys and values and give an owned value out. The calls of those that are not async are
 //! ready at once.
@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
-/// What is kept.
+/// The type of a value.
 pub(crate) trait Value: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
     const BYTES: usize;
 
@@ -41,14 +41,14 @@ impl Value for Vec<u8> {
 #[allow(async_fn_in_trait, reason = "each is driven by the thread that calls it")]
 pub(crate) trait Subject<V: Value>: Clone + Send + Sync + 'static {
     const NAME: &'static str;
-    /// Whether many tasks can wait for one load.
+    /// True if many tasks can wait for one load.
     const SHARES_LOADS: bool = true;
 
     /// An empty one with room for so many entries.
     fn open(capacity: usize) -> Result<Self>;
     async fn fill(&self, keys: &[u64]) -> Result<()>;
     async fn get(&self, key: &u64) -> Option<V>;
-    /// How many of these have a value.
+    /// Returns how many of these keys have a value.
     async fn get_many(&self, keys: &[u64]) -> usize;
     /// Loads an absent key when so many have `asked`.
     async fn get_or_load(&self, key: u64, asked: Arc<AtomicUsize>, herd: usize) -> Option<V>;

@@ -1,4 +1,4 @@
-//! What coalescing is worth on the writes of a block trace: updates per second into sled with the last update of each
+//! The gain of coalescing on the writes of a block trace: updates per second into sled with the last update of each
 //! key alone, beside all of them.
 //!
 //! Three take turns in every round, each with the whole trace, batch after batch, durable after each: `SledStore`,

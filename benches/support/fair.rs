@@ -1,4 +1,4 @@
-//! What lets everyone who is measured start alike.
+//! Equal conditions for all that are measured.
 
 use std::fs::File;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What a benchmark of writes makes of its latencies: the figures of one measurement, and a line of the table and of
+//! The results of a benchmark of writes: the figures of one measurement, and a line of the table and of
 //! the file, which says what came out of all rounds.
 //!
 //! Part of two crates, `write_latency` and the one in `benches/peers/`, so that their results have one form. Latencies
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What [`Summary::cells`] holds.
+/// The columns of [`Summary::cells`].
 pub(crate) const COLUMNS: [&str; 6] = ["p50 us", "(spread)", "p99 us", "p99.9 us", "writes/s", "(spread)"];
 
-/// Which quantiles are kept, in thousandths: close together towards the ends, where a few writes make the curve.
+/// The quantiles that are kept, in thousandths: close together towards the ends, where a few writes make the curve.
 const PER_MILLE: [u32; 35] = [
     10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 250, 300, 350, 400, 450, 500, 550, 600, 650, 700, 750, 800,
     850, 900, 930, 950, 960, 970, 980, 985, 990, 993, 995, 997, 999,
@@ -19,13 +19,13 @@ const PER_MILLE: [u32; 35] = [
 
 /// One measurement.
 pub(crate) struct Taken {
-    /// How long each write that counts took.
+    /// The latency of each write that counts.
     pub(crate) latencies_ns: Vec<u64>,
     /// Within what time they were made.
     pub(crate) took: Duration,
 }
 
-/// What one measurement comes to.
+/// The figures of one measurement.
 pub(crate) struct Figures {
     /// In the order of [`PER_MILLE`].
     quantiles_us: [f64; PER_MILLE.len()],
@@ -48,7 +48,7 @@ impl Taken {
     }
 }
 
-/// What came out of all rounds: medians, the lowest and the highest round, and each round's own figures, by which
+/// The figures over all rounds: medians, the lowest and the highest round, and each round's own figures, by which
 /// ratios are paired.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Summary {
@@ -97,7 +97,7 @@ impl Summary {
         }
     }
 
-    /// What a table says of it, under [`COLUMNS`].
+    /// The cells of its row, under [`COLUMNS`].
     pub(crate) fn cells(&self) -> [String; 6] {
         [
             format!("{:.1}", self.p50_us),

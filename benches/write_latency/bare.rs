@@ -1,4 +1,4 @@
-//! What a layer's writes are compared with: the bare system calls, and the bare store, each by threads.
+//! The comparisons for a layer's writes: the bare system calls, and the bare store, each by threads.
 
 use std::fs::File;
 use std::path::Path;
@@ -27,7 +27,7 @@ pub(crate) struct BareSled {
     db: sled::Db,
     /// Its flush syncs nothing, so the file is synced beside it.
     file: File,
-    /// How many puts there were: sled writes nothing where a key has the value already.
+    /// The number of puts so far: sled writes nothing where a key has the value already.
     next: AtomicU64,
 }
 
@@ -49,7 +49,7 @@ impl Put for BareSled {
     }
 }
 
-/// What a thread can put into by itself.
+/// A subject that a thread can put into by itself.
 pub(crate) trait Put: Send + Sync + 'static {
     /// Puts durably what this writer puts as its `number`-th.
     fn put(&self, writer: usize, number: u64) -> Result<()>;

@@ -29,7 +29,7 @@ pub(crate) enum Wanted {
     AtLeast(f64),
 }
 
-/// What a drain costs shows with one that gives way to nobody, or in measurements that are longer than it gives way
+/// The cost of a drain shows with one that gives way to nobody, or in measurements that are longer than it gives way
 /// (`--measure-ms 3000`).
 pub(crate) const TARGETS: [Target; 8] = [
     target(Figure::P50, (What::Through, 1), (What::Sled, 1), Wanted::AtMost(1.1)),

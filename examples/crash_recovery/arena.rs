@@ -17,7 +17,7 @@ use crate::{Arguments, settings};
 /// A backlog of these bounds that is not drained by then is stuck.
 const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 
-/// What came of the rounds.
+/// The counts over all rounds.
 #[derive(Default)]
 pub(crate) struct Totals {
     pub(crate) rounds: u64,
@@ -25,7 +25,7 @@ pub(crate) struct Totals {
     pub(crate) recovered: u64,
     pub(crate) slowest_recovery: Duration,
     pub(crate) findings: Findings,
-    /// What happened besides, by its name.
+    /// Other events, by name.
     pub(crate) counts: BTreeMap<&'static str, u64>,
 }
 

@@ -17,7 +17,7 @@ use forebay::{Cache, Error, Forebay, WritePolicy};
 use crate::history::{Entry, Id, Kind, Place, Side, Step};
 use crate::layer::{self, Settings};
 
-/// How long a writer that found the disk full waits before it tries again.
+/// The wait of a writer before it tries again on a full disk.
 const FULL_PAUSE: Duration = Duration::from_millis(2);
 
 /// Writes for ever; returns only what went wrong. `next` holds each thread's first counter.
@@ -94,7 +94,7 @@ impl Writer<'_> {
                 self.bay.blocking().commit(batch)?
             }
         };
-        Ok(receipt.seq().0)
+        Ok(receipt.seq().get())
     }
 
     fn single(&self, step: Step, place: Place, policy: WritePolicy) -> Result<forebay::Receipt> {

@@ -1,4 +1,4 @@
-//! What is done to the children: one round of each kind of fault.
+//! The kinds of fault, a round of each.
 //!
 //! Each function leaves the children dead and the ledger up to date, for [`Arena::check`].
 
@@ -16,12 +16,12 @@ use crate::layer::{Settings, StoreAt};
 use crate::running::{Line, Running, Stoppable};
 use crate::served::Server;
 
-/// How long a child writes at the most before it is killed.
+/// The longest time that a child writes before it is killed.
 const WRITING_MAX: Duration = Duration::from_millis(400);
 const WRITING_MIN: Duration = Duration::from_millis(5);
 /// The file systems that fill up, in MiB.
 const SMALL_DISK_MIB: u64 = 64;
-/// How often what has become free is taken.
+/// The interval at which freed room is taken again.
 const FILLING: Duration = Duration::from_millis(20);
 /// More writes than an owner can make between its thaw and its learning that it is fenced.
 const ZOMBIES_WRITES: u64 = 1_000_000;

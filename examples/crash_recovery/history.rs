@@ -1,14 +1,14 @@
-//! What the child writes: a history that follows from a seed, so that the parent can tell every write of it.
+//! The child's history of writes. It follows from a seed, so that the parent knows every write of it.
 //!
 //! The child only says "write 17 of thread 2 got number 4711", and the parent works out which keys that
 //! changed, and to what. Nothing here does I/O.
 
 use serde::{Deserialize, Serialize};
 
-/// How many keys single writes go to, in each of the two caches. Few, so that most values are overwritten
+/// Keys of single writes, in each of the two caches. Few, so that most values are overwritten
 /// while they are still queued.
 const SINGLE_KEYS: u64 = 160;
-/// How many keys only atomic batches write, and always in both caches. They follow the single keys.
+/// Keys that only atomic batches write, always in both caches. They follow the single keys.
 const PAIR_KEYS: u64 = 32;
 
 /// One of the two caches.
@@ -51,7 +51,7 @@ impl Place {
     }
 }
 
-/// Which write of which thread. A thread's writes are numbered from 1, over all the rounds.
+/// The identity of a write: its thread and its number. A thread's writes are numbered from 1, over all the rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Id {
     pub(crate) thread: usize,
@@ -74,7 +74,7 @@ impl Entry {
         Entry { id, place, filler: (0..bytes).map(|_| random.next().to_le_bytes()[0]).collect() }
     }
 
-    /// Whether this is, byte for byte, what its own id wrote to its own place.
+    /// True if this is, byte for byte, the value that its own id wrote to its own place.
     pub(crate) fn is_genuine(&self, seed: u64) -> bool {
         let writes_it = Step::of(seed, self.id).places().any(|place| place == self.place);
         writes_it && *self == Entry::new(seed, self.id, self.place)
@@ -89,7 +89,7 @@ pub(crate) struct Step {
     pub(crate) removes: bool,
 }
 
-/// How a step is written.
+/// The call by which a step is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// One key, behind.
@@ -123,7 +123,7 @@ impl Step {
         std::iter::once(first).chain(second)
     }
 
-    /// What it writes to `place`; `None` if it removes it.
+    /// The value that it writes to `place`; `None` if it removes it.
     pub(crate) fn entry(&self, seed: u64, place: Place) -> Option<Entry> {
         (!self.removes).then(|| Entry::new(seed, self.id, place))
     }

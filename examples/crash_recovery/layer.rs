@@ -20,10 +20,10 @@ use crate::served::ServedStore;
 /// The prefix of a stored value: its codec and its schema version.
 const VALUE_PREFIX_BYTES: usize = 2;
 
-/// How long the store of [`Settings::stalls`] stands, and then works.
+/// The time for which the store of [`Settings::stalls`] stands still, and then works.
 const STALL: Duration = Duration::from_millis(150);
 
-/// How the layer is opened; the same in every child and in the parent, except for the failures.
+/// The options of the layer; the same in every child and in the parent, except for the failures.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) store: StoreAt,
@@ -33,7 +33,7 @@ pub(crate) struct Settings {
     pub(crate) stalls: bool,
     /// Makes the store fail at random, before and after it has applied.
     pub(crate) flaky_seed: Option<u64>,
-    /// How long the flusher waits for a batch to fill: the longer, the more a kill leaves to the journal.
+    /// The flusher's wait for a batch to fill: the longer, the more a kill leaves to the journal.
     pub(crate) batch_linger: Duration,
 }
 
@@ -96,7 +96,7 @@ pub(crate) fn open_cache(bay: &Forebay, side: Side) -> Result<Cache<u64, Entry>>
     Ok(bay.cache(side.namespace()).capacity(64).write_policy(WritePolicy::Behind).open()?)
 }
 
-/// What readers of the layer see.
+/// Reads every key through the layer.
 pub(crate) fn read_all(bay: &Forebay, seed: u64) -> Result<BTreeMap<Place, Option<Id>>> {
     let mut seen = BTreeMap::new();
     for side in Side::BOTH {
@@ -111,14 +111,14 @@ pub(crate) fn read_all(bay: &Forebay, seed: u64) -> Result<BTreeMap<Place, Optio
     Ok(seen)
 }
 
-/// What the store holds, read from it directly, with no layer in front of it.
+/// Reads every key from the store, with no layer in front of it.
 pub(crate) fn store_image(store: &Path, seed: u64) -> Result<Image> {
     let store = SledStore::open(store)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let failed = |error: StoreError| anyhow!(error.into_error()).context("looking at the store alone");
     runtime.block_on(async {
         let tenure = store.tenure().await.map_err(failed)?;
-        let mut image = Image { watermark: tenure.progress.applied.0, shown: BTreeMap::new() };
+        let mut image = Image { watermark: tenure.progress.applied.get(), shown: BTreeMap::new() };
         for place in Place::all() {
             if let Some(stored) = store.load(&stored_key(place)?).await.map_err(failed)? {
                 image.shown.insert(place, shown(seed, place, &stored));
@@ -138,5 +138,5 @@ fn shown(seed: u64, place: Place, stored: &Versioned) -> Shown {
     let body = stored.value.get(VALUE_PREFIX_BYTES..).unwrap_or(&[]);
     let entry = Bincode::decode::<Entry>(body).ok();
     let genuine = entry.filter(|entry| entry.place == place && entry.is_genuine(seed));
-    Shown { id: genuine.map(|entry| entry.id), version: stored.version.0 }
+    Shown { id: genuine.map(|entry| entry.id), version: stored.version.get() }
 }

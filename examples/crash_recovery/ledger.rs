@@ -1,9 +1,9 @@
-//! What the parent knows was acknowledged, and what an image of the store has to look like therefore.
+//! The writes that the parent knows to be acknowledged, and the checks of a store's image against them.
 //!
 //! No I/O here: acknowledgements and images go in, findings come out. The tests below feed it images that
 //! each break one promise and see it found.
 //!
-//! What can be told from outside, and how:
+//! The checks from outside:
 //! - *lost*: a key shows something older than its last acknowledged write, or nothing, or bytes that nobody
 //!   wrote.
 //! - *reordered*: the store shows a write beyond its own watermark, half of an atomic batch, or an
@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::history::{Id, Kind, Place, Side, Step};
 use crate::order::Order;
 
-/// What one key shows.
+/// The value of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shown {
     /// The write that its value names; `None` if the value is not what that write wrote.
@@ -38,7 +38,7 @@ pub(crate) struct Image {
     pub(crate) shown: BTreeMap<Place, Shown>,
 }
 
-/// What is wrong, counted, and the first of it in words.
+/// Faults by kind, and a description of the first one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Findings {
     pub(crate) lost: u64,
@@ -153,17 +153,17 @@ impl Ledger {
         self.next.iter_mut().for_each(|next| *next += count);
     }
 
-    /// How many writes were acknowledged in this round.
+    /// Writes acknowledged in this round.
     pub(crate) fn acknowledged(&self) -> u64 {
         self.acknowledged.len() as u64
     }
 
-    /// How many of them lie beyond `watermark`.
+    /// Acknowledged writes of this round above `watermark`.
     pub(crate) fn beyond(&self, watermark: u64) -> u64 {
         self.acknowledged.range(watermark + 1..).count() as u64
     }
 
-    /// What is wrong with the store alone, before anything is replayed: it has to be a prefix of the history.
+    /// Returns the faults of the store alone, before anything is replayed: it has to be a prefix of the history.
     pub(crate) fn check_prefix(&self, image: &Image) -> Findings {
         let mut findings = self.check_up_to(image, image.watermark);
         for (seq, step) in self.acknowledged.range(image.watermark + 1..) {
@@ -178,7 +178,7 @@ impl Ledger {
         findings
     }
 
-    /// What is wrong with the store after recovery, when all that was acknowledged has to be in it.
+    /// Returns the faults of the store after recovery, when every acknowledged write has to be in it.
     pub(crate) fn check_whole(&self, image: &Image) -> Findings {
         let mut findings = self.check_up_to(image, u64::MAX);
         if let Some((seq, step)) = self.acknowledged.range(image.watermark + 1..).next_back() {
@@ -280,7 +280,7 @@ impl Ledger {
     }
 }
 
-/// What differs between two images that have to be the same: `fault` says what a difference means.
+/// Counts the differences between two images that have to be equal, as faults of the kind `fault`.
 pub(crate) fn check_same(what: &str, before: &Image, after: &Image) -> Findings {
     let mut findings = Findings::default();
     let touched: BTreeSet<&Place> = before.shown.keys().chain(after.shown.keys()).collect();
@@ -293,7 +293,7 @@ pub(crate) fn check_same(what: &str, before: &Image, after: &Image) -> Findings 
     findings
 }
 
-/// What readers saw before the drain and the store does not hold after it.
+/// Counts the values that readers saw before the drain and the store lacks after it.
 pub(crate) fn check_reads(seen: &BTreeMap<Place, Option<Id>>, drained: &Image) -> Findings {
     let mut findings = Findings::default();
     for (place, id) in seen {
@@ -306,7 +306,7 @@ pub(crate) fn check_reads(seen: &BTreeMap<Place, Option<Id>>, drained: &Image) -
     findings
 }
 
-/// How many records a step takes.
+/// The number of records of a step.
 fn records(step: &Step) -> u64 {
     step.places().count() as u64
 }

@@ -59,22 +59,22 @@ use crate::faults::{Fault, SmallDisk};
 use crate::history::{Id, Random};
 use crate::layer::{Settings, StoreAt};
 
-/// How long the first child takes to be ready, until one has shown it.
+/// The assumed time until a child is ready, before one has shown it.
 const READY_FIRST: Duration = Duration::from_millis(10);
 
 /// Does harm to a writing process again and again, and checks that nothing was lost, reordered or applied twice.
 #[derive(Parser, Debug)]
 struct Arguments {
-    /// How many times to harm, recover and check.
+    /// The number of rounds: harm, recover, check.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
     /// Instead of a number of rounds, how long to go on, with kinds of fault chosen at random.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "rounds")]
     minutes: Option<u64>,
-    /// Which kinds of fault; by default `kill`, and all of them with `--minutes`. Rounds take them in turn.
+    /// Kinds of fault; by default `kill`, and all of them with `--minutes`. Rounds take them in turn.
     #[arg(long, value_enum, value_delimiter = ',')]
     faults: Vec<Fault>,
-    /// How many threads of the child write.
+    /// Writing threads of the child.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=256))]
     threads: u64,
     /// Where the random choices come from; printed at the start, so that a run can be repeated. The moments
@@ -84,7 +84,7 @@ struct Arguments {
     /// Make the child's store fail at random, before and after it has applied.
     #[arg(long)]
     flaky_store: bool,
-    /// What an acknowledgement waits for.
+    /// The durability of an acknowledged write.
     #[arg(long, value_enum, default_value_t = DurabilityArgument::Sync)]
     durability: DurabilityArgument,
     /// Used by the program itself: be the child, with this journal.
@@ -195,9 +195,9 @@ struct Soak<'a> {
     faults: Vec<Fault>,
     arenas: BTreeMap<Fault, Arena<'a>>,
     small_disks: BTreeMap<Fault, SmallDisk>,
-    /// What could not be run here, and why.
+    /// Kinds of fault that cannot be run here, with the reasons.
     not_run: BTreeMap<Fault, String>,
-    /// How long the last child took from its start until it was ready: where to aim for a kill in recovery.
+    /// The time that the last child took to be ready: a kill in recovery is aimed at it.
     ready: Duration,
 }
 

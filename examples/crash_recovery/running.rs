@@ -15,7 +15,7 @@ use crate::history::Id;
 /// A child that is not ready by then hangs; and one that was told to end and does not.
 pub(crate) const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
 
-/// What a child says, line by line.
+/// A line from a child.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Line {
     Ready,
@@ -47,7 +47,7 @@ impl Line {
     }
 }
 
-/// What a child said before it ended.
+/// The output of a child that has ended.
 #[derive(Default)]
 pub(crate) struct Said {
     pub(crate) ready: bool,

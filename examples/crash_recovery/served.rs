@@ -74,7 +74,7 @@ impl Server {
         Ok(Server { path: path.to_owned(), stopping, fenced, thread })
     }
 
-    /// How many applies and claims of an older epoch the store has refused.
+    /// Applies and claims of an older epoch that the store has refused.
     pub(crate) fn fenced(&self) -> u64 {
         self.fenced.load(Ordering::SeqCst)
     }
@@ -97,7 +97,7 @@ fn serve(store: &SledStore, mut stream: UnixStream, fenced: &AtomicU64) -> Resul
     let answer = runtime.block_on(answer(store, request)).unwrap_or_else(|error| match error {
         StoreError::Fenced { current } => {
             fenced.fetch_add(1, Ordering::SeqCst);
-            Answer::Fenced { current: current.0 }
+            Answer::Fenced { current: current.get() }
         }
         error => Answer::Failed(format!("{:#}", error.into_error())),
     });
@@ -109,20 +109,20 @@ async fn answer(store: &SledStore, request: Request) -> Result<Answer, StoreErro
     let key = |bytes: Vec<u8>| Key::from_bytes(Bytes::from(bytes)).map_err(StoreError::Fatal);
     Ok(match request {
         Request::Tenure => told(store.tenure().await?),
-        Request::Claim { journal } => told(store.claim(journal.map(JournalId)).await?),
+        Request::Claim { journal } => told(store.claim(journal.map(JournalId::from_bytes)).await?),
         Request::Load { keys } => {
             let keys = keys.into_iter().map(key).collect::<Result<Vec<Key>, StoreError>>()?;
             let found = store.load_many(&keys).await?;
-            let plain = |found: Versioned| (found.value.to_vec(), found.version.0);
+            let plain = |found: Versioned| (found.value.to_vec(), found.version.get());
             Answer::Loaded(found.into_iter().map(|found| found.map(plain)).collect())
         }
         Request::Apply { epoch, ops, applied, journaled } => {
             let op = |(seq, of, value): (u64, Vec<u8>, Option<Vec<u8>>)| {
-                Ok(Op { seq: Seq(seq), key: key(of)?, value: value.map(Bytes::from) })
+                Ok(Op { seq: Seq::new(seq), key: key(of)?, value: value.map(Bytes::from) })
             };
             let ops = ops.into_iter().map(op).collect::<Result<Vec<Op>, StoreError>>()?;
-            let progress = Progress { applied: Seq(applied), journaled: Seq(journaled) };
-            store.apply(&Batch { epoch: Epoch(epoch), ops, progress }).await?;
+            let progress = Progress { applied: Seq::new(applied), journaled: Seq::new(journaled) };
+            store.apply(&Batch { epoch: Epoch::new(epoch), ops, progress }).await?;
             Answer::Applied
         }
     })
@@ -130,10 +130,10 @@ async fn answer(store: &SledStore, request: Request) -> Result<Answer, StoreErro
 
 fn told(tenure: Tenure) -> Answer {
     Answer::Tenure {
-        epoch: tenure.epoch.0,
-        applied: tenure.progress.applied.0,
-        journaled: tenure.progress.journaled.0,
-        journal: tenure.journal.map(|journal| journal.0),
+        epoch: tenure.epoch.get(),
+        applied: tenure.progress.applied.get(),
+        journaled: tenure.progress.journaled.get(),
+        journal: tenure.journal.map(|journal| journal.to_bytes()),
     }
 }
 
@@ -159,7 +159,7 @@ impl ServedStore {
         let failed = |error| StoreError::Transient(Error::io(format!("calling {}", self.0.display()), error));
         let answer = exchanged().map_err(failed)?;
         match bincode::deserialize(&answer) {
-            Ok(Answer::Fenced { current }) => Err(StoreError::Fenced { current: Epoch(current) }),
+            Ok(Answer::Fenced { current }) => Err(StoreError::Fenced { current: Epoch::new(current) }),
             Ok(Answer::Failed(why)) => Err(StoreError::Fatal(Error::new(ErrorKind::StoreFailed, why))),
             Ok(answer) => Ok(answer),
             Err(error) => Err(failed(std::io::Error::other(error))),
@@ -169,9 +169,9 @@ impl ServedStore {
     fn tenure_of(&self, request: &Request) -> Result<Tenure, StoreError> {
         match self.call(request)? {
             Answer::Tenure { epoch, applied, journaled, journal } => Ok(Tenure {
-                epoch: Epoch(epoch),
-                progress: Progress { applied: Seq(applied), journaled: Seq(journaled) },
-                journal: journal.map(JournalId),
+                epoch: Epoch::new(epoch),
+                progress: Progress { applied: Seq::new(applied), journaled: Seq::new(journaled) },
+                journal: journal.map(JournalId::from_bytes),
             }),
             _ => Err(unexpected()),
         }
@@ -183,7 +183,8 @@ impl ServedStore {
             Answer::Loaded(found) => Ok(found
                 .into_iter()
                 .map(|found| {
-                    found.map(|(value, version)| Versioned { value: value.into(), version: Seq(version) })
+                    found
+                        .map(|(value, version)| Versioned { value: value.into(), version: Seq::new(version) })
                 })
                 .collect()),
             _ => Err(unexpected()),
@@ -202,7 +203,7 @@ impl Store for ServedStore {
     }
 
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        Box::pin(async move { self.tenure_of(&Request::Claim { journal: journal.map(|id| id.0) }) })
+        Box::pin(async move { self.tenure_of(&Request::Claim { journal: journal.map(|id| id.to_bytes()) }) })
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
@@ -214,14 +215,15 @@ impl Store for ServedStore {
     }
 
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        let plain =
-            |op: &Op| (op.seq.0, op.key.as_bytes().to_vec(), op.value.as_ref().map(|value| value.to_vec()));
+        let plain = |op: &Op| {
+            (op.seq.get(), op.key.as_bytes().to_vec(), op.value.as_ref().map(|value| value.to_vec()))
+        };
         let Progress { applied, journaled } = batch.progress;
         let request = Request::Apply {
-            epoch: batch.epoch.0,
+            epoch: batch.epoch.get(),
             ops: batch.ops.iter().map(plain).collect(),
-            applied: applied.0,
-            journaled: journaled.0,
+            applied: applied.get(),
+            journaled: journaled.get(),
         };
         Box::pin(async move {
             match self.call(&request)? {

@@ -27,12 +27,12 @@ use hdrhistogram::Histogram;
 
 use crate::trace::{Kind, Operation};
 
-/// How many blocks are compared per call.
+/// Blocks compared per call.
 const COMPARED_AT_ONCE: usize = 512;
-/// How many entries a cache holds in memory: fewer than the trace's blocks, so that reads come from the store
+/// Entries that a cache holds in memory: fewer than the trace's blocks, so that reads come from the store
 /// too.
 const CAPACITY: usize = 10_000;
-/// What every value begins with: the number of the operation that wrote it.
+/// The first bytes of every value: the number of the operation that wrote it.
 const STAMP_BYTES: usize = 8;
 
 /// Replays a block trace through each write policy and checks the store against a plain map.
@@ -46,7 +46,7 @@ struct Arguments {
     /// Replay only so many operations.
     #[arg(long)]
     limit: Option<usize>,
-    /// Which write policy to replay through.
+    /// The write policy of the replay.
     #[arg(long, value_enum, default_value_t = Choice::All)]
     policy: Choice,
 }

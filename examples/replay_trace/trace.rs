@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 const HEADER: &str = "version,time,op,size,lbn";
 
-/// What a line asks for.
+/// The operation of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Read,

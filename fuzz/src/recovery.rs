@@ -74,7 +74,7 @@ pub fn check(files: &Image) {
             journal.close().expect("and closes");
             let journal = open(&disk.clone()).expect("and opens again");
             let mut longer = records;
-            longer.push((next.0, b"next".to_vec()));
+            longer.push((next.get(), b"next".to_vec()));
             assert_eq!(
                 read(&journal).expect("it can be read"),
                 longer,
@@ -95,7 +95,7 @@ pub fn check(files: &Image) {
     salvaged(&disk_of(files));
 }
 
-/// What a salvage writes opens.
+/// Checks that the journal which a salvage writes can be opened.
 fn salvaged(disk: &SimDisk) {
     let shared: Arc<dyn Disk> = Arc::new(disk.clone());
     let before = files_of(disk, DIR);
@@ -129,7 +129,7 @@ fn survey(disk: &SimDisk) -> Result<Seen> {
     while let Some(finding) = survey.next_finding()? {
         match finding {
             Finding::Frame(frame) => {
-                seen.records.extend((frame.first.0..).zip(frame.records().map(Into::into)))
+                seen.records.extend((frame.first.get()..).zip(frame.records().map(Into::into)))
             }
             Finding::Damage(_) => seen.damages += 1,
             _ => {}
@@ -142,7 +142,7 @@ fn read(journal: &Journal) -> Result<Vec<(u64, Vec<u8>)>> {
     let mut reader = journal.read_after(Seq::ZERO);
     let mut records = Vec::new();
     while let Some(frame) = reader.next_frame()? {
-        records.extend((frame.first.0..).zip(frame.records().map(Into::into)));
+        records.extend((frame.first.get()..).zip(frame.records().map(Into::into)));
     }
     Ok(records)
 }

@@ -5,18 +5,20 @@
 //! codec is an error that says so, never garbage; one of another schema goes through the cache's upgrade, or is an
 //! error as well.
 
+#[cfg(feature = "bincode")]
 use std::any::Any;
 use std::cell::RefCell;
 use std::error::Error as StdError;
 use std::hash::Hash;
 
+#[cfg(feature = "bincode")]
 use bincode::Options;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::memory::reloads::CompareValues;
+use crate::memory::advice::CompareValues;
 use crate::safeguard::Safeguard;
 
 /// The schema version of a cache that says nothing else.
@@ -59,9 +61,11 @@ pub trait CacheValue: Serialize + DeserializeOwned + Clone + Send + Sync + 'stat
 impl<V: Serialize + DeserializeOwned + Clone + Send + Sync + 'static> CacheValue for V {}
 
 /// bincode 1.3: fixed-width integers, little-endian, no bytes left over, bounded.
+#[cfg(feature = "bincode")]
 #[derive(Clone, Copy, Debug)]
 pub struct Bincode;
 
+#[cfg(feature = "bincode")]
 impl Codec for Bincode {
     const ID: u8 = 1;
 
@@ -90,6 +94,7 @@ impl Codec for Bincode {
 
 /// Appends a vector of bytes as bincode does, which would do it byte by byte: serde has no way to tell it from another
 /// sequence. For values of some length that was most of what a put costs.
+#[cfg(feature = "bincode")]
 fn append_vector(bytes: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<(), String> {
     if bytes.len().checked_add(LENGTH_BYTES).is_none_or(|all| all > bytes_max) {
         return Err(bincode::ErrorKind::SizeLimit.to_string());
@@ -101,12 +106,14 @@ fn append_vector(bytes: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<()
 }
 
 /// The vector that these bytes are of, if they are of one; if not, bincode says why.
+#[cfg(feature = "bincode")]
 fn vector_in(bytes: &[u8]) -> Option<Vec<u8>> {
     let (length, vector) = bytes.split_first_chunk::<LENGTH_BYTES>()?;
     (u64::from_le_bytes(*length) == vector.len() as u64).then(|| vector.to_vec())
 }
 
 /// What bincode puts before a sequence.
+#[cfg(feature = "bincode")]
 const LENGTH_BYTES: usize = 8;
 
 /// postcard 1: compact, variable-width integers.
@@ -171,6 +178,14 @@ impl<K: Serialize + DeserializeOwned + 'static, V: Serialize + DeserializeOwned 
             schema: SCHEMA_DEFAULT,
             upgrade: None,
         }
+    }
+
+    /// The codec of a cache that names none, where there is one.
+    pub(crate) fn of_default() -> Option<Coder<K, V>> {
+        #[cfg(feature = "bincode")]
+        return Some(Coder::of::<Bincode>());
+        #[cfg(not(feature = "bincode"))]
+        None
     }
 }
 
@@ -354,6 +369,7 @@ pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>) -> T
 }
 
 #[cfg(test)]
+#[cfg(feature = "bincode")]
 mod tests {
     use super::*;
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::cache::codec::check_tags;
 use crate::error::{Error, Result};
 use crate::ids::Seq;
+use crate::memory::dependencies::{Dependencies, ReadSet};
 use crate::memory::entry::EntryOverrides;
 use crate::memory::freshness::OnUnverified;
-use crate::memory::scope::{Dependencies, ReadSet};
 use crate::memory::servable::{LoadProgress, ReadConstraints, StaleReason};
 use crate::options::{WritePolicy, within_time};
 
@@ -145,7 +145,13 @@ impl ReadOptions {
 
     pub(crate) fn constraints(&self, has_loader: bool) -> ReadConstraints {
         let (max_staleness, on_unverified) = (self.max_staleness, self.on_unverified);
-        ReadConstraints { max_staleness, on_unverified, has_loader, progress: LoadProgress::NotStarted }
+        ReadConstraints {
+            max_staleness,
+            on_unverified,
+            has_loader,
+            measures_age: true,
+            progress: LoadProgress::NotStarted,
+        }
     }
 
     pub(crate) fn least(&self) -> Option<Seq> {

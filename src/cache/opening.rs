@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::codec::{Bincode, CacheKey, CacheValue, Codec, Coder, SCHEMA_DEFAULT, SCHEMA_MAX, Upgrade};
+use crate::cache::codec::{CacheKey, CacheValue, Codec, Coder, SCHEMA_DEFAULT, SCHEMA_MAX, Upgrade};
 use crate::cache::entry::{LIFE_MAX, LIFE_MIN};
 use crate::cache::group::GroupOf;
 use crate::cache::reading::OpenCache;
@@ -42,7 +42,7 @@ pub struct CacheBuilder<K, V> {
     jitter: f64,
     load_throttle: Option<Duration>,
     versions_kept: Option<usize>,
-    coder: Coder<K, V>,
+    coder: Option<Coder<K, V>>,
     schema: u8,
     upgrade: Option<Upgrade<V>>,
     group_of: Option<GroupOf<K>>,
@@ -68,7 +68,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             jitter: 0.0,
             load_throttle: None,
             versions_kept: None,
-            coder: Coder::of::<Bincode>(),
+            coder: Coder::of_default(),
             schema: SCHEMA_DEFAULT,
             upgrade: None,
             group_of: None,
@@ -105,9 +105,10 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         self
     }
 
-    /// How keys and values become bytes. Default: [`Bincode`].
+    /// How keys and values become bytes. Default: `Bincode`; without the feature of that name there is no default, and a
+    /// cache that is opened without a codec is an [`ErrorKind::InvalidOption`].
     pub fn codec<C: Codec>(mut self) -> Self {
-        self.coder = Coder::of::<C>();
+        self.coder = Some(Coder::of::<C>());
         self
     }
 
@@ -265,7 +266,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
     /// # Errors
     /// [`ErrorKind::InvalidName`], [`ErrorKind::InvalidOption`]; [`ErrorKind::NamespaceInUse`] if the namespace
     /// is open with other types or options; [`ErrorKind::Unsupported`] for write-behind without a journal.
-    pub fn open(self) -> Result<Cache<K, V>> {
+    pub fn open(mut self) -> Result<Cache<K, V>> {
         let namespace = NamespaceName::parse(&self.name)?;
         let has_journal = self.layer.has_journal();
         let default = if has_journal { WritePolicy::Behind } else { WritePolicy::Through };
@@ -276,9 +277,16 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         }
         let following = self.layer.follower.as_ref().map(|follower| follower.following());
         let freshness = Freshness { following, ..self.freshness()? };
-        let described = self.describe(policy, self.coder.id(), &freshness)?;
+        let Some(coder) = self.coder.take() else {
+            let context = format!(
+                "cache \"{namespace}\": the crate is built without the feature `bincode`, so a cache has to name its \
+                 codec with CacheBuilder::codec"
+            );
+            return Err(Error::new(ErrorKind::InvalidOption, context));
+        };
+        let described = self.describe(policy, coder.id(), &freshness)?;
         let (bound, coalesce, time_to_live) = (self.bound, self.coalesce, self.time_to_live);
-        let coder = self.coder.with_schema(self.schema, self.upgrade);
+        let coder = coder.with_schema(self.schema, self.upgrade);
         let (group_of, rules, schema) = (self.group_of, self.rules, self.schema);
         let versions_kept = self.versions_kept;
         let ticker = self.layer.ticker().clone();

@@ -133,7 +133,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     ) -> Result<Entry<V>> {
         let constraints = self.constraints(options, has_loader).await?;
         self.layer.catch_up();
-        match self.view.resident.look_closely(key, &constraints) {
+        match self.view.resident.lookup(key, &constraints) {
             Ok(held) => {
                 self.view.count_hit(&held);
                 if held.reload {
@@ -185,8 +185,12 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             Join::Follow(waiter) => {
                 drop(flight);
                 if let Some(most) = instead_of_waiting {
-                    let waiting = ReadConstraints { progress: LoadProgress::InFlight(most), ..*constraints };
-                    if let Ok(held) = view.resident.look_closely(key, &waiting) {
+                    let waiting = ReadConstraints {
+                        progress: LoadProgress::InFlight(most),
+                        measures_age: true,
+                        ..*constraints
+                    };
+                    if let Ok(held) = view.resident.lookup(key, &waiting) {
                         view.count_hit(&held);
                         return Ok(entry_in_memory(held, None));
                     }
@@ -234,6 +238,8 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     ) -> Result<Vec<Option<V>>> {
         let OpenCache { layer, view } = self;
         let constraints = self.constraints(options, loader.is_some()).await?;
+        // Only the values are returned, so the clock is read only where it decides.
+        let constraints = ReadConstraints { measures_age: false, ..constraints };
         let mut values = Vec::with_capacity(keys.len());
         let mut missing = Vec::new();
         layer.catch_up();
@@ -334,7 +340,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     fn start(&self, key: &K, constraints: &ReadConstraints) -> LoadStart {
         match constraints.max_staleness {
             // This reader wants the value of now, so no load that began earlier may replace what it finds.
-            Some(most) if most.is_zero() => self.view.resident.begin_load_past_memory(key),
+            Some(most) if most.is_zero() => self.view.resident.start_past_memory(key),
             _ => self.view.resident.start(key),
         }
     }
@@ -391,11 +397,10 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         }
         // What memory has now: the entry from before the load may have been invalidated while it ran.
         self.layer.catch_up();
-        match self
-            .view
-            .resident
-            .look_closely(key, &ReadConstraints { progress: LoadProgress::Failed, ..*constraints })
-        {
+        match self.view.resident.lookup(
+            key,
+            &ReadConstraints { progress: LoadProgress::Failed, measures_age: true, ..*constraints },
+        ) {
             Ok(held) => {
                 self.view.count_hit(&held);
                 Ok(entry_in_memory(held, Some(error)))

@@ -52,7 +52,7 @@ impl<K: Hash + Eq + Clone> Throttle<K> {
 }
 
 #[cfg(test)]
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 mod tests {
     use super::*;
 

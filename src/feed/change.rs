@@ -79,7 +79,7 @@ impl ChangeOutcome {
 }
 
 /// How far somebody is behind the store: a subscriber of the change stream, a publisher, or a follower.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct ChangeLag {
     /// Numbers of records that the store has passed and the subscriber has not.
@@ -92,7 +92,7 @@ pub struct ChangeLag {
 }
 
 /// A named cursor and how far behind it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct CursorStatus {
     /// Its name.

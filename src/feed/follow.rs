@@ -142,7 +142,7 @@ pub(crate) fn seen_channel(channel: &Channel) -> Result<Channel> {
 }
 
 /// How a layer that follows another process is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize)]
 #[non_exhaustive]
 pub struct FollowStatus {
     /// Whether it listens to all of its buses: from then on memory is not emptied for having just begun.
@@ -161,6 +161,7 @@ pub struct FollowStatus {
     /// How long ago anything was heard over a bus; never, if it was not.
     pub silent_for: Option<Duration>,
     /// The last failure of a bus or of the store, until the next success.
+    #[serde(serialize_with = "crate::metrics::error_as_text")]
     pub error: Option<Error>,
     /// Events heard, duplicates and heartbeats included.
     pub events: u64,

@@ -82,7 +82,7 @@ impl Publish {
 }
 
 /// How a publisher is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize)]
 #[non_exhaustive]
 pub struct PublishStatus {
     /// What it is known by: the name of its cursor.
@@ -92,6 +92,7 @@ pub struct PublishStatus {
     /// How far that is behind the store now.
     pub lag: ChangeLag,
     /// The last failure, until the next success.
+    #[serde(serialize_with = "crate::metrics::error_as_text")]
     pub error: Option<Error>,
     /// Events published, heartbeats included.
     pub events: u64,
@@ -102,7 +103,7 @@ pub struct PublishStatus {
 }
 
 /// A follower that has told its owner where it stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct FollowerStatus {
     /// Its name.

@@ -27,7 +27,8 @@ use crate::journal::scan::{FrameVisitor, JournalFiles, LOCK_NAME, Scan};
 use crate::journal::segment::{Seal, Segment, SegmentHeader, segment_name};
 use crate::journal::writer::Writer;
 use crate::safeguard::Safeguard;
-use crate::seam::{beside, random};
+use crate::seam::parallel::{parallel_map, processors};
+use crate::seam::random;
 
 /// The most threads that check a journal, so that an opening does not take a large machine for itself.
 const THREADS_MAX: usize = 8;
@@ -46,7 +47,7 @@ pub(crate) struct CheckOptions {
 
 impl Default for CheckOptions {
     fn default() -> CheckOptions {
-        CheckOptions { thread_bytes_min: 4 << 20, processors: beside::processors }
+        CheckOptions { thread_bytes_min: 4 << 20, processors }
     }
 }
 
@@ -218,7 +219,7 @@ fn check_segments<V: FrameVisitor>(
     let jobs = ranges.iter().map(|range| (range.clone(), visitor(before(range.start)))).collect();
     let check_one =
         |(range, visitor)| guarded("checking the journal", || check_part(disk, dir, headers, range, visitor));
-    let checked = beside::work_off(threads, jobs, check_one)
+    let checked = parallel_map(threads, jobs, check_one)
         .map_err(|error| Error::io("starting a thread that checks the journal", error))?;
     // Collecting stops at the first error, which is the first in the journal's order, whichever thread found it first.
     checked.into_iter().collect()

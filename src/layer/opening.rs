@@ -90,7 +90,7 @@ async fn claim_and_start(
     let tenure = store.tenure().await.map_err(StoreError::into_error)?;
     let (journal, backlog) = match &options.journal_dir {
         Some(dir) => {
-            let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal.clone());
+            let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal_options.clone());
             let hash_mask = options.sizes.spilled_hash_mask;
             let applied = tenure.progress.applied;
             let check = CheckOptions::default();
@@ -225,7 +225,7 @@ fn start(
         Some(dir) => {
             let records_max = options.dead_letter_records_max;
             let letters =
-                DeadLetters::open(disk, dir, options.journal.segment_bytes, watermark, records_max)?;
+                DeadLetters::open(disk, dir, options.journal_options.segment_bytes, watermark, records_max)?;
             letters.add_to(&mut pending.lock());
             Some(Arc::new(letters))
         }
@@ -234,11 +234,12 @@ fn start(
     pending.lock().start_at(last, ticker.now());
     let durability = options.durability;
     let tells = options.changes || store.has_change_feed();
+    let sizes = options.sizes;
     let core = Arc::new(Core::new(options, tenure.epoch, watermark, pending));
     let log = journal.as_ref().map(|journal| Arc::clone(&journal.log));
     let journal = journal.map(|journal| (journal.log, journal.writer));
     let committer = Arc::new(Committer::start(journal, durability, last, Arc::clone(&core))?);
-    let views = Arc::new(Views::default());
+    let views = Arc::new(Views::new(sizes.memory));
     let applied = Arc::new(ApplyHistory::new(ticker.clone(), watermark, applied_end));
     let flusher = Flusher {
         core: Arc::clone(&core),
@@ -274,7 +275,7 @@ fn start(
         _ => None,
     };
     let (flusher, tasks) = (Mutex::new(Some(thread)), Tasks::new(runtime.clone()));
-    let key_locks = KeyLocks::new(core.options.sizes.key_lock_stripes);
+    let key_locks = KeyLocks::new(core.options.sizes.key_locks);
     let (heartbeat, follower) = match part {
         Part::Follower(follow) => {
             let parts = (&core, &reads, &views);
@@ -401,7 +402,7 @@ mod tests {
     use crate::ids::{Key, NamespaceName};
     use crate::journal::frame::FrameBuilder;
     use crate::journal::writer::GroupFrame;
-    use crate::options::Sizes;
+    use crate::options::LayerSizes;
     use crate::queue::pending::PendingLookup;
     use crate::queue::record::{Operation, push};
     use crate::store::memory::MemoryStore;
@@ -415,7 +416,7 @@ mod tests {
     }
 
     fn open_after(disk: &SimDisk, applied: u64) -> Result<(Opened, Backlog)> {
-        let (check, hash_mask) = (CheckOptions::eager(), Sizes::COLLIDING.spilled_hash_mask);
+        let (check, hash_mask) = (CheckOptions::eager(), LayerSizes::COLLIDING.spilled_hash_mask);
         let (disk, dir) = (Arc::new(disk.clone()), Path::new("journal"));
         open_journal(disk, dir, &options(), &check, Seq(applied), hash_mask)
     }
@@ -497,11 +498,11 @@ mod tests {
         journal_in(Arc::clone(&disk) as Arc<dyn Disk>, dir.path(), 299, sound(7));
         let options = LayerOptions {
             journal_dir: Some(dir.path().to_owned()),
-            journal: options(),
+            journal_options: options(),
             // All of it stays pending.
             batch_linger: std::time::Duration::from_secs(60),
             batch_records_max: 1_000_000,
-            sizes: Sizes::COLLIDING,
+            sizes: LayerSizes::COLLIDING,
             ..LayerOptions::default()
         };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

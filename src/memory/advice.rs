@@ -1,27 +1,30 @@
-//! Which time to live gives which share of stale serves: an estimate from the reloads that happen anyway.
+//! Advice on the time to live: an estimate of the share of stale serves, from the reloads that happen anyway.
 //!
-//! A reload at age `a` tells of one copy whether its source had changed within `a`, and not when: the change came
-//! before `a`, or will come after it. From such answers the chance `F(a)` that a copy of age `a` is stale is
-//! estimated by its maximum likelihood without a model, which for answers of this kind is the rising sequence nearest
-//! to their shares (pool adjacent violators; Ayer, Brunk, Ewing, Reid, Silverman, "An Empirical Distribution Function
-//! for Sampling with Incomplete Information", 1955). Between the ages that were seen the hazard is taken for
-//! constant. Reads fall evenly on a copy's life, so a time to live `t` serves the share `1/t` times the integral of
-//! `F` from 0 to `t` stale.
+//! A reload at age `a` shows of one copy whether its source had changed within `a`, and not when: the change came
+//! before `a`, or will come after it. From such answers the chance `F(a)` that a copy of age `a` is stale is estimated
+//! by its maximum likelihood without a model, which for answers of this kind is the rising sequence nearest to their
+//! shares (pool adjacent violators; Ayer, Brunk, Ewing, Reid, Silverman, "An Empirical Distribution Function for
+//! Sampling with Incomplete Information", 1955). Between the ages that were seen the hazard is assumed constant. Reads
+//! are assumed to fall evenly on a copy's life, so a time to live `t` serves the share `1/t` times the integral of `F`
+//! from 0 to `t` stale.
 //!
-//! The manual's page on figures says what this assumes.
+//! The manual's page on figures lists the assumptions.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::ids::Seq;
 use crate::metrics::Counter;
 use crate::metrics::ages::AgeBuckets;
 
-/// With fewer reloads nothing is advised.
+/// The number of reloads below which nothing is advised.
 pub const RELOADS_MIN: u64 = 30;
 
-/// How many lives stand for those that jitter gives.
+/// The number of lives by which the spread of lives by jitter is approximated.
 const LIVES: u32 = 16;
 
-/// The reloads of one cache, by the age of the copy that they replaced.
+/// The reloads of one cache, counted by the age of the copy that they replaced.
 #[derive(Debug, Default)]
 pub struct ReloadCounts {
     unchanged: Counter,
@@ -29,39 +32,41 @@ pub struct ReloadCounts {
     buckets: AgeBuckets<ReloadBucket>,
 }
 
-/// Of the reloads of about one age, those whose copies were watched and served.
+/// The reloads of about one age whose copies were watched and served.
 #[derive(Debug, Default)]
 struct ReloadBucket {
     reloads: Counter,
     changed: Counter,
-    /// How often their copies were served, and so those that had become stale.
+    /// Serves of their copies, and of those copies that had become stale.
     serves: Counter,
     serves_changed: Counter,
     age_us: Counter,
 }
 
-/// What the reloads so far say about a cache's time to live. Shares are of the reads that memory answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// Advice on a cache's time to live from its reloads so far. Shares are of the reads that memory answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct TtlAdvice {
     /// The share of stale serves that was asked for.
     pub wanted_share: f64,
-    /// The longest time to live that gives no more. `None` as long as fewer than 30 reloads have been compared.
+    /// The longest time to live that gives no greater share. `None` as long as fewer than 30 reloads have been
+    /// compared.
     pub time_to_live: Option<Duration>,
-    /// Whether longer ones may give no more either: no copy was seen that old.
+    /// True if longer ones may give no greater share either: no older copy was seen.
     pub is_longest_seen: bool,
-    /// The share that the cache's time to live gives as it is. `None` without one, and with too few reloads.
+    /// The share that the cache's present time to live gives. `None` without one, and with too few reloads.
     pub share_now: Option<f64>,
-    /// How many reloads this rests on: those of copies that were watched, and served.
+    /// The number of reloads that this is based on: those of copies that were watched and served.
     pub reloads: u64,
-    /// How many of them found a change.
+    /// The number of them that found a change.
     pub changed: u64,
 }
 
 impl ReloadCounts {
-    /// Notes a reload of a copy of this age that was served so often, if anybody watched that.
+    /// Counts a reload of a copy of this age, and the serves of the copy if they were counted.
     pub fn note(&self, age: Duration, serves: Option<u64>, changed: bool) {
         if changed { &self.changed } else { &self.unchanged }.add(1);
+        // A copy that was never served says nothing about the share of stale serves.
         let Some(serves) = serves.filter(|serves| *serves > 0) else { return };
         let bucket = self.buckets.of(age);
         bucket.reloads.add(1);
@@ -71,13 +76,13 @@ impl ReloadCounts {
         bucket.age_us.add(u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
     }
 
-    /// How many found no change, and how many found one.
+    /// Returns the number of reloads that found no change, and of those that found one.
     #[must_use]
     pub fn counts(&self) -> (u64, u64) {
         (self.unchanged.value(), self.changed.value())
     }
 
-    /// What they say, for a cache whose entries lose up to the share `jitter` of their life.
+    /// Estimates from them, for a cache whose entries lose up to the share `jitter` of their life.
     #[must_use]
     pub fn advise(&self, wanted_share: f64, time_to_live: Option<Duration>, jitter: f64) -> TtlAdvice {
         let seen: Vec<AgeSample> = self.buckets.iter().filter_map(AgeSample::of).collect();
@@ -85,6 +90,7 @@ impl ReloadCounts {
             .iter()
             .fold((0, 0), |(reloads, changed), seen| (reloads + seen.reloads, changed + seen.changed));
         let nothing = TtlAdvice { wanted_share, reloads, changed, ..TtlAdvice::default() };
+        // Fewer would make an estimate of a share out of chance.
         if reloads < RELOADS_MIN {
             return nothing;
         }
@@ -99,7 +105,7 @@ impl ReloadCounts {
     }
 }
 
-/// The reloads of about one age.
+/// A reading of a [`ReloadBucket`].
 #[derive(Clone, Copy, Debug)]
 struct AgeSample {
     age_s: f64,
@@ -114,16 +120,17 @@ impl AgeSample {
         let (reloads, changed) = (bucket.reloads.value(), bucket.changed.value());
         let (serves, serves_changed) = (bucket.serves.value(), bucket.serves_changed.value());
         let age_s = bucket.age_us.value() as f64 / 1e6 / reloads as f64;
+        // Ages without a reload have no mean.
         (reloads > 0).then_some(AgeSample { age_s, reloads, changed, serves, serves_changed })
     }
 }
 
-/// How a copy's chance to be stale grows with its age, as a cumulative hazard: straight from corner to corner.
+/// The chance of a copy to be stale by its age, as a cumulative hazard that is straight from corner to corner.
 #[derive(Debug)]
 struct Staleness {
-    /// Age in seconds, and hazard; both rise, from (0, 0).
+    /// Age in seconds, and hazard. Both rise, from (0, 0).
     corners: Vec<(f64, f64)>,
-    /// Up to what share lives are cut, each by its own.
+    /// The largest share of a life that jitter cuts.
     jitter: f64,
 }
 
@@ -136,7 +143,7 @@ struct PooledAges {
 }
 
 impl PooledAges {
-    /// Whether less of it is stale.
+    /// True if a smaller share of it is stale.
     fn is_below(&self, other: &PooledAges) -> bool {
         u128::from(self.stale) * u128::from(other.serves) < u128::from(other.stale) * u128::from(self.serves)
     }
@@ -150,7 +157,8 @@ impl PooledAges {
         }
     }
 
-    /// Half a reload more that found a change, and half a one that did not: what was never seen is not impossible.
+    /// Returns the share of stale serves. Half a reload with a change and half a one without are added, since what was
+    /// never seen is not impossible.
     fn share(&self) -> f64 {
         let each = self.serves as f64 / self.reloads as f64;
         (self.stale as f64 + each / 2.0) / (self.serves as f64 + each)
@@ -164,6 +172,7 @@ impl Staleness {
         for one in seen {
             let mut pool =
                 PooledAges { reloads: one.reloads, serves: one.serves, stale: one.serves_changed, ages: 1 };
+            // Pooling may make the pool before it fall, too, so it goes on downwards.
             while let Some(below) = pools.pop_if(|below| !below.is_below(&pool)) {
                 pool = pool.with(&below);
             }
@@ -172,13 +181,14 @@ impl Staleness {
         let (mut corners, mut highest) = (vec![(0.0, 0.0)], 0.0_f64);
         let mut ages = seen.iter().map(|one| one.age_s);
         for pool in pools {
+            // The half reloads that `share` adds could make a pool fall below the one before it.
             highest = highest.max(-(1.0 - pool.share()).ln());
             corners.extend(ages.by_ref().take(pool.ages).map(|age_s| (age_s, highest)));
         }
         Staleness { corners, jitter }
     }
 
-    /// The share of serves that are stale, if copies live so long, less their jitter.
+    /// Returns the share of serves that are stale if copies live so long, less their jitter.
     fn share(&self, life_s: f64) -> f64 {
         let lives =
             (0..LIVES).map(|one| life_s * (1.0 - self.jitter * (f64::from(one) + 0.5) / f64::from(LIVES)));
@@ -187,7 +197,7 @@ impl Staleness {
         if all_s > 0.0 { (stale_s / all_s).clamp(0.0, 1.0) } else { 0.0 }
     }
 
-    /// For how long a copy is stale, on average, if it lives so long.
+    /// Returns for how many seconds a copy is stale, on average, if it lives so long.
     fn stale_s(&self, life_s: f64) -> f64 {
         let (mut stale_s, mut end) = (0.0, (0.0, 0.0));
         for pair in self.corners.windows(2) {
@@ -198,21 +208,23 @@ impl Staleness {
             }
             end = to;
         }
-        // Beyond what was seen: as quickly as on the whole so far.
+        // Beyond the oldest age seen the mean hazard so far is assumed to go on.
         if life_s > end.0 && end.0 > 0.0 {
             stale_s += stale_within(end.1, end.1 / end.0, life_s - end.0);
         }
         stale_s
     }
 
-    /// The longest life that gives no more than this share, and whether it is the longest one that was seen.
+    /// Returns the longest life that gives no more than this share, and true if no longer one was seen.
     fn longest(&self, share: f64) -> (f64, bool) {
         let seen = self.corners.last().map_or(0.0, |corner| corner.0);
+        // Beyond the oldest age seen nothing is known, so no longer life is advised.
         if self.share(seen) <= share {
             return (seen, true);
         }
-        // The share rises with the life.
+        // The share rises with the life, so halving the interval finds it.
         let (mut gives_less, mut gives_more) = (0.0, seen);
+        // 60 halvings are more than the digits of a double need.
         for _ in 0..60 {
             let middle = (gives_less + gives_more) / 2.0;
             if self.share(middle) <= share { gives_less = middle } else { gives_more = middle }
@@ -225,8 +237,93 @@ impl Staleness {
 fn stale_within(hazard: f64, per_s: f64, time_s: f64) -> f64 {
     let rise = per_s * time_s;
     // `(1 - exp(-rise)) / rise`, which is 1 where nothing rises.
+    // Below this the quotient would lose its digits.
     let kept = if rise > 1e-9 { -(-rise).exp_m1() / rise } else { 1.0 - rise / 2.0 };
     time_s * (1.0 - (-hazard).exp() * kept)
+}
+
+/// One copy of so many has its serves counted, since that costs memory beside the entry and time at each hit.
+const WATCHED_ONE_IN: u64 = 8;
+
+/// A function that returns whether two values are equal, or `None` if it cannot tell.
+pub type CompareValues<V> = Box<dyn Fn(&V, &V) -> Option<bool> + Send + Sync>;
+
+/// A value to compare, with its version.
+#[derive(Clone, Copy)]
+pub(crate) struct VersionedRef<'a, V> {
+    pub(crate) value: Option<&'a V>,
+    /// Zero if unknown.
+    pub(crate) version: Seq,
+}
+
+/// A copy that a load is about to replace.
+pub(crate) struct ReplacedCopy<V> {
+    age: Duration,
+    serves: Option<u64>,
+    changed: Changed<V>,
+}
+
+enum Changed<V> {
+    Known(bool),
+    /// To be compared with the loaded value when no lock is held any more.
+    IfDifferentFrom(V),
+}
+
+/// The reloads of one cache, and which copies are watched.
+pub(crate) struct ReloadWatch<V> {
+    pub(crate) reloads: ReloadCounts,
+    /// The number of copies that have come since the cache was opened.
+    copies: AtomicU64,
+    /// Compares values. Without it only versions and absences are compared.
+    pub(crate) same: Option<CompareValues<V>>,
+}
+
+impl<V> Default for ReloadWatch<V> {
+    fn default() -> Self {
+        ReloadWatch { reloads: ReloadCounts::default(), copies: AtomicU64::new(0), same: None }
+    }
+}
+
+impl<V: Clone> ReloadWatch<V> {
+    /// True if the serves of a copy that comes now are to be counted.
+    pub(crate) fn watches_next(&self) -> bool {
+        self.copies.fetch_add(1, Ordering::Relaxed).is_multiple_of(WATCHED_ONE_IN)
+    }
+
+    /// Notes down a copy of this age that is about to be replaced, and its serves if they were counted. Runs under
+    /// locks, so it clones the value instead of comparing it. `None` if nothing can be compared.
+    pub(crate) fn replaced(
+        &self,
+        age: Duration,
+        serves: Option<u64>,
+        there: VersionedRef<'_, V>,
+        loaded: VersionedRef<'_, V>,
+    ) -> Option<ReplacedCopy<V>> {
+        let have_versions = there.version > Seq::ZERO && loaded.version > Seq::ZERO;
+        let changed = match (there.value, loaded.value) {
+            // Versions decide without the user's code.
+            _ if have_versions => Changed::Known(there.version != loaded.version),
+            (None, None) => Changed::Known(false),
+            (Some(value), Some(_)) if self.same.is_some() => Changed::IfDifferentFrom(value.clone()),
+            (Some(_), Some(_)) => return None,
+            _ => Changed::Known(true),
+        };
+        Some(ReplacedCopy { age, serves, changed })
+    }
+
+    /// Counts the reload. If the user's code panics while values are compared, it does not count.
+    pub(crate) fn note(&self, replaced: ReplacedCopy<V>, loaded: Option<&V>) {
+        let changed = match (replaced.changed, loaded, &self.same) {
+            (Changed::Known(changed), _, _) => Some(changed),
+            (Changed::IfDifferentFrom(value), Some(loaded), Some(same)) => {
+                catch_unwind(AssertUnwindSafe(|| same(&value, loaded))).ok().flatten().map(|same| !same)
+            }
+            _ => None,
+        };
+        if let Some(changed) = changed {
+            self.reloads.note(replaced.age, replaced.serves, changed);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,31 +1,31 @@
-//! How long what a cache holds in memory may be served: plain durations, checked where a cache is opened.
+//! The options of a cache's freshness: plain durations, checked where a cache is opened.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The freshness that a cache asks for, apart from its time to live, which can be changed while it runs.
+/// A cache's options of freshness, apart from the time to live, which can be changed while it runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Freshness {
-    /// How long an unused entry stays.
+    /// The time to idle: an entry that is not used for so long is not served.
     pub time_to_idle: Option<Duration>,
-    /// How long an absent key is remembered as absent; not at all without one.
+    /// The time to live of an absence. Without one absences are not kept.
     pub negative_time_to_live: Option<Duration>,
-    /// By up to what share an entry's life is cut, in 1/65,536; an own share is drawn for each entry.
+    /// The largest share of an entry's life that is cut, in 1/65,536. A share is drawn for each entry.
     pub jitter: u16,
     /// XFetch's beta: how eagerly entries are loaded again before they expire.
     pub early_refresh: Option<f64>,
-    /// For how long after its life a value is served while it is loaded again in the background.
+    /// The time after its life for which a value is served while it is loaded again in the background.
     pub stale_while_revalidate: Duration,
-    /// For how long after its life a value is served if loading it again fails.
+    /// The time after its life for which a value is served if loading it again fails.
     pub stale_if_error: Duration,
-    /// How long after a failed load of a key the next one is tried.
+    /// The time after a failed load of a key before the next load is tried.
     pub load_throttle: Duration,
-    /// What holds in a layer that follows another process.
+    /// The options of a layer that follows another process.
     pub following: Option<Following>,
 }
 
 impl Freshness {
-    /// Nothing but what invalidates an entry ends it.
+    /// The freshness of a cache whose entries end by invalidation only.
     pub const UNTIMED: Freshness = Freshness {
         time_to_idle: None,
         negative_time_to_live: None,
@@ -37,7 +37,7 @@ impl Freshness {
         following: None,
     };
 
-    /// Whether it hangs on the time if a value may be served, whatever its time to live.
+    /// True if the time decides about a value, whatever its time to live.
     #[must_use]
     #[inline]
     pub fn times_values(&self) -> bool {
@@ -51,36 +51,37 @@ impl Default for Freshness {
     }
 }
 
-/// How long what a follower holds counts as current, though nothing has proved it.
+/// The time for which a follower's entries count as current without a new proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Following {
-    /// How far the last proof may lie back.
+    /// The longest time since the last proof.
     pub lag_max: Duration,
-    /// What is done afterwards.
+    /// The answer to a read afterwards.
     pub on_unverified: OnUnverified,
 }
 
-/// What a read gets of an entry of which a follower cannot know whether it is current.
+/// The answer to a read of an entry that a follower cannot prove to be current.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnUnverified {
-    /// What the store has: the entry is loaded again.
+    /// The store's value: the entry is loaded again.
     #[default]
     Revalidate,
     /// An error, [`ErrorKind::Unverified`](crate::error::ErrorKind::Unverified), without asking the store.
     Fail,
-    /// The entry, with [`StaleReason::Unverified`](crate::memory::servable::Excuse::Unverified) in its proof.
+    /// The entry, with [`StaleReason::Unverified`](crate::memory::servable::StaleReason::Unverified) in its proof.
     Serve,
 }
 
-/// A duration that can be changed while others read it; or none.
+/// An optional duration that can be changed while others read it.
 #[derive(Debug)]
 pub struct LiveDuration(AtomicU64);
 
+/// The number that stands for no duration.
 const NONE: u64 = u64::MAX;
 
 impl LiveDuration {
-    /// One with this value.
+    /// Makes one with this value.
     #[must_use]
     pub fn new(value: Option<Duration>) -> LiveDuration {
         let live = LiveDuration(AtomicU64::new(NONE));
@@ -90,11 +91,13 @@ impl LiveDuration {
 
     /// Changes it.
     pub fn set(&self, value: Option<Duration>) {
+        // One below the number that stands for none: 584 years are as good as for ever.
         let nanos = |value: Duration| u64::try_from(value.as_nanos()).unwrap_or(NONE).min(NONE - 1);
+        // A reader who comes after this call sees the new value.
         self.0.store(value.map_or(NONE, nanos), Ordering::SeqCst);
     }
 
-    /// What it is.
+    /// Returns the value.
     #[must_use]
     #[inline]
     pub fn value(&self) -> Option<Duration> {

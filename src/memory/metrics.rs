@@ -5,7 +5,7 @@ use crate::metrics::ages::{AgeSummary, StaleAges};
 use crate::metrics::{Counter, Counters, Counts, StripedCounter, labels, stats};
 
 labels! {
-    /// Why an entry left memory.
+    /// The reason why an entry left memory.
     pub enum EvictionCause {
         /// To make room for others.
         Room = "room",
@@ -61,8 +61,8 @@ stats! {
         reloads_unchanged: u64, "forebay_cache_reloads_total" ["found" "unchanged"];
         /// Loads that found the source changed: the copy in memory had become stale.
         reloads_changed: u64, "forebay_cache_reloads_total" ["found" "changed"];
-        /// Entries that left memory, by cause. Replaced ones do not count. What `invalidate_all` hides leaves later, for
-        /// room.
+        /// Entries that left memory, by cause. Replaced ones do not count. What `invalidate_all` hides leaves later,
+        /// for room.
         evictions: Counts<EvictionCause>, "forebay_cache_evictions_total" ["cause"];
     }
 }

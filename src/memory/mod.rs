@@ -1,14 +1,11 @@
-//! What is in memory and may be served. No I/O happens here.
+//! The entries in memory, and the decision which of them may be served. No I/O happens here.
 
 pub mod advice;
-mod dropping;
+pub mod dependencies;
 pub mod entry;
-pub mod evictions;
-pub(crate) mod extra;
 pub mod fence;
 pub mod freshness;
 pub mod metrics;
-pub mod reloads;
 pub mod resident;
 pub mod scope;
 pub mod servable;

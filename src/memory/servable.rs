@@ -1,10 +1,10 @@
-//! The one place that decides whether something found in memory may be served.
+//! The one place that decides whether an entry found in memory may be served.
 //!
-//! Pure functions: of what was found, of what has been invalidated since, of the time, and of what the reader accepts.
-//! Ages count from the start of the load that brought a value, or from the write; in a layer that follows another
-//! process from when that last heard of every change, if that was later, though a time to live still counts from the
-//! start. A bound is exclusive: what may be a second old is served while it is younger than a second, so a bound of
-//! zero is met by nothing in memory.
+//! Pure functions of the entry, of the invalidations since it came, of the time, and of what the reader accepts. Ages
+//! count from the write or from the start of the load; in a layer that follows another process from the moment until
+//! which it has received every change, if that is later. A time to live counts from the write or the start of the load
+//! in any case. Bounds are exclusive: an entry that may be a second old is served while it is younger than a second, so
+//! no entry meets a bound of zero.
 
 use std::time::Duration;
 
@@ -13,77 +13,79 @@ use crate::metrics::labels;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
 
-/// A layer's count of bulk invalidations. An entry carries the count at which its value was known to be current.
+/// A count of a layer's bulk invalidations. An entry carries the count at which its value was known to be current.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(pub u64);
 
-/// What the decision has to know of an entry.
+/// The facts of an entry that the decision depends on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EntryFacts {
-    /// What it belongs to.
+    /// Its generation.
     pub generation: Generation,
-    /// The oldest generation that may be served of its group.
+    /// The oldest generation of its group that may be served.
     pub group_floor: Generation,
-    /// ... with its tags.
+    /// The oldest generation that may be served with its tags.
     pub tag_floor: Generation,
-    /// Whether something that it was derived from has changed.
+    /// True if a value that it was derived from has changed.
     pub outdated: bool,
-    /// When its load began, or its write.
+    /// The time of its write, or of the start of its load.
     pub since: Moment,
-    /// When it was used last; at first when it came.
+    /// The time of its last use; at first the time when it came.
     pub used: Moment,
-    /// Whether it says that the key has no value.
+    /// True if it says that the key has no value.
     pub absent: bool,
-    /// Whether it came from a reader's loader, or was found absent there, and not in the layer's store alone.
+    /// True if a reader's loader brought it or found it absent, not the layer's store alone.
     pub of_loader: bool,
-    /// Whether it was read from keys of the layer alone, so that it is as current as those.
+    /// True if it was read from keys of the layer alone, so that it is as current as those.
     pub derived: bool,
-    /// The share of its life that jitter took, in 1/65,536.
+    /// The share of its life that jitter takes, in 1/65,536.
     pub cut: u16,
-    /// Its own time to live, instead of the cache's.
+    /// Its own time to live, in place of the cache's.
     pub time_to_live: Option<Duration>,
-    /// Its own time to idle, instead of the cache's.
+    /// Its own time to idle, in place of the cache's.
     pub time_to_idle: Option<Duration>,
 }
 
-/// What a cache asks of all its entries at the moment.
+/// The limits of a cache on all its entries at this moment.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheLimits<'a> {
-    /// The oldest generation that may be served of the cache.
+    /// The oldest generation of the cache that may be served.
     pub floor: Generation,
-    /// ... of the namespaces that the cache is, or is below of.
+    /// The oldest generation that may be served of the cache's namespace and those above it.
     pub namespace_floor: Generation,
-    /// How long a value is fresh.
+    /// The time to live of a value.
     pub time_to_live: Option<Duration>,
-    /// Until when a layer that follows another process has heard of every change.
+    /// The moment until which a layer that follows another process has received every change.
     pub verified: Moment,
-    /// The rest.
+    /// The other options.
     pub freshness: &'a Freshness,
 }
 
-/// What a reader accepts.
+/// The constraints of a reader.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ReadConstraints {
-    /// The oldest that may be served, whatever else would allow more.
+    /// The age from which on nothing is served, whatever else would allow more.
     pub max_staleness: Option<Duration>,
-    /// What it wants of an entry that is not known to be current, instead of what the layer says.
+    /// The answer for an entry that is not known to be current, in place of the layer's option.
     pub on_unverified: Option<OnUnverified>,
-    /// Whether the reader brought a loader, so that an absence counts only if the loader found it.
+    /// True if the reader brought a loader: an absence counts only if the loader found it.
     pub has_loader: bool,
-    /// How the reader stands.
+    /// True if the reader wants to know the age, which costs a look at the clock.
+    pub measures_age: bool,
+    /// The state of the load that the reader would need.
     pub progress: LoadProgress,
 }
 
-/// What a reader has tried before it looks.
+/// The state of a load that a reader needs if memory cannot serve it.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub enum LoadProgress {
-    /// Nothing.
+    /// The reader has not tried to load.
     #[default]
     NotStarted,
-    /// Somebody loads the key already, and rather than wait the reader takes a value up to this age.
+    /// Another reader loads the key, and rather than wait this one takes a value that is younger than this.
     InFlight(Duration),
-    /// Loading the key failed.
+    /// The load failed.
     Failed,
 }
 
@@ -93,24 +95,24 @@ pub enum LoadProgress {
 pub enum Servable {
     /// Serve it.
     Fresh {
-        /// How old it is.
+        /// Its age.
         age: Duration,
-        /// How much of its life is left, if that is limited.
+        /// The rest of its life, if that is limited.
         left: Option<Duration>,
     },
-    /// Serve it though its time is up.
+    /// Serve it though it is not known to be fresh.
     Stale {
-        /// How old it is.
+        /// Its age.
         age: Duration,
-        /// Why it is served all the same.
+        /// The reason why it is served all the same.
         because: StaleReason,
     },
-    /// Look elsewhere.
+    /// Do not serve it.
     Miss(MissReason),
 }
 
 labels! {
-    /// Why an entry is served though it is not known to be fresh.
+    /// The reason why an entry is served though it is not known to be fresh.
     pub enum StaleReason {
         /// It is loaded again in the background.
         WhileRevalidating = "revalidating",
@@ -125,7 +127,7 @@ labels! {
 }
 
 labels! {
-    /// Why memory does not answer a read.
+    /// The reason why memory does not answer a read.
     pub enum MissReason {
         /// There is no entry; or only the knowledge that the store lacks the key, and the reader has a loader to ask.
         Absent = "absent",
@@ -150,29 +152,25 @@ labels! {
     }
 }
 
-/// By what an entry was invalidated, if it was.
+/// Returns the reason if an entry was invalidated.
 #[must_use]
 #[inline(always)]
 pub fn invalidated(entry: &EntryFacts, limits: &CacheLimits<'_>) -> Option<MissReason> {
     let below = |floor| entry.generation < floor;
-    if below(limits.floor) {
-        return Some(MissReason::Invalidated);
+    match entry {
+        // Several may hold: the first one is the reason that is counted.
+        _ if below(limits.floor) => Some(MissReason::Invalidated),
+        _ if below(limits.namespace_floor) => Some(MissReason::NamespaceInvalidated),
+        _ if below(entry.group_floor) => Some(MissReason::GroupInvalidated),
+        _ if below(entry.tag_floor) => Some(MissReason::TagInvalidated),
+        _ if entry.outdated => Some(MissReason::DependencyChanged),
+        _ => None,
     }
-    if below(limits.namespace_floor) {
-        return Some(MissReason::NamespaceInvalidated);
-    }
-    if below(entry.group_floor) {
-        return Some(MissReason::GroupInvalidated);
-    }
-    if below(entry.tag_floor) {
-        return Some(MissReason::TagInvalidated);
-    }
-    entry.outdated.then_some(MissReason::DependencyChanged)
 }
 
-/// Whether an entry may be served.
+/// Decides whether an entry may be served. The first row that holds decides.
 ///
-/// If neither entry nor rules nor reader limit an age, the answer does not depend on `now`, except for the age in it.
+/// If neither entry nor cache nor reader limit an age, the answer does not depend on `now`, except for the age in it.
 #[must_use]
 #[inline(always)]
 pub fn servable(
@@ -181,54 +179,66 @@ pub fn servable(
     now: Moment,
     constraints: &ReadConstraints,
 ) -> Servable {
-    let miss = Servable::Miss;
+    use Servable::{Fresh, Miss, Stale};
+
+    let freshness = limits.freshness;
+    // Two times: since the entry came, and since it was last known to be current.
+    let (lived, age) = (now.since(entry.since), now.since(current_at(entry, limits)));
+    let life = life(entry, limits);
+    let left = life.map(|life| life.saturating_sub(lived));
+    let is_fresh = left.is_none_or(|left| !left.is_zero());
+    let within = |window: Duration| life.is_none_or(|life| lived < life.saturating_add(window));
+    let is_idle = |idle: Duration| now.since(entry.used) >= idle;
+    let unverified = on_unverified(age, limits, constraints);
+
     if let Some(reason) = invalidated(entry, limits) {
-        return miss(reason);
+        return Miss(reason);
     }
-    if entry.absent && constraints.has_loader && !entry.of_loader {
-        return miss(MissReason::Absent);
+    match constraints.progress {
+        // The store's lack of a key says nothing about a loader.
+        _ if entry.absent && constraints.has_loader && !entry.of_loader => Miss(MissReason::Absent),
+        // The reader's own bound comes before anything that would allow more.
+        _ if constraints.max_staleness.is_some_and(|most| is_too_old(age, most)) => Miss(MissReason::TooOld),
+        // A follower that has not heard of its owner for too long serves only if it was told to.
+        _ if unverified.is_some_and(|wanted| wanted != OnUnverified::Serve) => Miss(MissReason::Unverified),
+        _ if entry.time_to_idle.or(freshness.time_to_idle).is_some_and(is_idle) => Miss(MissReason::Idle),
+
+        _ if is_fresh && unverified.is_some() => Stale { age, because: StaleReason::Unverified },
+        _ if is_fresh => Fresh { age, left },
+
+        // An absence is never served stale: a value may have come meanwhile, and costs a load to find.
+        _ if entry.absent => Miss(MissReason::Expired),
+        _ if within(freshness.stale_while_revalidate) => {
+            Stale { age, because: StaleReason::WhileRevalidating }
+        }
+        // A reader who need not wait, and one whose load has just failed, may take what is older.
+        LoadProgress::InFlight(most) if lived < most => Stale { age, because: StaleReason::InsteadOfWaiting },
+        LoadProgress::Failed if within(freshness.stale_if_error) => {
+            Stale { age, because: StaleReason::LoadFailed }
+        }
+        _ => Miss(MissReason::Expired),
     }
-    let lived = now.since(entry.since);
-    let age = now.since(current_at(entry, limits));
-    let too_old =
-        |most: Duration| age >= most && (!most.is_zero() || Safeguard::ZeroToleranceReadsTheStore.holds());
-    if constraints.max_staleness.is_some_and(too_old) {
-        return miss(MissReason::TooOld);
-    }
-    let unverified = limits
-        .freshness
-        .following
-        .filter(|following| age >= following.lag_max && Safeguard::SilenceIsStaleness.holds());
-    let unverified = unverified.map(|following| constraints.on_unverified.unwrap_or(following.on_unverified));
-    if unverified.is_some_and(|wanted| wanted != OnUnverified::Serve) {
-        return miss(MissReason::Unverified);
-    }
-    let idle = entry.time_to_idle.or(limits.freshness.time_to_idle);
-    if idle.is_some_and(|most| now.since(entry.used) >= most) {
-        return miss(MissReason::Idle);
-    }
-    let fresh = |left| match unverified {
-        None => Servable::Fresh { age, left },
-        Some(_) => Servable::Stale { age, because: StaleReason::Unverified },
-    };
-    let Some(life) = life(entry, limits) else { return fresh(None) };
-    if let Some(left) = life.checked_sub(lived).filter(|left| !left.is_zero()) {
-        return fresh(Some(left));
-    }
-    if entry.absent {
-        return miss(MissReason::Expired);
-    }
-    let beyond = |window: Duration| lived < life.saturating_add(window);
-    let because = match constraints.progress {
-        _ if beyond(limits.freshness.stale_while_revalidate) => StaleReason::WhileRevalidating,
-        LoadProgress::InFlight(most) if lived < most => StaleReason::InsteadOfWaiting,
-        LoadProgress::Failed if beyond(limits.freshness.stale_if_error) => StaleReason::LoadFailed,
-        _ => return miss(MissReason::Expired),
-    };
-    Servable::Stale { age, because }
 }
 
-/// Whether the answer for this entry hangs on the time.
+/// True if an entry of this age is too old for a reader. A bound of zero is met by no entry in memory.
+#[inline(always)]
+fn is_too_old(age: Duration, most: Duration) -> bool {
+    age >= most && (!most.is_zero() || Safeguard::ZeroToleranceReadsTheStore.holds())
+}
+
+/// Returns what the reader gets of an entry that a follower has not been able to verify for too long; `None` if it has.
+#[inline(always)]
+fn on_unverified(
+    age: Duration,
+    limits: &CacheLimits<'_>,
+    constraints: &ReadConstraints,
+) -> Option<OnUnverified> {
+    let following = limits.freshness.following?;
+    let unverified = age >= following.lag_max && Safeguard::SilenceIsStaleness.holds();
+    unverified.then(|| constraints.on_unverified.unwrap_or(following.on_unverified))
+}
+
+/// True if the decision about this entry depends on the time.
 #[must_use]
 #[inline]
 pub fn is_timed(entry: &EntryFacts, limits: &CacheLimits<'_>, constraints: &ReadConstraints) -> bool {
@@ -238,35 +248,39 @@ pub fn is_timed(entry: &EntryFacts, limits: &CacheLimits<'_>, constraints: &Read
         || life(entry, limits).is_some()
 }
 
-/// When an entry was last known to be current: when it came, or, in a layer that follows another process, when that
-/// had last heard of every change. Of what a loader brought no event tells a change, unless it was read from the
-/// layer's own keys.
+/// Returns the moment at which an entry was last known to be current: when it came, or, in a layer that follows another
+/// process, the moment until which that has received every change. No event reports a change of a loader's value,
+/// unless it was read from the layer's own keys.
 #[inline]
 fn current_at(entry: &EntryFacts, limits: &CacheLimits<'_>) -> Moment {
     match limits.freshness.following {
+        // The proof covers the owner's writes only, not the source of a loader.
         Some(_) if !entry.of_loader || entry.derived => entry.since.max(limits.verified),
         _ => entry.since,
     }
 }
 
-/// How long an entry is fresh; for ever without an answer. Jitter only ever shortens it.
+/// Returns how long an entry is fresh; `None` is for ever. Jitter only ever shortens it.
 #[must_use]
 #[inline]
 pub fn life(entry: &EntryFacts, limits: &CacheLimits<'_>) -> Option<Duration> {
+    // An entry's own time to live counts before the cache's, for absences, too.
     let cache = if entry.absent { limits.freshness.negative_time_to_live } else { limits.time_to_live };
     let whole = entry.time_to_live.or(cache)?;
+    // In 128 bits: a life of 584 years times the share does not fit into 64.
     let share = u128::from(entry.cut) * whole.as_nanos() / (1 << 16);
     Some(whole.saturating_sub(Duration::from_nanos(u64::try_from(share).unwrap_or(u64::MAX))))
 }
 
-/// Whether a fresh entry is loaded again already, so that its expiry does not meet all its readers at once.
+/// True if a fresh entry should be loaded again already, so that not all its readers meet its expiry at once.
 ///
 /// XFetch (Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015): a reader
-/// reloads if `took * beta * -ln(u)` reaches what is left, with `u` drawn evenly from (0, 1]. `draw` is asked for the
-/// 32 bits of `u` only if some draw could say yes.
+/// reloads if `took * beta * -ln(u)` reaches the time left, with `u` drawn evenly from (0, 1]. The 32 bits of `u` are
+/// drawn only if some draw could say yes.
 pub fn is_due_early(left: Duration, took: Duration, beta: f64, draw: impl FnOnce() -> u32) -> bool {
     let reach = took.as_secs_f64() * beta;
     let least_u = 0.5_f64.powi(32);
+    // Not even the smallest draw would say yes: the random number is saved.
     if reach * -least_u.ln() < left.as_secs_f64() {
         return false;
     }

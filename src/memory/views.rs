@@ -1,4 +1,4 @@
-//! The caches' memories as the engine knows them: without their types.
+//! The memories of a layer's open caches, without the types of their keys and values.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -7,35 +7,35 @@ use std::sync::{Arc, PoisonError};
 use crate::error::Result;
 use crate::ids::{NamespaceName, Seq};
 use crate::memory::metrics::CacheStats;
-use crate::memory::scope::Scopes;
+use crate::memory::scope::{Scopes, StripeCounts};
 use crate::memory::servable::Generation;
 use crate::metrics::Counter;
 use crate::seam::sync::{Mutex, MutexGuard};
 
-/// The memory of a typed cache, as far as the engine needs to know it.
+/// The memory of a typed cache, as the layer sees it.
 pub trait View: Any + Send + Sync {
     /// Makes everything in it unservable.
     fn invalidate_all(&self);
-    /// The same, because a namespace that it is or is below of was invalidated.
+    /// As [`View::invalidate_all`], for the invalidation of a namespace that it is or is below of.
     fn invalidate_namespace(&self, floor: Generation);
     /// Drops a key from it, or everything if the key is of another type than its own.
     fn invalidate_key(&self, key: &AnyKey);
-    /// Takes in that another process has changed a key: since that version it may have another value, or has this one.
-    /// Of version zero nobody knows since when. All as the codec encodes it.
+    /// Applies a change by another process: since that version the key has this value or, without one, an unknown
+    /// value. Version zero stands for an unknown version. Key and value are encoded by the codec.
     fn changed_elsewhere(&self, key: &[u8], version: Seq, value: Option<&[u8]>);
-    /// Whether it has keys of this type.
+    /// True if its keys are of this type.
     fn has_key_type(&self, key: &AnyKey) -> bool;
-    /// Which schema its values have.
+    /// Returns the schema version of its values.
     fn schema_version(&self) -> u8;
-    /// How many reads it answered.
+    /// Returns the number of reads that it answered.
     fn memory_hits(&self) -> u64;
-    /// What it has counted.
+    /// Returns its counters.
     fn stats(&self) -> CacheStats;
-    /// For going back to the type.
+    /// Gives the typed view back, for a downcast.
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
-/// A key of a cache whose type is not known here.
+/// A key of a type that is not known here.
 pub type AnyKey = dyn Any + Send + Sync;
 
 /// The open caches of a layer, by namespace.
@@ -43,20 +43,21 @@ pub type AnyKey = dyn Any + Send + Sync;
 pub struct Views {
     open: Mutex<BTreeMap<NamespaceName, Arc<dyn View>>>,
     scopes: Arc<Scopes>,
-    /// What the reads of those counted that are not open any more.
+    /// The hits of caches that are not open any more.
     past_memory_hits: Counter,
 }
 
-/// Looks up views, and knows the one that it looked up last. It is not to live longer than it takes to carry out what
-/// has come: a cache that is opened meanwhile is not seen by it.
+/// A look-up of views that remembers the last one. It must not live longer than it takes to apply one message: it does
+/// not see a cache that is opened meanwhile.
 pub(crate) struct ViewFinder<'a> {
     views: &'a Views,
     last: Option<(&'a str, Option<Arc<dyn View>>)>,
 }
 
 impl<'a> ViewFinder<'a> {
-    /// The open view of a namespace.
+    /// Returns the open view of a namespace.
     pub(crate) fn view(&mut self, namespace: &'a str) -> Option<&dyn View> {
+        // A batch mostly names one namespace many times: its lock and map are asked once.
         let known = self.last.take().filter(|(known, _)| *known == namespace);
         let (_, view) = self.last.insert(known.unwrap_or_else(|| (namespace, self.views.view(namespace))));
         view.as_deref()
@@ -64,18 +65,27 @@ impl<'a> ViewFinder<'a> {
 }
 
 impl Views {
-    /// The view of a namespace, made by `make` if it is not open yet, or is with another schema and nobody has it.
+    /// Makes an empty set of views, with these numbers of stripes.
+    #[must_use]
+    pub fn new(stripes: StripeCounts) -> Views {
+        Views { scopes: Arc::new(Scopes::new(stripes)), ..Views::default() }
+    }
+
+    /// Returns the view of a namespace. Calls `make` if none is open, or if the open one has another schema and no
+    /// handle.
     ///
     /// # Errors
-    /// What `make` says.
+    /// Those of `make`.
     pub fn open(
         &self,
         namespace: &NamespaceName,
         schema_version: u8,
         make: impl FnOnce() -> Result<Arc<dyn View>>,
     ) -> Result<Arc<dyn View>> {
+        // The lock ends before the replaced view is invalidated: other caches need not wait for that.
         let (view, past) = {
             let mut views = self.lock();
+            // Two handles of one namespace share a view. Another schema gets a new one, once nobody holds the old one.
             if let Some(view) = views.get(namespace)
                 && (view.schema_version() == schema_version || Arc::strong_count(view) > 1)
             {
@@ -83,17 +93,18 @@ impl Views {
             }
             let view = make()?;
             let past = views.insert(namespace.clone(), Arc::clone(&view));
+            // The layer's count of hits must not fall when a cache is replaced.
             self.past_memory_hits.add(past.as_ref().map_or(0, |past| past.memory_hits()));
             (view, past)
         };
         if let Some(past) = past {
-            // What was derived from it hangs on its fences, which nobody moves any more.
+            // Derived values compare its fences, which nothing moves any more.
             past.invalidate_all();
         }
         Ok(view)
     }
 
-    /// What orders the bulk invalidations of all of them.
+    /// Returns the order of the bulk invalidations of all of them.
     pub fn scopes(&self) -> &Arc<Scopes> {
         &self.scopes
     }
@@ -103,12 +114,12 @@ impl Views {
         self.lock().values().for_each(|view| view.invalidate_all());
     }
 
-    /// The open view of a namespace.
+    /// Returns the open view of a namespace.
     pub fn view(&self, namespace: &str) -> Option<Arc<dyn View>> {
         self.lock().get(namespace).map(Arc::clone)
     }
 
-    /// For looking up the views of many namespaces that are mostly the same one.
+    /// Returns a look-up for many namespaces that are mostly the same one.
     pub(crate) fn finder(&self) -> ViewFinder<'_> {
         ViewFinder { views: self, last: None }
     }
@@ -120,13 +131,13 @@ impl Views {
         }
     }
 
-    /// What each of them has counted, by namespace.
+    /// Returns the counters of each, by namespace.
     #[cfg(feature = "metrics")]
     pub fn stats(&self) -> Vec<(NamespaceName, CacheStats)> {
         self.lock().iter().map(|(name, view)| (name.clone(), view.stats())).collect()
     }
 
-    /// How many reads were answered from memory.
+    /// Returns the number of reads answered from memory, by all caches that were ever open.
     pub fn memory_hits(&self) -> u64 {
         let views = self.lock();
         let open: u64 = views.values().map(|view| view.memory_hits()).sum();

@@ -7,9 +7,12 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::metrics::{Counter, Export, Figure, FigureValue};
+use crate::metrics::Counter;
+#[cfg(any(test, feature = "metrics"))]
+use crate::metrics::{Export, Figure, FigureValue};
 
-/// The number of buckets for each doubling of an age, as a power of two. A bucket's width is at most an eighth of its age.
+/// The number of buckets for each doubling of an age, as a power of two. A bucket's width is at most an eighth of its
+/// age.
 const PER_DOUBLING_BITS: u32 = 3;
 
 /// The range of the buckets: from a microsecond to 17 years. Younger and older ages are in the first and the last one.
@@ -31,6 +34,7 @@ impl<T> Default for AgeBuckets<T> {
 impl<T: Default> AgeBuckets<T> {
     /// Returns the bucket of an age.
     pub fn of(&self, age: Duration) -> &T {
+        // A cache that serves nothing stale pays no memory for its ages.
         let buckets = self.0.get_or_init(|| (0..BUCKETS).map(|_| T::default()).collect());
         buckets.get(index_of(age)).expect("every index is below the number of buckets")
     }
@@ -44,6 +48,7 @@ impl<T: Default> AgeBuckets<T> {
 /// The position of an age's bucket.
 fn index_of(age: Duration) -> usize {
     let micros = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
+    // Zero has no logarithm.
     let Some(doubling) = micros.checked_ilog2() else { return 0 };
     // The bits that follow the leading one say which part of the doubling it is.
     let part = (u128::from(micros) << PER_DOUBLING_BITS >> doubling) - (1 << PER_DOUBLING_BITS);
@@ -82,6 +87,7 @@ pub struct AgeSummary {
 }
 
 /// As gauges, by quantile. Their number is that of the stale hits, which are counted by reason.
+#[cfg(any(test, feature = "metrics"))]
 impl Export for AgeSummary {
     fn export(&self, name: &'static str, label: &[&'static str], to: &mut Vec<Figure>) {
         let AgeSummary { count: _, p50, p99, longest } = *self;
@@ -96,6 +102,7 @@ impl StaleAges {
     /// Counts an age.
     pub fn note(&self, age: Duration) {
         self.buckets.of(age).add(1);
+        // The buckets are too coarse for the longest age, which is exact.
         self.longest_us.fetch_max(u64::try_from(age.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
@@ -111,6 +118,7 @@ impl StaleAges {
                 seen >= rank && rank > 0
             };
             let end = counts.iter().enumerate().find(reaches).map_or(0, |(index, _)| end_of(index));
+            // The end of a bucket may lie above the longest age in it.
             Duration::from_micros(end.min(longest_us))
         };
         AgeSummary {

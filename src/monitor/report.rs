@@ -1,28 +1,30 @@
-//! What the monitor found, as plain values and as a table.
+//! The findings of the monitor, as plain values and as a table.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::ids::{Key, Seq};
+use crate::metrics::{as_text, labels};
 
-/// What a monitor found so far. Counts only grow.
-#[derive(Clone, Debug, PartialEq)]
+/// The findings of a monitor so far. Counts only grow.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct MonitorReport {
-    /// Writes that the monitor was told of.
+    /// Writes that were reported to the monitor.
     pub writes: u64,
-    /// Of them, those that are looked at.
+    /// Writes of them that were sampled.
     pub sampled: u64,
-    /// Writes that were drawn and not looked at, because too many were in flight. If these are many, the shares say
-    /// little of busy times.
+    /// Writes that were drawn and not sampled, because too many were in flight. If there are many of these, the shares
+    /// say little of busy times.
     pub skipped: u64,
-    /// Sampled writes that were not asked for to the end: the run was dropped, or an observer panicked.
+    /// Sampled writes without all their answers, because the run was dropped or an observer panicked.
     pub abandoned: u64,
     /// Sampled writes that wait for an answer at this moment.
     pub in_flight: usize,
-    /// How much later than its delay a follower was asked, at most. What is asked late has had more time.
+    /// The longest time from the end of a delay until a follower was asked. A follower that is asked late has had more
+    /// time.
     pub late_max: Duration,
-    /// Of each delay: in how many writes *every* follower was consistent.
+    /// For each delay: the writes in which *every* follower was consistent.
     pub overall: Vec<Share>,
     /// The followers, in the order in which they were first asked.
     pub followers: Vec<FollowerReport>,
@@ -31,97 +33,83 @@ pub struct MonitorReport {
     pub offenders: Vec<Offender>,
 }
 
-/// What was found of one follower.
-#[derive(Clone, Debug, PartialEq)]
+/// The findings about one follower.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct FollowerReport {
     /// Its name.
     pub name: String,
-    /// Of each delay: how many of its answers were consistent.
+    /// For each delay: its consistent answers.
     pub shares: Vec<Share>,
-    /// Why the others were not, at all delays together; those that did not occur are left out.
+    /// The reasons of the others, over all delays. Reasons that did not occur are left out.
     pub reasons: Vec<(Reason, u64)>,
 }
 
-/// How much of what was asked after one delay was consistent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The share of consistent answers after one delay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Share {
-    /// How long after the write.
+    /// The delay after the write.
     pub delay: Duration,
-    /// How often it was asked, without those answers of which nobody can tell.
+    /// Questions, without those whose answer is unknown.
     pub asked: u64,
-    /// How often the answer was consistent. A follower that does not answer is not.
+    /// Consistent answers. A follower that does not answer is not consistent.
     pub consistent: u64,
-    /// How many answers there were none of; of every follower's, where it is about writes.
+    /// Questions without an answer; in the overall shares those of all followers.
     pub unreachable: u64,
-    /// Answers of which nobody can tell: something from memory that has no version, as an absence.
+    /// Answers that cannot be judged: from memory and without a version, as an absence.
     pub unknown: u64,
 }
 
 impl Share {
-    /// The share that was consistent, from 0 to 1; `None` if nothing was asked yet.
+    /// Returns the share of consistent answers, from 0 to 1; `None` if nothing was asked yet.
     #[must_use]
     pub fn ratio(&self) -> Option<f64> {
         (self.asked > 0).then(|| self.consistent as f64 / self.asked as f64)
     }
 }
 
-/// Why an answer was not consistent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Reason {
-    /// The follower had not heard of the write.
-    Lag,
-    /// The follower knew that events were missing.
-    Gap,
-    /// What the follower had loaded was refused, and it still had something older.
-    RefusedFill,
-    /// The follower would serve it only as something that cannot be known to be current.
-    Unverified,
-    /// The follower did not answer, or not in time.
-    Unreachable,
-    /// The follower had heard of the write, or cannot say how far it has heard, and knew of nothing that was wrong. The
-    /// former is a defect, its or that of what fed it.
-    Unexplained,
-}
-
-impl Reason {
-    /// As a label.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Reason::Lag => "lag",
-            Reason::Gap => "gap",
-            Reason::RefusedFill => "refused_fill",
-            Reason::Unverified => "unverified",
-            Reason::Unreachable => "unreachable",
-            Reason::Unexplained => "unexplained",
-        }
+labels! {
+    /// The reason why an answer was not consistent.
+    pub enum Reason {
+        /// The follower had not received the write.
+        Lag = "lag",
+        /// The follower knew that events were missing.
+        Gap = "gap",
+        /// A load of the follower's was refused as too old, and it still had something older.
+        RefusedFill = "refused_fill",
+        /// The follower would serve it only as an entry that it cannot prove to be current.
+        Unverified = "unverified",
+        /// The follower did not answer, or not in time.
+        Unreachable = "unreachable",
+        /// The follower had received the write, or cannot say how far it has received, and knew of nothing wrong. The
+        /// former is a defect, of the follower or of what fed it.
+        Unexplained = "unexplained",
     }
 }
 
-/// A write that a follower did not know of after a delay.
-#[derive(Clone, Debug, PartialEq)]
+/// A write that a follower did not serve after a delay.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Offender {
     /// The follower.
     pub follower: String,
     /// The key that was written.
+    #[serde(serialize_with = "as_text")]
     pub key: Key,
     /// The version that it was given.
     pub seq: Seq,
     /// The version that the follower would have served, if it said one.
     pub served: Option<Seq>,
-    /// The longest delay after which that was so.
+    /// The longest delay after which this was so.
     pub delay: Duration,
-    /// The delay after which the follower was consistent at last; `None` if it has not been.
+    /// The delay after which the follower was consistent again; `None` if it has not been.
     pub healed: Option<Duration>,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// How many sequence numbers the follower was behind the write, by what it said.
+    /// The sequence numbers that the follower was behind the write, by its own account.
     pub lag: u64,
-    /// What was said instead of an answer.
+    /// The error in place of an answer.
     pub error: Option<String>,
 }
 
@@ -183,11 +171,12 @@ fn seconds(delay: Duration) -> String {
     format!("{} s", delay.as_secs_f64())
 }
 
-/// Rounded down, so that what is not all never reads as all.
+/// Formats a share in percent, rounded down, so that only the whole reads as 100 %.
 fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "-".into();
     }
+    // In integers: a double rounds 0.9999999 up.
     let millionths = u128::from(part) * 1_000_000 / u128::from(whole);
     format!("{}.{:04} %", millionths / 10_000, millionths % 10_000)
 }
@@ -211,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_all_never_reads_as_all() {
+    fn only_the_whole_reads_as_all_of_it() {
         assert_eq!(percent(0, 0), "-");
         assert_eq!(percent(3, 3), "100.0000 %");
         assert_eq!(percent(u64::MAX - 1, u64::MAX), "99.9999 %");

@@ -1,4 +1,4 @@
-//! What the monitor counts and keeps. Bounded by the followers, the delays, and how many offenders are kept.
+//! The monitor's counts and worst answers. Bounded by the followers, the delays, and the number of offenders to keep.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,9 +6,11 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
 use crate::monitor::report::{FollowerReport, MonitorReport, Offender, Reason, Share};
-use crate::monitor::sampling::FOLLOWERS_MAX;
 
-/// The longest error that is kept, in characters.
+/// The most followers that one monitor asks.
+pub(super) const FOLLOWERS_MAX: usize = 1_024;
+
+/// The longest error text that is kept, in characters.
 const ERROR_CHARS_MAX: usize = 200;
 
 /// The monitor's counts.
@@ -19,60 +21,60 @@ pub(super) struct Tally {
     late_max: Duration,
     delays: Vec<Duration>,
     overall: Vec<Share>,
-    followers: Vec<Follower>,
+    followers: Vec<FollowerTally>,
     offenders_max: usize,
     /// The worst first.
     offenders: Vec<Offender>,
 }
 
-struct Follower {
+struct FollowerTally {
     name: String,
     shares: Vec<Share>,
     reasons: BTreeMap<Reason, u64>,
 }
 
-/// What an answer says of a write.
+/// The meaning of a follower's answer for a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// Nothing older would be served.
+pub(super) enum FollowerAnswer {
+    /// The follower would serve nothing older.
     Consistent,
-    /// Nobody can tell.
+    /// The answer has no version.
     Unknown,
-    /// Something older would, or there was no answer.
+    /// The follower would serve something older, or did not answer.
     Inconsistent { reason: Reason, served: Option<Seq>, lag: u64, error: Option<String> },
 }
 
-/// An answer in one word, the best first.
+/// An answer without its details, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Verdict {
+pub(super) enum AnswerVerdict {
     Consistent,
     Unknown,
     Inconsistent,
 }
 
-impl Answer {
-    pub(super) fn verdict(&self) -> Verdict {
+impl FollowerAnswer {
+    pub(super) fn verdict(&self) -> AnswerVerdict {
         match self {
-            Answer::Consistent => Verdict::Consistent,
-            Answer::Unknown => Verdict::Unknown,
-            Answer::Inconsistent { .. } => Verdict::Inconsistent,
+            FollowerAnswer::Consistent => AnswerVerdict::Consistent,
+            FollowerAnswer::Unknown => AnswerVerdict::Unknown,
+            FollowerAnswer::Inconsistent { .. } => AnswerVerdict::Inconsistent,
         }
     }
 }
 
-/// An answer, and where it belongs.
-pub(super) struct Finding<'a> {
-    /// The follower's place.
+/// An answer, and the follower, delay and write that it belongs to.
+pub(super) struct AnswerFinding<'a> {
+    /// The follower's position.
     pub(super) follower: usize,
-    /// The delay's place.
+    /// The delay's position.
     pub(super) round: usize,
-    /// How much later than that it was asked.
+    /// The time from the delay's end until it was asked.
     pub(super) late: Duration,
     pub(super) key: &'a Key,
     pub(super) seq: Seq,
-    pub(super) answer: Answer,
-    /// Of the last answer of its round: the worst of all.
-    pub(super) whole: Option<Verdict>,
+    pub(super) answer: FollowerAnswer,
+    /// The worst answer of all followers, if this is the last one of its round.
+    pub(super) whole: Option<AnswerVerdict>,
 }
 
 fn shares(delays: &[Duration]) -> Vec<Share> {
@@ -83,10 +85,10 @@ fn shares(delays: &[Duration]) -> Vec<Share> {
 }
 
 impl Share {
-    fn count(&mut self, verdict: Verdict) {
-        self.asked += u64::from(verdict != Verdict::Unknown);
-        self.consistent += u64::from(verdict == Verdict::Consistent);
-        self.unknown += u64::from(verdict == Verdict::Unknown);
+    fn count(&mut self, verdict: AnswerVerdict) {
+        self.asked += u64::from(verdict != AnswerVerdict::Unknown);
+        self.consistent += u64::from(verdict == AnswerVerdict::Consistent);
+        self.unknown += u64::from(verdict == AnswerVerdict::Unknown);
     }
 }
 
@@ -105,8 +107,9 @@ impl Tally {
         }
     }
 
-    /// The place of a follower's counts, which it keeps.
+    /// Returns the position of a follower's counts, which stays the same.
     pub(super) fn follower(&mut self, name: &str) -> Result<usize> {
+        // A second run goes on with the counts of the first.
         if let Some(place) = self.followers.iter().position(|follower| follower.name == name) {
             return Ok(place);
         }
@@ -115,20 +118,21 @@ impl Tally {
             return Err(Error::new(ErrorKind::InvalidOption, context));
         }
         let (name, shares, reasons) = (name.to_owned(), shares(&self.delays), BTreeMap::new());
-        self.followers.push(Follower { name, shares, reasons });
+        self.followers.push(FollowerTally { name, shares, reasons });
         Ok(self.followers.len() - 1)
     }
 
     /// Counts an answer.
-    pub(super) fn note(&mut self, finding: &Finding<'_>) {
+    pub(super) fn note(&mut self, finding: &AnswerFinding<'_>) {
         self.late_max = self.late_max.max(finding.late);
-        let unreachable = matches!(finding.answer, Answer::Inconsistent { reason: Reason::Unreachable, .. });
+        let unreachable =
+            matches!(finding.answer, FollowerAnswer::Inconsistent { reason: Reason::Unreachable, .. });
         if let Some(follower) = self.followers.get_mut(finding.follower) {
             if let Some(share) = follower.shares.get_mut(finding.round) {
                 share.count(finding.answer.verdict());
                 share.unreachable += u64::from(unreachable);
             }
-            if let Answer::Inconsistent { reason, .. } = &finding.answer {
+            if let FollowerAnswer::Inconsistent { reason, .. } = &finding.answer {
                 *follower.reasons.entry(*reason).or_default() += 1;
             }
         }
@@ -139,8 +143,8 @@ impl Tally {
         self.judge_offender(finding);
     }
 
-    /// Keeps, corrects or marks as healed what is known of this follower and this write.
-    fn judge_offender(&mut self, finding: &Finding<'_>) {
+    /// Keeps, replaces or marks as healed the offender of this follower and this write.
+    fn judge_offender(&mut self, finding: &AnswerFinding<'_>) {
         let (Some(follower), Some(delay)) =
             (self.followers.get(finding.follower), self.delays.get(finding.round).copied())
         else {
@@ -150,20 +154,24 @@ impl Tally {
             known.seq == finding.seq && known.follower == follower.name && known.key == *finding.key
         };
         let known = self.offenders.iter().position(is_known);
-        let Answer::Inconsistent { reason, served, lag, error } = &finding.answer else {
-            let known = known.filter(|_| finding.answer == Answer::Consistent);
+        let FollowerAnswer::Inconsistent { reason, served, lag, error } = &finding.answer else {
+            // An unknown answer heals nothing.
+            let known = known.filter(|_| finding.answer == FollowerAnswer::Consistent);
             if let Some(known) = known.and_then(|at| self.offenders.get_mut(at)) {
                 known.healed.get_or_insert(delay);
             }
             return;
         };
+        // An observer's error may be of any length.
         let error = error.as_ref().map(|error| error.chars().take(ERROR_CHARS_MAX).collect());
         let (follower, key) = (follower.name.clone(), finding.key.clone());
         let (seq, served, reason, lag) = (finding.seq, *served, *reason, *lag);
         let offender = Offender { follower, key, seq, served, delay, healed: None, reason, lag, error };
+        // The same write after a longer delay is worse, so it moves up.
         if let Some(at) = known {
             self.offenders.remove(at);
         }
+        // Sorted by insertion: there are at most a thousand, and mostly none.
         let at = self.offenders.partition_point(|kept| badness(kept) >= badness(&offender));
         self.offenders.insert(at, offender);
         self.offenders.truncate(self.offenders_max);
@@ -189,7 +197,7 @@ impl Tally {
     }
 }
 
-/// How bad an offender is: a wrong answer is worse than none, then by how long, then by how old it was.
+/// The order of offenders: a wrong answer is worse than none, then by delay, then by how old the answer was.
 fn badness(offender: &Offender) -> (bool, Duration, u64) {
     let behind = offender.seq.0 - offender.served.unwrap_or_default().0.min(offender.seq.0);
     (offender.reason != Reason::Unreachable, offender.delay, behind)

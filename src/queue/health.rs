@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::ids::{Epoch, Seq};
 
 /// A layer's condition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub enum HealthState {
     /// Everything works.
@@ -22,13 +22,14 @@ pub enum HealthState {
 }
 
 /// A layer's condition with its reason, and figures of the queue.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
 pub struct Health {
     /// The condition.
     pub state: HealthState,
     /// The reason why the layer is not healthy, or the last failure that concerns no data, such as a segment that could
     /// not be recycled.
+    #[serde(serialize_with = "crate::metrics::error_as_text")]
     pub error: Option<Error>,
     /// The number of failed attempts in a row at the batch that is being applied.
     pub attempts: u64,
@@ -49,11 +50,12 @@ pub struct Health {
 }
 
 /// The backlog that [`Forebay::close`](crate::Forebay::close) left in the journal.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
 pub struct Closed {
     /// The number of records that are in the journal and not in the store; the next opening drains them.
     pub queued: u64,
     /// The reason why they are still there; `None` if there are none.
+    #[serde(serialize_with = "crate::metrics::error_as_text")]
     pub reason: Option<Error>,
 }

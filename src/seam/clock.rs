@@ -1,8 +1,9 @@
-//! Time, and what drives futures.
+//! Clocks, the runtime of a layer, and blocking on futures.
 //!
-//! Two clocks must not be confused. [`now`] and [`sleep`] are the system's (in a simulation the world's) and are for
-//! waits. Ages are read from the layer's own [`Ticker`], which is the same clock unless somebody gave the layer
-//! another one; it never goes back, whatever the clock behind it does.
+//! Two clocks must not be confused. [`now`] and [`sleep`] are the system's (in a simulation the world's) and serve
+//! waits. Ages are read from the layer's own [`Ticker`], which is the system's clock unless the user gave the layer
+//! another one ([`Builder::clock`](crate::Builder::clock)). A ticker never goes back, whatever the clock behind it
+//! does.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
@@ -10,34 +11,36 @@ use std::time::{Duration, Instant};
 
 use crate::seam::sync::Mutex;
 
-#[cfg(feature = "simulation")]
+#[cfg(forebay_simulation)]
 pub(crate) use crate::seam::simulated::{Handle, Runtime, block_on, may_block, now, runtime, sleep};
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 pub(crate) use {
     real::{block_on, may_block, now, runtime},
     tokio::runtime::{Handle, Runtime},
     tokio::time::sleep,
 };
 
-/// A moment of a layer's clock, in nanoseconds since that clock began; they last 584 years.
+/// A moment of a layer's clock, in nanoseconds since the clock's beginning. They last 584 years.
+///
+/// Moments of different clocks must not be compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(u64);
 
 impl Moment {
-    /// The moment so long after the clock began.
+    /// Returns the moment at this time after the clock's beginning.
     #[must_use]
     pub fn at(elapsed: Duration) -> Moment {
         Moment(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// How long after `earlier` this is; nothing if it is not.
+    /// Returns the time from `earlier` to this moment; zero if `earlier` is later.
     #[must_use]
     #[inline]
     pub fn since(self, earlier: Moment) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// As a plain number, for an atomic.
+    /// Returns it as a plain number, for an atomic.
     pub(crate) fn nanos(self) -> u64 {
         self.0
     }
@@ -48,58 +51,63 @@ impl Moment {
     }
 }
 
-/// A clock that ages are read from.
+/// A clock that a layer reads ages from, given to [`Builder::clock`](crate::Builder::clock): times to live, times to
+/// idle, and how stale a value is. Waits, retries and deadlines use the system's clock in any case.
 ///
-/// It should be monotonic. If it is set back, the layer takes the time in between for standing still, so no age ever
-/// shrinks; if it is set forward, what is in memory ages by as much.
+/// It should be monotonic. If it is set back, time stands still for the layer until the clock moves on, so no age ever
+/// shrinks. If it is set forward, the entries in memory age by as much.
 pub trait Clock: Send + Sync + 'static {
-    /// How long ago the clock began, whenever that was. Called often, and by many threads; must not block.
+    /// Returns the time since the clock's beginning, whenever that was.
+    ///
+    /// Called at every read that an age matters for, by many threads. Must not block.
     fn now(&self) -> Duration;
 }
 
-/// A layer's clock as the layer reads it: it never goes back. Cheap to clone.
+/// A layer's clock as the layer reads it: it never goes back. Cheap to clone; clones are one clock.
 #[derive(Clone)]
-pub struct Ticker(Source);
+pub struct Ticker(ClockSource);
 
 #[derive(Clone)]
-enum Source {
+enum ClockSource {
+    /// The system's monotonic clock, from this instant on.
     System(Instant),
-    Given(Arc<Given>),
+    User(Arc<UserClock>),
 }
 
-struct Given {
+/// A clock of the user's, made monotonic.
+struct UserClock {
     clock: Box<dyn Clock>,
-    shown: Mutex<Shown>,
+    readings: Mutex<ClockReadings>,
 }
 
 #[derive(Default)]
-struct Shown {
-    /// What the clock said last.
-    read: Duration,
-    /// How much the clock was set back, all in all.
-    lost: Duration,
+struct ClockReadings {
+    /// The last reading.
+    last: Duration,
+    /// The sum of all times by which the clock was set back.
+    set_back: Duration,
 }
 
 impl Default for Ticker {
-    /// The system's monotonic clock.
+    /// Returns the system's monotonic clock.
     fn default() -> Self {
-        Ticker(Source::System(now()))
+        Ticker(ClockSource::System(now()))
     }
 }
 
 impl Ticker {
-    /// Another clock.
+    /// Reads another clock.
     pub fn new(clock: impl Clock) -> Ticker {
-        Ticker(Source::Given(Arc::new(Given { clock: Box::new(clock), shown: Mutex::default() })))
+        Ticker(ClockSource::User(Arc::new(UserClock { clock: Box::new(clock), readings: Mutex::default() })))
     }
 
-    /// What the time is.
+    /// Returns the time.
     #[must_use]
     #[inline]
     pub fn now(&self) -> Moment {
         match &self.0 {
-            Source::System(began) => Moment::at(now().saturating_duration_since(*began)),
-            Source::Given(given) => given.now(),
+            ClockSource::System(began) => Moment::at(now().saturating_duration_since(*began)),
+            ClockSource::User(clock) => clock.now(),
         }
     }
 }
@@ -110,19 +118,19 @@ impl fmt::Debug for Ticker {
     }
 }
 
-impl Given {
+impl UserClock {
     fn now(&self) -> Moment {
-        // Read under the lock, so that two threads cannot bring their readings out of order.
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let read = self.clock.now();
-        let set_back = shown.read.saturating_sub(read);
-        shown.lost = shown.lost.saturating_add(set_back);
-        shown.read = read;
-        Moment::at(read.saturating_add(shown.lost))
+        // The clock is read under the lock: two readings out of order would look like a clock that was set back.
+        let mut readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
+        let reading = self.clock.now();
+        let set_back = readings.last.saturating_sub(reading);
+        readings.set_back = readings.set_back.saturating_add(set_back);
+        readings.last = reading;
+        Moment::at(reading.saturating_add(readings.set_back))
     }
 }
 
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 mod real {
     use std::cell::Cell;
     use std::io;
@@ -138,7 +146,7 @@ mod real {
         Instant::now()
     }
 
-    /// The runtime of a layer: it drives the timers, and runs what may block.
+    /// Makes the runtime of a layer, which drives the timers and runs calls that may block.
     pub(crate) fn runtime() -> io::Result<Runtime> {
         Builder::new_multi_thread().worker_threads(1).thread_name("forebay-timers").enable_all().build()
     }
@@ -147,12 +155,12 @@ mod real {
         static BLOCKED: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// Whether this thread is in a call that blocks it, so that it may wait for the disk itself.
+    /// True if this thread is in a call that blocks it, so that it may wait for the disk itself.
     pub(crate) fn may_block() -> bool {
         BLOCKED.get()
     }
 
-    /// Says so until it is dropped.
+    /// Marks this thread as blocked until it is dropped.
     struct Blocked {
         before: bool,
     }
@@ -169,10 +177,10 @@ mod real {
         }
     }
 
-    /// Drives a future on this thread. A store whose futures need tokio finds the layer's own runtime.
+    /// Blocks this thread until a future is ready. A store whose futures need tokio finds `runtime`.
     pub(crate) fn block_on<T>(runtime: Option<&Handle>, future: impl Future<Output = T>) -> T {
-        // Inside a task of somebody's runtime the task's budget would run out and stay so: this future is not
-        // part of that task's work.
+        // Inside a task of a tokio runtime the task's budget would run out and never be renewed, and tokio's futures
+        // would be pending for ever. This future is not part of that task's work.
         let mut future = pin!(tokio::task::unconstrained(future));
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         let mut context = Context::from_waker(&waker);
@@ -183,7 +191,7 @@ mod real {
             };
             match polled {
                 Poll::Ready(output) => return output,
-                // A wake-up that came first makes this return at once; a false one only polls again.
+                // A wake-up before this call makes it return at once; a spurious one only polls again.
                 Poll::Pending => thread::park(),
             }
         }
@@ -199,14 +207,14 @@ mod real {
 }
 
 #[cfg(test)]
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    struct Seconds(Arc<AtomicU64>);
+    struct SecondsClock(Arc<AtomicU64>);
 
-    impl Clock for Seconds {
+    impl Clock for SecondsClock {
         fn now(&self) -> Duration {
             Duration::from_secs(self.0.load(Ordering::SeqCst))
         }
@@ -215,7 +223,7 @@ mod tests {
     #[test]
     fn a_clock_that_is_set_back_stands_still_and_then_goes_on() {
         let seconds = Arc::new(AtomicU64::new(100));
-        let ticker = Ticker::new(Seconds(Arc::clone(&seconds)));
+        let ticker = Ticker::new(SecondsClock(Arc::clone(&seconds)));
         let first = ticker.now();
         for (read, passed) in [(107, 7), (50, 7), (53, 10), (0, 10), (200, 210)] {
             seconds.store(read, Ordering::SeqCst);

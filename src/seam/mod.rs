@@ -1,15 +1,15 @@
-//! The seam to the system: threads, locks, time and randomness, as `disk` is the one to the file system.
+//! The seam to the system: threads, locks, time and randomness, as `disk` is the seam to the file system.
 //!
-//! In every ordinary build these are plain re-exports, without cost. Under the feature `simulation` they are the
-//! simulator's, so that one seed decides which thread goes on, when a wait ends and what is drawn.
+//! In an ordinary build these are plain re-exports, without cost. In a simulation they are the simulator's, so that one
+//! seed decides which thread goes on, when a wait ends and which random numbers are drawn.
 
 pub(crate) mod backoff;
-pub(crate) mod beside;
 pub(crate) mod blocking;
 pub(crate) mod clock;
+pub(crate) mod parallel;
 pub(crate) mod priority;
 pub(crate) mod random;
-#[cfg(feature = "simulation")]
+#[cfg(forebay_simulation)]
 pub mod simulated;
 pub(crate) mod span;
 pub(crate) mod sync;

@@ -1,17 +1,17 @@
-//! How much of a busy processor a thread gets.
+//! The priority of threads on busy processors.
 
-/// How much nicer the draining threads are than others: on a processor that is wanted by both they get about a quarter
-/// of it (`sched(7)`: each step is worth a factor of 1.25).
-#[cfg(all(target_os = "linux", not(feature = "simulation")))]
+/// The nice value that the draining threads add to theirs. On a processor that others want, too, they get about a
+/// quarter of it (`sched(7)`: each step is worth a factor of 1.25).
+#[cfg(all(target_os = "linux", not(forebay_simulation)))]
 const NICENESS: i32 = 5;
 
-/// Makes the calling thread give way to others, where the system can do that for a single thread. What drains may take
-/// its time; who waits for an acknowledgement would else wait until the scheduler ends the drain's turn.
-#[cfg(all(target_os = "linux", not(feature = "simulation")))]
+/// Lowers the priority of the calling thread, where the system can do that for a single thread. The drain may take its
+/// time; a writer who waits for an acknowledgement would otherwise wait until the scheduler ends the drain's slice.
+#[cfg(all(target_os = "linux", not(forebay_simulation)))]
 pub(crate) fn give_way() {
-    // Whoever may not change it drains at the usual priority, which costs speed and nothing else.
+    // Without the permission the thread drains at the usual priority, which costs writers time and nothing else.
     let _unchanged = rustix::process::nice(NICENESS).is_err();
 }
 
-#[cfg(not(all(target_os = "linux", not(feature = "simulation"))))]
+#[cfg(not(all(target_os = "linux", not(forebay_simulation))))]
 pub(crate) fn give_way() {}

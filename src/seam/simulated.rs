@@ -1,4 +1,4 @@
-//! The simulated system: one thread of the process runs one world, and a scheduler decides every step in it.
+//! The simulated system. One thread of the process runs one world, and a scheduler decides every step in it.
 //!
 //! The threads and the locks are shuttle's. The clock and the randomness are this file's, one world of them for each
 //! thread of the process: shuttle runs all simulated threads on one. Time stands still until [`drive`] ends the next
@@ -20,19 +20,19 @@ use std::time::{Duration, Instant};
 use shuttle::sync::MutexGuard;
 use tokio::sync::oneshot;
 
-/// How much time passes when it is looked at.
+/// The time that passes with each look at the clock.
 const LOOK: Duration = Duration::from_micros(10);
 
-/// Hashes alike in every run.
+/// A hasher without a random key, so that every run hashes alike.
 pub(crate) type HashBuilder = BuildHasherDefault<DefaultHasher>;
 
-/// When a wait ends; the second number keeps those of one moment apart.
+/// The end of a wait; the number distinguishes waits that end at the same time.
 type Due = (Duration, u64);
 
-/// Who is to be woken when a wait ends.
+/// A wait, with the waker that ends it.
 struct Wait {
     waker: Waker,
-    /// Woken again and again until it has gone: a condition variable forgets who tells it too early.
+    /// Woken again and again until it is removed: a notification before the thread waits is lost.
     stays: bool,
 }
 
@@ -42,7 +42,7 @@ struct World {
     random: u64,
     waits: BTreeMap<Due, Wait>,
     waits_made: u64,
-    /// Whoever drives the clock, while nobody waits.
+    /// The thread that drives the clock, while there is no wait to end.
     driver: Option<Waker>,
 }
 
@@ -76,12 +76,12 @@ fn world<T>(change: impl FnOnce(&mut World) -> T) -> T {
     WORLD.with_borrow_mut(change)
 }
 
-/// Begins a world. Called first in every run.
+/// Begins a new world. Called first in every run.
 pub fn begin(seed: u64) {
     world(|world| *world = World::new(seed));
 }
 
-/// How much time has passed in this world.
+/// Returns the time that has passed in this world.
 #[must_use]
 pub fn elapsed() -> Duration {
     world(|world| world.elapsed)
@@ -100,6 +100,7 @@ pub fn drive<T>(until: impl Future<Output = T>) -> T {
                 return None;
             };
             world.elapsed = world.elapsed.max(next.key().0);
+            // A condition variable's wait stays until its thread, once scheduled, removes it.
             Some(if next.get().stays { next.get().waker.clone() } else { next.remove().waker })
         });
         if let Some(waiting) = next {
@@ -110,15 +111,17 @@ pub fn drive<T>(until: impl Future<Output = T>) -> T {
     }))
 }
 
-/// What the simulated time is.
+/// Returns the simulated time.
 pub(crate) fn now() -> Instant {
     world(|world| {
+        // A loop that waits for time to pass would otherwise never end.
         world.elapsed += LOOK;
         world.began + world.elapsed
     })
 }
 
 fn wait_until(at: Duration, wait: Wait) -> Due {
+    // The driver may have found no wait to end, and sleeps until there is one.
     let (due, driver) = world(|world| {
         world.waits_made += 1;
         let due = (at, world.waits_made);
@@ -131,17 +134,17 @@ fn wait_until(at: Duration, wait: Wait) -> Due {
     due
 }
 
-fn forget(due: Due) {
+fn remove_wait(due: Due) {
     world(|world| drop(world.waits.remove(&due)));
 }
 
-/// Waits so long, or longer.
+/// Returns a future that waits at least this long.
 #[must_use]
 pub fn sleep(wait: Duration) -> Sleep {
     Sleep { at: world(|world| world.elapsed.saturating_add(wait)), due: None }
 }
 
-/// A wait.
+/// The future of [`sleep`].
 pub struct Sleep {
     at: Duration,
     due: Option<Due>,
@@ -151,8 +154,9 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        // The waker may be another one than at the last poll.
         if let Some(due) = self.due.take() {
-            forget(due);
+            remove_wait(due);
         }
         if elapsed() >= self.at {
             return Poll::Ready(());
@@ -165,12 +169,12 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if let Some(due) = self.due.take() {
-            forget(due);
+            remove_wait(due);
         }
     }
 }
 
-/// shuttle's, which knows no time, with waits that end.
+/// shuttle's condition variable, which knows no time, with waits that end.
 #[derive(Debug)]
 pub(crate) struct Condvar(Arc<Notified>);
 
@@ -208,19 +212,20 @@ impl Condvar {
     ) -> LockResult<(MutexGuard<'a, T>, ())> {
         let wait_for = Wait { waker: Waker::from(Arc::clone(&self.0)), stays: true };
         let due = wait_until(elapsed().saturating_add(wait), wait_for);
+        // The end of the time looks like a notification: callers look at the clock themselves.
         let waited = self.0.0.wait(guard);
-        forget(due);
+        remove_wait(due);
         waited.map(|guard| (guard, ())).map_err(|poisoned| PoisonError::new((poisoned.into_inner(), ())))
     }
 }
 
-/// Stands for tokio's; what it would run on threads of its own runs on simulated ones.
+/// Stands for tokio's runtime. Work for threads of its own runs on simulated threads.
 pub(crate) struct Runtime(Handle);
 
 #[derive(Clone)]
 pub(crate) struct Handle;
 
-/// That a runtime is entered, which means nothing here.
+/// A guard of an entered runtime, which means nothing here.
 pub(crate) struct Entered;
 
 pub(crate) fn runtime() -> io::Result<Runtime> {
@@ -270,7 +275,7 @@ shuttle::thread_local! {
     static BLOCKED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this simulated thread is in a call that blocks it.
+/// True if this simulated thread is in a call that blocks it.
 pub(crate) fn may_block() -> bool {
     BLOCKED.with(Cell::get)
 }

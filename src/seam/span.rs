@@ -1,12 +1,11 @@
-//! Spans of what takes long, for whoever subscribes to them: loads, applies, and the opening of a layer.
+//! Spans of the long operations: loads, applies, and the opening of a layer.
 //!
-//! With the feature `tracing` they are that crate's; without it they are nothing and cost nothing. No span holds a
-//! key or a value.
+//! With the feature `tracing` they are that crate's; without it they cost nothing. No span holds a key or a value.
 
 #[cfg(feature = "tracing")]
 use tracing::field::Empty;
 
-/// A span.
+/// A span, or nothing without the feature `tracing`.
 pub(crate) struct Span(#[cfg(feature = "tracing")] tracing::Span);
 
 #[cfg(not(feature = "tracing"))]
@@ -37,17 +36,17 @@ impl Span {
 
 #[cfg(feature = "tracing")]
 impl Span {
-    /// The load of so many keys: `forebay.load`.
+    /// Begins the span of a load of so many keys: `forebay.load`.
     pub(crate) fn load(namespace: &str, keys: usize) -> Span {
         Span(tracing::debug_span!("forebay.load", namespace, keys, found = Empty, error = Empty))
     }
 
-    /// The apply of a batch that ends with this record and makes so many changes: `forebay.apply`.
+    /// Begins the span of an apply, of a batch that ends with this record and makes so many changes: `forebay.apply`.
     pub(crate) fn apply(last: u64, ops: usize) -> Span {
         Span(tracing::debug_span!("forebay.apply", last, ops, retries = Empty, error = Empty))
     }
 
-    /// The opening of a layer: `forebay.recovery`.
+    /// Begins the span of the opening of a layer: `forebay.recovery`.
     pub(crate) fn recovery() -> Span {
         Span(tracing::info_span!("forebay.recovery", epoch = Empty, pending = Empty, error = Empty))
     }
@@ -57,12 +56,12 @@ impl Span {
         self.0.record(field, value);
     }
 
-    /// Says of what kind the failure was that it ended with.
+    /// Records the kind of the failure that it ended with.
     pub(crate) fn failed(&self, kind: impl std::fmt::Debug) {
         self.0.record("error", tracing::field::debug(kind));
     }
 
-    /// The same work, within the span.
+    /// Runs work within the span.
     pub(crate) fn around<F: Future>(&self, work: F) -> tracing::instrument::Instrumented<F> {
         tracing::Instrument::instrument(work, self.0.clone())
     }

@@ -275,7 +275,7 @@ fn fjall_error(context: String, error: ::fjall::Error) -> Error {
         ::fjall::Error::Io(error) | ::fjall::Error::Storage(::fjall::LsmError::Io(error)) => {
             Error::io(context, error)
         }
-        // All other errors are about the contents of the files.
+        // Apart from these two, the other errors are about the contents of the files.
         ::fjall::Error::Poisoned | ::fjall::Error::KeyspaceDeleted => {
             Error::with_source(ErrorKind::StoreFailed, context, error)
         }

@@ -4,6 +4,7 @@
 //! `postgres` of the crate with the bus over one.
 
 pub mod contract;
+#[cfg(any(feature = "fjall", feature = "redb", feature = "sled"))]
 mod embedded;
 #[cfg(feature = "fjall")]
 pub mod fjall;
@@ -12,6 +13,7 @@ pub mod memory;
 pub mod postgres;
 #[cfg(feature = "redb")]
 pub mod redb;
+#[cfg(feature = "sled")]
 pub mod sled;
 
 pub use contract::{Batch, BoxFuture, Op, OwnerStatus, Progress, Store, StoreError, Tenure, Versioned};
@@ -22,4 +24,5 @@ pub use memory::MemoryStore;
 pub use postgres::{PostgresStore, PostgresStoreOptions};
 #[cfg(feature = "redb")]
 pub use redb::{RedbOptions, RedbStore};
+#[cfg(feature = "sled")]
 pub use sled::{SledOptions, SledStore};

@@ -327,7 +327,7 @@ impl StoreClient {
     }
 
     /// Applies a batch, on the one connection for applies.
-    pub(crate) async fn apply(&self, batch: &Batch) -> Result<ApplyOutcome, CallFailure> {
+    async fn apply(&self, batch: &Batch) -> Result<ApplyOutcome, CallFailure> {
         let mut lease = self.applies.lease().await?;
         let session = lease.session();
         let writes = self.sql.prepare_writes(session).await?;

@@ -33,7 +33,7 @@
 //! tree in the same batch, and the segment size leaves room for a page full of chunks. Only index pages with thousands
 //! of keys above about 4 KiB can still outgrow it. New blobs are synced before a batch is acknowledged, but for those
 //! pages the window remains. [`crate::manual::durability`] describes the other effects of a power cut, and
-//! `tests/fault_power_cut.rs` searches for them.
+//! `tests/faults/power_cut.rs` searches for them.
 //!
 //! # Permissions
 //! Directories have mode 0700, and files that this store creates or can name have 0600. sled creates blobs and snapshots

@@ -327,7 +327,7 @@ impl Subscription for FaultyListener {
 }
 
 #[cfg(test)]
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 mod tests {
     use super::*;
     use crate::bus::contract::{Identity, Position};

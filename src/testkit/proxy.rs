@@ -249,7 +249,7 @@ async fn arrive(
 }
 
 #[cfg(test)]
-#[cfg(not(feature = "simulation"))]
+#[cfg(not(forebay_simulation))]
 mod tests {
     use super::*;
     use tokio::time::timeout;

@@ -12,7 +12,7 @@ use forebay::{
 use tokio::sync::watch;
 
 use crate::support::held_loads::HeldLoads;
-use crate::support::{Hand, Layer, poll_once, stored};
+use crate::support::{GatedStore, Layer, poll_once, stored};
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -172,7 +172,7 @@ async fn make(change: &str, bay: &Forebay, cache: &Cache<u32, u64>) {
         "remove" => drop(cache.remove(&1).await.unwrap()),
         "invalidate" => cache.invalidate(&1),
         "invalidate_all" => cache.invalidate_all(),
-        "invalidate_version" => assert!(cache.invalidate_version(&1, Seq(9))),
+        "invalidate_version" => assert!(cache.invalidate_version(&1, Seq::new(9))),
         _ => {
             let mut batch = bay.batch();
             batch.put(cache, &1, 2).unwrap();
@@ -316,22 +316,22 @@ async fn a_loader_may_say_how_long_its_value_lives() {
 #[tokio::test]
 async fn a_write_around_goes_to_the_store_and_leaves_memory() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::new(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").write_policy(WritePolicy::Around).open().unwrap();
     let first = cache.put(&1, 1).await.unwrap();
     assert_eq!(stored(&layer.store, "n", &1).await, Some((1_u64, first.seq())), "when it returns");
     assert_eq!(cache.resident_count(), 0);
     assert_eq!(cache.get_entry(&1).await.unwrap().source, Source::Store);
     assert_eq!(cache.resident_count(), 1);
-    hand.stall();
+    gated.stall();
     let mut write = Box::pin(cache.put(&1, 2));
     assert!(poll_once(&mut write).await.is_none());
     assert_eq!(cache.resident_count(), 0, "memory lets it go before the outcome is known");
-    hand.wait_for_applies(2).await;
+    gated.wait_for_applies(2).await;
     let mut read = Box::pin(cache.get(&1));
     assert!(poll_once(&mut read).await.is_none(), "whoever reads now waits for the outcome");
-    hand.release();
+    gated.release();
     write.await.unwrap();
     assert_eq!(read.await.unwrap(), Some(2));
     // Behind writes come first, in the one order.
@@ -355,18 +355,18 @@ async fn a_write_around_goes_to_the_store_and_leaves_memory() {
 #[tokio::test]
 async fn nothing_that_was_read_before_a_write_around_outlives_it() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
-    let bay = layer.builder_on(hand.clone()).queue_records_max(1).open().await.unwrap();
+    let gated = GatedStore::new(&layer.store);
+    let bay = layer.builder_on(gated.clone()).queue_records_max(1).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     cache.put(&1, 1).await.unwrap();
     bay.flush().await.unwrap();
-    hand.stall();
+    gated.stall();
     cache.put(&2, 1).await.unwrap();
     let mut write = Box::pin(cache.put_with(&1, 2, WritePolicy::Around));
     assert!(poll_once(&mut write).await.is_none(), "the queue is full");
     assert_eq!(cache.get_entry(&1).await.unwrap().source, Source::Store);
     assert_eq!(cache.get_entry(&1).await.unwrap().source, Source::Memory, "the old value is back");
-    hand.release();
+    gated.release();
     write.await.unwrap();
     assert_eq!(cache.get(&1).await.unwrap(), Some(2));
 }
@@ -377,17 +377,17 @@ async fn a_version_is_invalidated_only_if_memory_cannot_prove_it() {
     held.write_outside(1, Some(5), 5);
     assert_eq!(cache.get(&1).await.unwrap(), Some(5));
     for version in [4, 5, 5] {
-        assert!(!cache.invalidate_version(&1, Seq(version)));
+        assert!(!cache.invalidate_version(&1, Seq::new(version)));
     }
     assert_eq!((cache.get(&1).await.unwrap(), held.loads()), (Some(5), 1));
     held.write_outside(1, Some(6), 6);
-    assert!(cache.invalidate_version(&1, Seq(6)));
+    assert!(cache.invalidate_version(&1, Seq::new(6)));
     assert_eq!((cache.get(&1).await.unwrap(), held.loads()), (Some(6), 2));
-    assert!(!cache.invalidate_version(&1, Seq(6)), "the same again");
+    assert!(!cache.invalidate_version(&1, Seq::new(6)), "the same again");
     assert_eq!((cache.get(&1).await.unwrap(), held.loads()), (Some(6), 2));
     let source = Outside::new(7);
     assert_eq!(cache.get_or_load(&2, source.load()).await.unwrap(), Some(7));
-    assert!(cache.invalidate_version(&2, Seq(1)), "nobody knows which version this is");
+    assert!(cache.invalidate_version(&2, Seq::new(1)), "nobody knows which version this is");
     source.value.store(8, SeqCst);
     assert_eq!(cache.get_or_load(&2, source.load()).await.unwrap(), Some(8));
 }
@@ -430,7 +430,7 @@ async fn what_a_version_invalidates_includes_loads_under_way_though_memory_has_i
     held.write_outside(1, Some(6), 6);
     held.let_go();
     assert_eq!(cache.get(&1).await.unwrap(), Some(6));
-    assert!(!cache.invalidate_version(&1, Seq(6)), "memory has it");
+    assert!(!cache.invalidate_version(&1, Seq::new(6)), "memory has it");
     assert_eq!(cache.get_entry(&1).await.unwrap().source, Source::Memory);
     cache.evict(&1);
     assert_eq!(cache.get_or_load(&1, source.load()).await.unwrap(), Some(6), "it joins no older load");

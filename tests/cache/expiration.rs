@@ -9,7 +9,7 @@ use forebay::{
 };
 
 use crate::support::held_loads::HeldLoads;
-use crate::support::{Hand, Layer, poll_once};
+use crate::support::{GatedStore, Layer, poll_once};
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -222,8 +222,8 @@ async fn absences_are_remembered_for_their_own_time() {
 #[tokio::test]
 async fn a_pending_write_never_expires() {
     let (layer, clock) = (Layer::new(), ManualClock::new());
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).clock(clock.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).clock(clock.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> =
         bay.cache("n").time_to_live(seconds(10)).time_to_idle(seconds(10)).open().unwrap();
     cache.put(&1, 1).await.unwrap();
@@ -234,7 +234,7 @@ async fn a_pending_write_never_expires() {
     let exact = ReadOptions::new().max_staleness(Duration::ZERO);
     assert_eq!(cache.get_with(&1, &exact).await.unwrap(), Some(1), "it is newer than the store");
     assert_eq!(bay.stats().store_loads, 0);
-    hand.release();
+    gated.release();
 }
 
 #[tokio::test]

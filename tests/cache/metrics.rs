@@ -18,7 +18,7 @@ use tracing::span::{Attributes, Id, Record};
 
 use crate::support::child::alone;
 use crate::support::held_loads::HeldLoads;
-use crate::support::{Hand, Layer, failing};
+use crate::support::{GatedStore, Layer, failing};
 
 const KEYS: usize = 100;
 
@@ -239,7 +239,7 @@ async fn what_leaves_memory_is_counted_by_cause() {
     cache.remove(&4).await.unwrap();
     cache.get(&4).await.unwrap();
     cache.put(&5, 1).await.unwrap();
-    assert!(cache.invalidate_version(&5, Seq(u64::MAX)), "memory has an older one");
+    assert!(cache.invalidate_version(&5, Seq::new(u64::MAX)), "memory has an older one");
     let after = cache.stats().evictions;
     assert_eq!(after[EvictionCause::Called] - before[EvictionCause::Called], 1);
     assert_eq!(after[EvictionCause::Invalidated] - before[EvictionCause::Invalidated], 3);
@@ -249,9 +249,9 @@ async fn what_leaves_memory_is_counted_by_cause() {
 #[tokio::test]
 async fn the_queue_is_reported_in_records_bytes_and_age() {
     let (layer, clock) = (Layer::new(), ManualClock::new());
-    let hand = Hand::new(&layer.store);
-    hand.stall();
-    let bay = layer.builder_on(hand.clone()).clock(clock.clone()).open().await.unwrap();
+    let gated = GatedStore::new(&layer.store);
+    gated.stall();
+    let bay = layer.builder_on(gated.clone()).clock(clock.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     assert_eq!(bay.stats().queue, forebay::QueueStats::default());
     cache.put(&1, 1).await.unwrap();
@@ -260,17 +260,17 @@ async fn the_queue_is_reported_in_records_bytes_and_age() {
     let queue = bay.stats().queue;
     assert_eq!((queue.records, queue.bytes, queue.oldest_age), (2, bay.health().queued_bytes, seconds(7.0)));
     assert!(queue.bytes > 0);
-    hand.release();
+    gated.release();
     bay.flush().await.unwrap();
     assert_eq!(bay.stats().queue, forebay::QueueStats::default());
     // What is found in the journal counts from the opening that found it.
-    hand.stall();
+    gated.stall();
     cache.put(&3, 3).await.unwrap();
     drop((cache, bay));
-    let bay = layer.builder_on(hand.clone()).clock(clock.clone()).open().await.unwrap();
+    let bay = layer.builder_on(gated.clone()).clock(clock.clone()).open().await.unwrap();
     clock.advance(seconds(3.0));
     assert_eq!((bay.stats().queue.records, bay.stats().queue.oldest_age), (1, seconds(3.0)));
-    hand.release();
+    gated.release();
 }
 
 /// Keeps what it is told, by name and labels.
@@ -324,8 +324,8 @@ impl Recorder for Told {
 #[tokio::test]
 async fn the_metrics_facade_gets_all_of_it_with_units_and_the_manual_names_it() {
     let (layer, clock) = (Layer::new(), ManualClock::new());
-    let hand = Hand::new(&layer.store);
-    let bay = layer.builder_on(hand.clone()).clock(clock.clone()).open().await.unwrap();
+    let gated = GatedStore::new(&layer.store);
+    let bay = layer.builder_on(gated.clone()).clock(clock.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("products/eu").open().unwrap();
     let other: Cache<u32, u64> = bay.cache("users").open().unwrap();
     cache.put(&1, 1).await.unwrap();
@@ -336,7 +336,7 @@ async fn the_metrics_facade_gets_all_of_it_with_units_and_the_manual_names_it() 
     cache.evict(&1);
     cache.get(&1).await.unwrap();
     other.get(&9).await.unwrap();
-    hand.stall();
+    gated.stall();
     cache.put(&2, 1).await.unwrap();
     clock.advance(seconds(2.5));
     let told = Told::default();
@@ -357,7 +357,7 @@ async fn the_metrics_facade_gets_all_of_it_with_units_and_the_manual_names_it() 
         assert_eq!(told.value(name), value, "{name}");
     }
     assert_eq!(told.value("forebay_queue_bytes{}"), (bay.health().queued_bytes as f64).to_bits());
-    hand.release();
+    gated.release();
     let manual = include_str!("../../src/manual/figures.md");
     let described = told.described.lock().unwrap();
     for name in told.figures.lock().unwrap().keys().map(|figure| name_of(figure)) {

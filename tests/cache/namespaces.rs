@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::support::held_loads::HeldLoads;
-use crate::support::{Hand, Layer, poll_once};
+use crate::support::{GatedStore, Layer, poll_once};
 
 /// An outside source whose answer is taken at once and given when it is let go.
 #[derive(Clone)]
@@ -82,15 +82,15 @@ async fn a_namespace_is_invalidated_with_all_that_lies_below_it_and_nothing_besi
 #[tokio::test]
 async fn what_was_written_is_read_again_from_where_it_is() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("products/eu").open().unwrap();
     cache.put(&1, 7).await.unwrap();
     bay.invalidate_namespace("products").await.unwrap();
     let entry = cache.get_entry(&1).await.unwrap();
     assert_eq!((entry.value, entry.source), (Some(7), Source::Pending));
     bay.invalidate_namespace("products").await.unwrap();
-    hand.release();
+    gated.release();
     bay.flush().await.unwrap();
     assert_eq!(cache.get_entry(&1).await.unwrap().source, Source::Store);
     assert_eq!(cache.get_entry(&1).await.unwrap().source, Source::Memory, "and kept");
@@ -192,8 +192,8 @@ async fn an_invalidation_looks_at_no_entry_and_keeps_nothing_of_its_own() {
 #[tokio::test]
 async fn a_token_is_journaled_kept_in_the_store_and_true_after_a_restart() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     assert_eq!(bay.namespace_token("products/eu").await.unwrap(), Seq::ZERO, "never invalidated");
     let cache = by_tenant(bay.cache("products/eu")).open().unwrap();
     cache.put(&(1, 1), 7).await.unwrap();
@@ -272,9 +272,9 @@ async fn a_token_that_cannot_be_read_or_written_is_never_taken_for_none() {
 async fn a_token_of_an_unknown_format_is_told() {
     let store = MemoryStore::new();
     let key = Key::from_bytes(b"!tokens\0\x01products".as_slice().into()).unwrap();
-    let ops = vec![Op { seq: Seq(1), key, value: Some(b"\x02more".as_slice().into()) }];
-    let progress = Progress { applied: Seq(1), journaled: Seq::ZERO };
-    store.apply(&Batch { epoch: Epoch(0), ops, progress }).await.unwrap();
+    let ops = vec![Op { seq: Seq::new(1), key, value: Some(b"\x02more".as_slice().into()) }];
+    let progress = Progress { applied: Seq::new(1), journaled: Seq::ZERO };
+    store.apply(&Batch { epoch: Epoch::new(0), ops, progress }).await.unwrap();
     let bay = Forebay::builder(store).open().await.unwrap();
     let error = bay.namespace_token("products/eu").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnknownFormat, "{error}");
@@ -353,16 +353,16 @@ fn upgraded(bay: &Forebay) -> CacheBuilder<u32, Second> {
 #[tokio::test]
 async fn a_value_of_another_schema_is_upgraded_or_refused_never_garbage() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let old: Cache<u32, First> = bay.cache("n").open().unwrap();
     old.put(&1, (4, 2)).await.unwrap();
     drop((old, bay));
     for place in [Source::Pending, Source::Store] {
-        let hand = Hand::stalled(&layer.store);
-        let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+        let gated = GatedStore::stalled(&layer.store);
+        let bay = layer.builder_on(gated.clone()).open().await.unwrap();
         if place == Source::Store {
-            hand.release();
+            gated.release();
             bay.flush().await.unwrap();
         }
         let cache = second(&bay).open().unwrap();
@@ -376,7 +376,7 @@ async fn a_value_of_another_schema_is_upgraded_or_refused_never_garbage() {
         let many = cache.get_many(&[1]).await.expect_err("without an upgrade");
         assert_eq!(many.kind(), ErrorKind::Decode);
         drop((cache, bay));
-        let bay = layer.builder_on(Hand::stalled(&layer.store)).open().await.unwrap();
+        let bay = layer.builder_on(GatedStore::stalled(&layer.store)).open().await.unwrap();
         let cache = upgraded(&bay).open().unwrap();
         let entry = cache.get_entry(&1).await.unwrap();
         assert_eq!((entry.value, entry.source), (Some(42), place));

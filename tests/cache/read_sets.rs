@@ -8,7 +8,7 @@ use forebay::testkit::ManualClock;
 use forebay::{Cache, CacheBuilder, Error, Forebay, MemoryStore, MissReason, Seq, WritePolicy};
 use tokio::sync::watch;
 
-use crate::support::{Hand, Layer, poll_once};
+use crate::support::{GatedStore, Layer, poll_once};
 use crate::tags_and_rules::tags;
 
 /// A cache of sums, and the caches that it is derived from.
@@ -19,20 +19,20 @@ struct Sums {
     made: Arc<AtomicU64>,
     /// The loader waits here after it has read.
     open: Arc<watch::Sender<bool>>,
-    hand: Hand,
+    gated: GatedStore,
     _layer: Layer,
 }
 
 impl Sums {
     async fn open() -> Sums {
         let layer = Layer::new();
-        let hand = Hand::new(&layer.store);
-        let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+        let gated = GatedStore::new(&layer.store);
+        let bay = layer.builder_on(gated.clone()).open().await.unwrap();
         let builder: CacheBuilder<(u32, u32), u64> = bay.cache("parts/eu");
         let parts = builder.group_by(|key| Some(format!("group {}", key.0))).open().unwrap();
         let sums = bay.cache("sums").open().unwrap();
         let open = Arc::new(watch::Sender::new(true));
-        Sums { bay, parts, sums, made: Arc::default(), open, hand, _layer: layer }
+        Sums { bay, parts, sums, made: Arc::default(), open, gated, _layer: layer }
     }
 
     /// The sum of the parts 0 and 1 of `key`.
@@ -67,7 +67,7 @@ impl Sums {
                 batch.commit().await.unwrap();
             }
             "invalidate" => parts.invalidate(&key),
-            "invalidate version" => assert!(parts.invalidate_version(&key, Seq(1000))),
+            "invalidate version" => assert!(parts.invalidate_version(&key, Seq::new(1000))),
             "everything" => parts.invalidate_all(),
             "namespace" => drop(bay.invalidate_namespace("parts").await.unwrap()),
             "group" => drop(parts.group("group 7").unwrap().invalidate().await.unwrap()),
@@ -137,11 +137,11 @@ async fn a_derived_value_outlives_no_write_through_of_what_it_was_read_from() {
     let sums = Sums::open().await;
     sums.parts.put(&(7, 1), 2).await.unwrap();
     sums.bay.flush().await.unwrap();
-    sums.hand.stall();
+    sums.gated.stall();
     let mut write = Box::pin(sums.parts.put_with(&(7, 1), 20, WritePolicy::Through));
     assert!(poll_once(&mut write).await.is_none());
     assert_eq!(sums.sum(7).await, 2);
-    sums.hand.release();
+    sums.gated.release();
     write.await.unwrap();
     assert_eq!(sums.sum(7).await, 20);
 }

@@ -155,7 +155,13 @@ fn inputs<'a>(case: &Case, freshness: &'a Freshness) -> (EntryFacts, CacheLimits
         (None, false) => LoadProgress::NotStarted,
     };
     let (max_staleness, on_unverified) = (case.max_staleness.map(time), case.on_unverified);
-    let constraints = ReadConstraints { max_staleness, on_unverified, has_loader: case.has_loader, progress };
+    let constraints = ReadConstraints {
+        max_staleness,
+        on_unverified,
+        has_loader: case.has_loader,
+        measures_age: false,
+        progress,
+    };
     (facts, limits, constraints)
 }
 

@@ -168,7 +168,7 @@ async fn what_was_invalidated_or_removed_is_never_served_instead() {
             match change {
                 "invalidate" => cache.invalidate(&1),
                 "invalidate_all" => cache.invalidate_all(),
-                "invalidate_version" => assert!(cache.invalidate_version(&1, Seq(99))),
+                "invalidate_version" => assert!(cache.invalidate_version(&1, Seq::new(99))),
                 "remove" => drop(cache.remove(&1).await.unwrap()),
                 "remove through" => drop(cache.remove_with(&1, WritePolicy::Through).await.unwrap()),
                 _ => drop(cache.put_with(&1, 2, WritePolicy::Around).await.unwrap()),

@@ -10,7 +10,7 @@ use forebay::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::support::{Hand, Layer, poll_once};
+use crate::support::{GatedStore, Layer, poll_once};
 
 pub fn tags(tags: &[&str]) -> WriteOptions {
     WriteOptions::new().tags(tags.iter().copied())
@@ -60,7 +60,7 @@ async fn what_has_a_tag_is_invalidated_in_all_caches_however_it_came() {
 #[tokio::test]
 async fn pending_values_keep_their_tags_and_stay_the_truth() {
     let layer = Layer::new();
-    let bay = layer.builder_on(Hand::stalled(&layer.store)).open().await.unwrap();
+    let bay = layer.builder_on(GatedStore::stalled(&layer.store)).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     cache.put_with(&1, 1, tags(&["red"])).await.unwrap();
     for _ in 0..2 {
@@ -124,7 +124,7 @@ fn with_rule(builder: CacheBuilder<u32, Product>, told: &Told) -> Cache<u32, Pro
 
 struct Shop {
     bay: Forebay,
-    hand: Hand,
+    gated: GatedStore,
     products: Cache<u32, Product>,
     catalogue: Cache<String, u64>,
     page: Cache<String, u64>,
@@ -136,13 +136,13 @@ struct Shop {
 impl Shop {
     async fn open() -> Shop {
         let layer = Layer::new();
-        let hand = Hand::new(&layer.store);
-        let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+        let gated = GatedStore::new(&layer.store);
+        let bay = layer.builder_on(gated.clone()).open().await.unwrap();
         let told = Told::default();
         let open = |name| bay.cache(name).open().unwrap();
         let (catalogue, page, feeds) = (open("catalogue"), open("page"), open("feeds/atom"));
         let products = with_rule(bay.cache("products"), &told);
-        Shop { bay, hand, products, catalogue, page, feeds, told, _layer: layer }
+        Shop { bay, gated, products, catalogue, page, feeds, told, _layer: layer }
     }
 
     /// Loads everything that is derived; all of it is in memory afterwards.
@@ -240,7 +240,7 @@ async fn what_was_loaded_while_the_write_was_under_way_is_dropped_when_it_has_ta
     for policy in [WritePolicy::Through, WritePolicy::Around] {
         let shop = Shop::open().await;
         shop.load().await;
-        shop.hand.stall();
+        shop.gated.stall();
         let mut write = Box::pin(shop.products.put_with(&1, of("toys"), policy));
         assert!(poll_once(&mut write).await.is_none());
         assert_eq!(shop.gone().await, ["toys", "home", "prices", "all"], "before");
@@ -253,7 +253,7 @@ async fn what_was_loaded_while_the_write_was_under_way_is_dropped_when_it_has_ta
         let cache = shop.catalogue.clone();
         let mut late = Box::pin(async move { cache.get_or_load(&"games".into(), load).await });
         assert!(poll_once(&mut late).await.is_none());
-        shop.hand.release();
+        shop.gated.release();
         write.await.unwrap();
         assert_eq!(shop.gone().await, ["toys", "home", "prices", "all"], "and after");
         gate.send_replace(true);
@@ -265,10 +265,10 @@ async fn what_was_loaded_while_the_write_was_under_way_is_dropped_when_it_has_ta
 #[tokio::test]
 async fn a_rule_is_told_exactly_the_value_that_the_write_replaces() {
     let shop = Shop::open().await;
-    let Shop { products, told, hand, .. } = &shop;
+    let Shop { products, told, gated, .. } = &shop;
     products.put(&1, of("toys")).await.unwrap();
     shop.bay.flush().await.unwrap();
-    hand.stall();
+    gated.stall();
     let mut first = Box::pin(products.put_with(&1, of("tools"), WritePolicy::Through));
     assert!(poll_once(&mut first).await.is_none());
     // Its future goes, the write goes on, and so does its turn.
@@ -276,7 +276,7 @@ async fn a_rule_is_told_exactly_the_value_that_the_write_replaces() {
     let mut second = Box::pin(products.put(&1, of("books")));
     assert!(poll_once(&mut second).await.is_none(), "it waits for its turn");
     shop.load().await;
-    hand.release();
+    gated.release();
     second.await.unwrap();
     assert_eq!(told.lock().unwrap().last().unwrap().1.as_deref(), Some("tools"));
     assert_eq!(
@@ -296,15 +296,15 @@ async fn a_rule_is_told_exactly_the_value_that_the_write_replaces() {
 #[tokio::test]
 async fn a_writer_whose_turn_does_not_come_is_told() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
+    let gated = GatedStore::stalled(&layer.store);
     let wait = std::time::Duration::from_millis(1);
-    let bay = layer.builder_on(hand.clone()).through_timeout(wait).open().await.unwrap();
+    let bay = layer.builder_on(gated.clone()).through_timeout(wait).open().await.unwrap();
     let products = with_rule(bay.cache("products"), &Told::default());
     let through = products.put_with(&1, of("toys"), WritePolicy::Through).await;
     assert_eq!(through.unwrap_err().kind(), ErrorKind::InDoubt);
     let behind = products.put(&1, of("tools")).await.unwrap_err();
     assert_eq!(behind.kind(), ErrorKind::Transient, "{behind}");
-    hand.release();
+    gated.release();
     bay.flush().await.unwrap();
     assert_eq!(products.get(&1).await.unwrap(), Some(of("toys")));
     products.put(&1, of("tools")).await.unwrap();

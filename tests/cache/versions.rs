@@ -8,7 +8,7 @@ use forebay::{
 };
 
 use crate::support::held_loads::HeldLoads;
-use crate::support::{Hand, Layer, key_of, poll_once, stored};
+use crate::support::{GatedStore, Layer, key_of, poll_once, stored};
 
 fn versioned(bay: &Forebay, kept: usize) -> Cache<u32, u64> {
     let cache: CacheBuilder<u32, u64> = bay.cache("n");
@@ -159,8 +159,8 @@ async fn retention_by_count_keeps_the_highest() {
 #[tokio::test]
 async fn versions_are_journaled_and_true_after_a_power_cut_and_in_the_store() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache = versioned(&bay, 2);
     for version in [4, 6, 5] {
         cache.put_version(&1, version, version * 10).await.unwrap();
@@ -177,7 +177,7 @@ async fn versions_are_journaled_and_true_after_a_power_cut_and_in_the_store() {
     let cache = versioned(&bay, 2);
     assert_eq!(all_of(&cache).await, expected);
     assert_eq!(cache.put_version(&1, 3, 30).await.unwrap().place, VersionPlace::NotKept);
-    hand.release();
+    gated.release();
 }
 
 #[tokio::test]
@@ -186,7 +186,7 @@ async fn every_power_cut_leaves_a_version_wholly_or_not_at_all() {
     let images = Arc::new(std::sync::Mutex::new(Vec::new()));
     let seen = Arc::clone(&images);
     layer.disk.observe(move |_, disk| seen.lock().unwrap().push(disk));
-    let bay = layer.builder_on(Hand::stalled(&layer.store)).open().await.unwrap();
+    let bay = layer.builder_on(GatedStore::stalled(&layer.store)).open().await.unwrap();
     let cache = versioned(&bay, 2);
     let order = [2, 4, 3, 1, 4, 5];
     for version in order {
@@ -278,18 +278,18 @@ async fn many_writers_of_one_key_from_many_threads_lose_none() {
 async fn through_and_around_keep_versions_as_well() {
     for policy in [WritePolicy::Through, WritePolicy::Around] {
         let layer = Layer::new();
-        let hand = Hand::new(&layer.store);
-        let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+        let gated = GatedStore::new(&layer.store);
+        let bay = layer.builder_on(gated.clone()).open().await.unwrap();
         let cache: CacheBuilder<u32, u64> = bay.cache("n");
         let cache = cache.versions_kept(2).write_policy(policy).open().unwrap();
-        hand.stall();
+        gated.stall();
         let mut first = Box::pin(cache.put_version(&1, 6, 60));
         assert!(poll_once(&mut first).await.is_none());
-        hand.wait_for_applies(1).await;
+        gated.wait_for_applies(1).await;
         drop(first);
         let mut second = Box::pin(cache.put_version(&1, 5, 50));
         assert!(poll_once(&mut second).await.is_none(), "the first has not ended");
-        hand.release();
+        gated.release();
         assert_eq!(second.await.unwrap().place, VersionPlace::Behind);
         assert_eq!(all_of(&cache).await, (Some(60), vec![(5, 50), (6, 60)]));
         assert_eq!(layer.store.snapshot().len(), 4);
@@ -299,16 +299,16 @@ async fn through_and_around_keep_versions_as_well() {
 #[tokio::test]
 async fn a_writer_through_does_not_wait_for_ever_for_the_one_before_it() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
+    let gated = GatedStore::stalled(&layer.store);
     let timeout = std::time::Duration::from_millis(20);
-    let bay = layer.builder_on(hand.clone()).through_timeout(timeout).open().await.unwrap();
+    let bay = layer.builder_on(gated.clone()).through_timeout(timeout).open().await.unwrap();
     let cache: CacheBuilder<u32, u64> = bay.cache("n");
     let cache = cache.versions_kept(2).write_policy(WritePolicy::Through).open().unwrap();
     let first = cache.put_version(&1, 1, 10).await.expect_err("the store stands");
     assert_eq!(first.kind(), ErrorKind::InDoubt);
     let second = cache.put_version(&1, 2, 20).await.expect_err("the first has not ended");
     assert_eq!(second.kind(), ErrorKind::Transient);
-    hand.release();
+    gated.release();
     bay.flush().await.unwrap();
     assert_eq!(
         all_of(&cache).await,
@@ -366,19 +366,19 @@ async fn a_value_put_without_a_version_gives_way_to_the_first_version() {
 #[tokio::test]
 async fn a_rejected_version_is_parked_with_its_list_and_replayed_with_it() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
-    let bay = layer.builder_on(hand.clone()).on_rejected(OnRejected::Park).open().await.unwrap();
+    let gated = GatedStore::new(&layer.store);
+    let bay = layer.builder_on(gated.clone()).on_rejected(OnRejected::Park).open().await.unwrap();
     let cache = versioned(&bay, 3);
     cache.put_version(&1, 1, 10).await.unwrap();
     bay.flush().await.unwrap();
-    hand.reject(key_of("n", &1_u32));
+    gated.reject(key_of("n", &1_u32));
     cache.put_version(&1, 3, 30).await.unwrap();
     cache.put_version(&1, 2, 20).await.unwrap();
     bay.flush().await.unwrap();
     let expected = (Some(30), vec![(1, 10), (2, 20), (3, 30)]);
     assert_eq!(all_of(&cache).await, expected, "parked, and readable");
-    assert_eq!(stored(&layer.store, "n", &1_u32).await.unwrap(), (10_u64, Seq(3)));
-    hand.accept_all();
+    assert_eq!(stored(&layer.store, "n", &1_u32).await.unwrap(), (10_u64, Seq::new(3)));
+    gated.accept_all();
     bay.dead_letters().replay(&[key_of("n", &1_u32)]).await.unwrap();
     cache.invalidate_all();
     assert_eq!(all_of(&cache).await, expected);

@@ -145,7 +145,7 @@ impl Sample {
                     .unpromised()
                     .verify(&opened, true)
                     .unwrap_or_else(|what| panic!("{}: {what}", self.what));
-                Ok(opened.last.0)
+                Ok(opened.last.get())
             }
             Err(error) => {
                 assert_eq!(files_of(disk), before, "{}: changed, though it could not be opened", self.what);
@@ -434,7 +434,11 @@ fn the_first_and_the_last_segment_missing_is_a_shorter_journal() {
             let first =
                 without_first.remove(sample.frames.first_key_value().unwrap().0).map(|file| frames_of(&file));
             let opened = journal_run::open(&disk_of(&without_first), &sample.options).unwrap();
-            assert_eq!(opened.first_prev.0, first.unwrap().last().unwrap().last, "it says where it begins");
+            assert_eq!(
+                opened.first_prev.get(),
+                first.unwrap().last().unwrap().last,
+                "it says where it begins"
+            );
             without_last.remove(sample.last_name());
             let before = sample.frames.values().rev().nth(1).unwrap().last().unwrap().last;
             assert_eq!(sample.open(&disk_of(&without_last)).unwrap(), before, "it says where it ends");

@@ -116,7 +116,7 @@ fn check_poisoned(mut run: Run) -> Result<(), String> {
     let frame = GroupFrame { first: run.opened.writer.last().plus(1000), body: frame.finish() };
     let appended = run.opened.writer.append(&[frame], &mut Vec::new()).err();
     let synced = run.opened.writer.sync().err();
-    let trimmed = run.opened.log.trim(Seq(u64::MAX)).err();
+    let trimmed = run.opened.log.trim(Seq::new(u64::MAX)).err();
     let closed = run.opened.writer.close().err();
     for (what, error) in [("append", appended), ("sync", synced), ("trim", trimmed), ("close", closed)] {
         // Where there is nothing to trim, nothing is refused.

@@ -109,7 +109,7 @@ impl Store for HistoryStore {
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
         Box::pin(async move {
             let mut state = self.state();
-            let epoch = Epoch(state.tenure.epoch.0 + 1);
+            let epoch = Epoch::new(state.tenure.epoch.get() + 1);
             state.tenure = Tenure { epoch, journal, ..state.tenure };
             Ok(state.tenure)
         })

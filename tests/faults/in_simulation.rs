@@ -1,15 +1,22 @@
-//! The tests that need the feature `simulation`, built on their own and run: with it nothing but simulated threads
-//! works, so one build cannot hold both. This is how `cargo test` has them all.
+//! Builds and runs the tests on simulated threads. They need `--cfg forebay_simulation`, with which nothing but
+//! simulated threads works, so that one build cannot hold both.
 
 use std::path::Path;
 use std::process::Command;
+
+/// Sets the flags of the build with simulated threads, and its directory: nothing of the other build fits.
+pub(crate) fn simulated(cargo: &mut Command) {
+    cargo.args(["--package", "forebay"]);
+    cargo.env("RUSTFLAGS", "--cfg forebay_mutation --cfg forebay_simulation");
+    cargo.env("CARGO_TARGET_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("simulation"));
+}
 
 /// Passes `FOREBAY_BUDGET` and `FOREBAY_SEED` on to them. They write to this test's own output.
 #[test]
 fn tests_on_simulated_threads_pass() {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["test", "--features", "simulation"]);
-    cargo.args(["--test", "simulation"]);
+    cargo.args(["test", "--test", "simulation"]);
+    simulated(&mut cargo);
     cargo.arg("--manifest-path").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
     if !cfg!(debug_assertions) {
         cargo.arg("--release");

@@ -81,7 +81,7 @@ impl History {
             self.issued.push(bytes.into());
         }
         self.frames.insert(self.issued.len() as u64);
-        GroupFrame { first: Seq(first), body: builder.finish() }
+        GroupFrame { first: Seq::new(first), body: builder.finish() }
     }
 
     /// Takes what was recovered for all there is, from now on and for good.
@@ -99,7 +99,7 @@ impl History {
     /// Checks that a journal holds what it must hold, and nothing else. Says what is wrong.
     pub fn verify(&self, opened: &Opened, power_cut: bool) -> Result<(), String> {
         let least = self.promised.least(power_cut);
-        let (first_prev, last) = (opened.first_prev.0, opened.last.0);
+        let (first_prev, last) = (opened.first_prev.get(), opened.last.get());
         if last < least {
             return Err(format!("ends at record {last}, and {least} were to survive"));
         }
@@ -115,7 +115,7 @@ impl History {
         let mut reader = opened.log.read_after(Seq::ZERO);
         let mut expected = first_prev;
         while let Some(frame) = reader.next_frame().map_err(|error| format!("reading: {error:?}"))? {
-            for (record, seq) in frame.records().zip(frame.first.0..) {
+            for (record, seq) in frame.records().zip(frame.first.get()..) {
                 expected += 1;
                 let issued = self.issued.get(seq as usize - 1);
                 if seq != expected || issued.is_none_or(|issued| **issued != *record) {
@@ -192,7 +192,7 @@ impl Run {
     ) -> Result<Run, String> {
         // Not under the lock, which an observer of the disk needs.
         history.now().verify(&opened, power_cut)?;
-        history.lock().cut_after(opened.last.0);
+        history.lock().cut_after(opened.last.get());
         Ok(Run { acknowledge, history: history.clone(), opened })
     }
 
@@ -205,12 +205,12 @@ impl Run {
         let writer = &mut self.opened.writer;
         let mut written = Vec::new();
         if let Err(error) = writer.append(&group, &mut written) {
-            let last = writer.last().0;
+            let last = writer.last().get();
             let mut history = self.history.lock();
             if error.kind() == forebay::ErrorKind::DiskFull {
                 // What has no location was refused, and must not come back.
                 assert_eq!(
-                    history.frames.range(..=last).filter(|end| **end >= group[0].first.0).count(),
+                    history.frames.range(..=last).filter(|end| **end >= group[0].first.get()).count(),
                     written.len()
                 );
                 history.issued.truncate(last as usize);
@@ -220,7 +220,7 @@ impl Run {
         }
         match self.acknowledge {
             Acknowledge::Synced => self.sync()?,
-            Acknowledge::Written => self.history.lock().promised.written(self.opened.writer.last().0),
+            Acknowledge::Written => self.history.lock().promised.written(self.opened.writer.last().get()),
         }
         self.opened.writer.publish(self.opened.writer.last());
         Ok(())
@@ -228,7 +228,7 @@ impl Run {
 
     pub fn sync(&mut self) -> Result<(), Error> {
         self.opened.writer.sync()?;
-        self.synced(self.opened.writer.last().0);
+        self.synced(self.opened.writer.last().get());
         Ok(())
     }
 
@@ -244,7 +244,7 @@ impl Run {
             history.trimmed = history.trimmed.max(up_to);
             history.trimmed
         };
-        self.opened.log.trim(Seq(up_to))
+        self.opened.log.trim(Seq::new(up_to))
     }
 
     /// One step, as the seed has it.
@@ -258,7 +258,7 @@ impl Run {
             3 => {
                 // A sync beside the writer, which goes on meanwhile.
                 let point = self.opened.writer.sync_point();
-                let covered = self.opened.writer.last().0;
+                let covered = self.opened.writer.last().get();
                 self.append(&[vec![200]])?;
                 point.sync()?;
                 self.opened.writer.synced(point);
@@ -275,7 +275,7 @@ impl Run {
     /// Ends the journal cleanly.
     pub fn close(mut self) -> Result<(), Error> {
         self.opened.writer.close()?;
-        self.synced(self.opened.writer.last().0);
+        self.synced(self.opened.writer.last().get());
         Ok(())
     }
 }

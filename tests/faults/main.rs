@@ -15,6 +15,7 @@ mod images;
 mod in_simulation;
 mod journal_run;
 mod layer_run;
+#[cfg(forebay_mutation)]
 mod mutants;
 #[cfg(target_os = "linux")]
 mod power_cut;

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use forebay::safeguard::Safeguard;
 
+use crate::in_simulation;
 use crate::support::budget;
 
 /// Longer than any of these tests takes where it passes.
@@ -25,31 +26,38 @@ const PATIENCE: Duration = Duration::from_secs(150);
 /// The number of mutants that run at once.
 const AT_ONCE: usize = 2;
 
-/// A program of tests, the feature it is built with, and a part of its tests' paths.
-type Test = (&'static str, Option<&'static str>, &'static str);
+/// A program of tests, the build that it is of, and a part of its tests' paths.
+type Test = (&'static str, Build, &'static str);
 
-const IMAGES: Test = ("faults", None, "images::journal");
-const LAYER_IMAGES: Test = ("faults", None, "images::layer");
-const COUNTDOWN: Test = ("faults", None, "countdown::");
-const CORRUPTION: Test = ("faults", None, "corruption::");
-const POWER_CUT: Test = ("faults", None, "power_cut::small");
-const RACES: Test = ("simulation", Some("simulation"), "races::");
-const FOLLOWERS: Test = ("simulation", Some("simulation"), "followers::followers_serve");
-const SIMULATION: Test = ("simulation", Some("simulation"), "whole_layer::");
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Build {
+    Ordinary,
+    /// With simulated threads.
+    Simulated,
+}
+
+const IMAGES: Test = ("faults", Build::Ordinary, "images::journal");
+const LAYER_IMAGES: Test = ("faults", Build::Ordinary, "images::layer");
+const COUNTDOWN: Test = ("faults", Build::Ordinary, "countdown::");
+const CORRUPTION: Test = ("faults", Build::Ordinary, "corruption::");
+const POWER_CUT: Test = ("faults", Build::Ordinary, "power_cut::small");
+const RACES: Test = ("simulation", Build::Simulated, "races::");
+const FOLLOWERS: Test = ("simulation", Build::Simulated, "followers::followers_serve");
+const SIMULATION: Test = ("simulation", Build::Simulated, "whole_layer::");
 /// The library's own tests.
-const UNIT: Test = ("forebay", None, "journal::");
-const CONFORMANCE: Test = ("stores", None, "conforms");
+const UNIT: Test = ("forebay", Build::Ordinary, "journal::");
+const CONFORMANCE: Test = ("stores", Build::Ordinary, "conforms");
 
 const fn cache(filter: &'static str) -> Test {
-    ("cache", None, filter)
+    ("cache", Build::Ordinary, filter)
 }
 
 const fn feed(filter: &'static str) -> Test {
-    ("feed", None, filter)
+    ("feed", Build::Ordinary, filter)
 }
 
 const fn layer(filter: &'static str) -> Test {
-    ("layer", None, filter)
+    ("layer", Build::Ordinary, filter)
 }
 
 /// The tests that have to notice, in the order in which they run.
@@ -91,7 +99,7 @@ fn witnesses(safeguard: Safeguard) -> Vec<Test> {
             vec![feed("following::events"), FOLLOWERS]
         }
         S::OutsideMayBeMissing => vec![feed("following::events")],
-        S::ProofBeforeLook => vec![("forebay", None, "a_proof_counts"), FOLLOWERS],
+        S::ProofBeforeLook => vec![("forebay", Build::Ordinary, "a_proof_counts"), FOLLOWERS],
         S::SilenceIsStaleness | S::ReceiptReadsPastMemory => vec![feed("following::staleness")],
         S::PublishBeforeAcknowledge => vec![feed("following::publishing")],
         S::DropWhatIsInDoubt | S::UnsettledReads => vec![layer("writes::")],
@@ -159,16 +167,21 @@ fn every_missing_safeguard_is_noticed() {
 
 /// Builds the programs of tests, as far as they are not built, and finds them.
 fn build(tests: BTreeSet<Test>) -> BTreeMap<Test, PathBuf> {
-    let features: BTreeSet<Option<&str>> = tests.iter().map(|(_, feature, _)| *feature).collect();
-    let mut built: BTreeMap<(Option<&str>, String), PathBuf> = BTreeMap::new();
-    for feature in features {
+    let builds: BTreeSet<Build> = tests.iter().map(|(_, build, _)| *build).collect();
+    let mut built: BTreeMap<(Build, String), PathBuf> = BTreeMap::new();
+    for build in builds {
         let mut cargo = Command::new(env!("CARGO"));
         // In the development profile whatever this test's is: a release has no safeguard to do without.
         cargo.args(["test", "--no-run", "--message-format=json", "--manifest-path"]);
         cargo.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
-        cargo.args(feature.iter().flat_map(|feature| ["--features", *feature]));
-        let names: BTreeSet<&str> =
-            tests.iter().filter(|test| test.1 == feature).map(|test| test.0).collect();
+        match build {
+            Build::Simulated => in_simulation::simulated(&mut cargo),
+            // With the members' features this is a test of the whole workspace, which has built all of it already.
+            Build::Ordinary if cfg!(feature = "nats") => drop(cargo.arg("--workspace")),
+            // The tests of the stores are of all stores.
+            Build::Ordinary => drop(cargo.args(["--package", "forebay", "--features", "fjall"])),
+        }
+        let names: BTreeSet<&str> = tests.iter().filter(|test| test.1 == build).map(|test| test.0).collect();
         for name in names {
             if name == UNIT.0 {
                 cargo.arg("--lib")
@@ -184,7 +197,7 @@ fn build(tests: BTreeSet<Test>) -> BTreeMap<Test, PathBuf> {
             // The operator's binary comes along, and has the library's name.
             let is_test = message.pointer("/profile/test").and_then(serde_json::Value::as_bool) == Some(true);
             if let (Some(name), Some(path), true) = (text("/target/name"), text("/executable"), is_test) {
-                built.insert((feature, name.to_owned()), path.into());
+                built.insert((build, name.to_owned()), path.into());
             }
         }
     }

@@ -17,7 +17,7 @@ use forebay::{
     JournalOptions, MemoryStore, OnRejected, Replacement, Seq, Stale, WritePolicy,
 };
 
-use crate::support::{Hand, Layer, failing, key_of, poll_once};
+use crate::support::{GatedStore, Layer, failing, key_of, poll_once};
 
 const SEGMENT_BYTES: u64 = 64 << 10;
 
@@ -58,7 +58,7 @@ fn told(outcome: &ChangeOutcome) -> (u64, String) {
             }
         }
     };
-    (outcome.seq().0, what)
+    (outcome.seq().get(), what)
 }
 
 /// All that is applied and was not told yet.
@@ -127,10 +127,10 @@ async fn puts_removes_batches_and_versions_are_told_in_order() {
         expected(&list),
         "coalesced in the store, told one by one; the list of versions is no change"
     );
-    assert_eq!(changes.told(), Seq(12));
+    assert_eq!(changes.told(), Seq::new(12));
     let stats = bay.stats();
     assert_eq!((stats.changes_delivered, stats.places_lost), (10, 0));
-    let mut later = bay.changes(Seq(4)).await.unwrap();
+    let mut later = bay.changes(Seq::new(4)).await.unwrap();
     assert_eq!(drain(&bay, &mut later).await, expected(&list[4..]), "from the middle of a batch");
 }
 
@@ -155,21 +155,21 @@ async fn invalidations_of_namespaces_and_groups_are_told() {
 #[tokio::test]
 async fn nothing_is_told_before_the_store_holds_it() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = telling(layer.builder_on(hand.clone())).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = telling(layer.builder_on(gated.clone())).open().await.unwrap();
     let cache = cache(&bay);
     let mut changes = bay.changes(Seq::ZERO).await.unwrap();
     cache.put(&1, vec![10]).await.unwrap();
-    hand.wait_for_applies(1).await;
+    gated.wait_for_applies(1).await;
     cache.put(&2, vec![20]).await.unwrap();
     let mut next = Box::pin(changes.next());
     assert!(poll_once(&mut next).await.is_none());
-    hand.release_one();
+    gated.release_one();
     assert_eq!(told(&next.await.unwrap()), (1, "1=10".to_owned()));
-    hand.wait_for_applies(2).await;
+    gated.wait_for_applies(2).await;
     let mut next = Box::pin(changes.next());
     assert!(poll_once(&mut next).await.is_none(), "the second is committed, and not applied");
-    hand.release();
+    gated.release();
     assert_eq!(told(&next.await.unwrap()), (2, "2=20".to_owned()));
 }
 
@@ -188,15 +188,15 @@ async fn a_dropped_next_loses_nothing() {
             bay.flush().await.unwrap();
             if let Some(outcome) = poll_once(&mut Box::pin(changes.next())).await {
                 told += 1;
-                assert_eq!(outcome.unwrap().seq(), Seq(told));
+                assert_eq!(outcome.unwrap().seq(), Seq::new(told));
             }
         }
         // One more, which is told at once if those before it are lost.
         cache.put(&1, vec![200]).await.unwrap();
         bay.flush().await.unwrap();
-        while Seq(told) < bay.watermark() {
+        while Seq::new(told) < bay.watermark() {
             told += 1;
-            assert_eq!(changes.next().await.unwrap().seq(), Seq(told));
+            assert_eq!(changes.next().await.unwrap().seq(), Seq::new(told));
         }
     }
 }
@@ -204,8 +204,8 @@ async fn a_dropped_next_loses_nothing() {
 #[tokio::test]
 async fn lag_is_in_records_bytes_and_seconds() {
     let layer = Layer::new();
-    let (clock, hand) = (ManualClock::new(), Hand::new(&layer.store));
-    let bay = telling(layer.builder_on(hand.clone())).clock(clock.clone()).open().await.unwrap();
+    let (clock, gated) = (ManualClock::new(), GatedStore::new(&layer.store));
+    let bay = telling(layer.builder_on(gated.clone())).clock(clock.clone()).open().await.unwrap();
     let cache = cache(&bay);
     let mut changes = bay.changes("index").await.unwrap();
     assert_eq!(changes.lag(), Default::default());
@@ -217,9 +217,9 @@ async fn lag_is_in_records_bytes_and_seconds() {
         bay.flush().await.unwrap();
         clock.advance(Duration::from_secs(10));
     }
-    hand.stall();
+    gated.stall();
     cache.put(&1, vec![1; 5000]).await.unwrap();
-    hand.wait_for_applies(4).await;
+    gated.wait_for_applies(4).await;
     let figures = |changes: &ChangeStream| {
         let lag = changes.lag();
         (lag.records, lag.bytes, lag.age.as_secs())
@@ -234,14 +234,14 @@ async fn lag_is_in_records_bytes_and_seconds() {
     changes.next().await.unwrap();
     clock.advance(Duration::from_secs(5));
     assert_eq!(figures(&changes), (1, frame(7), 15));
-    changes.acknowledge(Seq(1)).await.unwrap();
+    changes.acknowledge(Seq::new(1)).await.unwrap();
     let cursor = &bay.cursors().unwrap()[0];
-    assert_eq!((cursor.name.as_str(), cursor.acknowledged, cursor.open), ("index", Seq(1), true));
+    assert_eq!((cursor.name.as_str(), cursor.acknowledged, cursor.open), ("index", Seq::new(1), true));
     assert_eq!((cursor.lag.records, cursor.lag.age.as_secs()), (2, 25), "what is not acknowledged");
     assert_eq!(cursor.lag.bytes, frame(1000) + frame(7), "of batches that this layer has applied");
     changes.next().await.unwrap();
     assert_eq!(changes.lag(), Default::default());
-    hand.release();
+    gated.release();
     bay.flush().await.unwrap();
     assert_eq!(figures(&changes), (1, frame(5000), 0));
     drop(changes);
@@ -257,18 +257,18 @@ async fn lag_is_in_records_bytes_and_seconds() {
 #[tokio::test]
 async fn what_is_parked_is_an_invalidation_and_settling_it_is_a_lost_place() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
-    let builder = telling(layer.builder_on(hand.clone())).on_rejected(OnRejected::Park);
+    let gated = GatedStore::new(&layer.store);
+    let builder = telling(layer.builder_on(gated.clone())).on_rejected(OnRejected::Park);
     let bay = builder.open().await.unwrap();
     let cache = cache(&bay);
     let mut changes = bay.changes("index").await.unwrap();
-    hand.reject(key_of("n", &1_u32));
+    gated.reject(key_of("n", &1_u32));
     let mut batch = bay.batch();
     batch.put(&cache, &1, vec![10]).unwrap().put(&cache, &2, vec![20]).unwrap();
     batch.commit().await.unwrap();
     cache.put(&3, vec![30]).await.unwrap();
     assert_eq!(drain(&bay, &mut changes).await, expected(&[(1, "1?"), (2, "2?"), (3, "3=30")]));
-    hand.accept_all();
+    gated.accept_all();
     bay.dead_letters().replay(&[key_of("n", &1_u32)]).await.unwrap();
     assert_eq!(
         drain(&bay, &mut changes).await,
@@ -300,7 +300,7 @@ fn the_blocking_face_is_an_iterator() {
     }
     let seen: Vec<_> = changes.by_ref().take(3).map(|outcome| told(&outcome.unwrap())).collect();
     assert_eq!(seen, expected(&[(1, "1=1"), (2, "2=1"), (3, "3=1")]));
-    changes.acknowledge(Seq(3)).unwrap();
+    changes.acknowledge(Seq::new(3)).unwrap();
     assert_eq!(changes.stream().lag().records, 0);
     bay.blocking().close().unwrap();
     assert_eq!(changes.next().unwrap().expect_err("ended").kind(), ErrorKind::Closed);

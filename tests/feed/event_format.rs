@@ -22,8 +22,8 @@ fn event() -> Event {
     let mut key = Vec::new();
     Bincode::encode(&123_u64, 100, &mut key).unwrap();
     let key = Key::new(&NamespaceName::parse("products").unwrap(), &key).unwrap();
-    let payload = Payload::Directives(vec![Directive::Invalidate(key, Seq(42))]);
-    Event { epoch: Epoch(0), after: Seq::ZERO, until: Seq::ZERO, as_of_us: 0, payload }
+    let payload = Payload::Directives(vec![Directive::Invalidate(key, Seq::new(42))]);
+    Event { epoch: Epoch::new(0), after: Seq::ZERO, until: Seq::ZERO, as_of_us: 0, payload }
 }
 
 fn hex(bytes: &[u8]) -> String {

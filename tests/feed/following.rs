@@ -1,9 +1,9 @@
 //! A layer that follows another process: what it hears, what it makes of gaps and silence, and whom it believes.
 
 mod events;
-mod hand_bus;
 mod ownership;
 mod publishing;
+mod scripted_bus;
 mod staleness;
 mod store_answers;
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use forebay::bus::event::{Directive, Event, Payload};
 use forebay::{Cache, Epoch, Follow, Forebay, Seq};
-use hand_bus::HandBus;
+use scripted_bus::ScriptedBus;
 
 use crate::support::{Layer, key_of};
 
@@ -27,7 +27,7 @@ struct Bed {
     layer: Layer,
     owner: Forebay,
     prices: Cache<u64, u64>,
-    bus: HandBus,
+    bus: ScriptedBus,
 }
 
 impl Bed {
@@ -35,7 +35,7 @@ impl Bed {
         let layer = Layer::new();
         let owner = layer.builder().changes(true).open().await.unwrap();
         let prices = owner.cache("prices").open().unwrap();
-        Bed { layer, owner, prices, bus: HandBus::default() }
+        Bed { layer, owner, prices, bus: ScriptedBus::default() }
     }
 
     fn follow(&self) -> Follow {
@@ -72,7 +72,7 @@ fn changed(key: u64, seq: Seq) -> Directive {
 }
 
 fn before(seq: Seq) -> Seq {
-    Seq(seq.0 - 1)
+    Seq::new(seq.get() - 1)
 }
 
 /// Waits until `holds`, which nothing signals.

@@ -58,7 +58,7 @@ impl Observer for Follower {
         Box::pin(async move {
             let (seq, written) = self.writes.lock().unwrap()[key];
             self.asked.lock().unwrap().push(written.elapsed());
-            let (current, old) = (Some(seq), Some(Seq(seq.0.saturating_sub(2))));
+            let (current, old) = (Some(seq), Some(Seq::new(seq.get().saturating_sub(2))));
             let (version, state, heard_until, trouble) = match self.script {
                 Script::Prompt => (current, Served::Fresh, current, None),
                 Script::Lags(by) if written.elapsed() < by => (old, Served::Fresh, old, None),
@@ -108,8 +108,8 @@ impl World {
 
     fn write(&self, seqs: std::ops::RangeInclusive<u64>) {
         for seq in seqs {
-            self.writes.lock().unwrap().insert(key(seq), (Seq(seq), Instant::now()));
-            self.monitor.committed(&key(seq), Seq(seq));
+            self.writes.lock().unwrap().insert(key(seq), (Seq::new(seq), Instant::now()));
+            self.monitor.committed(&key(seq), Seq::new(seq));
         }
     }
 
@@ -159,7 +159,10 @@ async fn the_share_within_each_delay_is_told_of_each_follower_and_of_all() {
     assert_eq!(report.offenders.len(), 8);
     let first = &report.offenders[0];
     assert_eq!((first.delay, first.healed), (Duration::from_secs(1), Some(Duration::from_secs(10))));
-    assert_eq!((first.served, first.lag, first.reason), (Some(Seq(first.seq.0 - 2)), 2, Reason::Lag));
+    assert_eq!(
+        (first.served, first.lag, first.reason),
+        (Some(Seq::new(first.seq.get() - 2)), 2, Reason::Lag)
+    );
     for follower in &world.followers {
         let mut asked = follower.asked.lock().unwrap().clone();
         asked.sort();
@@ -284,7 +287,7 @@ fn the_drawn_share_is_about_what_was_wanted() {
     for (share, expected) in [(0.01, 500..1_500), (0.25, 23_000..27_000), (1.0, 100_000..100_001)] {
         let monitor = Monitor::builder().share(share).in_flight_max(1).build().unwrap();
         let key = key(1);
-        (1..=100_000).for_each(|seq| monitor.committed(&key, Seq(seq)));
+        (1..=100_000).for_each(|seq| monitor.committed(&key, Seq::new(seq)));
         let report = monitor.report();
         assert_eq!((report.writes, report.sampled), (100_000, 1));
         assert!(expected.contains(&(report.sampled + report.skipped)), "{share}: {}", report.skipped);

@@ -82,7 +82,7 @@ impl Sink for Recorder {
         }
         let mut told = self.told.lock().unwrap();
         told.committed_by.extend(group.iter().map(|_| thread::current().id()));
-        told.committed.extend(group.drain(..).map(|one| (one.ticket, one.frame.first.0)));
+        told.committed.extend(group.drain(..).map(|one| (one.ticket, one.frame.first.get())));
         self.changed.notify_all();
     }
 
@@ -129,7 +129,7 @@ fn frames(disk: &SimDisk) -> Vec<u64> {
     let mut reader = opened.log.read_after(Seq::ZERO);
     std::iter::from_fn(|| reader.next_frame().unwrap())
         .filter(|frame| frame.count > 0)
-        .map(|f| f.first.0)
+        .map(|f| f.first.get())
         .collect()
 }
 
@@ -373,7 +373,7 @@ fn a_write_that_runs_out_of_room_clears_up_by_itself() {
 #[test]
 fn without_a_journal_there_is_an_order_and_no_file() {
     let sink = Recorder::new(Mood::Sound);
-    let committer = Committer::start(None, Durability::Sync, Seq(41), Arc::clone(&sink)).unwrap();
+    let committer = Committer::start(None, Durability::Sync, Seq::new(41), Arc::clone(&sink)).unwrap();
     committer.submit(Submission { body: body(8), journaled: false, ticket: 1 });
     committer.submit(Submission { body: body(8), journaled: true, ticket: 2 });
     committer.submit(Submission { body: FrameBuilder::new().finish(), journaled: false, ticket: 3 });

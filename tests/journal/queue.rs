@@ -25,7 +25,7 @@ fn records(journal: &Journal, after: Seq) -> Vec<(Seq, Vec<u8>)> {
     let mut reader = journal.read_after(after);
     let mut all = Vec::new();
     while let Some(frame) = reader.next_frame().unwrap() {
-        all.extend((frame.first.0..).map(Seq).zip(frame.records().map(|record| record.to_vec())));
+        all.extend((frame.first.get()..).map(Seq::new).zip(frame.records().map(|record| record.to_vec())));
     }
     all
 }
@@ -161,22 +161,23 @@ fn after_a_failed_sync_no_append_succeeds_until_the_journal_is_opened_again() {
 fn batches_are_whole_readers_resume_and_trimmed_files_are_gone() {
     let disk = SimDisk::new();
     let journal = open(&disk, Durability::Sync).unwrap();
-    assert_eq!(journal.append_batch(["a", "b"]).unwrap(), Seq(2));
-    assert_eq!(journal.append(&[b"c", b"d"]).unwrap(), Seq(3));
+    assert_eq!(journal.append_batch(["a", "b"]).unwrap(), Seq::new(2));
+    assert_eq!(journal.append(&[b"c", b"d"]).unwrap(), Seq::new(3));
     let none: [&[u8]; 0] = [];
     assert_eq!(journal.append_batch(none).unwrap_err().kind(), ErrorKind::Unsupported);
-    let expected = [(Seq(1), b"a".to_vec()), (Seq(2), b"b".to_vec()), (Seq(3), b"cd".to_vec())];
+    let expected =
+        [(Seq::new(1), b"a".to_vec()), (Seq::new(2), b"b".to_vec()), (Seq::new(3), b"cd".to_vec())];
     assert_eq!(records(&journal, Seq::ZERO), expected);
-    assert_eq!(records(&journal, Seq(1)), expected);
-    assert_eq!(records(&journal, Seq(2)), expected[2..]);
+    assert_eq!(records(&journal, Seq::new(1)), expected);
+    assert_eq!(records(&journal, Seq::new(2)), expected[2..]);
     assert_eq!(open(&disk, Durability::Sync).err().unwrap().kind(), ErrorKind::Locked);
 
     for n in 0..100 {
         journal.append(&[&record(n)]).unwrap();
     }
-    journal.trim(Seq(90)).unwrap();
+    journal.trim(Seq::new(90)).unwrap();
     let left = records(&journal, Seq::ZERO);
-    assert!(left[0].0 > Seq(3) && left[0].0 <= Seq(91) && left.last().unwrap().0 == Seq(103));
+    assert!(left[0].0 > Seq::new(3) && left[0].0 <= Seq::new(91) && left.last().unwrap().0 == Seq::new(103));
     let id = journal.id();
     journal.close().unwrap();
     let journal = open(&disk, SOON).unwrap();

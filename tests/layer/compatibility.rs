@@ -168,7 +168,7 @@ fn a_queue_of_journal_format_1_opens_with_its_records_and_goes_on() {
         }
     }
     assert_eq!(next, 13);
-    assert_eq!(journal.append(&[b"and one more"]).unwrap(), Seq(13));
+    assert_eq!(journal.append(&[b"and one more"]).unwrap(), Seq::new(13));
 }
 
 #[test]
@@ -186,16 +186,16 @@ fn opens_whole(top: &TempDir) {
         let tenure = runtime.block_on(store.tenure()).unwrap();
         assert_eq!(
             (tenure.epoch, tenure.progress.applied, tenure.progress.journaled),
-            (Epoch(2), Seq(4), Seq(4))
+            (Epoch::new(2), Seq::new(4), Seq::new(4))
         );
         let name = forebay::NamespaceName::parse("shelf").unwrap();
         let found =
             runtime.block_on(store.load(&Key::new(&name, &2_u64.to_le_bytes()).unwrap())).unwrap().unwrap();
-        assert_eq!((found.version, found.value.len()), (Seq(2), 2 + 8 + LARGE_BYTES));
+        assert_eq!((found.version, found.value.len()), (Seq::new(2), 2 + 8 + LARGE_BYTES));
     }
     let (bay, shelf) = open(top.path(), None).unwrap();
     let letters = bay.dead_letters().list().unwrap();
-    let told: Vec<_> = letters.iter().map(|one| (one.seq.0, one.removes, one.reason.as_str())).collect();
+    let told: Vec<_> = letters.iter().map(|one| (one.seq.get(), one.removes, one.reason.as_str())).collect();
     assert_eq!(
         told,
         [
@@ -211,11 +211,11 @@ fn opens_whole(top: &TempDir) {
     };
     expected(&shelf);
     bay.blocking().flush().unwrap();
-    assert_eq!(bay.watermark(), Seq(7));
+    assert_eq!(bay.watermark(), Seq::new(7));
     bay.blocking().replay_dead_letters(&[letters[0].key.clone()]).unwrap();
     assert!(bay.dead_letters().list().unwrap().is_empty());
     let receipt = shelf.put(&4, b"four".to_vec()).unwrap();
-    assert_eq!(receipt.seq(), Seq(9));
+    assert_eq!(receipt.seq(), Seq::new(9));
     bay.blocking().close().unwrap();
     drop((bay, shelf));
     let (_bay, shelf) = open(top.path(), None).unwrap();

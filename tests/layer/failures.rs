@@ -13,7 +13,7 @@ use forebay::{
     WritePolicy,
 };
 
-use crate::support::{Hand, Layer, failing, key_of, poll_once, stored};
+use crate::support::{GatedStore, Layer, failing, key_of, poll_once, stored};
 
 fn crashed(layer: &Layer, policy: CrashPolicy) -> Layer {
     Layer { disk: layer.disk.crash(policy), store: layer.store.clone() }
@@ -23,8 +23,8 @@ fn crashed(layer: &Layer, policy: CrashPolicy) -> Layer {
 #[tokio::test]
 async fn acknowledged_writes_survive_a_power_cut() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated).open().await.unwrap();
     let cache: Cache<u32, Vec<u8>> = bay.cache("n").open().unwrap();
     for n in 0..600 {
         cache.put(&n, vec![n as u8; 300]).await.unwrap();
@@ -36,16 +36,16 @@ async fn acknowledged_writes_survive_a_power_cut() {
         assert_eq!(cache.get(&n).await.unwrap(), Some(vec![n as u8; 300]), "key {n}");
     }
     bay.flush().await.unwrap();
-    assert_eq!(stored::<u32, Vec<u8>>(&layer.store, "n", &599).await.unwrap().1, Seq(600));
+    assert_eq!(stored::<u32, Vec<u8>>(&layer.store, "n", &599).await.unwrap().1, Seq::new(600));
 }
 
 /// P1: what was acknowledged under `Buffered` survives the process.
 #[tokio::test]
 async fn acknowledged_buffered_writes_survive_the_process() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
+    let gated = GatedStore::stalled(&layer.store);
     let durability = Durability::Buffered { sync_interval: Duration::from_secs(3600) };
-    let bay = layer.builder_on(hand).durability(durability).open().await.unwrap();
+    let bay = layer.builder_on(gated).durability(durability).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     for n in 0..100 {
         cache.put(&n, u64::from(n)).await.unwrap();
@@ -62,20 +62,24 @@ async fn acknowledged_buffered_writes_survive_the_process() {
 #[tokio::test]
 async fn a_batch_that_was_applied_without_saying_so_is_not_applied_again() {
     let layer = Layer::new();
-    let hand = Hand::stalled_after_applying(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled_after_applying(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     cache.put(&1, 1).await.unwrap();
-    hand.wait_for_applies(1).await;
-    assert_eq!(layer.store.tenure().await.unwrap().progress.applied, Seq(1), "applied, and nobody knows");
+    gated.wait_for_applies(1).await;
+    assert_eq!(
+        layer.store.tenure().await.unwrap().progress.applied,
+        Seq::new(1),
+        "applied, and nobody knows"
+    );
     let after = crashed(&layer, CrashPolicy::OnlySynced);
-    let hand = Hand::new(&after.store);
-    let bay = after.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::new(&after.store);
+    let bay = after.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     assert_eq!(bay.pending(), 0, "the store's watermark says what it holds");
     cache.put(&2, 2).await.unwrap();
     bay.flush().await.unwrap();
-    let sent: Vec<u64> = hand.applied().iter().flat_map(|batch| &batch.ops).map(|op| op.seq.0).collect();
+    let sent: Vec<u64> = gated.applied().iter().flat_map(|batch| &batch.ops).map(|op| op.seq.get()).collect();
     assert_eq!(sent, [2]);
 }
 
@@ -94,18 +98,18 @@ async fn transient_failures_are_retried_in_order_and_shown() {
     bay.flush().await.unwrap();
     assert_eq!(bay.health().state, HealthState::Healthy);
     assert_eq!(bay.stats().apply_retries, 5);
-    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((2, Seq(2))));
+    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((2, Seq::new(2))));
 }
 
 /// P9: once a newer owner has opened, the older one cannot change the store, and is told.
 #[tokio::test]
 async fn an_older_owner_is_fenced_and_told() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let old = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let old = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = old.cache("n").open().unwrap();
     cache.put(&1, 1).await.unwrap();
-    hand.wait_for_applies(1).await;
+    gated.wait_for_applies(1).await;
     let through = {
         let cache = cache.clone();
         tokio::spawn(async move { cache.put_with(&2, 2, WritePolicy::Through).await })
@@ -116,7 +120,7 @@ async fn an_older_owner_is_fenced_and_told() {
     let taken: Cache<u32, u64> = new.cache("n").open().unwrap();
     taken.put(&1, 10).await.unwrap();
     new.flush().await.unwrap();
-    hand.release();
+    gated.release();
     assert_eq!(old.flush().await.expect_err("fenced").kind(), ErrorKind::Fenced);
     assert_eq!(old.health().state, HealthState::Fenced);
     assert_eq!(cache.put(&3, 3).await.expect_err("fenced").kind(), ErrorKind::Fenced);
@@ -135,11 +139,11 @@ async fn an_older_owner_is_fenced_and_told() {
 #[tokio::test]
 async fn who_comes_to_wait_right_after_the_layer_failed_is_told_as_well() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     cache.put(&1, 1).await.unwrap();
-    hand.wait_for_applies(1).await;
+    gated.wait_for_applies(1).await;
     // The committer is in a sync; what comes now waits behind it, past every check.
     let gate = layer.disk.hold_syncs("0");
     let mut behind = Box::pin(cache.put(&2, 2));
@@ -151,8 +155,8 @@ async fn who_comes_to_wait_right_after_the_layer_failed_is_told_as_well() {
     assert!(poll_once(&mut replay).await.is_none());
     // The flusher fails meanwhile.
     layer.store.claim(None).await.unwrap();
-    hand.release();
-    assert_eq!(bay.wait_applied(Seq(1)).await.expect_err("fenced").kind(), ErrorKind::Fenced);
+    gated.release();
+    assert_eq!(bay.wait_applied(Seq::new(1)).await.expect_err("fenced").kind(), ErrorKind::Fenced);
     gate.open();
     let patience = Duration::from_secs(10);
     let through = tokio::time::timeout(patience, through).await.expect("it is told before its own timeout");
@@ -191,8 +195,8 @@ async fn a_failed_sync_poisons_the_layer_and_everybody_learns_it() {
 async fn a_failed_periodic_sync_poisons_a_buffered_layer() {
     let layer = Layer::new();
     let durability = Durability::Buffered { sync_interval: Duration::from_millis(1) };
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand).durability(durability).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated).durability(durability).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     cache.put(&1, 1).await.unwrap();
     layer.disk.plan(Fault::on(DiskOp::Sync).named("0").until_healed().kind(io::ErrorKind::Other));
@@ -210,8 +214,8 @@ async fn a_failed_periodic_sync_poisons_a_buffered_layer() {
 #[tokio::test]
 async fn a_full_disk_is_told_before_anything_is_acknowledged_and_clears_up_by_itself() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, Vec<u8>> = bay.cache("n").open().unwrap();
     layer.disk.set_capacity(Some(layer.disk.used_bytes() + 200_000));
     let mut acknowledged = 0;
@@ -224,10 +228,10 @@ async fn a_full_disk_is_told_before_anything_is_acknowledged_and_clears_up_by_it
     };
     assert_eq!(error.kind(), ErrorKind::DiskFull, "{error}");
     assert_eq!(cache.get(&acknowledged).await.unwrap(), None);
-    assert_eq!(bay.last_committed(), Seq(u64::from(acknowledged)), "a refused write takes no number");
+    assert_eq!(bay.last_committed(), Seq::new(u64::from(acknowledged)), "a refused write takes no number");
     layer.disk.set_capacity(None);
     cache.put(&acknowledged, vec![2; 1000]).await.expect("there is room again");
-    hand.release();
+    gated.release();
     bay.flush().await.unwrap();
     let after = crashed(&layer, CrashPolicy::OnlySynced);
     let bay = after.open().await;
@@ -241,8 +245,8 @@ async fn a_full_disk_is_told_before_anything_is_acknowledged_and_clears_up_by_it
 #[tokio::test]
 async fn damage_stops_the_opening_with_file_and_offset() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated).open().await.unwrap();
     let cache: Cache<u32, Vec<u8>> = bay.cache("n").open().unwrap();
     for n in 0..10 {
         cache.put(&n, vec![1; 100]).await.unwrap();
@@ -279,7 +283,7 @@ async fn a_lost_or_swapped_journal_stops_the_opening() {
     let bay =
         swapped.builder().open().await.expect("the new journal is the store's from now on, empty or not");
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
-    assert!(cache.put(&2, 2).await.unwrap().seq() > Seq(1), "numbers are never used twice");
+    assert!(cache.put(&2, 2).await.unwrap().seq() > Seq::new(1), "numbers are never used twice");
     bay.close().await.unwrap();
     let error = layer.builder().open().await.expect_err("the old journal");
     assert_eq!(error.kind(), ErrorKind::WrongJournal, "{error}");
@@ -301,9 +305,9 @@ async fn one_journal_has_one_owner() {
 #[tokio::test]
 async fn a_rejected_record_halts_and_nothing_is_lost() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
-    hand.reject(key_of("n", &2_u32));
-    let builder = layer.builder_on(hand.clone()).batch_records_max(1).queue_records_max(5);
+    let gated = GatedStore::new(&layer.store);
+    gated.reject(key_of("n", &2_u32));
+    let builder = layer.builder_on(gated.clone()).batch_records_max(1).queue_records_max(5);
     let bay = builder.backpressure(Backpressure::Wait).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     for n in 1..=3 {
@@ -312,7 +316,10 @@ async fn a_rejected_record_halts_and_nothing_is_lost() {
     let error = bay.flush().await.expect_err("halted");
     assert_eq!(error.kind(), ErrorKind::Halted, "{error}");
     let health = bay.health();
-    assert_eq!((health.state, health.watermark, health.queued_records), (HealthState::Halted, Seq(1), 2));
+    assert_eq!(
+        (health.state, health.watermark, health.queued_records),
+        (HealthState::Halted, Seq::new(1), 2)
+    );
     let error = cache.put_with(&9, 9, WritePolicy::Through).await.expect_err("it cannot get through");
     assert_eq!(error.kind(), ErrorKind::Halted);
     assert_eq!(cache.get(&2).await.unwrap(), Some(1), "reads go on");
@@ -321,9 +328,11 @@ async fn a_rejected_record_halts_and_nothing_is_lost() {
     }
     let error = cache.put(&7, 1).await.expect_err("a halted flusher makes no room");
     assert_eq!(error.kind(), ErrorKind::Halted);
-    hand.accept_all();
+    gated.accept_all();
     bay.resume();
-    bay.wait_applied(Seq(2)).await.map_or_else(|error| assert_eq!(error.kind(), ErrorKind::Halted), |()| ());
+    bay.wait_applied(Seq::new(2))
+        .await
+        .map_or_else(|error| assert_eq!(error.kind(), ErrorKind::Halted), |()| ());
     while bay.health().state == HealthState::Halted {
         tokio::task::yield_now().await;
     }
@@ -333,9 +342,9 @@ async fn a_rejected_record_halts_and_nothing_is_lost() {
     }
 }
 
-async fn parked_layer(layer: &Layer, hand: &Hand) -> (Forebay, Cache<u32, u64>, Cache<u32, u64>) {
-    hand.reject(key_of("n", &2_u32));
-    let bay = layer.builder_on(hand.clone()).on_rejected(OnRejected::Park).open().await.unwrap();
+async fn parked_layer(layer: &Layer, gated: &GatedStore) -> (Forebay, Cache<u32, u64>, Cache<u32, u64>) {
+    gated.reject(key_of("n", &2_u32));
+    let bay = layer.builder_on(gated.clone()).on_rejected(OnRejected::Park).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     let other: Cache<u32, u64> = bay.cache("m").open().unwrap();
     (bay, cache, other)
@@ -345,8 +354,8 @@ async fn parked_layer(layer: &Layer, hand: &Hand) -> (Forebay, Cache<u32, u64>, 
 #[tokio::test]
 async fn a_rejected_record_is_parked_with_its_key_and_replayed_in_order() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
-    let (bay, cache, other) = parked_layer(&layer, &hand).await;
+    let gated = GatedStore::new(&layer.store);
+    let (bay, cache, other) = parked_layer(&layer, &gated).await;
     cache.put(&1, 10).await.unwrap();
     cache.put(&2, 20).await.unwrap();
     bay.flush().await.unwrap();
@@ -359,7 +368,7 @@ async fn a_rejected_record_is_parked_with_its_key_and_replayed_in_order() {
     other.put(&6, 60).await.unwrap();
     bay.flush().await.unwrap();
     let letters = bay.dead_letters().list().unwrap();
-    assert_eq!(letters.iter().map(|letter| letter.seq.0).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
+    assert_eq!(letters.iter().map(|letter| letter.seq.get()).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
     assert!(letters[0].reason.contains("not taken"), "{}", letters[0].reason);
     assert_eq!(stored::<u32, u64>(&layer.store, "n", &2).await, None);
     assert_eq!(stored::<u32, u64>(&layer.store, "m", &5).await, None, "an atomic batch is parked as one");
@@ -368,7 +377,7 @@ async fn a_rejected_record_is_parked_with_its_key_and_replayed_in_order() {
     assert_eq!(error.kind(), ErrorKind::Parked);
     drop((cache, other, bay));
 
-    let (bay, cache, other) = parked_layer(&layer, &hand).await;
+    let (bay, cache, other) = parked_layer(&layer, &gated).await;
     assert_eq!(bay.dead_letters().list().unwrap(), letters, "durable");
     assert_eq!(cache.get(&2).await.unwrap(), Some(22), "acknowledged, so readable");
     assert_eq!(other.get(&5).await.unwrap(), Some(51));
@@ -378,7 +387,7 @@ async fn a_rejected_record_is_parked_with_its_key_and_replayed_in_order() {
     assert_eq!(error.kind(), ErrorKind::Rejected, "{error}");
     assert_eq!(bay.dead_letters().list().unwrap().len(), 6);
     assert_eq!(bay.health().dead_letters, 6);
-    hand.accept_all();
+    gated.accept_all();
     bay.dead_letters().replay(&[key_of("n", &2_u32)]).await.unwrap();
     assert_eq!(bay.dead_letters().list().unwrap(), []);
     assert_eq!(stored::<u32, u64>(&layer.store, "n", &2).await.unwrap().0, 23);
@@ -397,12 +406,12 @@ async fn a_rejected_record_is_parked_with_its_key_and_replayed_in_order() {
 #[tokio::test]
 async fn discarding_gives_the_stores_value_back() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
-    let (bay, cache, _) = parked_layer(&layer, &hand).await;
-    hand.accept_all();
+    let gated = GatedStore::new(&layer.store);
+    let (bay, cache, _) = parked_layer(&layer, &gated).await;
+    gated.accept_all();
     cache.put(&2, 1).await.unwrap();
     bay.flush().await.unwrap();
-    hand.reject(key_of("n", &2_u32));
+    gated.reject(key_of("n", &2_u32));
     cache.put(&2, 2).await.unwrap();
     bay.flush().await.unwrap();
     assert_eq!(cache.get(&2).await.unwrap(), Some(2));
@@ -410,7 +419,7 @@ async fn discarding_gives_the_stores_value_back() {
     assert_eq!(bay.dead_letters().list().unwrap(), []);
     assert_eq!(cache.get(&2).await.unwrap(), Some(1));
     drop((cache, bay));
-    let (bay, cache, _) = parked_layer(&layer, &hand).await;
+    let (bay, cache, _) = parked_layer(&layer, &gated).await;
     assert_eq!((bay.dead_letters().list().unwrap().len(), cache.get(&2).await.unwrap()), (0, Some(1)));
 }
 
@@ -419,12 +428,12 @@ async fn discarding_gives_the_stores_value_back() {
 #[tokio::test]
 async fn a_discard_whose_files_stay_behind_is_done_and_the_health_warns() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
-    let (bay, cache, _) = parked_layer(&layer, &hand).await;
+    let gated = GatedStore::new(&layer.store);
+    let (bay, cache, _) = parked_layer(&layer, &gated).await;
     cache.put(&2, 2).await.unwrap();
     bay.flush().await.unwrap();
     drop((cache, bay));
-    let (bay, cache, _) = parked_layer(&layer, &hand).await;
+    let (bay, cache, _) = parked_layer(&layer, &gated).await;
     // The journal's own first segment goes: trimmed after the first of these, so before the second.
     for n in 0..2 {
         cache.put(&1, n).await.unwrap();
@@ -451,11 +460,11 @@ async fn a_discard_whose_files_stay_behind_is_done_and_the_health_warns() {
 #[tokio::test]
 async fn a_full_dead_letter_list_halts() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
+    let gated = GatedStore::new(&layer.store);
     for key in 0..3_u32 {
-        hand.reject(key_of("n", &key));
+        gated.reject(key_of("n", &key));
     }
-    let builder = layer.builder_on(hand).on_rejected(OnRejected::Park).dead_letter_records_max(2);
+    let builder = layer.builder_on(gated).on_rejected(OnRejected::Park).dead_letter_records_max(2);
     let bay = builder.open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     for key in 0..3 {
@@ -470,8 +479,8 @@ async fn a_full_dead_letter_list_halts() {
 #[tokio::test]
 async fn a_crash_at_every_step_of_recovery_loses_nothing() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     for n in 0..30 {
         cache.put(&n, u64::from(n)).await.unwrap();
@@ -502,8 +511,9 @@ async fn a_crash_at_every_step_of_recovery_loses_nothing() {
 #[tokio::test]
 async fn the_queue_is_bounded_in_bytes() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let builder = layer.builder_on(hand.clone()).queue_bytes_max(64 << 10).backpressure(Backpressure::Refuse);
+    let gated = GatedStore::stalled(&layer.store);
+    let builder =
+        layer.builder_on(gated.clone()).queue_bytes_max(64 << 10).backpressure(Backpressure::Refuse);
     let bay = builder.open().await.unwrap();
     let cache: Cache<u32, Vec<u8>> = bay.cache("n").open().unwrap();
     let error = cache.put(&0, vec![1; 70_000]).await.expect_err("larger than the queue");
@@ -515,7 +525,7 @@ async fn the_queue_is_bounded_in_bytes() {
     }
     assert_eq!((taken, bay.stats().writes_refused_full), (6, 1));
     assert!(bay.health().queued_bytes <= 64 << 10);
-    hand.release();
+    gated.release();
     bay.flush().await.unwrap();
     cache.put(&taken, vec![1; 10_000]).await.expect("there is room again");
 }

@@ -7,7 +7,7 @@ use forebay::disk::simulated::CrashPolicy;
 use forebay::store::contract::{Batch, Op, Progress, Store};
 use forebay::{Backpressure, Cache, Durability, ErrorKind, MemoryStore, Seq, SledStore};
 
-use crate::support::{Hand, Layer, failing, key_of, stored};
+use crate::support::{GatedStore, Layer, failing, key_of, stored};
 
 /// P2: the store is never ahead of the durable journal. Under `Buffered` a power cut may take what the store
 /// lacks, but a store that has what the journal lost could not tell it from a lost journal.
@@ -35,7 +35,7 @@ async fn a_batch_that_failed_is_not_passed_over() {
     for n in 1..=3 {
         cache.put(&u32::try_from(n).unwrap(), n).await.unwrap();
         bay.flush().await.unwrap();
-        assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((1, Seq(1))));
+        assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((1, Seq::new(1))));
     }
 }
 
@@ -43,16 +43,16 @@ async fn a_batch_that_failed_is_not_passed_over() {
 #[tokio::test]
 async fn what_the_store_lacks_is_never_trimmed() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).batch_records_max(1).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).batch_records_max(1).open().await.unwrap();
     let cache: Cache<u32, Vec<u8>> = bay.cache("n").open().unwrap();
     // 400 KB in segments of 64 KiB.
     for n in 0..200 {
         cache.put(&n, vec![n as u8; 2000]).await.unwrap();
     }
-    hand.release_one();
+    gated.release_one();
     // The second apply comes when the first is done with, trimming included.
-    hand.wait_for_applies(2).await;
+    gated.wait_for_applies(2).await;
     let left = Layer { disk: layer.disk.crash(CrashPolicy::ProcessKilled), store: layer.store.clone() };
     let again = left.open().await;
     let cache: Cache<u32, Vec<u8>> = again.cache("n").open().unwrap();
@@ -82,8 +82,8 @@ async fn what_the_store_holds_is_trimmed_from_the_journal() {
 #[tokio::test]
 async fn values_beyond_the_budget_are_in_the_journal_only() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let builder = layer.builder_on(hand).pending_memory_bytes_max(4 << 10);
+    let gated = GatedStore::stalled(&layer.store);
+    let builder = layer.builder_on(gated).pending_memory_bytes_max(4 << 10);
     let bay = builder.open().await.unwrap();
     let cache: Cache<u32, Vec<u8>> = bay.cache("n").open().unwrap();
     for n in 0..100 {
@@ -101,16 +101,16 @@ async fn values_beyond_the_budget_are_in_the_journal_only() {
 #[tokio::test]
 async fn a_committed_record_leaves_the_queue_only_when_it_is_applied() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let builder = layer.builder_on(hand.clone()).queue_records_max(3).backpressure(Backpressure::Refuse);
+    let gated = GatedStore::stalled(&layer.store);
+    let builder = layer.builder_on(gated.clone()).queue_records_max(3).backpressure(Backpressure::Refuse);
     let bay = builder.open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     for n in 0..3 {
         cache.put(&n, 1).await.unwrap();
     }
-    hand.wait_for_applies(1).await;
+    gated.wait_for_applies(1).await;
     assert_eq!(cache.put(&3, 1).await.expect_err("full").kind(), ErrorKind::QueueFull);
-    hand.release();
+    gated.release();
     // Whoever has waited for the store finds room, every time.
     for n in 0..200 {
         bay.flush().await.unwrap();
@@ -178,13 +178,13 @@ async fn an_update_below_the_watermark_never_overwrites_a_newer_one() {
     let stores: [Box<dyn Store>; 2] = [Box::new(MemoryStore::new()), Box::new(sled)];
     for store in stores {
         let epoch = store.claim(None).await.unwrap().epoch;
-        let op = |seq, key: u32| Op { seq: Seq(seq), key: key_of("n", &key), value: Some("v".into()) };
+        let op = |seq, key: u32| Op { seq: Seq::new(seq), key: key_of("n", &key), value: Some("v".into()) };
         for (ops, last) in [(vec![op(2, 1)], 2), (vec![op(1, 1), op(3, 3)], 3)] {
-            let progress = Progress { applied: Seq(last), journaled: Seq(last) };
+            let progress = Progress { applied: Seq::new(last), journaled: Seq::new(last) };
             store.apply(&Batch { epoch, ops, progress }).await.unwrap();
         }
-        assert_eq!(store.load(&key_of("n", &1_u32)).await.unwrap().unwrap().version, Seq(2));
-        assert_eq!(store.load(&key_of("n", &3_u32)).await.unwrap().unwrap().version, Seq(3));
+        assert_eq!(store.load(&key_of("n", &1_u32)).await.unwrap().unwrap().version, Seq::new(2));
+        assert_eq!(store.load(&key_of("n", &3_u32)).await.unwrap().unwrap().version, Seq::new(3));
     }
 }
 
@@ -192,24 +192,24 @@ async fn an_update_below_the_watermark_never_overwrites_a_newer_one() {
 #[tokio::test]
 async fn writes_between_two_spills_keep_their_place() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let builder = layer.builder_on(hand.clone()).pending_memory_bytes_max(2 << 10).batch_records_max(1);
+    let gated = GatedStore::stalled(&layer.store);
+    let builder = layer.builder_on(gated.clone()).pending_memory_bytes_max(2 << 10).batch_records_max(1);
     let bay = builder.open().await.unwrap();
     let cache: Cache<u32, Vec<u8>> = bay.cache("n").coalesce(false).open().unwrap();
     for n in 0..40 {
         cache.put(&n, vec![1; 200]).await.unwrap();
     }
     for applied in 1..=12 {
-        hand.wait_for_applies(applied).await;
-        hand.release_one();
-        bay.wait_applied(Seq(applied)).await.unwrap();
+        gated.wait_for_applies(applied).await;
+        gated.release_one();
+        bay.wait_applied(Seq::new(applied)).await.unwrap();
     }
     // There is room in memory again, but what was spilled comes first.
     for n in 40..80 {
         cache.put(&n, vec![1; 200]).await.unwrap();
     }
-    hand.release();
+    gated.release();
     bay.flush().await.unwrap();
-    let seqs: Vec<u64> = hand.applied().iter().flat_map(|batch| &batch.ops).map(|op| op.seq.0).collect();
+    let seqs: Vec<u64> = gated.applied().iter().flat_map(|batch| &batch.ops).map(|op| op.seq.get()).collect();
     assert_eq!(seqs, (1..=80).collect::<Vec<_>>(), "every update, in order, once");
 }

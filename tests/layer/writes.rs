@@ -10,7 +10,7 @@ use forebay::{
 };
 use tokio::sync::watch;
 
-use crate::support::{Hand, Layer, key_of, poll_once, stored};
+use crate::support::{GatedStore, Layer, key_of, poll_once, stored};
 
 #[tokio::test]
 async fn what_was_put_is_read_and_reaches_the_store_in_order() {
@@ -23,10 +23,10 @@ async fn what_was_put_is_read_and_reaches_the_store_in_order() {
     }
     assert!(seqs.windows(2).all(|pair| pair[1] == pair[0].next()), "dense and in order: {seqs:?}");
     assert_eq!(cache.get(&3).await.unwrap().as_deref(), Some("v93"));
-    assert_eq!(bay.flush().await.unwrap(), Seq(100));
+    assert_eq!(bay.flush().await.unwrap(), Seq::new(100));
     for key in 0..10_u32 {
         let value = stored::<u32, String>(&layer.store, "n", &key).await;
-        assert_eq!(value, Some((format!("v{}", 90 + key), Seq(91 + u64::from(key)))));
+        assert_eq!(value, Some((format!("v{}", 90 + key), Seq::new(91 + u64::from(key)))));
     }
     let closed = bay.close().await.unwrap();
     assert_eq!((closed.queued, closed.reason.is_none()), (0, true));
@@ -52,8 +52,8 @@ async fn removes_are_seen_at_once_and_reach_the_store() {
 #[tokio::test]
 async fn reads_see_acknowledged_writes_evicted_queued_or_restarted() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     for n in 0..50 {
         cache.put(&7, n).await.unwrap();
@@ -65,11 +65,11 @@ async fn reads_see_acknowledged_writes_evicted_queued_or_restarted() {
     }
     assert_eq!(cache.get_many(&[7, 8, 9]).await.unwrap(), [Some(49), None, Some(9)]);
     drop((cache, bay));
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     assert_eq!(cache.get_many(&[7, 8, 9]).await.unwrap(), [Some(49), None, Some(9)]);
     assert_eq!(bay.pending(), 52);
-    hand.release();
+    gated.release();
     bay.flush().await.unwrap();
     cache.invalidate_all();
     assert_eq!(cache.get_many(&[7, 8, 9]).await.unwrap(), [Some(49), None, Some(9)]);
@@ -80,17 +80,17 @@ async fn reads_see_acknowledged_writes_evicted_queued_or_restarted() {
 #[tokio::test]
 async fn completing_an_old_write_does_not_erase_a_newer_pending_one() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).batch_records_max(1).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).batch_records_max(1).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     let old = cache.put(&1, 1).await.unwrap();
-    hand.wait_for_applies(1).await;
+    gated.wait_for_applies(1).await;
     cache.put(&1, 2).await.unwrap();
-    hand.release_one();
+    gated.release_one();
     bay.wait_applied(old.seq()).await.unwrap();
     cache.evict(&1);
     assert_eq!(cache.get(&1).await.unwrap(), Some(2));
-    hand.release();
+    gated.release();
     bay.flush().await.unwrap();
     cache.evict(&1);
     assert_eq!(cache.get(&1).await.unwrap(), Some(2));
@@ -99,8 +99,8 @@ async fn completing_an_old_write_does_not_erase_a_newer_pending_one() {
 #[tokio::test]
 async fn a_batch_is_one_frame_and_one_apply_over_several_caches() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
-    let bay = layer.builder_on(hand.clone()).batch_records_max(2).open().await.unwrap();
+    let gated = GatedStore::new(&layer.store);
+    let bay = layer.builder_on(gated.clone()).batch_records_max(2).open().await.unwrap();
     let numbers: Cache<u32, u64> = bay.cache("numbers").open().unwrap();
     let names: Cache<String, String> = bay.cache("names").open().unwrap();
     let mut batch = bay.batch();
@@ -110,9 +110,9 @@ async fn a_batch_is_one_frame_and_one_apply_over_several_caches() {
     }
     batch.remove(&numbers, &3).unwrap();
     let receipt = batch.commit().await.unwrap();
-    assert_eq!(receipt.seq(), Seq(21));
+    assert_eq!(receipt.seq(), Seq::new(21));
     bay.flush().await.unwrap();
-    let applied = hand.applied();
+    let applied = gated.applied();
     assert_eq!(applied.len(), 1, "a batch is never split: {applied:?}");
     assert_eq!(numbers.get_many(&[2, 3]).await.unwrap(), [Some(2), None]);
     assert_eq!(stored::<String, String>(&layer.store, "names", &"9".into()).await.unwrap().0, "name");
@@ -120,46 +120,46 @@ async fn a_batch_is_one_frame_and_one_apply_over_several_caches() {
     let foreign: Cache<u32, u64> = other.cache("numbers").open().unwrap();
     let mut batch = bay.batch();
     assert_eq!(batch.put(&foreign, &1, 1).err().unwrap().kind(), ErrorKind::InvalidOption);
-    assert_eq!(batch.commit().await.unwrap().seq(), Seq(21), "an empty batch changes nothing");
+    assert_eq!(batch.commit().await.unwrap().seq(), Seq::new(21), "an empty batch changes nothing");
 }
 
 #[tokio::test]
 async fn coalescing_sends_the_last_write_and_can_be_switched_off() {
     for coalesce in [true, false] {
         let layer = Layer::new();
-        let hand = Hand::stalled(&layer.store);
-        let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+        let gated = GatedStore::stalled(&layer.store);
+        let bay = layer.builder_on(gated.clone()).open().await.unwrap();
         let cache: Cache<u32, u64> = bay.cache("n").coalesce(coalesce).open().unwrap();
         cache.put(&0, 0).await.unwrap();
-        hand.wait_for_applies(1).await;
+        gated.wait_for_applies(1).await;
         for n in 1..=100 {
             cache.put(&1, n).await.unwrap();
         }
-        hand.release();
+        gated.release();
         bay.flush().await.unwrap();
-        let sent: usize = hand.applied().iter().map(|batch| batch.ops.len()).sum();
+        let sent: usize = gated.applied().iter().map(|batch| batch.ops.len()).sum();
         assert_eq!(sent, if coalesce { 2 } else { 101 });
-        assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((100, Seq(101))));
+        assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((100, Seq::new(101))));
     }
 }
 
 #[tokio::test]
 async fn write_through_is_acknowledged_by_the_store_and_takes_its_place_in_the_order() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     cache.put(&1, 1).await.unwrap();
     let through = {
         let cache = cache.clone();
         tokio::spawn(async move { cache.put_with(&1, 2, WritePolicy::Through).await })
     };
-    hand.wait_for_applies(1).await;
+    gated.wait_for_applies(1).await;
     assert_eq!(cache.get(&1).await.unwrap(), Some(1), "not confirmed, so not visible");
-    hand.release();
+    gated.release();
     let receipt = through.await.unwrap().unwrap();
-    assert_eq!(receipt.seq(), Seq(2));
-    assert_eq!(bay.watermark(), Seq(2));
+    assert_eq!(receipt.seq(), Seq::new(2));
+    assert_eq!(bay.watermark(), Seq::new(2));
     assert_eq!(cache.get(&1).await.unwrap(), Some(2));
     cache.evict(&1);
     assert_eq!(cache.get(&1).await.unwrap(), Some(2));
@@ -172,8 +172,8 @@ async fn write_through_is_acknowledged_by_the_store_and_takes_its_place_in_the_o
 async fn a_load_waits_for_an_unconfirmed_write_through_of_its_key() {
     for (many, began_before) in [(false, false), (false, true), (true, false), (true, true)] {
         let layer = Layer::new();
-        let hand = Hand::stalled_after_applying(&layer.store);
-        let late = LateLoads { hand: hand.clone(), open: Arc::new(watch::Sender::new(!began_before)) };
+        let gated = GatedStore::stalled_after_applying(&layer.store);
+        let late = LateLoads { gated: gated.clone(), open: Arc::new(watch::Sender::new(!began_before)) };
         let bay = layer.builder_on(late.clone()).open().await.unwrap();
         let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
         let mut read: BoxFuture<'_, Option<u64>> = if many {
@@ -188,12 +188,12 @@ async fn a_load_waits_for_an_unconfirmed_write_through_of_its_key() {
             let cache = cache.clone();
             tokio::spawn(async move { cache.put_with(&1, 2, WritePolicy::Through).await })
         };
-        hand.wait_for_applies(1).await;
+        gated.wait_for_applies(1).await;
         let shown = stored::<u32, u64>(&layer.store, "n", &1).await;
-        assert_eq!(shown, Some((2, Seq(1))), "the store shows it already");
+        assert_eq!(shown, Some((2, Seq::new(1))), "the store shows it already");
         late.open.send_replace(true);
         assert!(poll_once(&mut read).await.is_none(), "the value is not durable yet");
-        hand.release();
+        gated.release();
         assert_eq!(read.await, Some(2));
         through.await.unwrap().unwrap();
     }
@@ -202,7 +202,7 @@ async fn a_load_waits_for_an_unconfirmed_write_through_of_its_key() {
 /// A store whose loads begin when they are allowed to.
 #[derive(Clone)]
 struct LateLoads {
-    hand: Hand,
+    gated: GatedStore,
     open: Arc<watch::Sender<bool>>,
 }
 
@@ -214,29 +214,29 @@ impl LateLoads {
 
 impl Store for LateLoads {
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.hand.tenure()
+        self.gated.tenure()
     }
 
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.hand.claim(journal)
+        self.gated.claim(journal)
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
         Box::pin(async move {
             self.wait().await;
-            self.hand.load(key).await
+            self.gated.load(key).await
         })
     }
 
     fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
         Box::pin(async move {
             self.wait().await;
-            self.hand.load_many(keys).await
+            self.gated.load_many(keys).await
         })
     }
 
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.hand.apply(batch)
+        self.gated.apply(batch)
     }
 }
 
@@ -246,8 +246,8 @@ impl Store for LateLoads {
 #[tokio::test]
 async fn a_late_write_through_does_not_hide_what_was_written_behind_meanwhile() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     let through = {
         let (bay, cache) = (bay.clone(), cache.clone());
@@ -258,10 +258,10 @@ async fn a_late_write_through_does_not_hide_what_was_written_behind_meanwhile() 
             batch.commit().await
         })
     };
-    hand.wait_for_applies(1).await;
+    gated.wait_for_applies(1).await;
     cache.put(&1, 2).await.unwrap();
     cache.remove(&2).await.unwrap();
-    hand.release();
+    gated.release();
     through.await.unwrap().unwrap();
     assert_eq!(cache.get_many(&[1, 2, 3]).await.unwrap(), [Some(2), None, Some(1)]);
     bay.flush().await.unwrap();
@@ -300,7 +300,7 @@ async fn a_layer_without_a_journal_writes_through_and_refuses_to_write_behind() 
     let bay = Forebay::builder(layer.store.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     cache.put(&1, 1).await.unwrap();
-    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((1, Seq(1))));
+    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((1, Seq::new(1))));
     let refused = cache.put_with(&1, 2, WritePolicy::Behind).await.expect_err("nowhere to keep it");
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
     let refused =
@@ -310,15 +310,15 @@ async fn a_layer_without_a_journal_writes_through_and_refuses_to_write_behind() 
     bay.close().await.unwrap();
     let bay = Forebay::builder(layer.store.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
-    assert_eq!(cache.put(&1, 3).await.unwrap().seq(), Seq(2), "numbers go on where the store stands");
+    assert_eq!(cache.put(&1, 3).await.unwrap().seq(), Seq::new(2), "numbers go on where the store stands");
 }
 
 #[tokio::test]
 async fn a_rejected_write_through_leaves_nothing_anywhere() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
-    hand.reject(key_of("n", &1_u32));
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::new(&layer.store);
+    gated.reject(key_of("n", &1_u32));
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").write_policy(WritePolicy::Through).open().unwrap();
     let error = cache.put(&1, 1).await.expect_err("rejected");
     assert_eq!(error.kind(), ErrorKind::Rejected, "{error}");
@@ -331,25 +331,25 @@ async fn a_rejected_write_through_leaves_nothing_anywhere() {
 #[tokio::test]
 async fn a_doubtful_write_through_drops_the_key_from_memory() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
+    let gated = GatedStore::new(&layer.store);
     let open = |builder: forebay::Builder| async {
         let bay = builder.open().await.unwrap();
         let cache: Cache<u32, u64> = bay.cache("n").write_policy(WritePolicy::Through).open().unwrap();
         (bay, cache)
     };
     // With all the time that it needs: a busy machine once took longer for it than is allowed below.
-    let (bay, cache) = open(layer.builder_on(hand.clone())).await;
+    let (bay, cache) = open(layer.builder_on(gated.clone())).await;
     cache.put(&1, 1).await.unwrap();
     bay.close().await.unwrap();
-    let hasty = layer.builder_on(hand.clone()).through_timeout(Duration::from_millis(20));
+    let hasty = layer.builder_on(gated.clone()).through_timeout(Duration::from_millis(20));
     let (_bay, cache) = open(hasty).await;
     assert_eq!(cache.get(&1).await.unwrap(), Some(1), "memory has it now");
-    hand.stall();
+    gated.stall();
     let error = cache.put(&1, 2).await.expect_err("the store does not answer");
     assert_eq!(error.kind(), ErrorKind::InDoubt, "{error}");
     let mut read = Box::pin(cache.get(&1));
     assert!(poll_once(&mut read).await.is_none(), "neither the old nor the new value is certain");
-    hand.release();
+    gated.release();
     assert_eq!(read.await.unwrap(), Some(2), "it was handed over, so it happened");
 }
 
@@ -385,30 +385,30 @@ async fn a_dropped_write_is_wholly_done_or_not_at_all() {
     assert_eq!(cache.get(&1).await.unwrap(), None, "not durable, so not visible");
     gate.open();
     let other = cache.put(&2, 2).await.unwrap();
-    assert_eq!(other.seq(), Seq(2), "the dropped write took its place before it");
+    assert_eq!(other.seq(), Seq::new(2), "the dropped write took its place before it");
     assert_eq!(cache.get(&1).await.unwrap(), Some(2), "handed over, so done");
     bay.flush().await.unwrap();
-    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((2, Seq(1))));
+    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((2, Seq::new(1))));
 }
 
 #[tokio::test]
 async fn flush_waits_for_what_was_acknowledged_before_it_and_not_for_an_idle_moment() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).batch_records_max(1).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).batch_records_max(1).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     cache.put(&1, 1).await.unwrap();
     let flush = {
         let bay = bay.clone();
         tokio::spawn(async move { bay.flush().await })
     };
-    hand.wait_for_applies(1).await;
+    gated.wait_for_applies(1).await;
     tokio::task::yield_now().await;
     cache.put(&2, 2).await.unwrap();
-    hand.release_one();
-    assert_eq!(flush.await.unwrap().unwrap(), Seq(1));
+    gated.release_one();
+    assert_eq!(flush.await.unwrap().unwrap(), Seq::new(1));
     assert_eq!(bay.pending(), 1, "the later write is still queued");
-    hand.release();
+    gated.release();
 }
 
 /// After the store had rejected the newest write, a write-through, `flush` waited for ever, and `close` for its whole
@@ -416,17 +416,17 @@ async fn flush_waits_for_what_was_acknowledged_before_it_and_not_for_an_idle_mom
 #[tokio::test]
 async fn a_flush_does_not_wait_for_a_write_that_was_refused() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::new(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
-    hand.reject(key_of("n", &1));
+    gated.reject(key_of("n", &1));
     let error = cache.put_with(&1, 1, WritePolicy::Through).await.expect_err("it is rejected");
     assert_eq!(error.kind(), ErrorKind::Rejected);
     let flushed = tokio::time::timeout(Duration::from_secs(10), bay.flush()).await;
-    assert_eq!(flushed.expect("nothing is left to wait for").unwrap(), Seq(1));
+    assert_eq!(flushed.expect("nothing is left to wait for").unwrap(), Seq::new(1));
     cache.put(&2, 2).await.unwrap();
     bay.flush().await.unwrap();
-    assert_eq!(stored::<u32, u64>(&layer.store, "n", &2).await, Some((2, Seq(2))));
+    assert_eq!(stored::<u32, u64>(&layer.store, "n", &2).await, Some((2, Seq::new(2))));
 }
 
 #[tokio::test]
@@ -434,8 +434,8 @@ async fn a_full_queue_pushes_back_as_configured() {
     let refuse = [Backpressure::Refuse, Backpressure::WaitFor(Duration::from_millis(5))];
     for backpressure in refuse {
         let layer = Layer::new();
-        let hand = Hand::stalled(&layer.store);
-        let builder = layer.builder_on(hand.clone()).queue_records_max(3).backpressure(backpressure);
+        let gated = GatedStore::stalled(&layer.store);
+        let builder = layer.builder_on(gated.clone()).queue_records_max(3).backpressure(backpressure);
         let bay = builder.open().await.unwrap();
         let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
         for n in 0..3 {
@@ -444,20 +444,20 @@ async fn a_full_queue_pushes_back_as_configured() {
         let error = cache.put(&3, 1).await.expect_err("full");
         assert_eq!(error.kind(), ErrorKind::QueueFull, "{error}");
         assert_eq!(cache.get(&3).await.unwrap(), None);
-        hand.release();
+        gated.release();
         bay.flush().await.unwrap();
         cache.put(&3, 1).await.expect("there is room again");
     }
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).queue_records_max(3).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).queue_records_max(3).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     for n in 0..3 {
         cache.put(&n, 1).await.unwrap();
     }
     let mut waiting = Box::pin(cache.put(&3, 1));
     assert!(poll_once(&mut waiting).await.is_none(), "what is in flight counts");
-    hand.release();
+    gated.release();
     waiting.await.unwrap();
 }
 
@@ -465,9 +465,9 @@ async fn a_full_queue_pushes_back_as_configured() {
 #[tokio::test]
 async fn a_backlog_larger_than_memory_drains_in_order_and_stays_readable() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
+    let gated = GatedStore::stalled(&layer.store);
     let bay = layer
-        .builder_on(hand.clone())
+        .builder_on(gated.clone())
         .pending_memory_bytes_max(4 << 10)
         .batch_records_max(7)
         .open()
@@ -493,10 +493,10 @@ async fn a_backlog_larger_than_memory_drains_in_order_and_stays_readable() {
         let cache = cache.clone();
         tokio::spawn(async move { cache.put_with(&1, vec![1], WritePolicy::Through).await })
     };
-    hand.release();
+    gated.release();
     through.await.unwrap().unwrap();
     bay.flush().await.unwrap();
-    let seqs: Vec<u64> = hand.applied().iter().flat_map(|batch| &batch.ops).map(|op| op.seq.0).collect();
+    let seqs: Vec<u64> = gated.applied().iter().flat_map(|batch| &batch.ops).map(|op| op.seq.get()).collect();
     assert_eq!(seqs, (1..=2001).collect::<Vec<_>>(), "every update, in order, once");
     assert_eq!(bay.pending(), 0);
 }
@@ -504,8 +504,8 @@ async fn a_backlog_larger_than_memory_drains_in_order_and_stays_readable() {
 #[tokio::test]
 async fn close_says_what_is_left_and_the_next_opening_drains_it() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     for n in 0..5 {
         cache.put(&n, 1).await.unwrap();
@@ -527,8 +527,8 @@ async fn close_says_what_is_left_and_the_next_opening_drains_it() {
 #[tokio::test]
 async fn another_policy_after_a_reopening_abandons_nothing() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = layer.builder_on(hand.clone()).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = layer.builder_on(gated.clone()).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     cache.put(&1, 1).await.unwrap();
     drop((cache, bay));
@@ -537,7 +537,7 @@ async fn another_policy_after_a_reopening_abandons_nothing() {
     let bay = layer.open().await;
     let cache: Cache<u32, u64> = bay.cache("n").write_policy(WritePolicy::Through).open().unwrap();
     cache.put(&2, 2).await.unwrap();
-    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((1, Seq(1))));
+    assert_eq!(stored::<u32, u64>(&layer.store, "n", &1).await, Some((1, Seq::new(1))));
     bay.close().await.unwrap();
     let bay = Forebay::builder(layer.store.clone()).replace_journal(true).open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
@@ -613,20 +613,20 @@ async fn the_blocking_face_works_inside_a_runtime() {
 #[tokio::test]
 async fn linger_collects_a_batch_and_nobody_waits_for_it() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
+    let gated = GatedStore::new(&layer.store);
     let hour = Duration::from_secs(60);
-    let builder = layer.builder_on(hand.clone()).batch_linger(hour).batch_records_max(10);
+    let builder = layer.builder_on(gated.clone()).batch_linger(hour).batch_records_max(10);
     let bay = builder.open().await.unwrap();
     let cache: Cache<u32, u64> = bay.cache("n").open().unwrap();
     for n in 0..10 {
         cache.put(&n, 1).await.unwrap();
     }
-    hand.wait_for_applies(1).await;
+    gated.wait_for_applies(1).await;
     cache.put(&1, 2).await.unwrap();
     bay.flush().await.unwrap();
-    assert_eq!(hand.applied()[0].ops.len(), 10, "full, so not lingering");
+    assert_eq!(gated.applied()[0].ops.len(), 10, "full, so not lingering");
     cache.put_with(&1, 3, WritePolicy::Through).await.unwrap();
-    assert_eq!(hand.applied().len(), 3);
+    assert_eq!(gated.applied().len(), 3);
 }
 
 #[tokio::test]
@@ -649,13 +649,13 @@ async fn buffered_writes_behave_the_same() {
     for writer in writers {
         writer.await.unwrap();
     }
-    assert_eq!(bay.last_committed(), Seq(1600));
+    assert_eq!(bay.last_committed(), Seq::new(1600));
     bay.flush().await.unwrap();
     for writer in 0..8 {
         assert_eq!(stored::<u32, u64>(&layer.store, "n", &writer).await.unwrap().0, 199);
     }
     let tenure = layer.store.tenure().await.unwrap();
-    assert_eq!((tenure.progress.applied, tenure.progress.journaled), (Seq(1600), Seq(1600)));
+    assert_eq!((tenure.progress.applied, tenure.progress.journaled), (Seq::new(1600), Seq::new(1600)));
 }
 
 #[tokio::test]

@@ -13,11 +13,13 @@ use forebay::disk::simulated::SimDisk;
 use forebay::journal::committer::{Committed, Committer, Sink, Submission};
 use forebay::journal::frame::FrameBuilder;
 use forebay::journal::recovery;
+use forebay::memory::dependencies::{Dependencies, ReadSet};
 use forebay::memory::entry::{EntryOverrides, LoadResult};
 use forebay::memory::freshness::Freshness;
 use forebay::memory::resident::{Capacity, Resident};
-use forebay::memory::scope::{Dependencies, ReadSet, Scopes};
+use forebay::memory::scope::Scopes;
 use forebay::memory::servable::ReadConstraints;
+use forebay::options::LayerSizes;
 use forebay::{
     Backpressure, Builder, Cache, Durability, Error, ErrorKind, Forebay, JournalOptions, MemoryStore, Moment,
     Seq, Ticker, WritePolicy,
@@ -121,7 +123,7 @@ fn hand_off(durability: Option<Durability>, early: bool) {
     let (committed, refused) = (told.committed.lock().unwrap(), told.refused.lock().unwrap());
     let mut latest = BTreeMap::new();
     for ((seq, (submitter, number)), expected) in committed.iter().zip(1..) {
-        assert_eq!(seq.0, expected, "numbers are dense and in order");
+        assert_eq!(seq.get(), expected, "numbers are dense and in order");
         assert!(latest.insert(*submitter, *number) < Some(*number), "a submitter's order is kept");
     }
     for ((submitter, number), kind) in refused.iter() {
@@ -154,7 +156,7 @@ fn layer(disk: &SimDisk, store: &MemoryStore) -> Builder {
     Forebay::builder(store.clone())
         .journal("/journal")
         .journal_options(small())
-        .colliding_sizes()
+        .sizes(LayerSizes::COLLIDING)
         .disk(disk)
         .batch_records_max(2)
 }
@@ -237,7 +239,7 @@ fn fences_against_fills() {
                 thread::spawn(move || {
                     let start = memory.start(&1);
                     let loaded = *store.lock().unwrap();
-                    let (value, version) = (Some(&loaded), Seq(loaded));
+                    let (value, version) = (Some(&loaded), Seq::new(loaded));
                     let load_result =
                         LoadResult { value, version, of_loader: false, overrides: EntryOverrides::default() };
                     memory.fill(&1, &load_result, &start).unwrap();
@@ -251,7 +253,7 @@ fn fences_against_fills() {
         memory.invalidate_all();
         assert!(seen(&memory).is_none_or(|value| value == 2), "older than the invalidation of all");
         *store.lock().unwrap() = 3;
-        memory.apply_write(1, Some(3), Seq(3), Moment::default(), EntryOverrides::default()).unwrap();
+        memory.apply_write(1, Some(3), Seq::new(3), Moment::default(), EntryOverrides::default()).unwrap();
         loaders.into_iter().for_each(|loader| loader.join().unwrap());
         assert_eq!(seen(&memory), Some(3));
     });

@@ -2,7 +2,7 @@
 //!
 //! Built on its own, because outside a simulated run nothing of the crate works then; `faults::in_simulation` does so.
 
-#![cfg(feature = "simulation")]
+#![cfg(forebay_simulation)]
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

@@ -330,7 +330,11 @@ async fn drain_carries_everything_to_the_store_of_the_kind_that_is_named() {
         assert!(!top.path().join("elsewhere").exists(), "something was made there");
         forebay(&["drain", journal, "--store", &format!("{name}:{}", store.display())])
             .expect(0, &["the store holds everything up to 20"]);
-        assert_eq!(kind.open(&store).unwrap().tenure().await.unwrap().progress.applied, Seq(20), "{name}");
+        assert_eq!(
+            kind.open(&store).unwrap().tenure().await.unwrap().progress.applied,
+            Seq::new(20),
+            "{name}"
+        );
     }
 }
 

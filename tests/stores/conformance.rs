@@ -116,7 +116,9 @@ impl Faulty {
             }
             Fault::ProgressLost => bent.progress.journaled = bent.progress.applied,
             Fault::ReplaysSkippedOps => {
-                bent.ops.iter_mut().for_each(|op| op.seq = Seq(op.seq.0.max(watermark.next().0)));
+                bent.ops
+                    .iter_mut()
+                    .for_each(|op| op.seq = Seq::new(op.seq.get().max(watermark.next().get())));
             }
             Fault::FirstWins => bent.ops.reverse(),
             Fault::KeepsRemoved => bent.ops.retain(|op| op.value.is_some()),
@@ -141,12 +143,12 @@ impl Store for Faulty {
         Box::pin(async move {
             let before = self.inner.tenure().await?;
             let journal = if matches!(self.fault, Fault::JournalForgotten) { None } else { journal };
-            if matches!(self.fault, Fault::EpochStands) && before.epoch > Epoch(0) {
+            if matches!(self.fault, Fault::EpochStands) && before.epoch > Epoch::new(0) {
                 return Ok(before);
             }
             let mut claimed = self.inner.claim(journal).await?;
             if matches!(self.fault, Fault::ClaimReturnsOldProgress) {
-                claimed.progress.applied = Seq(claimed.progress.applied.0.saturating_sub(1));
+                claimed.progress.applied = Seq::new(claimed.progress.applied.get().saturating_sub(1));
             }
             Ok(claimed)
         })
@@ -236,15 +238,16 @@ async fn random_doubt_applies_each_op_once() {
     let mut pending: Vec<Op> = Vec::new();
     for seq in 1..=200 {
         let key = Key::new(&name, &[(seq % 7) as u8]).unwrap();
-        pending.push(Op { seq: Seq(seq), key, value: Some(seq.to_string().into()) });
-        let progress = forebay::store::contract::Progress { applied: Seq(seq), journaled: Seq(seq) };
+        pending.push(Op { seq: Seq::new(seq), key, value: Some(seq.to_string().into()) });
+        let progress =
+            forebay::store::contract::Progress { applied: Seq::new(seq), journaled: Seq::new(seq) };
         let batch = Batch { epoch: tenure.epoch, ops: pending.clone(), progress };
         if store.apply(&batch).await.is_ok() {
             pending.clear();
         }
     }
-    let applied: Vec<u64> = store.ops_applied().iter().map(|op| op.seq.0).collect();
-    let done = store.inner().tenure().await.unwrap().progress.applied.0;
+    let applied: Vec<u64> = store.ops_applied().iter().map(|op| op.seq.get()).collect();
+    let done = store.inner().tenure().await.unwrap().progress.applied.get();
     assert_eq!(applied, (1..=done).collect::<Vec<_>>());
     assert!(store.attempts().iter().any(|attempt| attempt.fault.is_some() && attempt.applied));
 }

@@ -38,8 +38,8 @@ async fn apply_until_it_fails(store: &dyn Store) -> StoreError {
             .zip(keys())
             .map(|(place, key)| {
                 let seq = last.plus(place);
-                let size = if seq.0.is_multiple_of(41) { 100_000 } else { 500 };
-                Op { seq, key, value: Some(Bytes::from(vec![seq.0 as u8; size])) }
+                let size = if seq.get().is_multiple_of(41) { 100_000 } else { 500 };
+                Op { seq, key, value: Some(Bytes::from(vec![seq.get() as u8; size])) }
             })
             .collect();
         last = last.plus(KEYS);
@@ -95,7 +95,7 @@ fn run_and_kill(kind: Kind, path: &Path, batches: usize) -> Seq {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut next = || {
         let line = lines.find_map(|line| line.unwrap().strip_prefix(ACKNOWLEDGED).map(str::to_owned));
-        line.map(|seq| Seq(seq.parse().unwrap()))
+        line.map(|seq| Seq::new(seq.parse().unwrap()))
     };
     let mut last =
         (0..batches).map(|_| next().expect("the child applies until it is killed")).last().unwrap();
@@ -113,11 +113,11 @@ fn holds_what_its_watermark_says(kind: Kind, path: &Path, acknowledged: Seq, dea
         let watermark = store.tenure().await.unwrap().progress.applied;
         assert!(watermark >= acknowledged, "{death}: {acknowledged} was lost, at {watermark}");
         let found = store.load_many(&keys()).await.unwrap();
-        let versions: Vec<u64> = found.iter().flatten().map(|value| value.version.0).collect();
-        let expected: Vec<u64> = (watermark.0.saturating_sub(KEYS) + 1..=watermark.0).collect();
+        let versions: Vec<u64> = found.iter().flatten().map(|value| value.version.get()).collect();
+        let expected: Vec<u64> = (watermark.get().saturating_sub(KEYS) + 1..=watermark.get()).collect();
         assert_eq!(versions, expected, "{death}: the data is not what watermark {watermark} says");
         for value in found.into_iter().flatten() {
-            assert!(value.value.iter().all(|byte| *byte == value.version.0 as u8), "{death}");
+            assert!(value.value.iter().all(|byte| *byte == value.version.get() as u8), "{death}");
         }
     });
 }
@@ -145,7 +145,7 @@ fn run_injected(kind: Kind, store: &Path, child: &str, call: &str, injected: &st
         .expect("this test needs strace; install it (apt-get install strace)");
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     let last = told.lines().filter_map(|line| line.strip_prefix(ACKNOWLEDGED)).next_back();
-    let acknowledged = Seq(last.map_or(0, |seq| seq.parse().unwrap()));
+    let acknowledged = Seq::new(last.map_or(0, |seq| seq.parse().unwrap()));
     (told, acknowledged)
 }
 

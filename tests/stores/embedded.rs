@@ -24,11 +24,11 @@ fn key(name: &str) -> Key {
 /// Claims the store and applies one batch for each value, under keys "1", "2" and so on.
 async fn fill(kind: Kind, path: &Path, values: &[&[u8]]) {
     let store = kind.open(path).unwrap();
-    let epoch = store.claim(Some(JournalId([7; 16]))).await.unwrap().epoch;
+    let epoch = store.claim(Some(JournalId::from_bytes([7; 16]))).await.unwrap().epoch;
     for (seq, value) in (1..).zip(values) {
         let value = Some(Bytes::copy_from_slice(value));
-        let ops = vec![Op { seq: Seq(seq), key: key(&seq.to_string()), value }];
-        let progress = Progress { applied: Seq(seq), journaled: Seq(seq) };
+        let ops = vec![Op { seq: Seq::new(seq), key: key(&seq.to_string()), value }];
+        let progress = Progress { applied: Seq::new(seq), journaled: Seq::new(seq) };
         store.apply(&Batch { epoch, ops, progress }).await.unwrap();
     }
 }
@@ -94,7 +94,7 @@ async fn another_layout_is_refused_and_left_as_it_is() {
         assert_eq!(refused(kind, directory.path()).kind(), ErrorKind::Damaged, "{kind:?}");
         set_raw(kind, directory.path(), b"m", &good);
         let store = kind.open(directory.path()).unwrap();
-        assert_eq!(store.tenure().await.unwrap().journal, Some(JournalId([7; 16])));
+        assert_eq!(store.tenure().await.unwrap().journal, Some(JournalId::from_bytes([7; 16])));
     }
 }
 
@@ -185,7 +185,7 @@ async fn a_torn_last_batch_of_fjall_is_cut_off() {
     std::fs::write(&journal, content).unwrap();
     for _ in 0..2 {
         let store = Kind::Fjall.open(directory.path()).unwrap();
-        assert_eq!(store.tenure().await.unwrap().progress.applied, Seq(1));
+        assert_eq!(store.tenure().await.unwrap().progress.applied, Seq::new(1));
         assert_eq!(store.load(&key("1")).await.unwrap().unwrap().value, first[..]);
         assert_eq!(store.load(&key("2")).await.unwrap(), None);
     }
@@ -210,7 +210,10 @@ async fn damage_before_the_last_batch_of_fjall_is_told() {
         assert!(std::fs::read(&journal).unwrap() == content, "the journal was changed");
     }
     std::fs::write(&journal, &good).unwrap();
-    assert_eq!(Kind::Fjall.open(directory.path()).unwrap().tenure().await.unwrap().progress.applied, Seq(2));
+    assert_eq!(
+        Kind::Fjall.open(directory.path()).unwrap().tenure().await.unwrap().progress.applied,
+        Seq::new(2)
+    );
 }
 
 /// fjall never synced the directory that its keyspaces' directories lie in. After a power cut without them it passed

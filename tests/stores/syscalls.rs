@@ -35,8 +35,8 @@ fn child_applies() {
         let name = NamespaceName::parse("trace").unwrap();
         for seq in 1..=APPLIES as u64 {
             let key = Key::new(&name, &seq.to_le_bytes()).unwrap();
-            let ops = vec![Op { seq: Seq(seq), key, value: Some(Bytes::from(vec![seq as u8; bytes])) }];
-            let progress = Progress { applied: Seq(seq), journaled: Seq(seq) };
+            let ops = vec![Op { seq: Seq::new(seq), key, value: Some(Bytes::from(vec![seq as u8; bytes])) }];
+            let progress = Progress { applied: Seq::new(seq), journaled: Seq::new(seq) };
             mark(BEGUN);
             store.apply(&Batch { epoch, ops, progress }).await.unwrap();
             mark(ACKNOWLEDGED);

@@ -73,7 +73,8 @@ impl HeldLoads {
 
     /// Somebody else writes a key of the namespace `n`, or removes it.
     pub fn write_outside(&self, key: u32, value: Option<u64>, version: u64) {
-        let value = value.map(|value| Versioned { value: encoded(&value).into(), version: Seq(version) });
+        let value =
+            value.map(|value| Versioned { value: encoded(&value).into(), version: Seq::new(version) });
         self.outside.lock().unwrap().insert(key_of("n", &key), value);
     }
 

@@ -88,9 +88,9 @@ pub async fn poll_once<F: Future + ?Sized>(future: &mut Pin<Box<F>>) -> Option<F
 
 /// A store that applies when it is allowed to, and says what it was sent.
 #[derive(Clone)]
-pub struct Hand(Arc<Inner>);
+pub struct GatedStore(Arc<Gates>);
 
-struct Inner {
+struct Gates {
     store: MemoryStore,
     /// The number of applies that may still go through.
     allowed: watch::Sender<u64>,
@@ -101,9 +101,9 @@ struct Inner {
     apply_first: bool,
 }
 
-impl Hand {
-    fn make(store: &MemoryStore, allowed: u64, apply_first: bool) -> Hand {
-        Hand(Arc::new(Inner {
+impl GatedStore {
+    fn make(store: &MemoryStore, allowed: u64, apply_first: bool) -> GatedStore {
+        GatedStore(Arc::new(Gates {
             store: store.clone(),
             allowed: watch::Sender::new(allowed),
             asked: watch::Sender::new(0),
@@ -113,17 +113,17 @@ impl Hand {
         }))
     }
 
-    pub fn new(store: &MemoryStore) -> Hand {
-        Hand::make(store, u64::MAX, false)
+    pub fn new(store: &MemoryStore) -> GatedStore {
+        GatedStore::make(store, u64::MAX, false)
     }
 
-    pub fn stalled(store: &MemoryStore) -> Hand {
-        Hand::make(store, 0, false)
+    pub fn stalled(store: &MemoryStore) -> GatedStore {
+        GatedStore::make(store, 0, false)
     }
 
     /// Applies at once, but does not say so: what a store looks like between its write and its sync.
-    pub fn stalled_after_applying(store: &MemoryStore) -> Hand {
-        Hand::make(store, 0, true)
+    pub fn stalled_after_applying(store: &MemoryStore) -> GatedStore {
+        GatedStore::make(store, 0, true)
     }
 
     pub fn stall(&self) {
@@ -157,7 +157,7 @@ impl Hand {
     }
 }
 
-impl Store for Hand {
+impl Store for GatedStore {
     fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
         self.0.store.tenure()
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use forebay::store::contract::Store;
+#[cfg(feature = "fjall")]
 use forebay::store::fjall::FjallOptions;
 use forebay::store::redb::RedbOptions;
 use forebay::store::sled::SledStore;
@@ -14,18 +15,27 @@ pub enum Kind {
     Redb,
     /// redb with quick repair, which commits in two phases.
     RedbQuick,
-    /// fjall with so little memory that it writes and merges tables all the time.
+    /// fjall with so little memory that it writes and merges tables all the time. Only where the whole workspace is
+    /// tested, whose benchmarks have the feature on: fjall would double what the crate's own tests have to compile.
+    #[cfg(feature = "fjall")]
     Fjall,
 }
 
 impl Kind {
-    const ALL: [Kind; 4] = [Kind::Sled, Kind::Redb, Kind::RedbQuick, Kind::Fjall];
+    const ALL: &[Kind] = &[
+        Kind::Sled,
+        Kind::Redb,
+        Kind::RedbQuick,
+        #[cfg(feature = "fjall")]
+        Kind::Fjall,
+    ];
 
     pub fn open(self, path: impl AsRef<Path>) -> forebay::Result<Box<dyn Store>> {
         Ok(match self {
             Kind::Sled => Box::new(SledStore::open(path)?),
             Kind::Redb => Box::new(RedbOptions::new().open(path)?),
             Kind::RedbQuick => Box::new(RedbOptions::new().quick_repair(true).open(path)?),
+            #[cfg(feature = "fjall")]
             Kind::Fjall => Box::new(FjallOptions::new().memtable_bytes(256 << 10).open(path)?),
         })
     }
@@ -35,13 +45,18 @@ impl Kind {
         match self {
             Kind::Sled => "db",
             Kind::Redb | Kind::RedbQuick => "data.redb",
+            #[cfg(feature = "fjall")]
             Kind::Fjall => "fjall/0.jnl",
         }
     }
 
     /// The system call that writes it.
     pub fn write_call(self) -> &'static str {
-        if self == Kind::Fjall { "write" } else { "pwrite64" }
+        match self {
+            #[cfg(feature = "fjall")]
+            Kind::Fjall => "write",
+            _ => "pwrite64",
+        }
     }
 
     /// A name for a child's environment; see [`Kind::named`].

@@ -5,6 +5,13 @@
 //! value. They are counted by themselves, and what is executed in them is not: how long the allocator looks for memory
 //! depends on what was there before, down to the length of a path.
 //!
+//! The crate is counted as a user has it, so this does not build with the flags of this repository's cargo
+//! configuration:
+//!
+//! ```text
+//! RUSTFLAGS= cargo run --release --manifest-path benches/instructions/Cargo.toml
+//! ```
+//!
 //! Only what the calling thread executes in user space is counted. Under `Buffered`, and with nobody else writing, that
 //! is all of a put but the drain: encoding, queueing, framing, and the memory's part.
 
@@ -22,11 +29,14 @@ use comfy_table::Table;
 use forebay::{Cache, Durability, Forebay, MemoryStore};
 use tokio::runtime::Runtime;
 
+const _: () =
+    assert!(!cfg!(forebay_mutation), "counts are of the crate as a user has it: build this with RUSTFLAGS=");
+
 /// So many calls are counted.
 const CALLS: u64 = 5_000;
 const KEYS: u64 = 1_000;
 const VALUE_BYTES: usize = 100;
-/// How far a count may be from the recorded one, in per cent of it.
+/// The largest difference of a count from the recorded one, in per cent of it.
 const MARGIN_PERCENT: f64 = 5.0;
 /// The C library's functions that give memory and take it back.
 const ALLOCATOR: [&str; 4] = ["malloc", "calloc", "realloc", "free"];
@@ -46,7 +56,7 @@ struct Arguments {
     rounds: u64,
 }
 
-/// What is called.
+/// The call that is counted.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Call {
     Put,
@@ -138,7 +148,7 @@ fn profile(call: Call, rounds: u64) -> Result<String> {
     fs::read_to_string(&out).with_context(|| format!("reading {}", out.display()))
 }
 
-/// What the C library's allocator was asked for, and what that took.
+/// The calls of the C library's allocator, and the instructions that they took.
 #[derive(Default)]
 struct Allocator {
     allocations: u64,
@@ -217,7 +227,7 @@ fn bare_counted_calls(bare: &quick_cache::sync::Cache<u64, Vec<u8>>) {
     (0..CALLS).for_each(|number| drop(black_box(bare.get(&(number % KEYS)))));
 }
 
-/// What callgrind looks out for.
+/// The function whose calls callgrind counts.
 #[inline(never)]
 fn counted_calls(runtime: &Runtime, cache: &Cache<u64, Vec<u8>>, call: Call) -> Result<()> {
     black_box(calls(runtime, cache, call))

@@ -1,4 +1,4 @@
-//! What the benchmark can be told.
+//! The benchmark's arguments.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub(crate) struct Arguments {
     /// Only see that it runs: one short round.
     #[arg(long)]
     pub(crate) smoke: bool,
-    /// How many rounds.
+    /// The number of rounds.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
     /// For how many seconds puts are made in all, so that each measurement takes its share, of which a fifth is its
@@ -67,7 +67,7 @@ impl Arguments {
         if self.smoke { 1 } else { self.rounds }
     }
 
-    /// How long each of `measurements` in each round may take after its warm-up, which takes a quarter of that.
+    /// The time that each of `measurements` in each round may take after its warm-up, which takes a quarter of that.
     ///
     /// # Errors
     /// There are none; they are too many for the time that there is.
@@ -88,7 +88,7 @@ impl Arguments {
         Ok(measure)
     }
 
-    /// What is to be measured.
+    /// The measurements to make.
     ///
     /// # Errors
     /// A name that is not known; nothing is left.

@@ -1,4 +1,4 @@
-//! Which system calls a put really makes: counted by `strace`, with one thread and with many.
+//! The system calls of a put, counted by `strace`, with one thread and with many.
 //!
 //! The program starts itself again under `strace`, lets one of them put, and reads the trace. Whoever is said to be
 //! synced and asks for no sync is an error.
@@ -21,7 +21,7 @@ const TRACED: &str = "write,writev,pwrite64,pwritev,pwritev2,fsync,fdatasync,syn
 const MANY: usize = 64;
 const VALUE_BYTES: usize = 100;
 
-/// What one of them calls per put.
+/// The calls of one peer per put.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Calls {
     pub(crate) what: String,
@@ -60,12 +60,12 @@ impl Calls {
         self.what == other.what && self.durability == other.durability
     }
 
-    /// How often a put of the only writer makes something durable.
+    /// Syncs per put of a single writer.
     pub(crate) fn syncs_per_put(&self) -> f64 {
         SYNCS.iter().filter_map(|name| self.per_put.get(*name)).sum()
     }
 
-    /// How often a put of the only writer writes.
+    /// Writes per put of a single writer.
     pub(crate) fn writes_per_put(&self) -> f64 {
         self.per_put.iter().filter(|(name, _)| name.contains("write")).map(|(_, count)| count).sum()
     }

@@ -13,13 +13,13 @@ use anyhow::{Context as _, Result, anyhow};
 use crate::figures::Taken;
 use crate::subject::{Measure, Subject, TaskPut};
 
-/// How many keys each writer goes through.
+/// Keys that each writer goes through.
 const KEYS_PER_WRITER: u64 = 1_000;
 
-/// How many turns there were, of all writers of all measurements.
+/// The number of turns, of all writers of all measurements.
 static TURNS: AtomicU64 = AtomicU64::new(0);
 
-/// What one measurement of tasks needs: the load, and how many threads there are for it.
+/// The parameters of a measurement with tasks: the load, and the number of threads.
 pub(crate) struct Load {
     pub(crate) of: Measure,
     pub(crate) threads: usize,

@@ -1,4 +1,4 @@
-//! What the figures were taken on, as far as the system says.
+//! The machine that the figures were taken on, as far as the system describes it.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Default, Serialize, Deserialize)]
 pub(crate) struct Machine {
-    /// When the last rows were taken, UTC.
+    /// The time at which the last rows were taken, UTC.
     pub(crate) at: String,
     pub(crate) processor: String,
     pub(crate) cores: usize,

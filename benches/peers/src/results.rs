@@ -20,13 +20,13 @@ pub(crate) struct Row {
     pub(crate) face: String,
     pub(crate) writers: usize,
     pub(crate) value_bytes: usize,
-    /// How long each measurement of a round took.
+    /// The duration of each measurement of a round.
     pub(crate) measure_ms: u64,
     #[serde(flatten)]
     pub(crate) figures: Summary,
 }
 
-/// Which row it is.
+/// The identity of a row.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Id<'a> {
     pub(crate) what: &'a str,
@@ -99,7 +99,7 @@ impl Results {
         self.calls.extend(kept);
     }
 
-    /// What the figures are medians of, as a sentence.
+    /// Describes in a sentence what the figures are medians of.
     pub(crate) fn lengths(&self) -> String {
         let each: BTreeSet<String> = self
             .rows

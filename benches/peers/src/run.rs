@@ -21,7 +21,7 @@ use crate::table;
 const THREADS_MAX: usize = 256;
 
 /// # Errors
-/// What the first of them that failed says, and which it is.
+/// Returns the error of the first one that failed, with its name.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if let (Some(name), Some(directory)) = (&arguments.traced, &arguments.directory) {
         let class = arguments.durability.first().copied().unwrap_or(Class::Synced);
@@ -54,7 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// What is measured in turn: one load, with each of these.
+/// One load, measured in turn with each of these.
 struct Group {
     class: Class,
     value_bytes: usize,
@@ -120,7 +120,7 @@ fn measure_all(arguments: &Arguments, target: &Path) -> Result<Results> {
 struct Progress {
     started: Instant,
     measurements: usize,
-    /// How many of them are.
+    /// The number of its writers.
     done: usize,
 }
 

@@ -1,4 +1,4 @@
-//! What is measured: something that takes puts, opened in a directory of its own.
+//! A subject of a measurement: something that takes puts, opened in a directory of its own.
 //!
 //! A [`Subject`] hands out one [`Writer`] per thread, so that a peer with a connection per thread has its due. What
 //! async tasks can call besides gives them a [`TaskPut`].
@@ -12,10 +12,10 @@ use clap::ValueEnum;
 use crate::figures::Taken;
 use crate::load::Load;
 
-/// How long a key is with every peer.
+/// The length of a key, the same with every peer.
 pub(crate) const KEY_BYTES: usize = 8;
 
-/// What has happened to a put when its call returns.
+/// The durability of a put when its call returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Class {
     /// It survives a power cut.
@@ -42,7 +42,7 @@ impl Class {
     }
 }
 
-/// Who calls.
+/// The kind of caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Face {
     /// Threads of the operating system, each waiting in its own call.
@@ -66,7 +66,7 @@ impl Face {
 #[derive(Clone, Copy)]
 pub(crate) struct Entry {
     pub(crate) name: &'static str,
-    /// What it can do, and for each the settings it is opened with.
+    /// The durabilities that it has, each with the settings it is opened with.
     pub(crate) classes: &'static [(Class, &'static str)],
     pub(crate) faces: &'static [Face],
     pub(crate) open: fn(&Path, Class) -> Result<Box<dyn Subject>>,
@@ -79,7 +79,7 @@ impl Entry {
 }
 
 pub(crate) trait Subject: Send + Sync {
-    /// What one thread puts with.
+    /// The handle with which one thread puts.
     ///
     /// # Errors
     /// Where a connection cannot be made.
@@ -116,13 +116,13 @@ pub(crate) trait Writer {
     fn put(&mut self, key: u64, value: Vec<u8>) -> Result<()>;
 }
 
-/// What async tasks call.
+/// The handle of async tasks.
 pub(crate) trait TaskPut: Clone + Send + Sync + 'static {
     /// As [`Writer::put`].
     fn put(&self, key: u64, value: Vec<u8>) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// How long one measurement takes, and with how many writers and what values.
+/// The load of a measurement: its duration, its writers and its values.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measure {
     pub(crate) writers: usize,

@@ -17,7 +17,7 @@ pub(crate) struct Cells {
     pub(crate) title: String,
     pub(crate) header: Vec<&'static str>,
     pub(crate) rows: Vec<Vec<String>>,
-    /// How many columns are words; the rest are figures.
+    /// The number of columns with words; the others hold figures.
     pub(crate) words: usize,
 }
 
@@ -76,7 +76,7 @@ fn opened(results: &Results) -> impl Iterator<Item = (&'static str, Class, &'sta
     })
 }
 
-/// What each is opened with, and what it was seen to call.
+/// The settings of each peer, and the calls that it was seen to make.
 fn calls(results: &Results) -> Cells {
     let row = |(name, class, settings): (&'static str, Class, &'static str)| {
         let calls = results.calls(name, class);
@@ -103,7 +103,7 @@ fn calls(results: &Results) -> Cells {
     }
 }
 
-/// What is written for each byte of keys and values.
+/// The write amplification: bytes written for each byte of keys and values.
 fn amplification(results: &Results) -> Cells {
     let row = |(name, class, _): (&'static str, Class, &'static str)| {
         let Calls { amplification: one, amplification_of_64: many, .. } = results.calls(name, class)?;

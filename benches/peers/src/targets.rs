@@ -1,4 +1,4 @@
-//! What Forebay wants to reach beside the bare calls and the best peer, and how far it has come.
+//! Forebay's targets beside the bare calls and the best peer, and the measured ratios.
 //!
 //! Each is a ratio within one round; told are the median over the rounds, and the lowest and highest.
 
@@ -27,7 +27,7 @@ impl Target {
         }
     }
 
-    /// What the table says of it, in columns.
+    /// The cells of its row.
     pub(crate) fn columns(&self) -> [String; 5] {
         let (bound, missing) = match self.bound {
             Bound::AtMost(bound) => (format!("at most {bound:.2}"), self.ratio.median / bound - 1.0),
@@ -150,7 +150,7 @@ impl Finder<'_> {
         self.best_of(class, figure, writers, |_| true)
     }
 
-    /// Whether it was seen to write in each put, so that the put survives the end of the process.
+    /// True if it was seen to write in each put, so that the put survives the end of the process.
     fn hands_over(&self, row: &Row) -> bool {
         let calls = self.results.calls.iter().find(|calls| {
             (calls.what.as_str(), calls.durability.as_str()) == (row.what.as_str(), row.durability.as_str())

@@ -15,10 +15,10 @@ const SYNCS_OF_ALL: [&str; 3] = ["msync", "syncfs", "sync"];
 /// The marks: files that are not there, and that somebody tries to open.
 pub(crate) const BEGIN: &str = "puts-begin";
 pub(crate) const END: &str = "puts-end";
-/// What the system writes at the least, on the machines that this is for.
+/// The smallest write of the system, on the machines that this is for.
 pub(crate) const PAGE_BYTES: u64 = 4096;
 
-/// What a trace holds between its marks.
+/// The calls of a trace between its marks.
 #[derive(Default)]
 pub(crate) struct Trace {
     /// Calls by name.
@@ -56,7 +56,7 @@ struct Reader<'a> {
     unfinished: HashMap<&'a str, Write<'a>>,
 }
 
-/// What one file was written.
+/// The writes to one file.
 #[derive(Default)]
 struct Written {
     /// Where the next `write` goes: behind the last one.

@@ -39,7 +39,7 @@ pub(crate) fn run(dir: &Path, as_json: bool, store: Option<&StoreUrl>) -> Result
             segment.first.get_or_insert(frame.first);
             segment.last = Some(frame.last());
             if let Some(watermark) = watermark {
-                let applied = watermark.0.saturating_add(1).saturating_sub(frame.first.0);
+                let applied = watermark.get().saturating_add(1).saturating_sub(frame.first.get());
                 segment.pending += u64::from(frame.count).saturating_sub(applied);
             }
         }
@@ -72,10 +72,10 @@ pub(crate) fn run(dir: &Path, as_json: bool, store: Option<&StoreUrl>) -> Result
             "journal": survey.id().map(|id| id.to_string()),
             "segments": segments,
             "bytes": survey.segments().iter().map(|segment| segment.bytes).sum::<u64>(),
-            "last": counted.values().filter_map(|segment| segment.last).max().map(|last| last.0),
+            "last": counted.values().filter_map(|segment| segment.last).max().map(|last| last.get()),
             "cursors": {
-                "flusher": watermark.map(|watermark| watermark.0),
-                "subscribers": cursors.iter().map(|one| (one.name.clone(), json!(one.acknowledged.0)))
+                "flusher": watermark.map(|watermark| watermark.get()),
+                "subscribers": cursors.iter().map(|one| (one.name.clone(), json!(one.acknowledged.get())))
                     .collect::<Map<_, _>>(),
             },
             "pending_records": pending,
@@ -131,8 +131,8 @@ fn segment_json(segment: &SegmentSummary, counted: Option<&Counted>) -> Value {
         "file": segment.path.display().to_string(),
         "bytes": segment.bytes,
         "header_sound": segment.after.is_some(),
-        "first": counted.and_then(|counted| counted.first).map(|first| first.0),
-        "last": counted.and_then(|counted| counted.last).map(|last| last.0),
+        "first": counted.and_then(|counted| counted.first).map(|first| first.get()),
+        "last": counted.and_then(|counted| counted.last).map(|last| last.get()),
         "frames": counted.map_or(0, |counted| counted.frames),
         "records": counted.map_or(0, |counted| counted.records),
     })

@@ -34,12 +34,12 @@ fn list(dir: &Path, as_json: bool) -> Result<Verdict> {
             .map(|one| {
                 let (namespace, key) = common::shown(&one.letter.key);
                 json!({
-                    "seq": one.letter.seq.0,
+                    "seq": one.letter.seq.get(),
                     "operation": operation(&one.letter),
                     "namespace": namespace,
                     "key": key,
                     "reason": one.letter.reason,
-                    "resolved_at": one.resolved_at.map(|at| at.0),
+                    "resolved_at": one.resolved_at.map(|at| at.get()),
                 })
             })
             .collect();
@@ -65,12 +65,12 @@ fn settle(dir: &Path, choice: &Choice, discard: bool) -> Result<Verdict> {
     common::runtime()?.block_on(async {
         let bay = drain::open(dir, &choice.opening, false).await?;
         let before = bay.dead_letters().list()?;
-        let unknown = choice.seq.iter().find(|seq| !before.iter().any(|letter| letter.seq.0 == **seq));
+        let unknown = choice.seq.iter().find(|seq| !before.iter().any(|letter| letter.seq.get() == **seq));
         if let Some(unknown) = unknown {
             bay.close_within(std::time::Duration::ZERO).await?;
             bail!("there is no dead letter with the number {unknown}");
         }
-        let chosen = before.iter().filter(|letter| choice.all || choice.seq.contains(&letter.seq.0));
+        let chosen = before.iter().filter(|letter| choice.all || choice.seq.contains(&letter.seq.get()));
         let keys: Vec<Key> = chosen.map(|letter| letter.key.clone()).collect();
         let letters = bay.dead_letters();
         let settled = if discard { letters.discard(&keys).await } else { letters.replay(&keys).await };
@@ -102,7 +102,7 @@ fn operation(letter: &DeadLetter) -> &'static str {
 fn line(letter: &DeadLetter) -> String {
     let (namespace, key) = common::shown(&letter.key);
     let reason = printable(&letter.reason);
-    format!("{:>10}  {:<7} {namespace} {key}  {reason}", letter.seq.0, operation(letter))
+    format!("{:>10}  {:<7} {namespace} {key}  {reason}", letter.seq.get(), operation(letter))
 }
 
 /// Replaces every character of a store's error that a terminal would act on.

@@ -17,7 +17,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 pub(crate) fn run(dir: &Path, from: u64, follow: bool) -> Result<Verdict> {
     let mut out = common::out();
-    let mut after = Seq(from.saturating_sub(1));
+    let mut after = Seq::new(from.saturating_sub(1));
     loop {
         let mut good = true;
         let mut survey = common::survey(dir)?.starting_after(after);
@@ -60,7 +60,7 @@ fn print(out: &mut impl Write, frame: &Frame, after: Seq) -> Result<()> {
                 writeln!(
                     out,
                     "{:>10}  {place:<12} {what:<7} {namespace} {key}  {bytes} bytes",
-                    record.seq.0
+                    record.seq.get()
                 )?;
             }
         }
@@ -69,7 +69,7 @@ fn print(out: &mut impl Write, frame: &Frame, after: Seq) -> Result<()> {
             for (bytes, at) in frame.records().zip(0_u64..) {
                 let seq = frame.first.plus(at);
                 if seq > after {
-                    writeln!(out, "{:>10}  {place:<12} opaque  {} bytes", seq.0, bytes.len())?;
+                    writeln!(out, "{:>10}  {place:<12} opaque  {} bytes", seq.get(), bytes.len())?;
                 }
             }
         }

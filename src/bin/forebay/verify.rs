@@ -21,7 +21,7 @@ pub(crate) fn run(dir: &Path, queue: bool) -> Result<Verdict> {
         if let Finding::Frame(frame) = &finding {
             frames += 1;
             records += u64::from(frame.count);
-            ends = Some((ends.map_or(frame.first.0, |(first, _)| first), frame.last().0));
+            ends = Some((ends.map_or(frame.first.get(), |(first, _)| first), frame.last().get()));
             if let Err(error) = if queue { Ok(Vec::new()) } else { inspect::records_of(frame) } {
                 faults += 1;
                 let (segment, offset) = (frame.location.segment, frame.location.offset);

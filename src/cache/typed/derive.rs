@@ -17,7 +17,7 @@ use crate::cache::reading::OpenCache;
 use crate::cache::typed::{BlockingCache, Cache};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::layer::Layer;
-use crate::memory::scope::ReadSet;
+use crate::memory::dependencies::ReadSet;
 use crate::seam::clock::Handle;
 use crate::seam::sync::Mutex;
 

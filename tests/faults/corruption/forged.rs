@@ -39,7 +39,11 @@ fn lengths_that_lie_under_good_checksums() {
                             let read = journal_run::open(&disk, &sample.options)
                                 .map_err(|error| format!("{error:?}"))
                                 .and_then(|opened| {
-                                    sample.history.unpromised().verify(&opened, true).map(|()| opened.last.0)
+                                    sample
+                                        .history
+                                        .unpromised()
+                                        .verify(&opened, true)
+                                        .map(|()| opened.last.get())
                                 });
                             let needed = ALLOCATOR.peak_usage().saturating_sub(start);
                             assert!(

@@ -46,11 +46,11 @@ async fn after_any_power_cut_every_applied_record_is_told_at_least_once_and_in_o
             assert!(after >= acknowledged, "an acknowledged place is gone");
             let all = drain(&bay, &mut changes).await;
             let numbers: Vec<u64> = all.iter().map(|(seq, _)| *seq).collect();
-            let through_to = bay.watermark().0;
-            assert!(through_to >= applied.0);
+            let through_to = bay.watermark().get();
+            assert!(through_to >= applied.get());
             assert_eq!(
                 numbers,
-                (after.0 + 1..=through_to).collect::<Vec<_>>(),
+                (after.get() + 1..=through_to).collect::<Vec<_>>(),
                 "{policy:?} at {applied}: {all:?}"
             );
             for (seq, what) in all {
@@ -80,15 +80,15 @@ async fn store_at(store: &MemoryStore, applied: Seq) -> MemoryStore {
 #[tokio::test]
 async fn write_throughs_are_told_as_invalidations_whatever_became_of_them() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
-    let bay = telling(layer.builder_on(hand.clone())).open().await.unwrap();
+    let gated = GatedStore::new(&layer.store);
+    let bay = telling(layer.builder_on(gated.clone())).open().await.unwrap();
     let cache = cache(&bay);
     let mut changes = bay.changes("index").await.unwrap();
     cache.put(&1, vec![10]).await.unwrap();
     cache.put_with(&2, vec![20], WritePolicy::Through).await.unwrap();
     cache.put_with(&3, vec![30], WritePolicy::Around).await.unwrap();
     cache.remove_with(&2, WritePolicy::Through).await.unwrap();
-    hand.reject(key_of("n", &4_u32));
+    gated.reject(key_of("n", &4_u32));
     let refused = cache.put_with(&4, vec![40], WritePolicy::Through).await.expect_err("not taken");
     assert_eq!(refused.kind(), ErrorKind::Rejected);
     cache.put(&5, vec![50]).await.unwrap();
@@ -97,8 +97,8 @@ async fn write_throughs_are_told_as_invalidations_whatever_became_of_them() {
     assert_eq!(layer.store.snapshot().len(), 3, "1, 3 and 5");
 
     // In doubt: the process dies after the store has applied it, and before it says so.
-    let late = Hand::stalled_after_applying(&layer.store);
-    changes.acknowledge(Seq(6)).await.unwrap();
+    let late = GatedStore::stalled_after_applying(&layer.store);
+    changes.acknowledge(Seq::new(6)).await.unwrap();
     bay.close().await.unwrap();
     let bay = telling(layer.builder_on(late.clone())).open().await.unwrap();
     let cache: Cache<u32, Vec<u8>> = bay.cache("n").open().unwrap();
@@ -115,8 +115,8 @@ async fn write_throughs_are_told_as_invalidations_whatever_became_of_them() {
 #[tokio::test]
 async fn a_write_through_that_never_came_to_be_is_passed_over_after_a_crash() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = telling(layer.builder_on(hand.clone())).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = telling(layer.builder_on(gated.clone())).open().await.unwrap();
     let through = cache(&bay);
     through.put(&2, vec![5]).await.unwrap();
     let mut doubtful = Box::pin(through.put_with(&2, vec![20], WritePolicy::Through));
@@ -128,18 +128,18 @@ async fn a_write_through_that_never_came_to_be_is_passed_over_after_a_crash() {
     assert_eq!(drain(&bay, &mut changes).await, expected(&[(1, "2=5"), (2, "2?"), (3, "3=30")]));
     assert_eq!(cache(&bay).get(&2).await.unwrap(), Some(vec![5]), "a notice is no update");
     assert_eq!(cut.store.snapshot().len(), 2);
-    hand.release();
+    gated.release();
 }
 
 #[tokio::test]
 async fn a_notice_is_durable_before_the_store_changes_though_writes_are_buffered() {
     let layer = Layer::new();
-    let hand = Hand::new(&layer.store);
+    let gated = GatedStore::new(&layer.store);
     let durability = Durability::Buffered { sync_interval: Duration::from_secs(3600) };
-    let bay = telling(layer.builder_on(hand.clone())).durability(durability).open().await.unwrap();
+    let bay = telling(layer.builder_on(gated.clone())).durability(durability).open().await.unwrap();
     let cache = cache(&bay);
     cache.put_with(&1, vec![10], WritePolicy::Through).await.unwrap();
-    hand.reject(key_of("n", &2_u32));
+    gated.reject(key_of("n", &2_u32));
     cache.put_with(&2, vec![20], WritePolicy::Through).await.expect_err("not taken");
     bay.flush().await.unwrap();
     let cut = Layer { disk: layer.disk.crash(CrashPolicy::OnlySynced), store: layer.store.clone() };
@@ -151,32 +151,36 @@ async fn a_notice_is_durable_before_the_store_changes_though_writes_are_buffered
 #[tokio::test]
 async fn write_throughs_that_a_halt_refuses_are_passed_over() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let bay = telling(layer.builder_on(hand.clone())).open().await.unwrap();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = telling(layer.builder_on(gated.clone())).open().await.unwrap();
     let cache = cache(&bay);
     let mut changes = bay.changes(Seq::ZERO).await.unwrap();
     cache.put(&1, vec![10]).await.unwrap();
-    hand.wait_for_applies(1).await;
-    hand.reject(key_of("n", &2_u32));
+    gated.wait_for_applies(1).await;
+    gated.reject(key_of("n", &2_u32));
     cache.put(&2, vec![20]).await.unwrap();
     let mut through = Box::pin(cache.put_with(&3, vec![30], WritePolicy::Through));
     assert!(poll_once(&mut through).await.is_none());
-    hand.release();
+    gated.release();
     assert_eq!(through.await.expect_err("the flusher stands").kind(), ErrorKind::Halted);
-    hand.accept_all();
+    gated.accept_all();
     bay.resume();
     // The stream waits for the flusher to go on, where a flush would say that it stands.
     for one in expected(&[(1, "1=10"), (2, "2=20"), (3, "3?")]) {
         assert_eq!(told(&changes.next().await.unwrap()), one);
     }
-    assert_eq!(layer.store.history().last().unwrap().journaled, Seq(3), "so that the journal can be trimmed");
+    assert_eq!(
+        layer.store.history().last().unwrap().journaled,
+        Seq::new(3),
+        "so that the journal can be trimmed"
+    );
 }
 
 #[tokio::test]
 async fn write_throughs_keep_their_place_among_frames_that_memory_has_no_room_for() {
     let layer = Layer::new();
-    let hand = Hand::stalled(&layer.store);
-    let builder = telling(layer.builder_on(hand.clone())).pending_memory_bytes_max(0);
+    let gated = GatedStore::stalled(&layer.store);
+    let builder = telling(layer.builder_on(gated.clone())).pending_memory_bytes_max(0);
     let bay = builder.open().await.unwrap();
     let cache = cache(&bay);
     let mut changes = bay.changes(Seq::ZERO).await.unwrap();
@@ -189,7 +193,7 @@ async fn write_throughs_keep_their_place_among_frames_that_memory_has_no_room_fo
         through.push(write);
     }
     cache.put(&9, vec![3]).await.unwrap();
-    hand.release();
+    gated.release();
     for write in through {
         write.await.unwrap();
     }
@@ -213,7 +217,7 @@ async fn a_layer_that_would_miss_some_refuses_and_what_it_did_meanwhile_is_told_
     let mut changes = bay.changes("index").await.unwrap();
     cache(&bay).put(&1, vec![10]).await.unwrap();
     assert_eq!(drain(&bay, &mut changes).await, expected(&[(1, "1=10")]));
-    changes.acknowledge(Seq(1)).await.unwrap();
+    changes.acknowledge(Seq::new(1)).await.unwrap();
     bay.close().await.unwrap();
 
     let silent = layer.open().await;

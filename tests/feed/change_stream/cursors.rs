@@ -11,9 +11,9 @@ async fn a_named_cursor_goes_on_behind_what_was_acknowledged() {
         cache(&bay).put(&key, vec![1]).await.unwrap();
     }
     assert_eq!(drain(&bay, &mut changes).await.len(), 5);
-    changes.acknowledge(Seq(3)).await.unwrap();
-    changes.acknowledge(Seq(2)).await.unwrap();
-    let beyond = changes.acknowledge(Seq(6)).await.expect_err("it was not told");
+    changes.acknowledge(Seq::new(3)).await.unwrap();
+    changes.acknowledge(Seq::new(2)).await.unwrap();
+    let beyond = changes.acknowledge(Seq::new(6)).await.expect_err("it was not told");
     assert_eq!(beyond.kind(), ErrorKind::InvalidOption);
     drop(changes);
     let mut changes = bay.changes("index").await.unwrap();
@@ -21,7 +21,7 @@ async fn a_named_cursor_goes_on_behind_what_was_acknowledged() {
     bay.close().await.unwrap();
     let error = changes.next().await.expect_err("the layer has ended");
     assert_eq!(error.kind(), ErrorKind::Closed);
-    assert_eq!(changes.acknowledge(Seq(5)).await.expect_err("ended").kind(), ErrorKind::Closed);
+    assert_eq!(changes.acknowledge(Seq::new(5)).await.expect_err("ended").kind(), ErrorKind::Closed);
 
     let bay = open(&layer).await;
     let mut changes = bay.changes("index").await.unwrap();
@@ -71,7 +71,7 @@ async fn a_cursor_that_is_too_far_behind_loses_its_place_and_is_told() {
     let mut changes = bay.changes("slow").await.unwrap();
     fill(&bay, 2).await;
     assert_eq!(drain(&bay, &mut changes).await.len(), 7);
-    changes.acknowledge(Seq(1)).await.unwrap();
+    changes.acknowledge(Seq::new(1)).await.unwrap();
     fill(&bay, 20).await;
     let held = segments(&layer.disk);
     assert!((5..=6).contains(&held), "the bound, and the active one: {held}");
@@ -123,13 +123,13 @@ async fn a_cursor_that_cannot_be_written_stays_where_it_was() {
         cache(&bay).put(&1, vec![10]).await.unwrap();
         drain(&bay, &mut changes).await;
         layer.disk.plan(Fault::on(op).named("cursors.tmp"));
-        let error = changes.acknowledge(Seq(1)).await.expect_err("the disk fails");
+        let error = changes.acknowledge(Seq::new(1)).await.expect_err("the disk fails");
         assert!(format!("{error:#}").contains("cursors.tmp"), "{error}");
         assert_eq!(bay.cursors().unwrap()[0].acknowledged, Seq::ZERO, "{op:?}");
         layer.disk.heal();
-        changes.acknowledge(Seq(1)).await.unwrap();
+        changes.acknowledge(Seq::new(1)).await.unwrap();
         let cut = Layer { disk: layer.disk.crash(CrashPolicy::OnlySynced), store: layer.store.clone() };
-        assert_eq!(open(&cut).await.cursors().unwrap()[0].acknowledged, Seq(1), "{op:?}");
+        assert_eq!(open(&cut).await.cursors().unwrap()[0].acknowledged, Seq::new(1), "{op:?}");
     }
 }
 

@@ -17,7 +17,7 @@ async fn what_was_not_changed_is_served_from_memory_and_what_was_is_not() {
     assert_eq!((prices.get(&1).await.unwrap(), prices.get(&2).await.unwrap()), (Some(10), Some(20)));
     let seq = bed.write(1, 11).await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10), "it was told nothing");
-    bed.bus.hand(&bed.event(before(seq), seq, vec![changed(1, seq)]));
+    bed.bus.deliver(&bed.event(before(seq), seq, vec![changed(1, seq)]));
     bed.bus.heard().await;
     assert_eq!(bay.watermark(), seq);
     assert_eq!(prices.get_entry(&2).await.unwrap().source, Source::Memory);
@@ -53,7 +53,7 @@ async fn directives_of_one_event_reach_each_the_cache_of_their_namespace() {
     for (what, directives, dropped) in said {
         let seq = bed.write(100, 0).await;
         let directives = directives.iter().map(|directive| directive(seq)).collect();
-        bed.bus.hand(&bed.event(before(seq), seq, directives));
+        bed.bus.deliver(&bed.event(before(seq), seq, directives));
         bed.bus.heard().await;
         let gone = [prices.peek(&1).is_none(), stocks.peek(&1).is_none()];
         assert_eq!(gone, dropped, "{what}");
@@ -77,9 +77,9 @@ async fn a_follower_says_about_how_many_bytes_of_events_it_is_behind() {
     let event = bed.event(before(first), first, vec![changed(1, first)]);
     let bytes = event.encode().unwrap().len() as u64;
     // Neither a heartbeat nor what comes twice makes the mean another.
-    bed.bus.hand(&event);
-    bed.bus.hand(&event);
-    bed.bus.hand(&bed.event(first, first, vec![]));
+    bed.bus.deliver(&event);
+    bed.bus.deliver(&event);
+    bed.bus.deliver(&bed.event(first, first, vec![]));
     bed.bus.heard().await;
     assert_eq!(behind(), (0, 0));
     for _ in 0..3 {
@@ -96,8 +96,8 @@ async fn a_directive_that_comes_again_or_late_drops_nothing_newer() {
     let new = bed.write(1, 11).await;
     let (_bay, prices) = bed.follower().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
-    bed.bus.hand(&bed.event(before(old), old, vec![changed(1, old)]));
-    bed.bus.hand(&bed.event(before(new), new, vec![changed(1, new)]));
+    bed.bus.deliver(&bed.event(before(old), old, vec![changed(1, old)]));
+    bed.bus.deliver(&bed.event(before(new), new, vec![changed(1, new)]));
     bed.bus.heard().await;
     assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Memory);
 }
@@ -126,7 +126,7 @@ async fn removals_namespaces_groups_and_new_values_are_carried_out() {
     // Under a number that the store has: a position beyond it is that of another history.
     let say = async |directive: fn(Seq) -> Directive| {
         let seq = bed.write(100, 0).await;
-        bed.bus.hand(&bed.event(before(seq), seq, vec![directive(seq)]));
+        bed.bus.deliver(&bed.event(before(seq), seq, vec![directive(seq)]));
         bed.bus.heard().await;
     };
     let (memory, store) = (Source::Memory, Source::Store);
@@ -145,9 +145,9 @@ async fn removals_namespaces_groups_and_new_values_are_carried_out() {
     let value = bytes::Bytes::from([&[1, 1][..], &77_u64.to_le_bytes()].concat());
     let at = bed.write(100, 0).await;
     let put = Directive::Put(key_of("prices", &3_u64), at, value.clone());
-    bed.bus.hand(&bed.event(before(at), at, vec![put]));
+    bed.bus.deliver(&bed.event(before(at), at, vec![put]));
     // What nobody has read here is not brought in.
-    bed.bus.hand(&bed.event(at, at, vec![Directive::Put(key_of("prices", &9_u64), at, value)]));
+    bed.bus.deliver(&bed.event(at, at, vec![Directive::Put(key_of("prices", &9_u64), at, value)]));
     bed.bus.heard().await;
     let entry = prices.get_entry(&3).await.unwrap();
     assert_eq!((entry.value, entry.version, entry.source), (Some(77), Some(at), memory));
@@ -169,20 +169,20 @@ async fn a_value_that_comes_late_does_not_bring_back_what_is_gone() {
 
     let removed = bed.prices.remove(&1).await.unwrap().seq();
     bed.owner.wait_applied(removed).await.unwrap();
-    bed.bus.hand(&bed.event(old, removed, vec![Directive::Remove(key_of("prices", &1_u64), removed)]));
+    bed.bus.deliver(&bed.event(old, removed, vec![Directive::Remove(key_of("prices", &1_u64), removed)]));
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), None);
     assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Memory, "the absence is remembered");
-    bed.bus.hand(&late);
+    bed.bus.deliver(&late);
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), None);
 
     let new = bed.write(1, 11).await;
-    bed.bus.hand(&bed.event(removed, new, vec![changed(1, new)]));
+    bed.bus.deliver(&bed.event(removed, new, vec![changed(1, new)]));
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
-    bed.bus.hand(&bed.event(new, new, vec![Directive::Everything(new)]));
-    bed.bus.hand(&late);
+    bed.bus.deliver(&bed.event(new, new, vec![Directive::Everything(new)]));
+    bed.bus.deliver(&late);
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11), "memory was emptied, and knows of nothing newer");
 }
@@ -193,17 +193,17 @@ async fn a_gap_is_asked_for_again_from_the_last_message_before_it() {
     bed.write(1, 10).await;
     let (bay, prices) = bed.follower().await;
     let first = bed.write(2, 20).await;
-    bed.bus.hand(&bed.event(before(first), first, vec![changed(2, first)]));
+    bed.bus.deliver(&bed.event(before(first), first, vec![changed(2, first)]));
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
     let missed = bed.write(1, 11).await;
     let last = bed.write(3, 30).await;
-    bed.bus.hand(&bed.event(before(last), last, vec![changed(3, last)]));
+    bed.bus.deliver(&bed.event(before(last), last, vec![changed(3, last)]));
     bed.bus.heard().await;
     assert_eq!(bed.bus.subscriptions(), [StartPosition::Now, StartPosition::After(Position::new("1"))]);
     assert!(bay.following().unwrap().has_gap);
     assert_eq!((bay.watermark(), prices.get(&1).await.unwrap()), (first, Some(10)), "nothing is known of it");
-    bed.bus.hand(&bed.event(before(missed), missed, vec![changed(1, missed)]));
+    bed.bus.deliver(&bed.event(before(missed), missed, vec![changed(1, missed)]));
     bed.bus.heard().await;
     assert_eq!(bay.watermark(), last, "what was heard behind the gap counts");
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
@@ -217,14 +217,14 @@ async fn a_gap_that_stays_empties_memory() {
     bed.write(1, 10).await;
     let (bay, prices) = bed.follower().await;
     let first = bed.write(2, 20).await;
-    bed.bus.hand(&bed.event(before(first), first, vec![changed(2, first)]));
+    bed.bus.deliver(&bed.event(before(first), first, vec![changed(2, first)]));
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
     bed.write(1, 11).await;
     let last = bed.write(3, 30).await;
     let later = bed.event(before(last), last, vec![changed(3, last)]);
-    bed.bus.hand(&later);
-    bed.bus.hand(&later);
+    bed.bus.deliver(&later);
+    bed.bus.deliver(&later);
     bed.bus.heard().await;
     assert_eq!(bay.watermark(), last);
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
@@ -263,7 +263,7 @@ async fn after_a_lost_position_the_chain_says_whether_anything_is_missing() {
     sources().await;
     bed.bus.lose_position();
     let third = bed.write(1, 11).await;
-    bed.bus.hand(&bed.event(before(third), third, vec![changed(1, third)]));
+    bed.bus.deliver(&bed.event(before(third), third, vec![changed(1, third)]));
     bed.bus.heard().await;
     assert_eq!(sources().await, [(Some(11), store), (Some(20), memory)], "nothing was missing");
     let status = bay.following().unwrap();
@@ -272,12 +272,12 @@ async fn after_a_lost_position_the_chain_says_whether_anything_is_missing() {
     // Now something is, and a heartbeat shows it. It is asked for, and the bus has only what comes again.
     let fourth = bed.write(1, 12).await;
     bed.bus.lose_position();
-    bed.bus.hand(&bed.event(fourth, fourth, vec![]));
+    bed.bus.deliver(&bed.event(fourth, fourth, vec![]));
     bed.bus.heard().await;
     assert_eq!(bay.following().unwrap().gaps, 1);
     bed.bus.lose_position();
-    bed.bus.hand(&bed.event(before(first), first, vec![changed(1, first)]));
-    bed.bus.hand(&bed.event(fourth, fourth, vec![]));
+    bed.bus.deliver(&bed.event(before(first), first, vec![changed(1, first)]));
+    bed.bus.deliver(&bed.event(fourth, fourth, vec![]));
     bed.bus.heard().await;
     assert_eq!(sources().await, [(Some(12), store), (Some(20), store)]);
     let status = bay.following().unwrap();
@@ -290,23 +290,23 @@ async fn what_is_not_to_be_believed_is_refused_and_counted_and_does_nothing() {
     let seq = bed.write(1, 10).await;
     let (bay, prices) = bed.follower().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
-    bed.bus.hand_bytes(&b"no event"[..]);
+    bed.bus.deliver_bytes(&b"no event"[..]);
     let mut flipped = bed.event(seq, seq.next(), vec![changed(1, seq.next())]).encode().unwrap().to_vec();
     flipped[40] ^= 1;
-    bed.bus.hand_bytes(flipped);
-    bed.bus.hand_bytes(vec![1; forebay::bus::contract::BODY_BYTES_MAX + 1]);
+    bed.bus.deliver_bytes(flipped);
+    bed.bus.deliver_bytes(vec![1; forebay::bus::contract::BODY_BYTES_MAX + 1]);
     // Of nobody's chain.
-    bed.bus.hand(&bed.event(Seq::ZERO, Seq::ZERO, vec![changed(1, Seq::ZERO)]));
+    bed.bus.deliver(&bed.event(Seq::ZERO, Seq::ZERO, vec![changed(1, Seq::ZERO)]));
     // A follower's word on the owner's channel.
-    bed.bus.hand(&Event {
+    bed.bus.deliver(&Event {
         payload: Payload::Seen("x".into()),
         ..bed.event(seq, seq.next(), vec![changed(1, seq.next())])
     });
     // Of an owner that the store does not know, and would silence the true one.
     let forged = bed.event(seq, seq.next(), vec![changed(1, seq.next())]);
-    bed.bus.hand(&Event { epoch: Epoch(bed.epoch().0 + 1), ..forged.clone() });
-    bed.bus.hand(&Event { epoch: Epoch(bed.epoch().0 - 1), ..forged });
-    bed.bus.hand(&bed.event(seq, seq, vec![Directive::Remove(key_of("elsewhere", &1_u64), seq)]));
+    bed.bus.deliver(&Event { epoch: Epoch::new(bed.epoch().get() + 1), ..forged.clone() });
+    bed.bus.deliver(&Event { epoch: Epoch::new(bed.epoch().get() - 1), ..forged });
+    bed.bus.deliver(&bed.event(seq, seq, vec![Directive::Remove(key_of("elsewhere", &1_u64), seq)]));
     bed.bus.heard().await;
     let status = bay.following().unwrap();
     assert_eq!((status.refused, status.refused_owner, status.directives_elsewhere), (5, 2, 1));
@@ -314,7 +314,7 @@ async fn what_is_not_to_be_believed_is_refused_and_counted_and_does_nothing() {
     assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Memory);
     // The true owner is still heard.
     let next = bed.write(1, 11).await;
-    bed.bus.hand(&bed.event(seq, next, vec![changed(1, next)]));
+    bed.bus.deliver(&bed.event(seq, next, vec![changed(1, next)]));
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
 }
@@ -329,7 +329,7 @@ async fn directives_from_outside_are_carried_out_where_that_is_wanted() {
     bed.bus.subscribed().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
     let event = bed.event(Seq::ZERO, Seq::ZERO, vec![changed(1, Seq::ZERO)]);
-    bed.bus.hand(&Event { epoch: Epoch(0), ..event });
+    bed.bus.deliver(&Event { epoch: Epoch::new(0), ..event });
     bed.bus.heard().await;
     assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Store);
 }
@@ -346,7 +346,7 @@ async fn an_owner_that_another_has_followed_is_not_heard() {
     eventually("the next owner is known", || bay.following().unwrap().epoch == next_owner.health().epoch)
         .await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
-    bed.bus.hand(&old);
+    bed.bus.deliver(&old);
     bed.bus.heard().await;
     let status = bay.following().unwrap();
     assert_eq!((status.refused_owner, status.position), (1, seq));
@@ -370,7 +370,7 @@ async fn a_new_owners_events_wait_until_the_store_can_say_who_it_is() {
     let written = next_owner.cache::<u64, u64>("prices").open().unwrap().put(&1, 11).await.unwrap().seq();
     next_owner.flush().await.unwrap();
     let event = bed.event(seq, written, vec![changed(1, written)]);
-    bed.bus.hand(&Event { epoch: next_owner.health().epoch, ..event });
+    bed.bus.deliver(&Event { epoch: next_owner.health().epoch, ..event });
     eventually("the store is asked in vain", || bay.following().unwrap().error.is_some()).await;
     assert_eq!(bay.watermark(), seq);
     store.fail_tenure(false);
@@ -389,7 +389,7 @@ async fn a_bus_that_fails_is_listened_to_again_and_says_so_meanwhile() {
     bed.bus.heard().await;
     assert!(format!("{:#}", bay.following().unwrap().error.unwrap()).contains("the bus is away"));
     let next = bed.write(1, 11).await;
-    bed.bus.hand(&bed.event(seq, next, vec![changed(1, next)]));
+    bed.bus.deliver(&bed.event(seq, next, vec![changed(1, next)]));
     bed.bus.heard().await;
     assert!(bay.following().unwrap().error.is_none());
     assert_eq!(bay.watermark(), next);

@@ -6,7 +6,7 @@ use forebay::bus::event::Directive;
 use forebay::{Bincode, Cache, Codec, ErrorKind, Forebay, HealthState, MemoryStore, OnOwned, Source};
 
 use super::{Bed, before, changed, eventually, ms};
-use crate::support::Hand;
+use crate::support::GatedStore;
 
 fn open(store: &MemoryStore, on_owned: OnOwned) -> impl Future<Output = forebay::Result<Forebay>> + use<> {
     Forebay::builder(store.clone()).renew_interval(ms(5)).on_owned(on_owned).open()
@@ -68,7 +68,7 @@ async fn who_takes_over_at_once_fences_an_owner_that_notices_though_it_is_idle()
 
 #[tokio::test]
 async fn a_store_that_cannot_say_whether_its_owner_lives_cannot_be_waited_for() {
-    let store = Hand::new(&MemoryStore::new());
+    let store = GatedStore::new(&MemoryStore::new());
     let error = Forebay::builder(store).on_owned(OnOwned::Wait(ms(100))).open().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     let error = open(&MemoryStore::new(), OnOwned::Wait(Duration::ZERO)).await.unwrap_err();
@@ -110,7 +110,7 @@ async fn a_rule_says_what_else_a_directive_makes_stale() {
     assert_eq!(sources().await, [loader, loader, loader]);
     let say = async |key: u64| {
         let seq = bed.write(key, key).await;
-        bed.bus.hand(&bed.event(before(seq), seq, vec![changed(key, seq)]));
+        bed.bus.deliver(&bed.event(before(seq), seq, vec![changed(key, seq)]));
         bed.bus.heard().await;
     };
     say(1).await;

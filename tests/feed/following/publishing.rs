@@ -12,7 +12,7 @@ use forebay::{
     Cache, ChangeLag, Error, ErrorKind, Follow, Forebay, LocalBus, Publish, Result, Seq, WritePolicy,
 };
 
-use super::hand_bus::HandBus;
+use super::scripted_bus::ScriptedBus;
 use super::{Bed, eventually, ms};
 use crate::support::Layer;
 
@@ -22,7 +22,7 @@ fn publish() -> Publish {
     Publish::to("prices").heartbeat(ms(2))
 }
 
-fn published(bus: &HandBus) -> Vec<Event> {
+fn published(bus: &ScriptedBus) -> Vec<Event> {
     let published = bus.published().into_iter();
     let owners = published.filter(|(channel, _)| channel.as_str() == "prices");
     owners.map(|(_, message)| Event::decode(&message.body).unwrap()).collect()
@@ -106,7 +106,7 @@ async fn followers_over_a_bus_see_what_the_owner_writes_and_the_owner_sees_that(
     }
     let known = publication.followers();
     assert_eq!(known.iter().map(|follower| follower.name.as_str()).collect::<Vec<_>>(), ["eu", "us"]);
-    let missing = publication.seen_by_all(&["eu", "asia"], Seq(1), ms(1)).await;
+    let missing = publication.seen_by_all(&["eu", "asia"], Seq::new(1), ms(1)).await;
     assert_eq!(missing.len(), 1);
     assert_eq!((missing[0].name.as_str(), missing[0].seen), ("asia", Seq::ZERO));
     let hits = followers.iter().map(|(_, prices)| prices.stats().memory_hits).sum::<u64>();
@@ -128,7 +128,7 @@ enum Fate {
 
 /// A bus on which publishing fails as the test wants it.
 #[derive(Clone)]
-struct Unreliable<F>(HandBus, F);
+struct Unreliable<F>(ScriptedBus, F);
 
 impl<F: Fn() -> Fate + Clone + Send + Sync + 'static> Bus for Unreliable<F> {
     fn publish<'a>(&'a self, channel: &'a Channel, messages: &'a [Message]) -> BoxFuture<'a, Result<()>> {
@@ -164,7 +164,7 @@ fn seen(bed: &Bed, name: &str, until: Seq) -> Event {
 /// A publisher's lag was that of its last success: it stood still while the bus was away, which is when it matters.
 #[tokio::test]
 async fn lag_is_in_records_bytes_and_seconds_of_the_publisher_and_of_each_follower() {
-    let (layer, clock, bus) = (Layer::new(), ManualClock::new(), HandBus::default());
+    let (layer, clock, bus) = (Layer::new(), ManualClock::new(), ScriptedBus::default());
     let is_away = Arc::new(AtomicBool::new(false));
     let fate = {
         let is_away = Arc::clone(&is_away);
@@ -184,8 +184,8 @@ async fn lag_is_in_records_bytes_and_seconds_of_the_publisher_and_of_each_follow
     write().await;
     let third = write().await;
     eventually("all is published", || publication.status().published == third).await;
-    bus.hand(&seen(&bed, "eu", first));
-    bus.hand(&seen(&bed, "us", third));
+    bus.deliver(&seen(&bed, "eu", first));
+    bus.deliver(&seen(&bed, "us", third));
     bus.heard().await;
     // A frame is 56 bytes and its body of 33, padded to 8: 4 bytes, a record's head of 4, the key of "prices", a zero
     // and 8 bytes, and the value of 2 bytes and 8.
@@ -204,7 +204,7 @@ async fn lag_is_in_records_bytes_and_seconds_of_the_publisher_and_of_each_follow
     assert_eq!(lags(), ((2, 2 * FRAME, 20), vec![(4, 4 * FRAME, 40), (2, 2 * FRAME, 20)]));
     is_away.store(false, SeqCst);
     eventually("all is published", || publication.status().published == fifth).await;
-    bus.hand(&seen(&bed, "eu", fifth));
+    bus.deliver(&seen(&bed, "eu", fifth));
     bus.heard().await;
     assert_eq!(lags(), ((0, 0, 0), vec![(0, 0, 0), (2, 2 * FRAME, 20)]));
     assert!(publication.forget_follower("us") && !publication.forget_follower("us"));
@@ -215,7 +215,7 @@ async fn lag_is_in_records_bytes_and_seconds_of_the_publisher_and_of_each_follow
 #[tokio::test]
 async fn bytes_that_the_journal_has_let_go_are_still_missing_to_a_follower() {
     const VALUE: u64 = 30 << 10;
-    let (layer, bus) = (Layer::new(), HandBus::default());
+    let (layer, bus) = (Layer::new(), ScriptedBus::default());
     let owner = layer.builder().changes(true).open().await.unwrap();
     let prices = owner.cache("prices").open().unwrap();
     let bed = Bed { layer, owner, prices, bus: bus.clone() };
@@ -223,7 +223,7 @@ async fn bytes_that_the_journal_has_let_go_are_still_missing_to_a_follower() {
     let publication = bed.owner.publish(bus.clone(), publish()).await.unwrap();
     bus.subscribed().await;
     let first = bed.write(1, 1).await;
-    bus.hand(&seen(&bed, "eu", first));
+    bus.deliver(&seen(&bed, "eu", first));
     bus.heard().await;
     for key in 0..20 {
         large.put(&key, vec![0; VALUE as usize]).await.unwrap();
@@ -239,7 +239,7 @@ async fn bytes_that_the_journal_has_let_go_are_still_missing_to_a_follower() {
 #[tokio::test]
 async fn what_was_not_published_is_published_after_a_restart() {
     let layer = Layer::new();
-    let bus = HandBus::default();
+    let bus = ScriptedBus::default();
     let turns = Arc::new(AtomicU64::new(0));
     let failing = Unreliable(bus.clone(), move || match turns.fetch_add(1, SeqCst) % 3 {
         0 => Fate::Fails,
@@ -275,7 +275,7 @@ async fn what_was_not_published_is_published_after_a_restart() {
 #[tokio::test]
 async fn a_publisher_that_fell_too_far_behind_says_that_anything_may_have_changed() {
     let layer = Layer::new();
-    let bus = HandBus::default();
+    let bus = ScriptedBus::default();
     let open = || layer.builder().changes(true).changes_bytes_max(0).batch_linger(Duration::ZERO);
     {
         let owner = open().open().await.unwrap();

@@ -155,7 +155,7 @@ async fn a_receipt_of_another_process_is_seen_though_no_event_has_come() {
     assert_eq!(prices.get_with(&1, &options).await.unwrap(), Some(11));
     assert!(bay.watermark() < receipt.seq(), "it was read past memory");
     assert_eq!(prices.get_many_with(&[1], &options).await.unwrap(), [Some(11)]);
-    bed.bus.hand(&bed.event(before(receipt.seq()), receipt.seq(), vec![changed(1, receipt.seq())]));
+    bed.bus.deliver(&bed.event(before(receipt.seq()), receipt.seq(), vec![changed(1, receipt.seq())]));
     bed.bus.heard().await;
     prices.get(&1).await.unwrap();
     let entry = prices.get_entry_with(&1, &options).await.unwrap();
@@ -169,11 +169,11 @@ async fn a_receipt_of_what_the_store_does_not_hold_yet_is_waited_for_and_not_for
     let builder = Forebay::builder(bed.layer.store.clone()).follow(bed.follow());
     let bay = builder.through_timeout(Duration::from_millis(20)).open().await.unwrap();
     let prices: Cache<u64, u64> = bay.cache("prices").open().unwrap();
-    let receipt: forebay::Receipt = serde_json::from_str(&format!("{{\"seq\":{}}}", seq.0 + 1)).unwrap();
+    let receipt: forebay::Receipt = serde_json::from_str(&format!("{{\"seq\":{}}}", seq.get() + 1)).unwrap();
     let options = ReadOptions::new().at_least(receipt);
     let error = prices.get_with(&1, &options).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Transient);
-    assert!(format!("{error:#}").contains(&format!("has not come to record {}", seq.0 + 1)), "{error}");
+    assert!(format!("{error:#}").contains(&format!("has not come to record {}", seq.get() + 1)), "{error}");
 }
 
 #[tokio::test]

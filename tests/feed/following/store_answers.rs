@@ -66,14 +66,14 @@ async fn an_answer_that_was_overtaken_by_an_event_is_no_older_store() {
     let prices: Cache<u64, u64> = bay.cache("prices").open().unwrap();
     bed.bus.subscribed().await;
     let seq = bed.write(2, 20).await;
-    bed.bus.hand(&bed.event(before(seq), seq, vec![changed(2, seq)]));
+    bed.bus.deliver(&bed.event(before(seq), seq, vec![changed(2, seq)]));
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
 
     store.open.send_replace(false);
     store.asked_again().await;
     let seq = bed.write(2, 21).await;
-    bed.bus.hand(&bed.event(before(seq), seq, vec![changed(2, seq)]));
+    bed.bus.deliver(&bed.event(before(seq), seq, vec![changed(2, seq)]));
     bed.bus.heard().await;
     assert_eq!(bay.watermark(), seq);
     store.open.send_replace(true);

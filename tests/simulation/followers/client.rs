@@ -221,7 +221,7 @@ fn options(asked: &Asked) -> ReadOptions {
         options = options.max_staleness(most);
     }
     if let Some(least) = asked.least {
-        let receipt = serde_json::from_value(serde_json::json!({ "seq": least.0 }));
+        let receipt = serde_json::from_value(serde_json::json!({ "seq": least.get() }));
         options = options.at_least(receipt.expect("a receipt is its number"));
     }
     options

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use forebay::options::LayerSizes;
 use forebay::testkit::faulty_bus::FaultyBus;
 use forebay::{ErrorKind, Follow, FollowStatus, Forebay, MemoryStore, Seq};
 use shuttle::future::block_on;
@@ -126,6 +127,7 @@ impl Follower {
         let store = FollowerStore { store: self.store.clone(), terms: self.terms.clone() };
         let (barred, record) = (barred.clone(), self.record.clone());
         let bay = Forebay::builder(store)
+            .sizes(LayerSizes::COLLIDING)
             .through_timeout(Duration::from_millis(200))
             .follow_with(follow, move |directive, _| barred.carried_out(directive, &record))
             .open_blocking()?;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use forebay::disk::simulated::{DiskOp, Fault};
+use forebay::options::LayerSizes;
 use forebay::seam::simulated;
 use forebay::testkit::faulty_bus::{BusFaultCounts, BusFaults, FaultyBus};
 use forebay::{
@@ -225,6 +226,7 @@ impl Director {
             OwnerStore { world: world.clone(), tenure: number, inner, store: memory, claims: claims.clone() };
         let builder = options(Forebay::builder(store).disk(world.disk(number)), setting)
             .journal(format!("/journal-{}", self.journal))
+            .sizes(LayerSizes::COLLIDING)
             .replace_journal(self.journal > 0)
             .changes_bytes_max(changes_bytes_max)
             .renew_interval(Duration::from_millis(100));

@@ -249,7 +249,7 @@ impl History {
                     found.push(format!("at {watermark} {at:?} holds {value}, which nobody wrote"));
                     continue;
                 };
-                let last = Seq(version.0 + write.changes.len() as u64 - 1 - index);
+                let last = Seq::new(version.get() + write.changes.len() as u64 - 1 - index);
                 let told = match write.fate {
                     Fate::Acknowledged(seq) => seq == last,
                     Fate::Refused | Fate::Lost => false,
@@ -267,7 +267,7 @@ impl History {
             }
             for write in &all {
                 if let Fate::Acknowledged(last) = write.fate {
-                    let first = Seq(last.0 + 1 - write.changes.len() as u64);
+                    let first = Seq::new(last.get() + 1 - write.changes.len() as u64);
                     if first <= *watermark && *watermark < last {
                         found.push(format!(
                             "the watermark {watermark} lies within a batch, {first} to {last}"
@@ -335,9 +335,9 @@ fn known(writes: &[Write]) -> Order<Place, Seq, Value> {
     let mut known = Order::default();
     for write in writes {
         if let Fate::Acknowledged(last) = write.fate {
-            let first = last.0 + 1 - write.changes.len() as u64;
+            let first = last.get() + 1 - write.changes.len() as u64;
             for ((at, value), seq) in write.changes.iter().zip(first..) {
-                known.insert(*at, Seq(seq), *value);
+                known.insert(*at, Seq::new(seq), *value);
             }
         }
     }

@@ -57,7 +57,8 @@ impl Hunter {
         let profile = if cfg!(debug_assertions) { "" } else { " --release" };
         panic!(
             "seed {first} breaks a promise; its smallest part that does:\n{:#?}\n\nrepeat it with\n\nFOREBAY_SEED={} \
-             cargo test{profile} --features simulation --test simulation -- --exact {} --nocapture\n",
+             RUSTFLAGS='--cfg forebay_mutation --cfg forebay_simulation' \
+             cargo test{profile} --target-dir target/simulation --test simulation -- --exact {} --nocapture\n",
             outcome.violations(),
             outcome.seed(),
             self.test

@@ -7,6 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use forebay::disk::simulated::{CrashPolicy, DiskOp, Fault};
+use forebay::options::LayerSizes;
 use forebay::seam::simulated;
 use forebay::{
     Bincode, Builder, Cache, Codec, Durability, ErrorKind, Forebay, HealthState, JournalOptions, Key,
@@ -110,7 +111,8 @@ impl Director {
 
     fn open(&mut self, number: usize, setting: &Setting) -> Option<Open> {
         let world = &self.world;
-        let builder = Forebay::builder(world.store(number)).disk(world.disk(number));
+        let builder =
+            Forebay::builder(world.store(number)).disk(world.disk(number)).sizes(LayerSizes::COLLIDING);
         let opened = options(builder, setting).open_blocking().and_then(|bay| {
             let open = |name| bay.cache(name).capacity(setting.capacity).coalesce(setting.coalesce).open();
             let caches = [open(NAMES[0])?, open(NAMES[1])?];
@@ -268,7 +270,6 @@ pub fn options(builder: Builder, setting: &Setting) -> Builder {
     builder
         .journal("/journal")
         .journal_options(journal)
-        .colliding_sizes()
         .durability(if setting.buffered { buffered } else { Durability::Sync })
         .pending_memory_bytes_max(setting.pending_memory_bytes_max)
         .batch_records_max(setting.batch_records_max)

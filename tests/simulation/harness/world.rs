@@ -94,7 +94,7 @@ impl World {
             rejections_left: 0,
             rejected: None,
             draw: Draw(order),
-            epoch: Epoch(0),
+            epoch: Epoch::new(0),
             applied: Vec::new(),
             changes: BTreeSet::new(),
             shown: None,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use forebay::disk::contract::Disk;
 use forebay::disk::simulated::SimDisk;
+use forebay::options::LayerSizes;
 use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::{Bincode, Cache, Codec, Forebay, JournalId, JournalOptions, Key, MemoryStore, Seq};
 use shuttle::future::yield_now;
@@ -16,8 +17,8 @@ use crate::harness::run::key_of;
 use crate::harness::world::ready;
 
 /// The versions of what others write.
-pub const OLD_VERSION: Seq = Seq(1);
-pub const NEW_VERSION: Seq = Seq(2);
+pub const OLD_VERSION: Seq = Seq::new(1);
+pub const NEW_VERSION: Seq = Seq::new(2);
 /// A key that nobody changes.
 pub const OTHER: u32 = 0;
 pub const OTHER_VALUE: u64 = 7;
@@ -42,7 +43,7 @@ impl Bay {
         let bay = Forebay::builder(truth.clone())
             .journal(PathBuf::from("/journal"))
             .journal_options(journal)
-            .colliding_sizes()
+            .sizes(LayerSizes::COLLIDING)
             .disk(disk)
             .batch_linger(Duration::ZERO)
             .open_blocking()

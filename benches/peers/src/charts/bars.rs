@@ -1,4 +1,4 @@
-//! How long a put takes with each, as a bar from the median to the tail.
+//! The latency of a put with each, as a bar from the median to the tail.
 
 use anyhow::Result;
 use plotters::prelude::*;

@@ -1,4 +1,4 @@
-//! How the latencies of each are distributed: a curve over the share of puts that took no longer.
+//! The distribution of the latencies of each: a curve over the share of puts that took no longer.
 //!
 //! The axis of shares is that of odds (a logit), so that the tail has as much room as the middle: from 90 to 99 % is as
 //! far as from 99 to 99.9 %, and from 1 to 10 % as far as from 90 to 99 %.

@@ -1,4 +1,4 @@
-//! What all pictures have in common: colours, letters, the ranges of their axes.
+//! The common parts of all pictures: colours, letters, the ranges of their axes.
 
 use anyhow::anyhow;
 use plotters::prelude::*;
@@ -32,7 +32,7 @@ pub(crate) fn colour(what: &str) -> RGBColor {
     }
 }
 
-/// Whether the eye should find it at once: ours, and the bare calls, between which it has to lie.
+/// True if the eye should find it at once: ours, and the bare calls, between which it has to lie.
 pub(crate) fn stands_out(what: &str) -> bool {
     what.starts_with("forebay") || what.starts_with("raw")
 }

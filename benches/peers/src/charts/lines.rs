@@ -10,9 +10,9 @@ use crate::charts::ink::{WIDTH, colour, failed, name, stands_out};
 use crate::results::Row;
 use crate::subject::Face;
 
-/// How wide the room for the names is, right of the chart.
+/// The width for the names, right of the chart.
 const NAMES_WIDTH: u32 = 190;
-/// How much lies below the chart.
+/// The height below the chart.
 const BELOW: u32 = 55;
 const NAME_STEP: i32 = 17;
 

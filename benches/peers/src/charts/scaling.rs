@@ -1,4 +1,4 @@
-//! How many puts fit into a second as writers become more.
+//! Puts per second over the number of writers.
 
 use anyhow::Result;
 use plotters::prelude::*;

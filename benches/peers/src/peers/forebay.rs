@@ -33,7 +33,7 @@ pub(crate) const BEHIND: Entry = Entry {
     },
 };
 
-/// What the drain takes from the writers, whose puts are the same.
+/// The share that the drain takes from the writers, whose puts are the same.
 pub(crate) const DRAINED: Entry = Entry {
     name: "forebay-drained",
     classes: &[
@@ -155,7 +155,7 @@ impl Subject for Queue {
 
     fn settle(&self) -> Result<()> {
         self.journal.sync()?;
-        Ok(self.journal.trim(Seq(self.last.load(Ordering::Acquire)))?)
+        Ok(self.journal.trim(Seq::new(self.last.load(Ordering::Acquire)))?)
     }
 
     fn close(self: Box<Self>) -> Result<()> {

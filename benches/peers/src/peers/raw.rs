@@ -87,7 +87,7 @@ struct Shared {
     filled: Condvar,
 }
 
-/// What waits for the committer.
+/// The writes that wait for the committer.
 #[derive(Default)]
 struct Line {
     bytes: Vec<u8>,

@@ -3,7 +3,7 @@
 use crate::peers;
 use crate::subject::Entry;
 
-/// What runs without taking one of the optional peers in comes first.
+/// The peers that need no optional dependency come first.
 pub(crate) const ENTRIES: &[Entry] = &[
     peers::raw::RAW,
     peers::raw::RAW_GROUP,
