@@ -101,8 +101,8 @@ impl Builder {
     /// Follows the owner of the store, another process or another layer of this one, instead of becoming the owner.
     ///
     /// The layer is read-only then. Its caches keep what they load from the store until the owner's directives, over a
-    /// bus, say that it changed. A read's bound on staleness is held against the lag of the directives. See the manual's
-    /// page [`coordination`](crate::manual::coordination).
+    /// bus, say that it changed. A read's bound on staleness is held against the lag of the directives. See the
+    /// manual's page [`coordination`](crate::manual::coordination).
     pub fn follow(mut self, follow: Follow) -> Self {
         self.role = Role::Follower(follow);
         self
@@ -120,8 +120,8 @@ impl Builder {
         self.follow(follow.deriving(Arc::new(rules::on_directive(rule))))
     }
 
-    /// Sets what opening does if the store has a live owner: another layer, of this process or another, that claimed the
-    /// store and has not closed. For stores that several processes share. Default: take it over.
+    /// Sets what opening does if the store has a live owner: another layer, of this process or another, that claimed
+    /// the store and has not closed. For stores that several processes share. Default: take it over.
     ///
     /// In every case the claim fences the older owner: it can neither change the store nor be heard by followers from
     /// then on.
@@ -136,8 +136,8 @@ impl Builder {
         self
     }
 
-    /// Sets the clock that ages in memory are read from. Waits use the system's clock in any case. Default: the system's
-    /// monotonic clock.
+    /// Sets the clock that ages in memory are read from. Waits use the system's clock in any case. Default: the
+    /// system's monotonic clock.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.ticker = Ticker::new(clock);
         self

@@ -1,4 +1,5 @@
-//! The handle of an open layer: flushing, closing, invalidation, change streams, publishing, health; async and blocking.
+//! The handle of an open layer: flushing, closing, invalidation, change streams, publishing, health; async and
+//! blocking.
 //!
 //! This is the face: every call is documented here, and passes on to the layer.
 
@@ -137,8 +138,8 @@ impl Forebay {
         self.layer.invalidate_namespace(&name).await.map(Receipt::new)
     }
 
-    /// Reads a namespace's token: the sequence number of the last invalidation of it or of a namespace above it, by this
-    /// layer or an earlier one; zero if there was none.
+    /// Reads a namespace's token: the sequence number of the last invalidation of it or of a namespace above it, by
+    /// this layer or an earlier one; zero if there was none.
     ///
     /// Whoever keeps values of the namespace elsewhere, each with the number that it was current at, may serve those
     /// whose number is not below the token.
@@ -153,7 +154,8 @@ impl Forebay {
     /// Invalidates every entry with this tag, in the memory of all caches of this process.
     ///
     /// Costs the same however many entries there are, and no I/O. A load that is under way and brings the tag is
-    /// neither kept nor served to a read that begins after the call. Pending writes stay: they are newer than the store.
+    /// neither kept nor served to a read that begins after the call. Pending writes stay: they are newer than the
+    /// store.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidName`].
@@ -166,8 +168,8 @@ impl Forebay {
     }
 
     /// Invalidates a tag as [`Forebay::invalidate_tag`], and writes that down durably for others: it is a change of the
-    /// [change stream](Forebay::changes), and reaches processes that [follow](crate::Builder::follow). The store keeps a
-    /// token for each tag that this was called with.
+    /// [change stream](Forebay::changes), and reaches processes that [follow](crate::Builder::follow). The store keeps
+    /// a token for each tag that this was called with.
     ///
     /// # Errors and cancellation
     /// As [`Forebay::invalidate_namespace`].
@@ -231,8 +233,8 @@ impl Forebay {
     /// [follow](crate::Builder::follow). For layers with [`changes`](crate::Builder::changes).
     ///
     /// The publisher reads the journal behind the watermark, so it publishes nothing that the store does not hold, and
-    /// costs writers nothing. Its cursor survives every crash; see [`Forebay::cursors`]. A bus that fails is tried again
-    /// for as long as it takes, and [`Publication::status`] shows the failure.
+    /// costs writers nothing. Its cursor survives every crash; see [`Forebay::cursors`]. A bus that fails is tried
+    /// again for as long as it takes, and [`Publication::status`] shows the failure.
     ///
     /// # Errors
     /// As [`Forebay::changes`]; [`ErrorKind::InvalidName`] of the channel, [`ErrorKind::InvalidOption`]. Never the
@@ -298,8 +300,8 @@ impl Forebay {
     /// [`metrics`](https://docs.rs/metrics) facade: counters as totals, and gauges as they are now.
     ///
     /// To be called before a scrape, or every few seconds. Names and units are on the manual's page
-    /// [`figures`](crate::manual::figures). Costs a look-up in the recorder for each figure, some thirty for each cache;
-    /// reads and writes pay nothing.
+    /// [`figures`](crate::manual::figures). Costs a look-up in the recorder for each figure, some thirty for each
+    /// cache; reads and writes pay nothing.
     #[cfg(feature = "metrics")]
     pub fn record_metrics(&self) {
         self.layer.record_metrics();
@@ -393,5 +395,53 @@ impl BlockingForebay {
     /// As [`DeadLetterList::discard`].
     pub fn discard_dead_letters(&self, keys: &[Key]) -> Result<()> {
         self.run(self.inner.dead_letters().discard(keys))
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(forebay_simulation))]
+mod tests {
+    use super::*;
+    use crate::bus::local::LocalBus;
+    use crate::cache::entry::ReadOptions;
+    use crate::cache::typed::Cache;
+    use crate::cache::typed::derive::BlockingLoadContext;
+    use crate::store::memory::MemoryStore;
+
+    /// The blocking face lacked these six calls while it was written by hand.
+    #[test]
+    fn the_calls_that_the_blocking_face_lacked_do_as_the_async_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Forebay::builder(MemoryStore::new()).journal(dir.path().join("journal")).changes(true);
+        let bay = builder.open_blocking().unwrap();
+        let prices: Cache<u64, u64> = bay.cache("prices").open().unwrap();
+        let doubled: Cache<u64, u64> = bay.cache("doubled").open().unwrap();
+        let sums: Cache<u64, u64> = bay.cache("sums").open().unwrap();
+        let (prices, doubled, sums) = (prices.blocking(), doubled.blocking(), sums.blocking());
+        let bay = bay.blocking();
+
+        let publication = bay.publish(LocalBus::new(16), Publish::to("changes")).unwrap();
+        let tag = bay.invalidate_tag_everywhere("spring").unwrap();
+        let schema = bay.announce_schema("offers", 2).unwrap();
+        assert!(schema.seq() > tag.seq());
+        let behind = publication.seen_by_all(&["search"], schema.seq(), Duration::from_millis(1));
+        assert_eq!(behind.len(), 1, "no follower of that name has reported");
+
+        prices.put(&1, 30).unwrap();
+        let sum = || {
+            let (prices, doubled) = (prices.clone(), doubled.clone());
+            let double = move |key: u64, context: BlockingLoadContext| {
+                context.get(&prices, &key).map(|price| price.map(|price| price * 2))
+            };
+            let load = move |key: u64, context: BlockingLoadContext| {
+                let double = context.get_or_derive(&doubled, &key, double)?;
+                Ok::<Option<u64>, Error>(double.map(|double| double + 1))
+            };
+            sums.get_or_derive_with(&1, &ReadOptions::new(), load).unwrap().value
+        };
+        assert_eq!(sum(), Some(61));
+        prices.put(&1, 40).unwrap();
+        assert_eq!(sum(), Some(81), "a change of what was read two levels below is noticed");
+        assert_eq!(bay.close().unwrap().queued, 0);
     }
 }

@@ -87,7 +87,7 @@ pub use crate::cache::batch::WriteBatch;
 pub use crate::cache::codec::Bincode;
 #[cfg(feature = "postcard")]
 pub use crate::cache::codec::Postcard;
-pub use crate::cache::codec::{CacheKey, CacheValue, Codec};
+pub use crate::cache::codec::{CacheKey, CacheValue, Codec, EncodeError};
 pub use crate::cache::entry::{Entry, Loaded, ReadOptions, Receipt, Source, StalenessBound, WriteOptions};
 pub use crate::cache::group::{BlockingGroup, Group};
 pub use crate::cache::opening::CacheBuilder;

@@ -112,6 +112,7 @@ impl WriteBatch {
             return Err(Error::new(ErrorKind::InvalidOption, context));
         }
         check_unversioned(cache, "a batch would have to look at the list of versions first")?;
+        // What can fail comes first, so that the batch is unchanged if it does. `encode` adds its record last.
         let change = ruled_change(cache, key, value.as_ref())?;
         let effect = cache.view.encode(&mut self.frame, key, value, &WriteOptions::new())?;
         self.changes.extend(change);
@@ -129,7 +130,8 @@ impl WriteBatch {
 
     /// Sets when the batch is acknowledged, whatever its caches' policies are.
     ///
-    /// [`WritePolicy::Around`] is as [`WritePolicy::Through`] here: whether a key stays in memory is its cache's choice.
+    /// [`WritePolicy::Around`] is as [`WritePolicy::Through`] here: whether a key stays in memory is its cache's
+    /// choice.
     pub fn write_policy(&mut self, policy: WritePolicy) -> &mut Self {
         self.policy = Some(policy);
         self
@@ -147,7 +149,8 @@ impl WriteBatch {
         self.effects.is_empty()
     }
 
-    /// Writes everything in the batch, or nothing. An empty batch changes nothing and returns the last committed number.
+    /// Writes everything in the batch, or nothing. An empty batch changes nothing and returns the last committed
+    /// number.
     ///
     /// # Errors and cancellation
     /// As [`Cache::put`].
@@ -178,8 +181,8 @@ impl WriteBatch {
     }
 }
 
-/// Leaves out the effect of every write that a later one of the same key replaces: nobody may see a value that was never
-/// in the store.
+/// Leaves out the effect of every write that a later one of the same key replaces: nobody may see a value that was
+/// never in the store.
 fn last_of_each_key(body: &FrameBody, effects: Vec<Box<dyn Effect>>) -> Result<Vec<Option<Box<dyn Effect>>>> {
     let keys = body.records().map(|bytes| Record::parse(&bytes).map(|record| record.key));
     let keys = keys.collect::<Result<Vec<_>>>()?;

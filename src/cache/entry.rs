@@ -1,4 +1,4 @@
-//! What reads return and what reads and writes can be asked for: plain values.
+//! Plain values at the face: the entries and receipts that calls return, and the options of reads, writes and loaders.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,52 +16,66 @@ use crate::options::{WritePolicy, within_time};
 pub(crate) const LIFE_MIN: Duration = Duration::from_millis(1);
 pub(crate) const LIFE_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
-/// What a read found, with the proof of how current that is. Of a key without a value there is one, too.
+/// A read's answer with its proof: how current it is, and where it was found. An absent key has one, too.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use forebay::{Cache, Forebay, MemoryStore, ReadOptions, Source, StalenessBound};
+/// # let bay = Forebay::builder(MemoryStore::new()).open_blocking()?;
+/// let prices: Cache<u64, u32> = bay.cache("prices").time_to_live(Duration::from_secs(60)).open()?;
+/// let prices = prices.blocking();
+/// let receipt = prices.put(&7, 3_490)?;
+/// let entry = prices.get_entry(&7)?;
+/// assert_eq!((entry.value, entry.version), (Some(3_490), Some(receipt.seq())));
+/// assert_eq!((entry.source, entry.stale), (Source::Memory, None));
+/// assert_eq!(entry.bound, StalenessBound::Within(Duration::from_secs(60)));
+/// # Ok::<(), forebay::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Entry<V> {
     /// The value; `None` if there is none.
     pub value: Option<V>,
-    /// Which write the value is from, in the layer's order; unknown of a loader's value and of an absent one.
+    /// The sequence number of the write that the value is from; `None` for a loader's value and for an absent one.
     pub version: Option<Seq>,
-    /// How long before the answer it was known to be current: since its write, or since its load began; of a layer that
-    /// follows another process since that had heard of every change, if that was later.
+    /// The time since the value was known to be current: since its write, or since its load began. In a layer that
+    /// follows another process: since it had carried out every change of the owner's, if that was later.
     pub age: Duration,
-    /// Where this read found it.
+    /// The place where this read found it.
     pub source: Source,
-    /// The bound that it met.
+    /// The bound on staleness that it met.
     pub bound: StalenessBound,
-    /// If it is served though its time is up: why.
+    /// The reason why it is served although it is stale; `None` for a fresh one.
     pub stale: Option<StaleReason>,
-    /// The failure in whose stead it is served.
+    /// The failure of the load in whose stead a stale value is served.
     pub error: Option<Error>,
-    /// What it hangs on beside its key and cache.
+    /// The group, tags and read keys that it depends on.
     pub(crate) dependencies: Option<Arc<Dependencies>>,
 }
 
-/// Where a read found its answer.
+/// The place where a read found its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Source {
-    /// In the cache's memory.
+    /// The cache's memory.
     Memory,
-    /// Among what is committed and not yet in the store.
+    /// The queue: a write that is committed and not yet in the store.
     Pending,
-    /// In the store.
+    /// The layer's store.
     Store,
-    /// At the loader's, where the store had nothing.
+    /// The reader's loader, as neither the queue nor the store had a value.
     Loader,
 }
 
-/// How stale an answer could have been.
+/// The limit of how stale an answer could have been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StalenessBound {
-    /// Not at all: it is pending, or its load began after the read did.
+    /// Not stale at all: it was pending, or its load began after the read did.
     Current,
-    /// Younger than this when it was taken; the tightest of what the cache and the reader ask for.
+    /// Younger than this when it was taken: the tighter of the cache's and the reader's bound.
     Within(Duration),
-    /// Of any age: neither cache nor reader limits it.
+    /// Of any age: neither the cache nor the reader limits it.
     Unbounded,
 }
 
@@ -92,7 +106,19 @@ impl Receipt {
     }
 }
 
-/// What one read asks for. By default what its cache offers.
+/// The options of one read. By default those of its cache.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use forebay::{Cache, Forebay, MemoryStore, ReadOptions};
+/// # let bay = Forebay::builder(MemoryStore::new()).open_blocking()?;
+/// let prices: Cache<u64, u32> = bay.cache("prices").open()?;
+/// let prices = prices.blocking();
+/// let receipt = prices.put(&7, 3_490)?;
+/// let options = ReadOptions::new().at_least(receipt).max_staleness(Duration::from_secs(5));
+/// assert_eq!(prices.get_with(&7, &options)?, Some(3_490));
+/// # Ok::<(), forebay::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReadOptions {
     max_staleness: Option<Duration>,
@@ -102,41 +128,43 @@ pub struct ReadOptions {
 }
 
 impl ReadOptions {
-    /// As the cache offers it.
+    /// The cache's own options.
     #[must_use]
     pub fn new() -> ReadOptions {
         ReadOptions::default()
     }
 
-    /// Serve nothing of this age or older, whatever else would allow it; zero reads the store. What is pending is
-    /// newer than the store, and always current.
+    /// Accepts only values younger than this, whatever the cache allows. Zero reads the store.
     ///
-    /// A load that began after the read did meets every bound, however long it takes.
+    /// A pending write is newer than the store, and meets every bound. So does a load that began after the read did,
+    /// however long it takes.
     #[must_use]
     pub fn max_staleness(mut self, age: Duration) -> ReadOptions {
         self.max_staleness = Some(age);
         self
     }
 
-    /// Rather than wait for somebody else's load, take what memory has, if it is younger than this. Who would have to
-    /// load by itself does so.
+    /// Takes the value in memory, if it is younger than this, instead of waiting for another reader's load. A reader
+    /// that finds no load under way begins one and waits for it.
     #[must_use]
     pub fn stale_instead_of_waiting(mut self, age: Duration) -> ReadOptions {
         self.instead_of_waiting = Some(age);
         self
     }
 
-    /// What to do about an entry of which a layer that [follows](crate::Follow) another process cannot tell whether it
-    /// is current, instead of what that layer says.
+    /// Overrides what this read gets in a layer that [follows](crate::Follow) another process, where the layer cannot
+    /// tell whether the entry is current.
     #[must_use]
     pub fn on_unverified(mut self, wanted: OnUnverified) -> ReadOptions {
         self.on_unverified = Some(wanted);
         self
     }
 
-    /// Read the effect of this write, or of a later one of the same store, whichever process wrote it: waits until it
-    /// is in the store, for [`through_timeout`](crate::Builder::through_timeout) at the longest, and reads past memory
-    /// as long as the layer has not heard of everything up to it. In the process that wrote it every read does so.
+    /// Reads the effect of this write or of a later one, whichever process of the same store wrote it.
+    ///
+    /// Waits until the write is in the store, but no longer than [`through_timeout`](crate::Builder::through_timeout),
+    /// and reads past memory until the layer has carried out every change up to it. In the process that wrote it every
+    /// read sees the write anyway.
     #[must_use]
     pub fn at_least(mut self, receipt: Receipt) -> ReadOptions {
         self.at_least = Some(receipt.seq());
@@ -163,7 +191,18 @@ impl ReadOptions {
     }
 }
 
-/// What one write asks for. By default what its cache says. A [`WritePolicy`] alone will do, too.
+/// The options of one write. By default those of its cache. A [`WritePolicy`] converts into one.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use forebay::{Cache, Forebay, MemoryStore, WriteOptions};
+/// # let bay = Forebay::builder(MemoryStore::new()).open_blocking()?;
+/// let offers: Cache<u64, u32> = bay.cache("offers").open()?;
+/// let options = WriteOptions::new().time_to_live(Duration::from_secs(30)).tags(["spring"]);
+/// offers.blocking().put_with(&7, 2_990, options)?;
+/// bay.invalidate_tag("spring")?; // the next read asks the store
+/// # Ok::<(), forebay::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WriteOptions {
     policy: Option<WritePolicy>,
@@ -173,36 +212,36 @@ pub struct WriteOptions {
 }
 
 impl WriteOptions {
-    /// As the cache says.
+    /// The cache's own options.
     #[must_use]
     pub fn new() -> WriteOptions {
         WriteOptions::default()
     }
 
-    /// When the write is acknowledged, and whether its value stays in memory.
+    /// Sets when the write is acknowledged, and whether its value stays in memory.
     #[must_use]
     pub fn policy(mut self, policy: WritePolicy) -> WriteOptions {
         self.policy = Some(policy);
         self
     }
 
-    /// How long the value is fresh in memory, instead of as long as the cache says. The store does not keep this: a
-    /// value that is loaded again is as fresh as any other.
+    /// Overrides how long the value is fresh in memory. The store does not keep this: a value that is loaded again has
+    /// the cache's time to live.
     #[must_use]
     pub fn time_to_live(mut self, time_to_live: Duration) -> WriteOptions {
         self.time_to_live = Some(time_to_live);
         self
     }
 
-    /// How long the value stays in memory unused, likewise.
+    /// Overrides how long the value stays in memory unused. Not kept by the store either.
     #[must_use]
     pub fn time_to_idle(mut self, time_to_idle: Duration) -> WriteOptions {
         self.time_to_idle = Some(time_to_idle);
         self
     }
 
-    /// By which the value can be invalidated together with others, in this cache and elsewhere
-    /// ([`Forebay::invalidate_tag`](crate::Forebay::invalidate_tag)). Up to 16, of 1 to 255 bytes each. The store keeps
+    /// Sets the tags by which the value can be invalidated together with others, in this cache and elsewhere
+    /// ([`Forebay::invalidate_tag`](crate::Forebay::invalidate_tag)): up to 16, of 1 to 255 bytes each. The store keeps
     /// them with the value.
     #[must_use]
     pub fn tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> WriteOptions {
@@ -241,7 +280,7 @@ impl From<WritePolicy> for WriteOptions {
     }
 }
 
-/// What a loader brings; a plain `Option` of a value will do, too.
+/// A loader's answer: a value or its absence, with options of its own. An `Option` of a value converts into one.
 #[derive(Clone, Debug)]
 pub struct Loaded<V> {
     pub(crate) value: Option<V>,
@@ -251,33 +290,33 @@ pub struct Loaded<V> {
 }
 
 impl<V> Loaded<V> {
-    /// This value.
+    /// A value under the cache's options.
     #[must_use]
     pub fn new(value: V) -> Loaded<V> {
         Loaded::from(Some(value))
     }
 
-    /// That there is no value.
+    /// The answer that there is no value.
     #[must_use]
     pub fn absent() -> Loaded<V> {
         Loaded::from(None)
     }
 
-    /// How long this is fresh in memory, instead of as long as the cache says.
+    /// Overrides how long the answer is fresh in memory.
     #[must_use]
     pub fn time_to_live(mut self, time_to_live: Duration) -> Loaded<V> {
         self.overrides.time_to_live = Some(time_to_live);
         self
     }
 
-    /// How long it stays in memory unused, instead of as long as the cache says.
+    /// Overrides how long the answer stays in memory unused.
     #[must_use]
     pub fn time_to_idle(mut self, time_to_idle: Duration) -> Loaded<V> {
         self.overrides.time_to_idle = Some(time_to_idle);
         self
     }
 
-    /// By which it can be invalidated together with others; see [`WriteOptions::tags`].
+    /// Sets the tags by which it can be invalidated together with others; see [`WriteOptions::tags`].
     #[must_use]
     pub fn tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> Loaded<V> {
         self.tags = tags.into_iter().map(Into::into).collect();

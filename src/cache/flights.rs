@@ -1,8 +1,8 @@
 //! Single flight: one load per key at a time, shared by all readers who wait for the key.
 //!
 //! A flight records where the fences stood when it began. A reader joins it only if they still stand there, so a read
-//! that begins after a write or an invalidation never joins an older load (Facebook's memcache leases, NSDI 2013, settle
-//! the same race with tokens); and only if the flight is young enough for that reader.
+//! that begins after a write or an invalidation never joins an older load (Facebook's memcache leases, NSDI 2013,
+//! settle the same race with tokens); and only if the flight is young enough for that reader.
 //!
 //! A flight is driven by its waiters: whichever of them is polled polls the load. So no waiter can hold up the others
 //! by not being polled or by going away. When the last one goes away, the load is dropped. If the load panics, every
@@ -23,15 +23,15 @@ use crate::seam::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::seam::sync::{Mutex, MutexGuard};
 
 /// A load that ends with one outcome for each of its keys, in their order.
-pub type Load<T> = Pin<Box<dyn Future<Output = Vec<T>> + Send>>;
+pub(crate) type Load<T> = Pin<Box<dyn Future<Output = Vec<T>> + Send>>;
 
 /// The loads of one cache that are under way, by key.
-pub struct Flights<K, T> {
-    slots: Mutex<HashMap<K, Slot<T>>>,
+pub(crate) struct Flights<K, T> {
+    slots: Mutex<HashMap<K, FlightSlot<T>>>,
 }
 
 /// One key's place in the flight that loads it.
-struct Slot<T> {
+struct FlightSlot<T> {
     start: LoadStart,
     flight: Weak<Flight<T>>,
     index: usize,
@@ -67,7 +67,7 @@ struct Wakers {
 }
 
 /// The part a reader plays in the flight of its key.
-pub enum Join<T> {
+pub(crate) enum Join<T> {
     /// The reader's own flight loads the key.
     Lead(Waiter<T>),
     /// Another reader's flight loads it already.
@@ -75,21 +75,21 @@ pub enum Join<T> {
 }
 
 /// A flight that still collects its keys. Dropping it without [`FlightBuilder::start`] releases everyone who joined.
-pub struct FlightBuilder<K: Hash + Eq, T> {
+pub(crate) struct FlightBuilder<K: Hash + Eq, T> {
     flights: Arc<Flights<K, T>>,
     flight: Arc<Flight<T>>,
     keys: Vec<K>,
 }
 
 /// A future of one key's outcome; `None` if the load panicked.
-pub struct Waiter<T> {
+pub(crate) struct Waiter<T> {
     flight: Arc<Flight<T>>,
     index: usize,
     number: u64,
 }
 
 /// Frees the slots of a flight's keys when its load ends or is dropped.
-struct SlotsGuard<K: Hash + Eq, T> {
+struct FlightSlotsGuard<K: Hash + Eq, T> {
     flights: Arc<Flights<K, T>>,
     flight: Weak<Flight<T>>,
     keys: Vec<K>,
@@ -108,7 +108,7 @@ impl<K, T> Default for Flights<K, T> {
 impl<K: Hash + Eq, T> Flights<K, T> {
     /// Begins a flight without keys.
     #[must_use]
-    pub fn builder(self: &Arc<Self>) -> FlightBuilder<K, T> {
+    pub(crate) fn builder(self: &Arc<Self>) -> FlightBuilder<K, T> {
         let state = Mutex::new(FlightState::Collecting);
         let flight = Flight { state, wakers: Arc::default(), waiters: AtomicU64::new(0) };
         FlightBuilder { flights: Arc::clone(self), flight: Arc::new(flight), keys: Vec::new() }
@@ -129,7 +129,7 @@ impl<K: Hash + Eq, T> Flights<K, T> {
 impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> FlightBuilder<K, T> {
     /// Joins the flight that loads `key`, if it began where the fences stand now and `suits` accepts its start; else
     /// adds the key to this flight.
-    pub fn join_or_add(
+    pub(crate) fn join_or_add(
         &mut self,
         key: &K,
         start: &LoadStart,
@@ -145,16 +145,19 @@ impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> FlightBuilder<K, 
         }
         let index = self.keys.len();
         let flight = Arc::downgrade(&self.flight);
-        slots.insert(key.clone(), Slot { start: *start, flight, index });
+        slots.insert(key.clone(), FlightSlot { start: *start, flight, index });
         self.keys.push(key.clone());
         Join::Lead(Waiter::new(Arc::clone(&self.flight), index))
     }
 
     /// Starts the load of the keys that were added; it has to end with one outcome for each, in their order.
-    pub fn start(mut self, load: impl Future<Output = Vec<T>> + Send + 'static) {
+    pub(crate) fn start(mut self, load: impl Future<Output = Vec<T>> + Send + 'static) {
         let keys = mem::take(&mut self.keys);
-        let guard =
-            SlotsGuard { flights: Arc::clone(&self.flights), flight: Arc::downgrade(&self.flight), keys };
+        let guard = FlightSlotsGuard {
+            flights: Arc::clone(&self.flights),
+            flight: Arc::downgrade(&self.flight),
+            keys,
+        };
         let load: Load<T> = Box::pin(async move {
             let outcomes = load.await;
             // Before the outcomes are seen: whoever sees them and reads again begins a load of its own.
@@ -180,7 +183,7 @@ impl<K: Hash + Eq, T> Drop for FlightBuilder<K, T> {
     }
 }
 
-impl<K: Hash + Eq, T> Drop for SlotsGuard<K, T> {
+impl<K: Hash + Eq, T> Drop for FlightSlotsGuard<K, T> {
     fn drop(&mut self) {
         self.flights.free(&self.keys, &self.flight);
     }

@@ -7,13 +7,13 @@
 pub mod batch;
 pub mod codec;
 pub mod entry;
-pub mod flights;
+pub(crate) mod flights;
 pub mod group;
 pub mod loader;
 pub mod opening;
 pub(crate) mod reading;
 pub mod rules;
-pub mod throttle;
+pub(crate) mod throttle;
 pub mod typed;
 pub mod versions;
 pub(crate) mod view;

@@ -1,12 +1,16 @@
-//! From the options of a cache to the open cache.
+//! The options of a cache, and how it is opened with them.
+//!
+//! A namespace has one memory per layer: opening it again returns the same cache, or an error if types or options
+//! differ.
 
 use std::any::type_name;
-use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::codec::{CacheKey, CacheValue, Codec, Coder, SCHEMA_DEFAULT, SCHEMA_MAX, Upgrade};
+use crate::cache::codec::{
+    BoxError, CacheKey, CacheValue, Codec, Coder, SCHEMA_DEFAULT, SCHEMA_MAX, Upgrade,
+};
 use crate::cache::entry::{LIFE_MAX, LIFE_MIN};
 use crate::cache::group::GroupOf;
 use crate::cache::reading::OpenCache;
@@ -24,12 +28,26 @@ use crate::memory::resident::{Capacity, Resident};
 use crate::memory::views::View;
 use crate::options::{WritePolicy, within_time};
 
-/// How many entries a cache holds in memory unless it says otherwise.
+/// The number of entries in memory of a cache that sets no bound.
 const CAPACITY_DEFAULT: usize = 10_000;
 
 const LOAD_THROTTLE_DEFAULT: Duration = Duration::from_secs(1);
 
-/// The options of a cache that is about to be opened.
+/// The options of a cache that is about to be opened. Each has a default, and is checked by [`CacheBuilder::open`].
+///
+/// ```
+/// # use std::time::Duration;
+/// # use forebay::{Cache, Forebay, MemoryStore, WritePolicy};
+/// # let bay = Forebay::builder(MemoryStore::new()).open_blocking()?;
+/// let users: Cache<u64, String> = bay
+///     .cache("users")
+///     .capacity(100_000)
+///     .write_policy(WritePolicy::Through)
+///     .time_to_live(Duration::from_secs(300))
+///     .stale_while_revalidate(Duration::from_secs(30))
+///     .open()?;
+/// # Ok::<(), forebay::Error>(())
+/// ```
 #[must_use = "nothing is opened until `open` is called"]
 pub struct CacheBuilder<K, V> {
     layer: Arc<Layer>,
@@ -76,14 +94,16 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         }
     }
 
-    /// How many entries may be in memory. Default: 10,000.
+    /// Limits the number of entries in memory. Default: 10,000.
     pub fn capacity(mut self, entries: usize) -> Self {
         self.bound = Capacity::Entries(entries);
         self
     }
 
-    /// How much weight may be in memory, in the unit of `weigh`. A value that `weigh` panics on is not kept. A weight
-    /// above 2,047 is kept in eleven bits and counts as up to a thousandth more.
+    /// Limits the weight of the entries in memory, in the unit of `weigh`, instead of their number.
+    ///
+    /// A value that `weigh` panics on is not kept. A weight above 2,047 is kept in eleven bits and counts as up to a
+    /// thousandth more.
     pub fn weight_capacity(
         mut self,
         weight: u64,
@@ -93,39 +113,42 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         self
     }
 
-    /// When writes are acknowledged. Default: behind on a layer with a journal, through on one without.
+    /// Sets when writes are acknowledged. Default: write-behind on a layer with a journal, write-through on one
+    /// without.
     pub fn write_policy(mut self, policy: WritePolicy) -> Self {
         self.policy = Some(policy);
         self
     }
 
-    /// Whether, of several writes of a key in one apply, only the last is sent to the store. Default: true.
+    /// Sends only the last of several writes of a key in one apply to the store. Default: true.
     pub fn coalesce(mut self, coalesce: bool) -> Self {
         self.coalesce = coalesce;
         self
     }
 
-    /// How keys and values become bytes. Default: `Bincode`; without the feature of that name there is no default, and a
-    /// cache that is opened without a codec is an [`ErrorKind::InvalidOption`].
+    /// Sets how keys and values become bytes. Default: `Bincode`.
+    ///
+    /// Without the feature `bincode` there is no default, and opening a cache that names no codec fails with
+    /// [`ErrorKind::InvalidOption`].
     pub fn codec<C: Codec>(mut self) -> Self {
         self.coder = Some(Coder::of::<C>());
         self
     }
 
-    /// Which version of their schema the values have, from 1 to 127. Default: 1. A stored value of another version goes
-    /// through [`CacheBuilder::upgrade`]; without that, reading it fails with [`ErrorKind::Decode`]. Nothing is ever
-    /// decoded as of another version than it was written with.
+    /// Sets the version of the values' schema, from 1 to 127. Default: 1.
     ///
-    /// A namespace can be opened again with another version, and its memory is empty then, once nobody has a handle of
-    /// the old one any more.
+    /// A stored value of another version goes through [`CacheBuilder::upgrade`]; without that, reading it fails with
+    /// [`ErrorKind::Decode`]. No value is ever decoded as another version than it was written with. A namespace can be
+    /// opened with another version once no handle of the old one is left; its memory is empty then.
     pub fn schema_version(mut self, version: u8) -> Self {
         self.schema = version;
         self
     }
 
-    /// Makes a value of a stored one of another schema version, of which it is given the version and the bytes; those
-    /// decode by [`Codec::decode`] of the codec they were written with, which has to be the cache's. The store keeps
-    /// the old bytes until the key is written again. Default: none.
+    /// Converts stored values of other schema versions when they are read. Default: none.
+    ///
+    /// The function gets the stored version and bytes, which decode by [`Codec::decode`] of the cache's codec: a value
+    /// of another codec is an error. The store keeps the old bytes until the key is written again.
     ///
     /// ```
     /// # use forebay::{Bincode, Cache, Codec, Forebay, MemoryStore};
@@ -146,29 +169,33 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
     /// ```
     pub fn upgrade(
         mut self,
-        upgrade: impl Fn(u8, &[u8]) -> Result<V, Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+        upgrade: impl Fn(u8, &[u8]) -> Result<V, BoxError> + Send + Sync + 'static,
     ) -> Self {
         self.upgrade = Some(Box::new(upgrade));
         self
     }
 
-    /// Which group a key is in, if any: a function of the key alone. [`Cache::group`] invalidates one. Default: none.
+    /// Puts each key into a group, or none: a function of the key alone. [`Cache::group`] invalidates one. Default:
+    /// none.
     ///
-    /// Two groups may share a floor (4,096 of them, in a layer): invalidating one costs the other a reload then.
+    /// A layer keeps 4,096 floors for its groups and tags, so two groups may share one: the invalidation of one then
+    /// costs the other a reload.
     pub fn group_by(mut self, group_of: impl Fn(&K) -> Option<String> + Send + Sync + 'static) -> Self {
         self.group_of = Some(Box::new(group_of));
         self
     }
 
-    /// Adds a rule: what becomes stale elsewhere when a key of this cache is written or removed, as a pure function of
-    /// the key, the old value and the new one. It is dropped from memory before the write, and again when the write has
-    /// taken effect. Not run by invalidations, which do not say what changed. It must not hold a handle of the layer or
-    /// of its caches, which would keep the layer open for ever.
+    /// Adds a rule that names what becomes stale elsewhere when a key of this cache is written or removed: a pure
+    /// function of the key, the old value and the new one.
     ///
-    /// Writing a key that is not in memory costs a load then. Writes of one key happen one after the other: one that
-    /// has waited for another for [`through_timeout`](crate::Builder::through_timeout) fails with
-    /// [`ErrorKind::Transient`]; if the rule panics or names what cannot be, with [`ErrorKind::RuleFailed`]. Nothing is
-    /// written in either case.
+    /// What it names is dropped from memory before the write, and again when the write has taken effect. Invalidations
+    /// do not run rules, since they do not say what changed. A rule must not hold a handle of the layer or of its
+    /// caches: it would keep the layer open for ever.
+    ///
+    /// With a rule, writing a key that is not in memory costs a load, and writes of one key wait for each other. A
+    /// write that has waited for [`through_timeout`](crate::Builder::through_timeout) fails with
+    /// [`ErrorKind::Transient`]. If the rule panics or names what cannot be, the write fails with
+    /// [`ErrorKind::RuleFailed`]. Nothing is written in either case.
     ///
     /// ```
     /// # use forebay::{Cache, Forebay, MemoryStore};
@@ -197,71 +224,72 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         self
     }
 
-    /// How long a value in memory is fresh, from when its load began or it was written. What is pending is always
-    /// fresh. Default: for as long as it is there. See [`Cache::set_time_to_live`].
+    /// Sets how long a value in memory is fresh, counted from the start of its load or from its write. Pending writes
+    /// are always fresh. Default: for as long as it is in memory. See [`Cache::set_time_to_live`].
     pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
         self.time_to_live = Some(time_to_live);
         self
     }
 
-    /// How long a value stays servable in memory while nobody reads it. Default: for as long as it is there.
+    /// Sets how long a value stays servable while nobody reads it. Default: for as long as it is in memory.
     pub fn time_to_idle(mut self, time_to_idle: Duration) -> Self {
         self.freshness.time_to_idle = Some(time_to_idle);
         self
     }
 
-    /// For how long a key that was found absent is taken to be absent. Default: not at all; each read asks the store.
+    /// Sets how long a key that was found absent is taken to be absent. Default: zero; each read asks the store.
     pub fn negative_time_to_live(mut self, time_to_live: Duration) -> Self {
         self.freshness.negative_time_to_live = Some(time_to_live);
         self
     }
 
-    /// By up to what share, from 0 to 1, each entry's time to live is cut at random, so that what came together does
-    /// not expire together. It is never made longer. Default: 0.
+    /// Cuts each entry's time to live at random by up to this share, from 0 to 1, so that entries that came together do
+    /// not expire together. Never makes it longer. Default: 0.
     pub fn time_to_live_jitter(mut self, share: f64) -> Self {
         self.jitter = share;
         self
     }
 
-    /// Loads an entry again in the background before it expires: the likelier, the longer its load took and the
-    /// closer the end is (XFetch; Vattani, Chierichetti, Lowenstein, VLDB 2015). `beta` is usually 1; more is earlier.
-    /// Default: never.
+    /// Loads an entry again in the background before it expires: the likelier, the longer its load took and the closer
+    /// its end is (XFetch; Vattani, Chierichetti, Lowenstein, VLDB 2015). `beta` is usually 1, at most 1,000; a higher
+    /// one loads earlier. Default: never.
     pub fn early_refresh(mut self, beta: f64) -> Self {
         self.freshness.early_refresh = Some(beta);
         self
     }
 
-    /// For how long after its time to live a value is served while it is loaded again in the background. Default: zero.
+    /// Serves a value for this long after its time to live while it is loaded again in the background. Default: zero.
     pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
         self.freshness.stale_while_revalidate = window;
         self
     }
 
-    /// For how long after its time to live a value is served if loading it again fails; [`Cache::get_entry`] says so.
-    /// Default: zero.
+    /// Serves a value for this long after its time to live if loading it again fails; [`Cache::get_entry`] returns the
+    /// failure, too. Default: zero.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
         self.freshness.stale_if_error = window;
         self
     }
 
-    /// How long after a failed load of a key the next one is tried; meanwhile its readers get what may be served
-    /// stale, or that failure. Default: one second if there is a stale window, otherwise zero: each read tries.
+    /// Sets how long after a failed load of a key no other one is tried. Meanwhile readers get a value that may be
+    /// served stale, or the same failure. Default: one second if there is a stale window, otherwise zero: each read
+    /// tries.
     pub fn load_throttle(mut self, interval: Duration) -> Self {
         self.load_throttle = Some(interval);
         self
     }
 
-    /// Keeps so many versions of each value, 1 to 1,024, the highest ones: see [`Cache::put_version`]. Default: a value
-    /// has no versions.
+    /// Keeps this many versions of each value, 1 to 1,024: the highest ones. See [`Cache::put_version`]. Default:
+    /// values have no versions.
     ///
-    /// A key has the fewer versions of two openings from its next write on. What was put without a version is what a
-    /// plain read finds until a first version comes.
+    /// If a later opening keeps fewer, a key loses the lower ones at its next write. A value that was put without a
+    /// version is found by plain reads until the first version comes.
     pub fn versions_kept(mut self, versions: usize) -> Self {
         self.versions_kept = Some(versions);
         self
     }
 
-    /// Opens the cache, or returns the open one.
+    /// Opens the cache, or returns the open one if types and options are the same.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidName`], [`ErrorKind::InvalidOption`]; [`ErrorKind::NamespaceInUse`] if the namespace
@@ -271,6 +299,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         let has_journal = self.layer.has_journal();
         let default = if has_journal { WritePolicy::Behind } else { WritePolicy::Through };
         let policy = self.policy.unwrap_or(default);
+        // A follower writes nothing, so the policy means nothing there, and one program text may serve both roles.
         if policy == WritePolicy::Behind && !has_journal && self.layer.follower.is_none() {
             let context = format!("cache \"{namespace}\": write-behind needs a layer with a journal");
             return Err(Error::new(ErrorKind::Unsupported, context));
@@ -292,7 +321,8 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         let ticker = self.layer.ticker().clone();
         let scopes = Arc::clone(self.layer.views().scopes());
         let layer_metrics = Arc::clone(self.layer.metrics());
-        // What is under way to memory holds on to it; after this nothing is that was acknowledged.
+        // Effects of acknowledged writes that have not reached memory yet hold the namespace's old memory. After this
+        // none does, so that a namespace without handles can be opened with other types.
         self.layer.catch_up();
         let view = self.layer.views().open(&namespace, schema, || {
             let throttle = Throttle::new(freshness.load_throttle);
@@ -319,6 +349,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             Ok(Arc::new(view) as Arc<dyn View>)
         })?;
         match view.into_any().downcast::<TypedView<K, V>>() {
+            // Rules, groups and upgrades are functions, which cannot be compared: only whether there are any is.
             Ok(view) if view.described == described => {
                 Ok(Cache { open: OpenCache { layer: self.layer, view } })
             }
@@ -327,7 +358,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         }
     }
 
-    /// The freshness, checked.
+    /// Checks the times, and returns them as memory needs them.
     fn freshness(&self) -> Result<Freshness> {
         let mut freshness = self.freshness.clone();
         let lives = [
@@ -339,6 +370,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             life.map_or(Ok(()), |life| within_time(option, life, LIFE_MIN, LIFE_MAX))?;
         }
         let has_window = !freshness.stale_while_revalidate.is_zero() || !freshness.stale_if_error.is_zero();
+        // Without a stale value to serve meanwhile, a throttle would answer reads with an old failure.
         let throttle = if has_window { LOAD_THROTTLE_DEFAULT } else { Duration::ZERO };
         freshness.load_throttle = self.load_throttle.unwrap_or(throttle);
         let windows = [
@@ -352,7 +384,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         if !(0.0..=1.0).contains(&self.jitter) {
             return Err(out_of_range("time_to_live_jitter", self.jitter, "0 to 1"));
         }
-        // 0 to 65,535 of 65,536 parts.
+        // In parts of 65,536.
         freshness.jitter = (self.jitter * f64::from(u16::MAX)).round() as u16;
         match freshness.early_refresh {
             Some(beta) if !(0.0..=1000.0).contains(&beta) => {
@@ -362,7 +394,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         }
     }
 
-    /// The options in words, so that two openings of a namespace can be compared and told apart.
+    /// Checks the other options, and puts all into words, so that two openings of a namespace can be compared.
     fn describe(&self, policy: WritePolicy, codec: u8, freshness: &Freshness) -> Result<String> {
         let bound = match &self.bound {
             Capacity::Entries(0) | Capacity::Weight(0, _) => {
@@ -379,6 +411,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         let (key, value) = (type_name::<K>(), type_name::<V>());
         let coalesce = if self.coalesce { "coalescing" } else { "every update" };
         let mut words = format!("{key} -> {value}, {bound}, {policy:?}, {coalesce}, codec {codec}");
+        // Options at their defaults are left out, as the text is shown to users.
         let schema = (self.schema != SCHEMA_DEFAULT).then(|| format!(", schema {}", self.schema));
         let upgrade = self.upgrade.is_some().then(|| ", upgraded".to_owned());
         let groups = self.group_of.is_some().then(|| ", with groups".to_owned());

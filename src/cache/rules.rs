@@ -1,8 +1,8 @@
 //! Rules: what becomes stale elsewhere when a key of a cache changes, as a pure function of the change.
 //!
-//! A rule is told the key, the value that the write replaces and the new one. So that the first is exactly that,
-//! writers of a key take turns: from the look at the old value until the write has taken effect. What the rule names
-//! is dropped before the write is handed over, and again when it has taken effect.
+//! A rule gets the key, the value that the write replaces and the new one. So that the old value is exactly that,
+//! writers of a key wait for each other, from the read of the old value until the write has taken effect. Everything
+//! that the rule names is invalidated before the write is handed over, and again when it has taken effect.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,10 +19,10 @@ use crate::memory::views::Views;
 use crate::queue::ticket::{Effect, Effects};
 use crate::store::contract::BoxFuture;
 
-/// How much one write may make stale.
+/// The most things that one write may make stale.
 const DIRECTIVES_MAX: usize = 1024;
 
-/// What a write replaces, as a rule is told it.
+/// A change of one key, as rules get it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Replacement<'a, K, V> {
@@ -34,7 +34,7 @@ pub struct Replacement<'a, K, V> {
     pub new: Option<&'a V>,
 }
 
-/// Takes down what a change makes stale.
+/// Collects what a change makes stale. A name that cannot be makes the write fail with [`ErrorKind::RuleFailed`].
 pub struct Stale {
     directives: Vec<Directive>,
     scopes: Arc<Scopes>,
@@ -51,24 +51,26 @@ impl fmt::Debug for Stale {
 pub(crate) type Rule<K, V> = Box<dyn Fn(&Replacement<'_, K, V>, &mut Stale) + Send + Sync>;
 
 impl Stale {
-    /// This key of this cache; its type has to be that of the cache's keys.
+    /// Names a key of a cache; its type has to be that of the cache's keys.
     pub fn key<K: CacheKey>(&mut self, cache: &str, key: K) {
         self.add(NamespaceName::parse(cache).map(|name| Directive::Key(name, Box::new(key))));
     }
 
-    /// Everything that has this tag.
+    /// Names every entry that has this tag.
     pub fn tag(&mut self, tag: &str) {
         let scope = check_name("a tag", tag, TAG_BYTES_MAX).map(|()| self.scopes.tag(tag));
         self.add(scope.map(Directive::Scope));
     }
 
-    /// Everything in this namespace and below it. Its token is written with the change, in one frame.
+    /// Names every entry in this namespace and below it. The namespace's token is written with the change, in one
+    /// frame.
     pub fn namespace(&mut self, name: &str) {
         self.add(NamespaceName::parse(name).map(Directive::Namespace));
     }
 
     fn add(&mut self, directive: Result<Directive>) {
         match directive {
+            // Bounded, since all of them are carried out twice while other writers of the key wait.
             Ok(directive) if self.directives.len() < DIRECTIVES_MAX => self.directives.push(directive),
             Ok(_) => {
                 let context = format!("a rule makes more than {DIRECTIVES_MAX} things stale by one write");
@@ -79,7 +81,7 @@ impl Stale {
     }
 }
 
-/// A rule about what other processes change, as the engine knows it.
+/// Wraps a user's rule on the directives of other processes: catches its panics, and checks what it names.
 pub(crate) fn on_directive(
     rule: impl Fn(&event::Directive, &mut Stale) + Send + Sync + 'static,
 ) -> impl Fn(&event::Directive, &Views) -> Result<Vec<Directive>> + Send + Sync + 'static {
@@ -141,6 +143,7 @@ pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Re
             format!("another write of the key has been under way for {wait:?}; nothing was written");
         Error::new(ErrorKind::Transient, context)
     })?;
+    // The keys are locked: no other write can come between the old value that a rule sees and this write.
     let mut directives = Vec::new();
     for change in changes {
         directives.extend(change.directives().await?);
@@ -148,7 +151,7 @@ pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Re
     Aftermath::begin(layer, directives, key_guard)
 }
 
-/// A write's effect on its own cache, and then what it makes stale elsewhere.
+/// A write's effect on its own cache, followed by the invalidation of what it makes stale elsewhere.
 struct EffectThenInvalidation {
     effect: Box<dyn Effect>,
     aftermath: Aftermath,
@@ -158,16 +161,17 @@ impl Effect for EffectThenInvalidation {
     fn publish(self: Box<Self>, seq: Seq) {
         let EffectThenInvalidation { effect, aftermath } = *self;
         effect.publish(seq);
+        // After the effect: whoever loads something derived now finds the new value.
         drop(aftermath);
     }
 }
 
-/// An effect that the aftermath follows.
+/// Makes an effect that the invalidation follows.
 pub(crate) fn then_invalidate(effect: Box<dyn Effect>, aftermath: Aftermath) -> Box<dyn Effect> {
     Box::new(EffectThenInvalidation { effect, aftermath })
 }
 
-/// The effects of a frame that begins with so many tokens.
+/// The effects of a frame that begins with so many tokens, which have none.
 pub(crate) fn after_tokens(tokens: usize, effect: Box<dyn Effect>) -> Effects {
     let none = std::iter::repeat_with(|| None).take(tokens);
     Effects::Many(none.chain([Some(effect)]).collect())

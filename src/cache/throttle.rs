@@ -1,4 +1,4 @@
-//! Failed loads, remembered for a while so that a failing source is not asked by every reader.
+//! Failed loads, remembered for a while, so that not every reader asks a failing source again.
 
 use std::hash::Hash;
 use std::time::Duration;
@@ -9,42 +9,43 @@ use crate::error::{Error, ErrorKind};
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
 
-/// How many keys' failures are remembered; beyond that some are forgotten, and their keys tried earlier.
-pub const FAILURES_MAX: usize = 4096;
+/// The number of keys whose failures are remembered; beyond that some are dropped, and their keys tried earlier.
+pub(crate) const FAILURES_MAX: usize = 4096;
 
 /// The failed loads of one cache.
-pub struct Throttle<K> {
+pub(crate) struct Throttle<K> {
     interval: Duration,
-    /// Only of a cache that throttles.
+    /// `None` for a cache that does not throttle.
     failures: Option<Cache<K, (Moment, Error)>>,
 }
 
-/// Whether an error says that the source could not answer, rather than that it must not, or what the answer is.
+/// True if the source could not answer; false if the error is the answer (the value does not decode, say) or a refusal.
 #[must_use]
-pub fn is_source_failure(error: &Error) -> bool {
+pub(crate) fn is_source_failure(error: &Error) -> bool {
     use ErrorKind as E;
     matches!(error.kind(), E::Transient | E::StoreFailed | E::LoadFailed | E::Io)
 }
 
 impl<K: Hash + Eq + Clone> Throttle<K> {
-    /// Without an interval nothing is remembered.
+    /// A throttle of this interval; zero remembers nothing.
     #[must_use]
-    pub fn new(interval: Duration) -> Throttle<K> {
+    pub(crate) fn new(interval: Duration) -> Throttle<K> {
         Throttle { interval, failures: (!interval.is_zero()).then(|| Cache::new(FAILURES_MAX)) }
     }
 
-    /// How the load of `key` failed, if that is so short ago that it is not to be tried again.
-    pub fn recent(&self, key: &K, now: Moment) -> Option<Error> {
+    /// Returns the failure of the last load of `key`, if that is so short ago that no load may be tried.
+    pub(crate) fn recent(&self, key: &K, now: Moment) -> Option<Error> {
         let (at, error) = self.failures.as_ref().filter(|failures| !failures.is_empty())?.get(key)?;
         let short_ago = now.since(at) < self.interval && Safeguard::LoadThrottle.holds();
         short_ago.then_some(error)
     }
 
-    /// Notes how a load ended.
-    pub fn note(&self, key: &K, failure: Option<&Error>, now: Moment) {
+    /// Notes the end of a load: remembers a failure of the source, and drops one that is over.
+    pub(crate) fn note(&self, key: &K, failure: Option<&Error>, now: Moment) {
         let Some(failures) = &self.failures else { return };
         match failure.filter(|error| is_source_failure(error)) {
             Some(error) => failures.insert(key.clone(), (now, error.clone())),
+            // The usual case: a load succeeded, and nothing has to be looked up.
             None if failures.is_empty() => {}
             None => drop(failures.remove(key)),
         }

@@ -304,8 +304,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     ///
     /// # Errors
     /// * [`ErrorKind::TooLarge`], [`ErrorKind::Encode`], [`ErrorKind::QueueFull`], [`ErrorKind::DiskFull`],
-    ///   [`ErrorKind::Rejected`], [`ErrorKind::Parked`], [`ErrorKind::Halted`] (the last three of a write-through only),
-    ///   and, of a cache with [rules](crate::CacheBuilder::on_change), theirs: nothing was written.
+    ///   [`ErrorKind::Rejected`], [`ErrorKind::Parked`], [`ErrorKind::Halted`] (the last three of a write-through
+    ///   only), and, of a cache with [rules](crate::CacheBuilder::on_change), theirs: nothing was written.
     /// * [`ErrorKind::InDoubt`], [`ErrorKind::Poisoned`]: the write may or may not take effect.
     /// * [`ErrorKind::Fenced`], [`ErrorKind::Closed`]: the layer takes no more writes.
     /// * [`ErrorKind::Unsupported`]: the cache keeps versions, so values come by [`Cache::put_version`].
@@ -347,6 +347,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// As [`Cache::put`].
     pub async fn remove_with(&self, key: &K, options: impl Into<WriteOptions>) -> Result<Receipt> {
         let policy = options.into().chosen_policy().unwrap_or(self.open.view.policy);
+        // The versions and their list have to go with the plain value, or the next version would be compared with
+        // those from before the removal.
         if self.open.view.versions_kept.is_some() {
             return versions::remove(&self.open, key, policy).await;
         }
@@ -357,8 +359,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// Writes one version of a key's value, where `version` is a number of the source's own: higher is later.
     ///
     /// For caches with [`versions_kept`](crate::CacheBuilder::versions_kept). Versions may come in any order: a plain
-    /// [`Cache::get`] returns the highest one that ever came and is kept. Putting a version again replaces its value, so
-    /// a source may deliver it twice. The write has the cache's policy, is one atomic frame, and is acknowledged as
+    /// [`Cache::get`] returns the highest one that ever came and is kept. Putting a version again replaces its value,
+    /// so a source may deliver it twice. The write has the cache's policy, is one atomic frame, and is acknowledged as
     /// [`Cache::put`] is. It costs a load of the key's list of versions, and writes the value once, or twice if it is
     /// the latest.
     ///
@@ -419,8 +421,8 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.open.view.invalidate(key);
     }
 
-    /// Invalidates a key because the store's value has this version now: drops what memory has if that is older or of an
-    /// unknown version, and keeps it otherwise.
+    /// Invalidates a key because the store's value has this version now: drops what memory has if that is older or of
+    /// an unknown version, and keeps it otherwise.
     ///
     /// Returns true if it dropped the entry, or would have if there had been one. Loads under way are not kept in
     /// either case, since nobody knows what they saw. The call may be repeated and may come late: it then checks what
@@ -450,6 +452,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// empty or longer than 255 bytes.
     pub fn group(&self, name: &str) -> Result<Group> {
         let OpenCache { layer, view } = &self.open;
+        // No key is in any group then: an invalidation would do nothing, silently.
         if view.group_of.is_none() {
             let context = format!("cache \"{}\" was opened without groups", view.namespace);
             return Err(Error::new(ErrorKind::Unsupported, context));

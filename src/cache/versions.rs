@@ -1,8 +1,9 @@
 //! Versioned keys: the versions that an outside source gives to a value, side by side.
 //!
 //! Three kinds of records are kept, and change together in one frame: each version's value, the list of the versions,
-//! and the plain value, which is that of the highest version. Writers of one key are serialised by the layer's key locks,
-//! from their look at the list until their frame is committed or refused, whether or not anybody still waits for it.
+//! and the plain value, which is that of the highest version. Writers of one key are serialised by the layer's key
+//! locks, from their look at the list until their frame is committed or refused, whether or not anybody still waits for
+//! it.
 
 use std::iter;
 
@@ -49,10 +50,10 @@ pub struct VersionReceipt {
 ///
 /// Stored as a byte for the format, their count (4 bytes) and each of them (8 bytes), little-endian.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct List(Vec<u64>);
+struct VersionList(Vec<u64>);
 
-impl List {
-    fn parse(bytes: &[u8]) -> Option<List> {
+impl VersionList {
+    fn parse(bytes: &[u8]) -> Option<VersionList> {
         let (&format, rest) = bytes.split_first()?;
         let (count, rest) = rest.split_first_chunk::<4>()?;
         let count = usize::try_from(u32::from_le_bytes(*count)).ok()?;
@@ -61,7 +62,7 @@ impl List {
             return None;
         }
         let versions: Vec<u64> = versions.iter().map(|version| u64::from_le_bytes(*version)).collect();
-        versions.is_sorted_by(|a, b| a < b).then_some(List(versions))
+        versions.is_sorted_by(|a, b| a < b).then_some(VersionList(versions))
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -158,7 +159,7 @@ async fn begin<K: CacheKey, V: CacheValue>(
     cache: &OpenCache<K, V>,
     stored: &Key,
     policy: WritePolicy,
-) -> Result<(KeyGuard, List)> {
+) -> Result<(KeyGuard, VersionList)> {
     kept(cache)?;
     let begun = async {
         let key_guard = cache.layer.key_locks.lock(iter::once(stored)).await;
@@ -201,11 +202,11 @@ async fn end<K: CacheKey, V: CacheValue>(
     writing::end(cache, key, Begun::Now(begun)).await
 }
 
-async fn read_list<K: CacheKey, V: CacheValue>(cache: &OpenCache<K, V>, stored: &Key) -> Result<List> {
+async fn read_list<K: CacheKey, V: CacheValue>(cache: &OpenCache<K, V>, stored: &Key) -> Result<VersionList> {
     let Some(found) = cache.layer.reads().load(&stored.version_list()?).await?.value else {
-        return Ok(List::default());
+        return Ok(VersionList::default());
     };
-    List::parse(&found.value).ok_or_else(|| {
+    VersionList::parse(&found.value).ok_or_else(|| {
         Error::new(ErrorKind::Decode, format!("the list of the versions of {stored} is unreadable"))
     })
 }
@@ -224,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_list_keeps_the_highest_and_says_what_goes() {
-        let mut list = List::default();
+        let mut list = VersionList::default();
         assert_eq!(list.take(5, 2), (VersionPlace::Latest, vec![]));
         assert_eq!(list.take(3, 2), (VersionPlace::Behind, vec![]));
         assert_eq!(list.take(3, 2), (VersionPlace::Behind, vec![]));
@@ -236,17 +237,17 @@ mod tests {
 
     #[test]
     fn bytes_that_are_no_list_are_told() {
-        let list = List(vec![1, 7, u64::MAX]);
+        let list = VersionList(vec![1, 7, u64::MAX]);
         let bytes = list.encode();
-        assert_eq!(List::parse(&bytes), Some(list));
+        assert_eq!(VersionList::parse(&bytes), Some(list));
         for cut in 0..bytes.len() {
-            assert_eq!(List::parse(&bytes[..cut]), None);
+            assert_eq!(VersionList::parse(&bytes[..cut]), None);
         }
-        let unsorted = List(vec![7, 7]).encode();
+        let unsorted = VersionList(vec![7, 7]).encode();
         let long = [&[LIST_FORMAT][..], &u32::MAX.to_le_bytes(), &[0; 16]].concat();
         let newer = [&[LIST_FORMAT + 1], &bytes[1..]].concat();
         for bad in [unsorted, long, newer, [&bytes[..], &[0]].concat()] {
-            assert_eq!(List::parse(&bad), None, "{bad:?}");
+            assert_eq!(VersionList::parse(&bad), None, "{bad:?}");
         }
     }
 }

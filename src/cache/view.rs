@@ -1,4 +1,5 @@
-//! The part of a cache that all handles of one namespace share: its memory, its loads under way, its codec, its counters.
+//! The part of a cache that all handles of one namespace share: its memory, its loads under way, its codec, its
+//! counters.
 //!
 //! Loads run here, on a view and what reads need of a layer: a load that outlives its reader must not keep the layer
 //! open. What a load brings is kept in memory only if no write or invalidation moved the fences since it began.
@@ -110,6 +111,7 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
                 };
                 self.resident.apply_remote_change(&key, value, version, overrides)
             }
+            // Without a version nobody can say that what memory has is newer.
             None if version == Seq::ZERO => self.resident.invalidate(&key),
             None => self.resident.invalidate_version(&key, version).map(drop),
         };
@@ -198,6 +200,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         })?;
         // Before the write is handed over, so that an age comes out too high rather than too low.
         let since = self.resident.ticker().now();
+        // Without its value the effect drops the key from memory.
         let value = value.filter(|_| options.chosen_policy().unwrap_or(self.policy) != WritePolicy::Around);
         let (view, key) = (Arc::clone(self), key.clone());
         let overrides = EntryOverrides { dependencies, ..options.overrides() };
@@ -247,6 +250,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         let done = async {
             let answer = reads.load(&stored).await?;
             match loader {
+                // The layer's own value wins over the loader's source: it was put here.
                 Some(loader) if answer.value.is_none() => {
                     let loaded = (loader.load)(key.clone()).await?;
                     self.keep_loaded(reads, &key, loaded, &start)

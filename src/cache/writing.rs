@@ -61,7 +61,8 @@ impl<'a, K: CacheKey, V: CacheValue> KeyWrite<'a, K, V> {
         }
     }
 
-    /// Hands a frame over in which nothing but this key's value is in memory. `key_guard` is held until the frame has ended.
+    /// Hands a frame over in which nothing but this key's value is in memory. `key_guard` is held until the frame has
+    /// ended.
     pub(crate) fn begin_frame(
         &self,
         frame: FrameBuilder,

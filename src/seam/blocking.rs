@@ -1,8 +1,8 @@
 //! The blocking face of an async type: each blocking method is made from the signature of the async one.
 //!
 //! A type `BlockingX` holds its async `X` in the field `inner` and has a private `fn run(&self, future)` that drives a
-//! future on the calling thread. [`blocking_calls`] writes the wrappers. The test below reads the sources and fails if a
-//! public async method of a public type has no blocking counterpart.
+//! future on the calling thread. [`blocking_calls`] writes the wrappers. The test below reads the sources and fails if
+//! a public async method of a public type has no blocking counterpart.
 
 /// Makes a blocking method of each async method that is listed, within an `impl` block of the blocking type.
 ///

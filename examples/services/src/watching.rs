@@ -33,7 +33,8 @@ impl Observer for Watched {
     fn observe<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, forebay::Result<Observation>> {
         Box::pin(async move {
             let unreachable = |why: String| Error::new(ErrorKind::Transient, why);
-            let product = Bincode::decode::<u64>(key.key()).map_err(unreachable)?;
+            let product =
+                Bincode::decode::<u64>(key.key()).map_err(|error| unreachable(error.to_string()))?;
             let question = format!("ask {{}} {product}");
             let answer = ask(&self.inputs, &self.heard, self.role, &question).await;
             let answer = answer.map_err(|error| unreachable(format!("{error:#}")))?;

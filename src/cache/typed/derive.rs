@@ -21,8 +21,8 @@ use crate::memory::dependencies::ReadSet;
 use crate::seam::clock::Handle;
 use crate::seam::sync::Mutex;
 
-/// The context through which a loader of [`Cache::get_or_derive`] reads other keys: each of them becomes a dependency of
-/// the loaded value. Clones share their notes.
+/// The context through which a loader of [`Cache::get_or_derive`] reads other keys: each of them becomes a dependency
+/// of the loaded value. Clones share their notes.
 #[derive(Clone)]
 pub struct LoadContext {
     /// Only to be compared: a load must not keep the layer open.
