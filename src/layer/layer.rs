@@ -29,7 +29,7 @@ use crate::queue::key_locks::{KeyGuard, KeyLocks};
 use crate::queue::lookup::Lookup;
 use crate::queue::record::{Operation, notices_of, push};
 use crate::queue::state::{Core, unanswered};
-use crate::queue::ticket::{Effects, Ticket, Until};
+use crate::queue::ticket::{Effects, Until, WriteTicket};
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Runtime, Ticker};
 use crate::seam::sync::Mutex;
@@ -83,7 +83,7 @@ struct Waiting {
     bytes: u32,
     /// Whether it needs a flusher that moves.
     through: bool,
-    submission: Submission<Option<Ticket>>,
+    submission: Submission<Option<WriteTicket>>,
 }
 
 impl Layer {
@@ -208,7 +208,8 @@ impl Layer {
         let noticed = !journaled && self.core.options.changes && Safeguard::ThroughLeavesNotice.holds();
         let notice = noticed.then(|| notices_of(&body)).transpose()?;
         let (sender, answer) = oneshot::channel();
-        let mut ticket = Ticket { until, effects, answer: sender, records, bytes, through: None, key_guard };
+        let mut ticket =
+            WriteTicket { until, effects, answer: sender, records, bytes, through: None, key_guard };
         let submission = match notice {
             None => Submission { body, journaled, ticket: Some(ticket) },
             Some(notice) => {
@@ -239,7 +240,7 @@ impl Layer {
         Ok(writing.answer)
     }
 
-    fn hand_over(&self, submission: Submission<Option<Ticket>>) {
+    fn hand_over(&self, submission: Submission<Option<WriteTicket>>) {
         match clock::may_block() {
             true => self.committer.submit_blocking(submission),
             false => self.committer.submit(submission),
@@ -249,7 +250,7 @@ impl Layer {
     async fn enter(&self, refused: NotEntered, records: u32, bytes: u32, through: bool) -> Result<()> {
         let full = || {
             self.core.metrics.writes_refused_full.add(1);
-            let backlog = self.core.pending.lock().backlog();
+            let backlog = self.core.pending.lock().size();
             let context = format!(
                 "the queue is full: {} records and {} bytes wait for the store",
                 backlog.records, backlog.bytes
@@ -367,7 +368,7 @@ impl Layer {
     /// What has been counted.
     pub fn stats(&self) -> Stats {
         // Counted by the caches, each for itself, so that a hit counts once.
-        let queue = self.core.pending.lock().queue(self.ticker.now());
+        let queue = self.core.pending.lock().stats(self.ticker.now());
         Stats { memory_hits: self.views.memory_hits(), queue, ..self.core.metrics.snapshot() }
     }
 
@@ -480,7 +481,7 @@ impl Layer {
             let _ = self.within(GOODBYE, heartbeat.end()).await;
         }
         self.on_thread(Layer::stop).await?;
-        let queued = self.core.pending.lock().backlog().records;
+        let queued = self.core.pending.lock().size().records;
         match (queued, ended, drained) {
             (0, ended, _) => ended.map(|()| Closed { queued, reason: None }),
             (_, Err(error), _) | (_, Ok(()), Err(error)) => Ok(Closed { queued, reason: Some(error) }),
@@ -523,7 +524,7 @@ impl Layer {
         let panicked = Error::new(ErrorKind::StoreFailed, "the flusher's thread panicked");
         self.core.fail(HealthState::Closed, if runtime.is_err() { panicked } else { Error::layer_closed() });
         self.tasks.end();
-        self.reads.let_go();
+        self.reads.release_store();
         if let Some(cursors) = &self.cursors {
             cursors.shutdown();
         }
