@@ -19,6 +19,7 @@ use crate::feed::changes::{BlockingChangeStream, ChangeStream};
 use crate::feed::follow::FollowStatus;
 use crate::feed::publisher::{BlockingPublication, Publication, Publish};
 use crate::ids::{Key, NamespaceName, Seq};
+use crate::invalidation::Invalidation;
 use crate::layer::dead_letter_list::DeadLetterList;
 use crate::layer::layer::Layer;
 use crate::metrics::Stats;
@@ -135,7 +136,7 @@ impl Forebay {
     /// invalidated and the token may still be the older one.
     pub async fn invalidate_namespace(&self, name: &str) -> Result<Receipt> {
         let name = NamespaceName::parse(name)?;
-        self.layer.invalidate_namespace(&name).await.map(Receipt::new)
+        self.layer.invalidate(Invalidation::Namespace(name)).await.map(Receipt::new)
     }
 
     /// Reads a namespace's token: the sequence number of the last invalidation of it or of a namespace above it, by
@@ -162,8 +163,7 @@ impl Forebay {
     pub fn invalidate_tag(&self, tag: &str) -> Result<()> {
         check_name("a tag", tag, TAG_BYTES_MAX)?;
         self.layer.catch_up();
-        let scopes = self.layer.views().scopes();
-        scopes.invalidate(scopes.tag(tag));
+        self.layer.views().carry_out(&Invalidation::Tag(tag.to_owned()));
         Ok(())
     }
 
@@ -175,7 +175,7 @@ impl Forebay {
     /// As [`Forebay::invalidate_namespace`].
     pub async fn invalidate_tag_everywhere(&self, tag: &str) -> Result<Receipt> {
         check_name("a tag", tag, TAG_BYTES_MAX)?;
-        self.layer.invalidate_tag(tag).await.map(Receipt::new)
+        self.layer.invalidate(Invalidation::Tag(tag.to_owned())).await.map(Receipt::new)
     }
 
     /// Announces to followers that the namespace's values have this
@@ -191,7 +191,7 @@ impl Forebay {
             let context = format!("schema version {version}; allowed are 1 to {SCHEMA_MAX}");
             return Err(Error::new(ErrorKind::InvalidOption, context));
         }
-        self.layer.announce_schema(&name, version).await.map(Receipt::new)
+        self.layer.invalidate(Invalidation::Schema(name, version)).await.map(Receipt::new)
     }
 
     /// Opens a stream of what the store has been given, in the layer's order: after a sequence number, or from where a

@@ -2,9 +2,9 @@
 //!
 //! A counter only grows. Reading one takes no lock, so a snapshot may miss what is counted meanwhile.
 //!
-//! Each counter is declared once, with the name under which it is exported: [`stats!`] makes the live counters, the
+//! Each counter is declared once, with the name under which it is exported: `stats!` makes the live counters, the
 //! snapshot and the list for the export from that declaration. A count that is divided by reason is indexed by an enum
-//! that [`labels!`] declares, which also names the label of each reason.
+//! that `labels!` declares, which also names the label of each reason.
 
 pub mod ages;
 
@@ -37,7 +37,7 @@ impl Counter {
     }
 }
 
-/// The variants of an enum that divides a count, each with its label in the export. Implemented by [`labels!`].
+/// The variants of an enum that divides a count, each with its label in the export. Implemented by `labels!`.
 pub trait Label: Copy + 'static {
     /// All variants, in the order of [`Label::index`].
     const ALL: &'static [Self];

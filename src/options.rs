@@ -138,15 +138,29 @@ macro_rules! layer_options_struct {
 layer_options!(layer_options_struct);
 
 /// The sizes of a layer's internal structures. Tests choose small ones, so that keys collide.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerSizes {
     /// The stripes of the caches' memories.
     pub memory: StripeCounts,
+    /// The stripes of the locks of keys.
+    pub key_locks: usize,
+    /// The bits of a key's hash that count in the index of spilled records.
+    pub spilled_hash_mask: u64,
 }
 
 impl LayerSizes {
-    /// So few that keys and tags collide in a short test.
-    pub const COLLIDING: LayerSizes = LayerSizes { memory: StripeCounts { fences: 8, floors: 8 } };
+    /// So few that keys and tags collide in a short test; the index of spilled records has sixteen different hashes.
+    pub const COLLIDING: LayerSizes = LayerSizes {
+        memory: StripeCounts { fences: 8, floors: 8 },
+        key_locks: 8,
+        spilled_hash_mask: 0xF << 58,
+    };
+}
+
+impl Default for LayerSizes {
+    fn default() -> Self {
+        LayerSizes { memory: StripeCounts::default(), key_locks: 256, spilled_hash_mask: u64::MAX }
+    }
 }
 
 impl LayerOptions {

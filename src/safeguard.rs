@@ -101,8 +101,8 @@ safeguards! {
     NamespaceBelow,
     /// An invalidation of a namespace or a group is journaled, or in the store, before it is acknowledged.
     TokenIsDurable,
-    /// What is below its group's floor is not served.
-    GroupFloor,
+    /// The group of a key is among the tags of its entry.
+    GroupTag,
     /// What is below the floor of one of its tags is not served.
     TagFloor,
     /// A value's tags are stored with it.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
+use forebay::Invalidation;
 use forebay::bus::{Bus as _, Directive, Event, Identity, Message, Payload};
 use forebay::store::{Batch, Progress};
 use forebay::{
@@ -145,7 +146,7 @@ impl Bed {
             let mut encoded = Vec::new();
             Bincode::encode(&number, 1 << 10, &mut encoded).map_err(anyhow::Error::msg)?;
             let version = Seq::new(self.at.get() + 1 + number - first);
-            Ok(Directive::Invalidate(Key::new(&namespace, &encoded)?, version))
+            Ok(Directive::Invalidate(Invalidation::Key(Key::new(&namespace, &encoded)?), version))
         });
         directives.collect()
     }

@@ -5,7 +5,7 @@
 //! ([`crate::bus::tracker`]). But a bus must not hide what it knows. If it cannot deliver the messages after a position,
 //! because they were trimmed or the server has lost its data, it delivers [`Delivery::PositionLost`].
 //!
-//! [`crate::testkit::bus_conformance`] tests an implementation.
+//! `testkit::bus_conformance` tests an implementation.
 
 use std::fmt;
 use std::future::Future;
@@ -150,7 +150,7 @@ pub enum Delivery {
 
 /// A bus: named channels with any number of publishers and listeners.
 ///
-/// Implement it to carry events over a message system of your own; [`crate::testkit::bus_conformance`] tests it.
+/// Implement it to carry events over a message system of your own; `testkit::bus_conformance` tests it.
 ///
 /// # Errors
 /// Every error names the bus and the operation, and never contains credentials. [`ErrorKind::Transient`] may pass by

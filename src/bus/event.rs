@@ -23,8 +23,7 @@
 //! | 2 | the key has this value | namespace, encoded key, encoded value |
 //! | 3 | the key was removed | namespace, encoded key |
 //! | 4 | everything in the namespace and below it was invalidated | namespace |
-//! | 5 | the group was invalidated | namespace, group |
-//! | 6 | what has the tag was invalidated | tag |
+//! | 6 | all entries with the tag were invalidated; a group's tag is `namespace:group` | tag |
 //! | 7 | the values of the namespace have this schema version now (one byte) | namespace, schema version |
 //! | 8 | anything may have changed up to this version | |
 //!
@@ -35,6 +34,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use crate::bus::contract::BODY_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, Key, NamespaceName, Seq};
+use crate::invalidation::Invalidation;
 
 const FORMAT: u8 = 1;
 const DIRECTIVES: u8 = 1;
@@ -79,22 +79,12 @@ pub enum Payload {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Directive {
-    /// The key may have another value than before this version.
-    Invalidate(Key, Seq),
     /// The key has this value since this version.
     Put(Key, Seq, Bytes),
     /// The key has no value since this version.
     Remove(Key, Seq),
-    /// Everything in the namespace and below it was invalidated.
-    Namespace(NamespaceName, Seq),
-    /// The group of the namespace was invalidated.
-    Group(NamespaceName, String, Seq),
-    /// All entries with the tag were invalidated.
-    Tag(String, Seq),
-    /// The namespace's values have this schema version now.
-    Schema(NamespaceName, u8, Seq),
-    /// Anything may have changed up to this version.
-    Everything(Seq),
+    /// What is named may have changed up to this version.
+    Invalidate(Invalidation, Seq),
 }
 
 impl Directive {
@@ -102,48 +92,50 @@ impl Directive {
     #[must_use]
     pub fn version(&self) -> Seq {
         match self {
-            Directive::Invalidate(_, version)
-            | Directive::Put(_, version, _)
+            Directive::Put(_, version, _)
             | Directive::Remove(_, version)
-            | Directive::Namespace(_, version)
-            | Directive::Group(_, _, version)
-            | Directive::Tag(_, version)
-            | Directive::Schema(_, _, version)
-            | Directive::Everything(version) => *version,
+            | Directive::Invalidate(_, version) => *version,
         }
     }
 
     /// Returns the encoded length in bytes.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
+        let key_len = |key: &Key| 8 + key.as_bytes().len() - 1;
         let parts = match self {
-            Directive::Invalidate(key, _) | Directive::Remove(key, _) => 8 + key.as_bytes().len() - 1,
-            Directive::Put(key, _, value) => 12 + key.as_bytes().len() - 1 + value.len(),
-            Directive::Namespace(name, _) => 4 + name.as_str().len(),
-            Directive::Group(name, group, _) => 8 + name.as_str().len() + group.len(),
-            Directive::Tag(tag, _) => 4 + tag.len(),
-            Directive::Schema(name, ..) => 9 + name.as_str().len(),
-            Directive::Everything(_) => 0,
+            Directive::Put(key, _, value) => key_len(key) + 4 + value.len(),
+            Directive::Remove(key, _) => key_len(key),
+            Directive::Invalidate(what, _) => match what {
+                Invalidation::Key(key) => key_len(key),
+                Invalidation::Namespace(name) => 4 + name.as_str().len(),
+                Invalidation::Tag(tag) => 4 + tag.len(),
+                Invalidation::Schema(name, _) => 9 + name.as_str().len(),
+                Invalidation::Everything => 0,
+            },
         };
         1 + 8 + parts
     }
 
     fn encode(&self, out: &mut BytesMut) {
-        let (kind, parts): (u8, [Option<&[u8]>; 3]) = match self {
-            Directive::Invalidate(key, _) => (1, [Some(key.namespace().as_bytes()), Some(key.key()), None]),
+        type Parts<'a> = [Option<&'a [u8]>; 3];
+        fn key_parts(key: &Key) -> Parts<'_> {
+            [Some(key.namespace().as_bytes()), Some(key.key()), None]
+        }
+        let (kind, parts): (u8, Parts<'_>) = match self {
             Directive::Put(key, _, value) => {
                 (2, [Some(key.namespace().as_bytes()), Some(key.key()), Some(value)])
             }
-            Directive::Remove(key, _) => (3, [Some(key.namespace().as_bytes()), Some(key.key()), None]),
-            Directive::Namespace(name, _) => (4, [Some(name.as_str().as_bytes()), None, None]),
-            Directive::Group(name, group, _) => {
-                (5, [Some(name.as_str().as_bytes()), Some(group.as_bytes()), None])
-            }
-            Directive::Tag(tag, _) => (6, [Some(tag.as_bytes()), None, None]),
-            Directive::Schema(name, version, _) => {
-                (7, [Some(name.as_str().as_bytes()), Some(std::slice::from_ref(version)), None])
-            }
-            Directive::Everything(_) => (8, [None, None, None]),
+            Directive::Remove(key, _) => (3, key_parts(key)),
+            // Kind 5 was a group's, which is a tag now.
+            Directive::Invalidate(what, _) => match what {
+                Invalidation::Key(key) => (1, key_parts(key)),
+                Invalidation::Namespace(name) => (4, [Some(name.as_str().as_bytes()), None, None]),
+                Invalidation::Tag(tag) => (6, [Some(tag.as_bytes()), None, None]),
+                Invalidation::Schema(name, version) => {
+                    (7, [Some(name.as_str().as_bytes()), Some(std::slice::from_ref(version)), None])
+                }
+                Invalidation::Everything => (8, [None, None, None]),
+            },
         };
         out.put_u8(kind);
         out.put_u64_le(self.version().0);
@@ -165,23 +157,20 @@ impl Directive {
             *rest = behind;
             Ok(part)
         };
-        Ok(match kind {
-            1 => Directive::Invalidate(keys.key(part()?, part()?)?, version),
-            2 => Directive::Put(keys.key(part()?, part()?)?, version, whole.slice_ref(part()?)),
-            3 => Directive::Remove(keys.key(part()?, part()?)?, version),
-            4 => Directive::Namespace(name(part()?)?, version),
-            5 => Directive::Group(name(part()?)?, text(part()?)?, version),
-            6 => Directive::Tag(text(part()?)?, version),
-            7 => {
-                let (name, schema) = (name(part()?)?, part()?);
-                match schema {
-                    &[schema] => Directive::Schema(name, schema, version),
-                    _ => return Err(refused("names a schema version that is not one byte")),
-                }
-            }
-            8 => Directive::Everything(version),
+        let what = match kind {
+            1 => Invalidation::Key(keys.key(part()?, part()?)?),
+            2 => return Ok(Directive::Put(keys.key(part()?, part()?)?, version, whole.slice_ref(part()?))),
+            3 => return Ok(Directive::Remove(keys.key(part()?, part()?)?, version)),
+            4 => Invalidation::Namespace(name(part()?)?),
+            6 => Invalidation::Tag(text(part()?)?),
+            7 => match (name(part()?)?, part()?) {
+                (name, &[schema]) => Invalidation::Schema(name, schema),
+                _ => return Err(refused("names a schema version that is not one byte")),
+            },
+            8 => Invalidation::Everything,
             _ => return Err(refused("holds a directive of an unknown kind")),
-        })
+        };
+        Ok(Directive::Invalidate(what, version))
     }
 }
 
@@ -328,15 +317,15 @@ mod tests {
         let key = Key::new(&name("products"), b"\x7b\0").unwrap();
         let other = Key::new(&name("products/eu"), b"").unwrap();
         let directives = vec![
-            Directive::Invalidate(key.clone(), Seq(42)),
-            Directive::Invalidate(other, Seq(42)),
+            Directive::Invalidate(Invalidation::Key(key.clone()), Seq(42)),
+            Directive::Invalidate(Invalidation::Key(other), Seq(42)),
             Directive::Put(key.clone(), Seq(42), Bytes::from_static(b"value")),
             Directive::Remove(key, Seq(42)),
-            Directive::Namespace(name("products/eu"), Seq(42)),
-            Directive::Group(name("products"), "tenant-7".into(), Seq(42)),
-            Directive::Tag("home".into(), Seq(42)),
-            Directive::Schema(name("products"), 2, Seq(42)),
-            Directive::Everything(Seq(42)),
+            Directive::Invalidate(Invalidation::Namespace(name("products/eu")), Seq(42)),
+            Directive::Invalidate(Invalidation::group(&name("products"), "tenant-7"), Seq(42)),
+            Directive::Invalidate(Invalidation::Tag("home".into()), Seq(42)),
+            Directive::Invalidate(Invalidation::Schema(name("products"), 2), Seq(42)),
+            Directive::Invalidate(Invalidation::Everything, Seq(42)),
         ];
         [
             Payload::Directives(directives),
@@ -366,7 +355,7 @@ mod tests {
     #[test]
     fn the_bytes_are_the_documented_ones_and_their_length_is_known() {
         let key = Key::new(&name("products"), b"123").unwrap();
-        let directive = Directive::Invalidate(key, Seq(42));
+        let directive = Directive::Invalidate(Invalidation::Key(key), Seq(42));
         let bytes = event(Payload::Directives(vec![directive.clone()])).encode().unwrap();
         let mut expected = vec![1, 1];
         [3_u64, 41, 42, 7].iter().for_each(|number| expected.extend(number.to_le_bytes()));
@@ -395,10 +384,13 @@ mod tests {
         let backwards = Event { after: Seq(43), ..event(Payload::Heartbeat) };
         assert!(Event::decode(&backwards.encode().unwrap()).is_err());
         // A name that no cache can have, with a checksum that holds.
-        let mut bytes = event(Payload::Directives(vec![Directive::Namespace(name("ab"), Seq(1))]))
-            .encode()
-            .unwrap()
-            .to_vec();
+        let mut bytes = event(Payload::Directives(vec![Directive::Invalidate(
+            Invalidation::Namespace(name("ab")),
+            Seq(1),
+        )]))
+        .encode()
+        .unwrap()
+        .to_vec();
         let end = bytes.len() - 4;
         bytes[end - 1] = b'!';
         let checksum = crc32c::crc32c(&bytes[..end]);

@@ -161,12 +161,12 @@ impl WriteBatch {
         let default = if self.through { WritePolicy::Through } else { WritePolicy::Behind };
         let policy = self.policy.unwrap_or(default);
         if !self.changes.is_empty() {
-            let aftermath = rules::begin(&self.layer, &self.changes).await?;
+            let invalidation = rules::begin(&self.layer, &self.changes).await?;
             // The tokens come after the writes here, so the effects keep the places of their records.
-            aftermath.push_tokens(&mut self.frame)?;
+            invalidation.push_tokens(&mut self.frame)?;
             // The last effect is never left out for a later one of its key.
             if let Some(last) = self.effects.pop() {
-                self.effects.push(rules::then_invalidate(last, aftermath));
+                self.effects.push(rules::then_invalidate(last, invalidation));
             }
         }
         self.drops.iter().filter(|dropped| dropped.around).for_each(|dropped| (dropped.drop_key)());

@@ -1,7 +1,7 @@
 //! Groups: the parts of a cache whose keys can be invalidated together.
 //!
 //! A key's group is a function of the key alone, given when the cache was opened; so an entry is in its group however
-//! it came into memory.
+//! it came into memory. A group is a tag that this function gives: the group `g` of the namespace `n` is the tag `n:g`.
 
 use std::fmt;
 use std::future::Future;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::cache::entry::Receipt;
 use crate::error::Result;
 use crate::ids::{NamespaceName, Seq};
+use crate::invalidation::Invalidation;
 use crate::layer::layer::Layer;
 use crate::seam::blocking::blocking_calls;
 use crate::seam::clock::block_on;
@@ -50,7 +51,7 @@ impl Group {
     /// # Errors and cancellation
     /// As there.
     pub async fn invalidate(&self) -> Result<Receipt> {
-        self.layer.invalidate_group(&self.namespace, &self.name).await.map(Receipt::new)
+        self.layer.invalidate(Invalidation::group(&self.namespace, &self.name)).await.map(Receipt::new)
     }
 
     /// The sequence number of the last invalidation of the group, of its namespace, or of a namespace above it; zero if

@@ -6,21 +6,20 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
 use crate::bus::event;
 use crate::cache::codec::{CacheKey, TAG_BYTES_MAX, check_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, NamespaceName, Seq};
-use crate::layer::invalidation::{Aftermath, Directive};
+use crate::invalidation::Invalidation;
+use crate::layer::invalidation::PostCommitInvalidation;
 use crate::layer::layer::Layer;
-use crate::memory::scope::Scopes;
-use crate::memory::views::Views;
+use crate::memory::views::{RuleTarget, Views};
 use crate::queue::ticket::{Effect, Effects};
 use crate::store::contract::BoxFuture;
 
 /// The most things that one write may make stale.
-const DIRECTIVES_MAX: usize = 1024;
+const TARGETS_MAX: usize = 1024;
 
 /// A change of one key, as rules get it.
 #[derive(Debug)]
@@ -36,14 +35,13 @@ pub struct Replacement<'a, K, V> {
 
 /// Collects what a change makes stale. A name that cannot be makes the write fail with [`ErrorKind::RuleFailed`].
 pub struct Stale {
-    directives: Vec<Directive>,
-    scopes: Arc<Scopes>,
+    targets: Vec<RuleTarget>,
     refused: Option<Error>,
 }
 
 impl fmt::Debug for Stale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stale").field("named", &self.directives.len()).finish_non_exhaustive()
+        f.debug_struct("Stale").field("named", &self.targets.len()).finish_non_exhaustive()
     }
 }
 
@@ -53,27 +51,28 @@ pub(crate) type Rule<K, V> = Box<dyn Fn(&Replacement<'_, K, V>, &mut Stale) + Se
 impl Stale {
     /// Names a key of a cache; its type has to be that of the cache's keys.
     pub fn key<K: CacheKey>(&mut self, cache: &str, key: K) {
-        self.add(NamespaceName::parse(cache).map(|name| Directive::Key(name, Box::new(key))));
+        self.add(NamespaceName::parse(cache).map(|name| RuleTarget::Key(name, Box::new(key))));
     }
 
     /// Names every entry that has this tag.
     pub fn tag(&mut self, tag: &str) {
-        let scope = check_name("a tag", tag, TAG_BYTES_MAX).map(|()| self.scopes.tag(tag));
-        self.add(scope.map(Directive::Scope));
+        let checked = check_name("a tag", tag, TAG_BYTES_MAX);
+        self.add(checked.map(|()| RuleTarget::Invalidation(Invalidation::Tag(tag.to_owned()))));
     }
 
     /// Names every entry in this namespace and below it. The namespace's token is written with the change, in one
     /// frame.
     pub fn namespace(&mut self, name: &str) {
-        self.add(NamespaceName::parse(name).map(Directive::Namespace));
+        let name = NamespaceName::parse(name);
+        self.add(name.map(|name| RuleTarget::Invalidation(Invalidation::Namespace(name))));
     }
 
-    fn add(&mut self, directive: Result<Directive>) {
-        match directive {
+    fn add(&mut self, target: Result<RuleTarget>) {
+        match target {
             // Bounded, since all of them are carried out twice while other writers of the key wait.
-            Ok(directive) if self.directives.len() < DIRECTIVES_MAX => self.directives.push(directive),
+            Ok(target) if self.targets.len() < TARGETS_MAX => self.targets.push(target),
             Ok(_) => {
-                let context = format!("a rule makes more than {DIRECTIVES_MAX} things stale by one write");
+                let context = format!("a rule makes more than {TARGETS_MAX} things stale by one write");
                 self.refused = Some(Error::new(ErrorKind::TooLarge, context));
             }
             Err(error) => self.refused = Some(error),
@@ -84,21 +83,20 @@ impl Stale {
 /// Wraps a user's rule on the directives of other processes: catches its panics, and checks what it names.
 pub(crate) fn on_directive(
     rule: impl Fn(&event::Directive, &mut Stale) + Send + Sync + 'static,
-) -> impl Fn(&event::Directive, &Views) -> Result<Vec<Directive>> + Send + Sync + 'static {
+) -> impl Fn(&event::Directive, &Views) -> Result<Vec<RuleTarget>> + Send + Sync + 'static {
     move |directive, views| {
-        let scopes = Arc::clone(views.scopes());
-        let mut stale = Stale { directives: Vec::new(), scopes, refused: None };
+        let mut stale = Stale { targets: Vec::new(), refused: None };
         let ran = catch_unwind(AssertUnwindSafe(|| rule(directive, &mut stale)));
         let failed = |context| Error::new(ErrorKind::RuleFailed, context);
         ran.map_err(|_panic| failed("a rule on directives panicked"))?;
         let checked = match stale.refused {
             Some(error) => Err(error),
-            None => stale.directives.iter().try_for_each(|directive| directive.check(views)),
+            None => stale.targets.iter().try_for_each(|target| target.check(views)),
         };
         let refused =
             |error: Error| error.wrap(ErrorKind::RuleFailed, "a rule on directives names what cannot be");
         checked.map_err(refused)?;
-        Ok(stale.directives)
+        Ok(stale.targets)
     }
 }
 
@@ -110,15 +108,13 @@ pub(crate) fn run<K, V>(
     namespace: &NamespaceName,
     rules: &[Rule<K, V>],
     change: &Replacement<'_, K, V>,
-    views: &Views,
-) -> Result<Vec<Directive>> {
-    let scopes = Arc::clone(views.scopes());
-    let mut stale = Stale { directives: Vec::new(), scopes, refused: None };
+) -> Result<Vec<RuleTarget>> {
+    let mut stale = Stale { targets: Vec::new(), refused: None };
     let ran = catch_unwind(AssertUnwindSafe(|| rules.iter().for_each(|rule| rule(change, &mut stale))));
     let failed = |context| Error::new(ErrorKind::RuleFailed, context);
     ran.map_err(|_panic| failed(format!("a rule of cache \"{namespace}\" panicked")))?;
     match stale.refused {
-        None => Ok(stale.directives),
+        None => Ok(stale.targets),
         Some(error) => {
             let context = format!("a rule of cache \"{namespace}\" names what cannot be");
             Err(error.wrap(ErrorKind::RuleFailed, context))
@@ -131,12 +127,12 @@ pub(crate) trait RuledChange: Send + Sync {
     /// The key that changes, as it is stored.
     fn stored_key(&self) -> &Key;
     /// Reads the old value and returns what becomes stale. To be called while nobody else may write the key.
-    fn directives(&self) -> BoxFuture<'_, Result<Vec<Directive>>>;
+    fn stale_targets(&self) -> BoxFuture<'_, Result<Vec<RuleTarget>>>;
 }
 
 /// Waits until nobody else writes these keys, as long as a write-through would, and drops what their changes make
 /// stale; what is returned does so again when it is dropped, and holds the keys until then.
-pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Result<Aftermath> {
+pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Result<PostCommitInvalidation> {
     let (wait, keys) = (layer.options().through_timeout, changes.iter().map(|change| change.stored_key()));
     let key_guard = layer.within(wait, layer.key_locks.lock(keys)).await.ok_or_else(|| {
         let context =
@@ -144,31 +140,34 @@ pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Re
         Error::new(ErrorKind::Transient, context)
     })?;
     // The keys are locked: no other write can come between the old value that a rule sees and this write.
-    let mut directives = Vec::new();
+    let mut targets = Vec::new();
     for change in changes {
-        directives.extend(change.directives().await?);
+        targets.extend(change.stale_targets().await?);
     }
-    Aftermath::begin(layer, directives, key_guard)
+    PostCommitInvalidation::begin(layer, targets, key_guard)
 }
 
 /// A write's effect on its own cache, followed by the invalidation of what it makes stale elsewhere.
 struct EffectThenInvalidation {
     effect: Box<dyn Effect>,
-    aftermath: Aftermath,
+    invalidation: PostCommitInvalidation,
 }
 
 impl Effect for EffectThenInvalidation {
     fn publish(self: Box<Self>, seq: Seq) {
-        let EffectThenInvalidation { effect, aftermath } = *self;
+        let EffectThenInvalidation { effect, invalidation } = *self;
         effect.publish(seq);
         // After the effect: whoever loads something derived now finds the new value.
-        drop(aftermath);
+        drop(invalidation);
     }
 }
 
 /// Makes an effect that the invalidation follows.
-pub(crate) fn then_invalidate(effect: Box<dyn Effect>, aftermath: Aftermath) -> Box<dyn Effect> {
-    Box::new(EffectThenInvalidation { effect, aftermath })
+pub(crate) fn then_invalidate(
+    effect: Box<dyn Effect>,
+    invalidation: PostCommitInvalidation,
+) -> Box<dyn Effect> {
+    Box::new(EffectThenInvalidation { effect, invalidation })
 }
 
 /// The effects of a frame that begins with so many tokens, which have none.

@@ -20,7 +20,7 @@ use crate::cache::versions::{self, VersionReceipt};
 use crate::cache::writing::{self, KeyWrite, check_unversioned};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
-use crate::layer::invalidation::GROUP_BYTES_MAX;
+use crate::invalidation::GROUP_BYTES_MAX;
 use crate::memory::advice::TtlAdvice;
 use crate::memory::metrics::CacheStats;
 use crate::memory::views::View;

@@ -20,6 +20,7 @@ use crate::cache::rules::Rule;
 use crate::cache::throttle::Throttle;
 use crate::error::{Error, Result};
 use crate::ids::{self, Key, NamespaceName, Seq};
+use crate::invalidation::group_tag;
 use crate::journal::frame::FrameBuilder;
 use crate::memory::dependencies::{Dependencies, ReadSet};
 use crate::memory::entry::{EntryOverrides, LoadResult, LoadStart, MemoryHit};
@@ -218,10 +219,11 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
             return None;
         }
         let scopes = self.resident.fences().scopes();
-        let group = self.group_of.as_ref().and_then(|group_of| group_of(key));
-        let group = group.map(|group| scopes.group(self.namespace.as_str(), &group));
-        let tags = tags.iter().map(|tag| scopes.tag(tag.as_ref())).collect();
-        Dependencies::new(group, tags, read)
+        let group = self.group_of.as_ref().filter(|_| Safeguard::GroupTag.holds());
+        let group = group.and_then(|group_of| group_of(key));
+        let group = group.map(|group| scopes.tag(&group_tag(&self.namespace, &group)));
+        let tags = tags.iter().map(|tag| scopes.tag(tag.as_ref()));
+        Dependencies::new(group.into_iter().chain(tags).collect(), read)
     }
 
     /// Drops a key from memory, so that no load of it that is under way is kept.

@@ -7,8 +7,8 @@ use crate::cache::rules::{self, Replacement, RuledChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Key;
 use crate::journal::frame::FrameBuilder;
-use crate::layer::invalidation::Directive;
 use crate::layer::layer::Writing;
+use crate::memory::views::RuleTarget;
 use crate::options::WritePolicy;
 use crate::queue::key_locks::KeyGuard;
 use crate::queue::ticket::Effects;
@@ -48,12 +48,12 @@ impl<'a, K: CacheKey, V: CacheValue> KeyWrite<'a, K, V> {
                 let options = options.clone();
                 Begun::Later(Box::pin(async move {
                     let OpenCache { layer, view } = self.cache;
-                    let aftermath = rules::begin(layer, &[change]).await?;
+                    let invalidation = rules::begin(layer, &[change]).await?;
                     let mut frame = FrameBuilder::new();
                     // The tokens first, so that the receipt's number is the value's version.
-                    let tokens = aftermath.push_tokens(&mut frame)?;
+                    let tokens = invalidation.push_tokens(&mut frame)?;
                     let effect = view.encode(&mut frame, self.key, value, &options)?;
-                    let effects = rules::after_tokens(tokens, rules::then_invalidate(effect, aftermath));
+                    let effects = rules::after_tokens(tokens, rules::then_invalidate(effect, invalidation));
                     self.begin_frame(frame, effects, None)
                 }))
             }
@@ -145,12 +145,12 @@ impl<K: CacheKey, V: CacheValue> RuledChange for KeyChange<K, V> {
         &self.stored
     }
 
-    fn directives(&self) -> BoxFuture<'_, Result<Vec<Directive>>> {
+    fn stale_targets(&self) -> BoxFuture<'_, Result<Vec<RuleTarget>>> {
         Box::pin(async move {
             let KeyChange { cache, key, new, .. } = self;
             let old = cache.read(key, &ReadOptions::new(), false, || None).await?.value;
             let change = Replacement { key, old: old.as_ref(), new: new.as_ref() };
-            rules::run(&cache.view.namespace, &cache.view.rules, &change, cache.layer.views())
+            rules::run(&cache.view.namespace, &cache.view.rules, &change)
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The operating system's files.
 //!
-//! Guarantees: what a call of [`Disk`] calls durable has been asked of the kernel with the call that the
-//! contract names, and errors come back as they are. Nothing here retries a failed sync.
+//! Guarantees that each call that promises durability makes the system call that the contract names, and that errors
+//! are returned unchanged. A failed sync is never retried.
 //!
 //! By platform:
 //!
@@ -27,8 +27,8 @@ impl Disk for OsDisk {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let parent = parent_of(path);
         if path.is_dir() {
-            // It may have been made by a process that died before it could sync the entry. A parent that may
-            // not even be opened is one in which we did not make it.
+            // A process may have made it and died before it could sync the entry. A parent that we have no
+            // permission to open is one in which we cannot have made it.
             return match parent.map(platform::sync_dir) {
                 Some(Err(error)) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
                 _ => Ok(()),
@@ -38,7 +38,7 @@ impl Disk for OsDisk {
             self.create_dir_all(parent)?;
         }
         match platform::dir_builder().create(path) {
-            // Somebody else was faster.
+            // Another process made it in the meantime.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
             result => result?,
         }
@@ -47,7 +47,8 @@ impl Disk for OsDisk {
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         fs::read_dir(path)?
-            // A name that is not UTF-8 is none of ours, but it is there, so it is shown as well as it can be.
+            // A name that is not UTF-8 is none of ours. It is listed all the same, because salvage needs to know
+            // that the directory is not empty.
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect()
     }
@@ -76,8 +77,8 @@ impl Disk for OsDisk {
         platform::sync_dir(path)
     }
 
-    /// The lock file is made if it is missing, and stays. Locks belong to an open file, not to a process, so a
-    /// second one is refused within the same process too.
+    /// Takes the lock on a file, which is created if it is missing, and stays. Such a lock belongs to an open file, not
+    /// to a process, so a second one is refused within the same process too.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
         let file = platform::open_options().create(true).truncate(false).open(path)?;
         match file.try_lock() {
@@ -132,13 +133,13 @@ impl DiskLock for OsLock {}
 
 impl Drop for OsLock {
     fn drop(&mut self) {
-        // Closing lets go as well, but not while a child between fork and exec holds a copy of the descriptor.
-        // If unlocking fails, closing is what remains.
+        // Closing the file unlocks it too, but not while a child process between fork and exec has a copy of the
+        // descriptor. If unlocking fails, closing is all that is left.
         drop(self.0.unlock());
     }
 }
 
-/// The directory that holds `path`'s entry; `None` for a root.
+/// Returns the directory that holds the entry of `path`; `None` for a root.
 fn parent_of(path: &Path) -> Option<&Path> {
     match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Some(Path::new(".")).filter(|dot| *dot != path),
@@ -193,7 +194,7 @@ mod platform {
         DirBuilder::new()
     }
 
-    /// There is no such call; that the directory is there is all that can be checked.
+    /// Checks that the directory exists, because Windows has no call to sync it.
     pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
         fs::metadata(path).map(|_| ())
     }

@@ -3,11 +3,12 @@
 //! Guarantees:
 //! - It is deterministic: the same calls and seeds give the same image.
 //! - It knows of every 512-byte sector and every directory entry whether it is durable.
-//! - It is stricter than real file systems where those are merely lenient: syncing a file does not make its name durable.
+//! - It is stricter than real file systems where those are merely lenient: syncing a file does not make its name
+//!   durable.
 //!
-//! It models one level of trust: a rename is atomic, changes to one name or one file reach the disk in order, and a write
-//! harms no byte that it does not write (SQLite calls that powersafe overwrite). Holes of sparse files count as used
-//! space. A directory is durable as soon as it is made, as the contract demands of [`Disk::create_dir_all`].
+//! It models one level of trust: a rename is atomic, changes to one name or one file reach the disk in order, and a
+//! write harms no byte that it does not write (SQLite calls that powersafe overwrite). Holes of sparse files count as
+//! used space. A directory is durable as soon as it is made, as the contract demands of [`Disk::create_dir_all`].
 
 mod crash;
 mod faults;
@@ -66,11 +67,13 @@ impl SimDisk {
 
     /// Calls `observer` before each operation that changes something, with the disk as a killed process would leave it.
     ///
-    /// From that image [`SimDisk::crash`] makes what a power cut could leave. There is one observer; a new one replaces
-    /// it. All callers of this disk wait meanwhile, so the observer must not use this disk, nor wait for anybody who does.
+    /// From that image [`SimDisk::crash`] makes what a power cut could leave. There is one observer; a new one
+    /// replaces it. All callers of this disk wait meanwhile, so the observer must not use this disk, nor wait for
+    /// anybody who does.
     pub fn observe(&self, mut observer: impl FnMut(&DiskOperation, SimDisk) + Send + 'static) {
-        self.state().observer =
-            Some(Box::new(move |operation, image| observer(operation, SimDisk::of(image))));
+        let with_disk =
+            move |operation: &DiskOperation, image: DiskState| observer(operation, SimDisk::of(image));
+        self.state().observer = Some(Box::new(with_disk));
     }
 
     /// Removes and drops the observer.
@@ -178,7 +181,8 @@ pub struct SyncGate {
 }
 
 impl SyncGate {
-    /// Waits until at least `count` syncs are held, at this or another gate. False if that takes longer than 20 seconds.
+    /// Waits until at least `count` syncs are held, at this or another gate. False if that takes longer than 20
+    /// seconds.
     #[must_use]
     pub fn wait_for(&self, count: usize) -> bool {
         let until = Instant::now() + GATE_WAIT_MAX;
@@ -265,9 +269,11 @@ impl DiskFile for SimFile {
         let outcome = state.begin(DiskOp::Sync, &name);
         let held_by_some =
             |state: &DiskState| state.gates.values().any(|prefix| name.starts_with(prefix.as_str()));
+        // Without a gate the sync begins and ends in one step.
         if !held_by_some(&state) {
             return state.finish_sync(self.inode, &name, None, outcome);
         }
+        // With one, writes may come in between, and this sync does not cover them.
         let begun = state.begin_sync(self.inode);
         state.held += 1;
         self.disk.shared.gate.notify_all();

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::ids::{Key, NamespaceName, Seq};
+use crate::ids::{Key, Seq};
+use crate::invalidation::Invalidation;
 
 /// Where a change stream begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,16 +42,9 @@ pub enum ChangeKind {
     PutVersion(u64, Bytes),
     /// One version of it is no longer kept.
     RemoveVersion(u64),
-    /// It may have another value, which the journal does not hold: it was written through, or parked.
-    Invalidate,
-    /// Everything in this namespace and below it was invalidated. The key is the token's.
-    InvalidateNamespace(NamespaceName),
-    /// This group of a namespace was invalidated. The key is the token's.
-    InvalidateGroup(NamespaceName, String),
-    /// What has this tag was invalidated, for other processes, too. The key is the token's.
-    InvalidateTag(String),
-    /// The namespace's values are written with this schema version from now on. The key is the token's.
-    Schema(NamespaceName, u8),
+    /// Something became stale. The key of the change alone, if the journal does not hold its value because it was
+    /// written through or parked; else what was invalidated, and the key is the token's.
+    Invalidate(Invalidation),
 }
 
 /// What a change stream tells. Both have to be dealt with.

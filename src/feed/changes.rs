@@ -10,13 +10,12 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
 use crate::flush::applied::ApplyHistory;
-use crate::ids::{NamespaceName, Seq, StoredKind};
+use crate::ids::{Key, NamespaceName, Seq, StoredKind};
+use crate::invalidation::Invalidation;
 use crate::journal::cursors::{CursorSubscription, CursorSummary, Cursors};
 use crate::journal::frame::{Frame, Location};
 use crate::journal::log::Log;
 use crate::journal::log::Reader;
-use crate::layer::invalidation::{Token, token_of};
-use crate::layer::layer::Layer;
 use crate::queue::dead_letters::DeadLetters;
 use crate::queue::health::HealthState;
 use crate::queue::record::{Operation, Record};
@@ -63,43 +62,6 @@ struct Read {
     ready: VecDeque<(ChangeOutcome, Option<Location>)>,
     /// How far that reaches.
     to: Seq,
-}
-
-impl Layer {
-    /// The changes from some place on.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`] if the layer does not tell changes; else see [`ChangeStream`].
-    pub async fn changes(&self, from: ChangesFrom) -> Result<ChangeStream> {
-        if !self.core.options.changes {
-            let context =
-                "the layer was opened without changes(true), so its journal does not hold all changes";
-            return Err(Error::new(ErrorKind::Unsupported, context));
-        }
-        self.change_source()?.stream(from).await
-    }
-
-    /// The named cursors of the change stream.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`] without a journal.
-    pub fn cursors(&self) -> Result<Vec<CursorStatus>> {
-        Ok(self.change_source()?.cursors())
-    }
-
-    /// Gives a named cursor up; says whether there was one.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`] without a journal; [`ErrorKind::Locked`] if it has a subscriber.
-    pub async fn forget_cursor(&self, name: &str) -> Result<bool> {
-        self.change_source()?.forget(name).await
-    }
-
-    fn change_source(&self) -> Result<&Arc<ChangeSource>> {
-        self.changes.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, "there are no cursors without a journal to keep them beside")
-        })
-    }
 }
 
 impl ChangeSource {
@@ -406,20 +368,16 @@ fn change(seq: Seq, record: Record, parked: bool) -> Option<Change> {
         StoredKind::Version(key, version) => (key, Some(version)),
         StoredKind::VersionList => return None,
     };
-    let kind = match (token_of(&key), record.operation, version) {
-        (Some(Token::Namespace(name)), ..) => ChangeKind::InvalidateNamespace(name),
-        (Some(Token::Group(namespace, group)), ..) => ChangeKind::InvalidateGroup(namespace, group),
-        (Some(Token::Tag(tag)), ..) => ChangeKind::InvalidateTag(tag),
-        (Some(Token::Schema(name)), ..) => match record.value.get(1) {
-            Some(schema) => ChangeKind::Schema(name, *schema),
-            None => ChangeKind::InvalidateNamespace(name),
-        },
-        _ if parked => ChangeKind::Invalidate,
+    let stale_key = |key: &Key| ChangeKind::Invalidate(Invalidation::Key(key.clone()));
+    let kind = match (Invalidation::of_token(&key, &record.value), record.operation, version) {
+        (Some(what), ..) => ChangeKind::Invalidate(what),
+        // The store did not take it, so its value is nobody's.
+        _ if parked => stale_key(&key),
         (None, Operation::Put, None) => ChangeKind::Put(record.value),
         (None, Operation::Put, Some(version)) => ChangeKind::PutVersion(version, record.value),
         (None, Operation::Remove, None) => ChangeKind::Remove,
         (None, Operation::Remove, Some(version)) => ChangeKind::RemoveVersion(version),
-        (None, Operation::Notice | Operation::Replay | Operation::Discard, _) => ChangeKind::Invalidate,
+        (None, Operation::Notice | Operation::Replay | Operation::Discard, _) => stale_key(&key),
     };
     Some(Change { seq, key, kind })
 }

@@ -7,9 +7,8 @@ use crate::bus::contract::{Bus, Channel};
 use crate::bus::event::{Directive, FOLLOWER_BYTES_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Epoch, Seq};
-use crate::layer::invalidation;
 use crate::memory::freshness::{Following, OnUnverified};
-use crate::memory::views::Views;
+use crate::memory::views::{RuleTarget, Views};
 use crate::metrics::Counter;
 use crate::options::within_time;
 
@@ -33,8 +32,7 @@ pub struct Follow {
 }
 
 /// What else becomes stale by a directive.
-pub(crate) type Derive =
-    Arc<dyn Fn(&Directive, &Views) -> Result<Vec<invalidation::Directive>> + Send + Sync>;
+pub(crate) type Derive = Arc<dyn Fn(&Directive, &Views) -> Result<Vec<RuleTarget>> + Send + Sync>;
 
 impl Follow {
     /// Over this channel of this bus.

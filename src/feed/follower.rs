@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::feed::follow::{Follow, FollowFigures, FollowStatus, seen_channel};
 use crate::feed::tasks::Tasks;
 use crate::ids::{Epoch, Key, Seq};
-use crate::layer::invalidation;
+use crate::invalidation::Invalidation;
 use crate::memory::freshness::Following;
 use crate::memory::views::{ViewFinder, Views};
 use crate::queue::lookup::Lookup;
@@ -286,22 +286,16 @@ impl Follower {
 
     fn carry_out(&self, directives: &[Directive]) {
         self.figures.directives.add(directives.len() as u64);
-        let scopes = self.views.scopes();
-        // A cache that is opened from here on reads the store, which holds all that these directives tell of.
+        // A cache that is opened from here on reads the store, which holds all that these directives report.
         let mut finder = self.views.finder();
         let mut changed = |key, version, value| self.changed(&mut finder, key, version, value);
         for directive in directives {
             match directive {
-                Directive::Invalidate(key, version) | Directive::Remove(key, version) => {
+                Directive::Invalidate(Invalidation::Key(key), version) | Directive::Remove(key, version) => {
                     changed(key, *version, None);
                 }
                 Directive::Put(key, version, value) => changed(key, *version, Some(value.as_ref())),
-                Directive::Namespace(name, _) | Directive::Schema(name, ..) => {
-                    invalidation::Directive::Namespace(name.clone()).carry_out(&self.views);
-                }
-                Directive::Group(name, group, _) => scopes.invalidate(scopes.group(name.as_str(), group)),
-                Directive::Tag(tag, _) => scopes.invalidate(scopes.tag(tag)),
-                Directive::Everything(_) => self.views.invalidate_everything(),
+                Directive::Invalidate(what, _) => self.views.carry_out(what),
             }
             self.derive(directive);
         }

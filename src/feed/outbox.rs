@@ -15,7 +15,7 @@ use crate::bus::contract::{BODY_BYTES_MAX, Channel};
 use crate::bus::event::{Directive, Event, Payload};
 use crate::error::Result;
 use crate::ids::{NamespaceName, Seq, StoredKind};
-use crate::layer::invalidation::{Token, token_of};
+use crate::invalidation::Invalidation;
 use crate::store::contract::Op;
 use crate::store::postgres::{Applying, PostgresStoreOptions};
 
@@ -70,15 +70,18 @@ fn said(applying: &Applying<'_>, puts: OutboxPuts) -> Vec<Directive> {
     if bytes > DIRECTIVES_BYTES_MAX {
         let names: BTreeMap<NamespaceName, Seq> = said.iter().filter_map(named).collect();
         said.retain(|directive| named(directive).is_none());
-        said.extend(names.into_iter().map(|(name, last)| Directive::Namespace(name, last)));
+        said.extend(
+            names.into_iter().map(|(name, last)| Directive::Invalidate(Invalidation::Namespace(name), last)),
+        );
         return match bytes_of(&said) <= DIRECTIVES_BYTES_MAX {
             true => said,
-            false => vec![Directive::Everything(applying.until)],
+            false => vec![Directive::Invalidate(Invalidation::Everything, applying.until)],
         };
     }
     let mut room = if puts == OutboxPuts::Value { DIRECTIVES_BYTES_MAX - bytes } else { 0 };
     for (op, directive) in ops.into_iter().zip(&mut said) {
-        let is_of_key = matches!(directive, Directive::Invalidate(key, _) if *key == op.key);
+        let is_of_key =
+            matches!(directive, Directive::Invalidate(Invalidation::Key(key), _) if *key == op.key);
         let Some(value) = op.value.as_ref().filter(|_| is_of_key) else { continue };
         let with_value = Directive::Put(op.key.clone(), op.seq, value.clone());
         let more = with_value.encoded_len() - directive.encoded_len();
@@ -92,7 +95,9 @@ fn said(applying: &Applying<'_>, puts: OutboxPuts) -> Vec<Directive> {
 
 /// The namespace of the key that a directive is about, and its version.
 fn named(directive: &Directive) -> Option<(NamespaceName, Seq)> {
-    let (Directive::Invalidate(key, seq) | Directive::Remove(key, seq)) = directive else { return None };
+    let (Directive::Invalidate(Invalidation::Key(key), seq) | Directive::Remove(key, seq)) = directive else {
+        return None;
+    };
     NamespaceName::parse(key.namespace()).ok().map(|name| (name, *seq))
 }
 
@@ -104,19 +109,15 @@ fn directive(op: &Op) -> Option<Directive> {
         StoredKind::Version(key, _) => key,
         StoredKind::VersionList => return None,
     };
-    Some(match token_of(&key) {
-        Some(Token::Namespace(name)) => Directive::Namespace(name, op.seq),
-        Some(Token::Group(namespace, group)) => Directive::Group(namespace, group, op.seq),
-        Some(Token::Tag(tag)) => Directive::Tag(tag, op.seq),
-        Some(Token::Schema(name)) => match op.value.as_ref().and_then(|value| value.get(1)) {
-            Some(schema) => Directive::Schema(name, *schema, op.seq),
-            None => Directive::Namespace(name, op.seq),
-        },
-        // Of a name that no cache can have.
-        None if NamespaceName::parse(key.namespace()).is_err() => Directive::Everything(op.seq),
-        None if op.value.is_none() && key == op.key => Directive::Remove(key, op.seq),
-        None => Directive::Invalidate(key, op.seq),
-    })
+    let value = op.value.as_deref().unwrap_or_default();
+    let what = match Invalidation::of_token(&key, value) {
+        Some(what) => what,
+        // A key in a namespace that no cache can have, and no token that this version knows.
+        None if NamespaceName::parse(key.namespace()).is_err() => Invalidation::Everything,
+        None if op.value.is_none() && key == op.key => return Some(Directive::Remove(key, op.seq)),
+        None => Invalidation::Key(key),
+    };
+    Some(Directive::Invalidate(what, op.seq))
 }
 
 #[cfg(test)]
@@ -154,7 +155,8 @@ mod tests {
         assert_eq!(events.len(), 1);
         assert_eq!((events[0].epoch, events[0].after, events[0].until), (Epoch(3), Seq(7), Seq(12)));
         assert!(events[0].as_of_us > 0);
-        let expected = [Directive::Invalidate(a.clone(), Seq(8)), Directive::Remove(b, Seq(9))];
+        let expected =
+            [Directive::Invalidate(Invalidation::Key(a.clone()), Seq(8)), Directive::Remove(b, Seq(9))];
         assert_eq!(directives(&events), expected);
         let value = directives(&told(7, 12, &ops[..1], OutboxPuts::Value));
         assert_eq!(value, [Directive::Put(a, Seq(8), Bytes::from_static(b"1"))]);
@@ -170,15 +172,15 @@ mod tests {
             op(1, &a.version(7).unwrap(), Some(b"v")),
             op(2, &a.version_list().unwrap(), Some(b"l")),
             op(3, &tokens(b"\x01shop/eu"), Some(&[1])),
-            op(4, &tokens(b"\x02shop\0blue"), Some(&[1])),
+            op(4, &tokens(b"\x03shop:blue"), Some(&[1])),
             op(5, &tokens(b"\x09?"), Some(&[1])),
         ];
         let name = |name| NamespaceName::parse(name).unwrap();
         let expected = [
-            Directive::Invalidate(a, Seq(1)),
-            Directive::Namespace(name("shop/eu"), Seq(3)),
-            Directive::Group(name("shop"), "blue".to_owned(), Seq(4)),
-            Directive::Everything(Seq(5)),
+            Directive::Invalidate(Invalidation::Key(a), Seq(1)),
+            Directive::Invalidate(Invalidation::Namespace(name("shop/eu")), Seq(3)),
+            Directive::Invalidate(Invalidation::group(&name("shop"), "blue"), Seq(4)),
+            Directive::Invalidate(Invalidation::Everything, Seq(5)),
         ];
         assert_eq!(directives(&told(0, 5, &ops, OutboxPuts::Value)), expected);
     }
@@ -193,7 +195,8 @@ mod tests {
         assert_eq!((events.len(), events[0].after, events[0].until), (1, Seq(10), Seq(20)));
         let said = directives(&events);
         let with_value = said.iter().filter(|said| matches!(said, Directive::Put(..))).count();
-        let without = said.iter().filter(|said| matches!(said, Directive::Invalidate(..))).count();
+        let without =
+            said.iter().filter(|said| matches!(said, Directive::Invalidate(Invalidation::Key(_), _))).count();
         assert_eq!((with_value, without), (2, 5));
         assert!(said.iter().map(Directive::version).eq((11..=17).map(Seq)));
 
@@ -203,14 +206,17 @@ mod tests {
             directives(&told(0, count, &ops, OutboxPuts::Value))
         };
         let name = |name: &str| NamespaceName::parse(name).unwrap();
-        let expected = [Directive::Namespace(name("s0"), Seq(40)), Directive::Namespace(name("s1"), Seq(39))];
+        let expected = [
+            Directive::Invalidate(Invalidation::Namespace(name("s0")), Seq(40)),
+            Directive::Invalidate(Invalidation::Namespace(name("s1")), Seq(39)),
+        ];
         assert_eq!(many(&|seq| format!("s{}", seq % 2), 40), expected);
         let names = many(&|seq| format!("{seq:0200}"), 3000);
-        assert_eq!(names, [Directive::Everything(Seq(3000))]);
+        assert_eq!(names, [Directive::Invalidate(Invalidation::Everything, Seq(3000))]);
         let huge = [op(11, &key("shop", b"a"), Some(&vec![0; BODY_BYTES_MAX]))];
         assert!(matches!(
             directives(&told(10, 11, &huge, OutboxPuts::Value))[..],
-            [Directive::Invalidate(..)]
+            [Directive::Invalidate(Invalidation::Key(_), _)]
         ));
     }
 }

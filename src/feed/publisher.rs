@@ -15,12 +15,13 @@ use tokio::sync::watch;
 use crate::bus::contract::{BODY_BYTES_MAX, Bus, Channel, Delivery, Identity, Message, StartPosition};
 use crate::bus::event::{Directive, Event, Payload};
 use crate::error::{Error, ErrorKind, Result};
-use crate::feed::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom};
+use crate::feed::change::{Change, ChangeKind, ChangeLag, ChangeOutcome};
 use crate::feed::changes::{ChangeSource, ChangeStream};
 use crate::feed::follow::seen_channel;
+use crate::feed::tasks::Tasks;
 use crate::ids::{Epoch, Seq};
+use crate::invalidation::Invalidation;
 use crate::journal::frame::Location;
-use crate::layer::layer::Layer;
 use crate::metrics::Counter;
 use crate::options::within_time;
 use crate::queue::lookup::Lookup;
@@ -50,6 +51,20 @@ pub struct Publish {
 }
 
 impl Publish {
+    /// The name of the durable cursor.
+    pub(crate) fn cursor_name(&self) -> &str {
+        self.cursor.as_deref().unwrap_or(&self.channel)
+    }
+
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidName`], [`ErrorKind::InvalidOption`].
+    pub(crate) fn check(&self) -> Result<()> {
+        seen_channel(&Channel::parse(&self.channel)?)?;
+        within_time("heartbeat", self.heartbeat, Duration::from_millis(1), Duration::from_secs(3600))
+    }
+
     /// To this channel.
     pub fn to(channel: &str) -> Publish {
         Publish {
@@ -148,43 +163,45 @@ struct State {
     followers: BTreeMap<String, (Seq, Moment)>,
 }
 
-impl Layer {
-    /// Starts a publisher.
+impl Publication {
+    /// Starts a publisher of what the stream reports.
     ///
     /// # Errors
-    /// As [`Layer::changes`]; [`ErrorKind::InvalidName`], [`ErrorKind::InvalidOption`].
-    pub(crate) async fn publish(&self, bus: Arc<dyn Bus>, publish: Publish) -> Result<Publication> {
+    /// [`ErrorKind::InvalidName`].
+    pub(crate) fn start(
+        bus: Arc<dyn Bus>,
+        publish: Publish,
+        stream: ChangeStream,
+        layer: PublishingLayer<'_>,
+    ) -> Result<Publication> {
         let channel = Channel::parse(&publish.channel)?;
         let answers = seen_channel(&channel)?;
-        within_time("heartbeat", publish.heartbeat, Duration::from_millis(1), Duration::from_secs(3600))?;
-        let cursor = publish.cursor.clone().unwrap_or_else(|| publish.channel.clone());
-        let stream = self.changes(ChangesFrom::Cursor(cursor.clone())).await?;
         let state = State { published: stream.told(), ..State::default() };
         let shared = Arc::new(Shared {
-            name: cursor,
+            name: publish.cursor_name().to_owned(),
             source: Arc::clone(stream.source()),
-            reads: Arc::clone(self.reads()),
-            ticker: self.ticker().clone(),
+            reads: Arc::clone(layer.reads),
+            ticker: layer.ticker.clone(),
             state: Mutex::new(state),
             heard: watch::Sender::new(0),
             events: Counter::default(),
             directives: Counter::default(),
             places_lost: Counter::default(),
         });
-        self.publishers.add(&shared);
+        layer.publishers.add(&shared);
         let running = watch::Sender::new(());
         let work = Work { shared: Arc::clone(&shared), bus: Arc::clone(&bus), channel, publish, stream };
         let listening = Arc::clone(&shared);
         let (mut ended, mut ended_too) = (running.subscribe(), running.subscribe());
         // A sender that is gone is the publication's end.
-        self.tasks().spawn(async move {
+        layer.tasks.spawn(async move {
             tokio::select! {
                 biased;
                 _ = ended.changed() => {}
                 () = work.run() => {}
             }
         });
-        self.tasks().spawn(async move {
+        layer.tasks.spawn(async move {
             tokio::select! {
                 biased;
                 _ = ended_too.changed() => {}
@@ -193,6 +210,14 @@ impl Layer {
         });
         Ok(Publication { shared, _running: running })
     }
+}
+
+/// The parts of a layer that a publisher works with.
+pub(crate) struct PublishingLayer<'a> {
+    pub(crate) reads: &'a Arc<Lookup>,
+    pub(crate) ticker: &'a Ticker,
+    pub(crate) tasks: &'a Tasks,
+    pub(crate) publishers: &'a Publishers,
 }
 
 impl fmt::Debug for Publication {
@@ -461,7 +486,7 @@ impl Work {
                 ChangeOutcome::Change(change) => self.directive(change),
                 ChangeOutcome::PlaceLost { until, .. } => {
                     self.shared.places_lost.add(1);
-                    Directive::Everything(until)
+                    Directive::Invalidate(Invalidation::Everything, until)
                 }
             };
             bytes += directive.encoded_len();
@@ -477,16 +502,13 @@ impl Work {
             ChangeKind::Put(value) if self.publish.values => {
                 let put = Directive::Put(key.clone(), seq, value);
                 match put.encoded_len() + EVENT_OVERHEAD > BODY_BYTES_MAX - EVENT_BYTES {
-                    true => Directive::Invalidate(key, seq),
+                    true => Directive::Invalidate(Invalidation::Key(key), seq),
                     false => put,
                 }
             }
             ChangeKind::Remove => Directive::Remove(key, seq),
-            ChangeKind::InvalidateNamespace(name) => Directive::Namespace(name, seq),
-            ChangeKind::InvalidateGroup(name, group) => Directive::Group(name, group, seq),
-            ChangeKind::InvalidateTag(tag) => Directive::Tag(tag, seq),
-            ChangeKind::Schema(name, schema) => Directive::Schema(name, schema, seq),
-            _ => Directive::Invalidate(key, seq),
+            ChangeKind::Invalidate(what) => Directive::Invalidate(what, seq),
+            _ => Directive::Invalidate(Invalidation::Key(key), seq),
         }
     }
 

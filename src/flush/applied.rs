@@ -1,124 +1,84 @@
-//! When what was applied, and how much of the journal that was: what the lag behind the store is measured by.
-//!
-//! One mark for each batch, up to a thousand or so; when there are more, neighbours that are far back become one, which
-//! counts as applied when the earlier was and as beginning where the earlier began. So an age and a number of bytes may
-//! come out too high, by what a 16th of the batches behind took, and never too low.
+//! The history of applies since the layer opened: ages and bytes, by which the lag behind the store is measured.
 
-use std::collections::VecDeque;
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use crate::ids::Seq;
 use crate::journal::frame::Location;
-use crate::seam::clock::{Moment, Ticker};
+use crate::queue::age::AgeRing;
+use crate::seam::clock::Ticker;
 use crate::seam::sync::{Mutex, MutexGuard};
 
-const MARKS_MAX: usize = 1024;
-/// Of all the batches behind a mark, so many times what the mark stands for. With 2^40 batches that makes 900 marks.
-const FINENESS: u64 = 16;
-
-/// What the flusher has applied since the layer opened.
+/// The batches that the flusher has applied since the layer opened.
+///
+/// An age and a number of bytes may be too high, by what a 32nd of the batches since then took; they are never too low.
 pub(crate) struct ApplyHistory {
     ticker: Ticker,
     /// The watermark with which the layer opened.
     opened_at: Seq,
-    state: Mutex<State>,
+    state: Mutex<AppliedState>,
 }
 
-struct State {
-    /// Ascending.
-    marks: VecDeque<Mark>,
-    /// What lies in the journal behind all that is applied.
+struct AppliedState {
+    ring: AgeRing,
+    watermark: Seq,
+    /// The end in the journal of everything applied.
     end: Option<Location>,
-    /// How many bytes of the journal have been applied, whether it still has them or not.
+    /// The bytes of the journal that have been applied, trimmed or not.
     bytes: u64,
-}
-
-/// A batch, or several that follow each other.
-#[derive(Clone, Copy)]
-struct Mark {
-    /// The numbers of the first and the last of them, from zero.
-    batches: (u64, u64),
-    /// What it ended with.
-    last: Seq,
-    /// When the first had been applied.
-    at: Moment,
-    /// How many bytes had been applied with the last.
-    bytes: u64,
-}
-
-impl Mark {
-    /// One mark for this and what came before it, if that is little against what has come since.
-    fn joined(self, earlier: Mark, newest: u64) -> Option<Mark> {
-        let (first, last) = (earlier.batches.0, self.batches.1);
-        let is_far_back = (last - first + 1) * FINENESS <= newest - last;
-        is_far_back.then_some(Mark { batches: (first, last), at: earlier.at, ..self })
-    }
 }
 
 impl ApplyHistory {
-    /// Of a layer that opens with this watermark. When that was applied nobody knows, so it counts from now.
+    /// Begins with the watermark of a layer that opens. Nobody knows when that was applied, so it counts from now.
     pub(crate) fn new(ticker: Ticker, watermark: Seq, end: Option<Location>) -> ApplyHistory {
-        let marks = VecDeque::from([Mark { batches: (0, 0), last: watermark, at: ticker.now(), bytes: 0 }]);
-        let state = Mutex::new(State { marks, end, bytes: 0 });
+        let mut ring = AgeRing::default();
+        ring.note(Seq::ZERO, 0, ticker.now());
+        let state = Mutex::new(AppliedState { ring, watermark, end, bytes: 0 });
         ApplyHistory { ticker, opened_at: watermark, state }
     }
 
-    /// Notes that the store holds everything up to `watermark`, and that this took so many bytes of the journal, which
-    /// end there.
+    /// Notes a batch: the store holds everything up to `watermark`, which took so many bytes of the journal, up to
+    /// `end`.
     pub(crate) fn note(&self, watermark: Seq, end: Option<Location>, bytes: u64) {
         let now = self.ticker.now();
-        let mut state = self.state();
+        let mut guard = self.state();
+        let state = &mut *guard;
+        state.ring.note(state.watermark.next(), state.bytes, now);
+        state.watermark = watermark;
         state.end = end.or(state.end);
         state.bytes += bytes;
-        let batch = state.marks.back().map_or(0, |mark| mark.batches.1 + 1);
-        let mark = Mark { batches: (batch, batch), last: watermark, at: now, bytes: state.bytes };
-        state.marks.push_back(mark);
-        if state.marks.len() > MARKS_MAX {
-            thin(&mut state.marks, batch);
-        }
     }
 
-    /// How long ago the first of what comes after `seq` was applied; nothing if nothing was.
+    /// Returns how long ago the first record after `seq` was applied; zero if none was.
     pub(crate) fn age_after(&self, seq: Seq) -> Duration {
         let state = self.state();
-        let next = state.marks.partition_point(|mark| mark.last <= seq);
-        let applied = state.marks.get(next).map(|mark| mark.at);
-        applied.map_or(Duration::ZERO, |at| self.ticker.now().since(at))
+        if seq >= state.watermark {
+            return Duration::ZERO;
+        }
+        state.ring.of(seq.next(), self.ticker.now()).map_or(Duration::ZERO, |(age, _)| age)
     }
 
-    /// How many bytes of the journal were applied after `seq`; nothing if some of that was before the layer opened.
+    /// Returns how many bytes of the journal were applied after `seq`; `None` if some were before the layer opened.
     pub(crate) fn bytes_after(&self, seq: Seq) -> Option<u64> {
         let state = self.state();
-        let next = state.marks.partition_point(|mark| mark.last <= seq);
-        let before =
-            next.checked_sub(1).and_then(|before| state.marks.get(before)).map_or(0, |mark| mark.bytes);
-        (seq >= self.opened_at).then(|| state.bytes.saturating_sub(before))
+        if seq < self.opened_at {
+            return None;
+        }
+        let before = match seq >= state.watermark {
+            true => state.bytes,
+            false => state.ring.of(seq.next(), self.ticker.now()).map_or(0, |(_, bytes_before)| bytes_before),
+        };
+        Some(state.bytes.saturating_sub(before))
     }
 
-    /// What lies in the journal behind all that is applied.
+    /// Returns the end in the journal of everything applied.
     pub(crate) fn end(&self) -> Option<Location> {
         self.state().end
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, AppliedState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Joins marks from the newest on.
-fn thin(marks: &mut VecDeque<Mark>, newest: u64) {
-    let mut thinned: VecDeque<Mark> = VecDeque::with_capacity(MARKS_MAX + 1);
-    while let Some(earlier) = marks.pop_back() {
-        match thinned.front().and_then(|mark| mark.joined(earlier, newest)) {
-            Some(joined) => {
-                thinned.pop_front();
-                thinned.push_front(joined);
-            }
-            None => thinned.push_front(earlier),
-        }
-    }
-    *marks = thinned;
 }
 
 #[cfg(test)]
@@ -145,7 +105,7 @@ mod tests {
             seconds.store(second, Ordering::SeqCst);
             applied.note(Seq(5 + 2 * second), None, 100);
         }
-        assert!(applied.state().marks.len() <= MARKS_MAX);
+        assert!(applied.state().ring.is_within_bounds());
         assert_eq!(applied.age_after(Seq(10_005)), Duration::ZERO, "all of it");
         assert_eq!(applied.age_after(Seq(10_004)), Duration::ZERO, "its second is not over");
         for seq in (0..10_003).step_by(7) {
@@ -167,6 +127,6 @@ mod tests {
             assert!(told >= is && told <= is + is / 16, "{told} bytes instead of {is} behind batch {batch}");
             assert!(applied.bytes_after(Seq(6 + 2 * batch)).unwrap() >= is.saturating_sub(100));
         }
-        assert!(applied.state().marks.len() <= MARKS_MAX);
+        assert!(applied.state().ring.is_within_bounds());
     }
 }

@@ -1,34 +1,28 @@
-//! What drains: takes committed frames in order and applies them to the store, batch after batch.
+//! The flusher: takes committed frames in order and applies them to the store, batch after batch.
 //!
-//! Nothing is ever queued again. A batch that fails stays in hand and is sent again until the store takes it,
-//! rejects a record of it, or shows that it never will; the watermark moves only when the store says so.
+//! A batch is never queued again. One that fails stays with the flusher and is sent again until the store takes it,
+//! rejects a record of it, or fails for good. The watermark moves only when the store has confirmed an apply.
 
-use std::cell::Cell;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::flush::applied::ApplyHistory;
-use crate::flush::batching::Drain;
-use crate::flush::hand::{Source, is_control};
+use crate::flush::batching::{Batcher, FRAMES_PER_LOCK, FlusherProgress, is_control};
+use crate::flush::parking::Parking;
 use crate::flush::plan::{Ops, frame_of};
 use crate::ids::Seq;
 use crate::journal::committer::Committer;
 use crate::journal::cursors::Cursors;
 use crate::journal::log::Log;
-use crate::memory::views::Views;
-use crate::queue::dead_letters::DeadLetters;
 use crate::queue::health::HealthState;
 use crate::queue::queued::QueuedFrame;
 use crate::queue::state::Core;
-use crate::queue::ticket::{Ticket, Until};
+use crate::queue::ticket::{Until, WriteTicket};
 use crate::safeguard::Safeguard;
 use crate::seam::backoff::Backoff;
 use crate::seam::clock;
 use crate::seam::span::Span;
 use crate::store::contract::{Batch, Op, Progress, Store, StoreError};
-
-/// How many frames are taken or retired under one lock.
-pub(crate) const FRAMES_AT_ONCE: usize = 64;
 
 /// The flusher of a layer.
 pub(crate) struct Flusher {
@@ -36,35 +30,37 @@ pub(crate) struct Flusher {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) committer: Arc<Committer<Core>>,
     pub(crate) log: Option<Arc<Log>>,
-    pub(crate) letters: Option<Arc<DeadLetters>>,
-    pub(crate) views: Arc<Views>,
     pub(crate) cursors: Option<Arc<Cursors>>,
     pub(crate) applied: Arc<ApplyHistory>,
+    pub(crate) parking: Parking,
+    pub(crate) batcher: Batcher,
+    /// The store's progress as of the last apply.
     pub(crate) progress: Progress,
-    pub(crate) source: Source,
-    /// The last number that was given to a write which then did not happen.
-    pub(crate) refused: Cell<Seq>,
-    /// How many writers the last batch answered.
-    pub(crate) answered: Cell<usize>,
-    pub(crate) drain: Drain,
-    /// Whether others wait for what is applied: to hear of it.
-    pub(crate) tells: bool,
+    /// The last number of a write-through that was refused.
+    pub(crate) refused: Seq,
+    /// The number of write-throughs that the last batch answered.
+    pub(crate) answered: usize,
 }
 
-/// Why a batch was not applied.
-pub(crate) enum Refusal {
-    /// The store will not take this record.
+/// The reason why a batch was not applied.
+enum Refusal {
+    /// The store rejects this record.
     Record(Seq, Error),
-    /// The layer is at its end; it has been told.
+    /// The layer has failed, and its waiters have been answered.
     Over,
 }
 
 impl Flusher {
-    /// Drains until the layer fails. Stopping it means dropping this future, which loses nothing: what is in
-    /// hand is still in the journal, and the store either holds it or not.
+    /// Drains until the layer fails.
+    ///
+    /// Dropping the future stops the flusher and loses nothing: the batch that it had is still in the journal, and the
+    /// store either holds it or not.
     pub(crate) async fn run(mut self) {
         loop {
-            match self.next_batch().await {
+            let answered = std::mem::take(&mut self.answered);
+            let progress =
+                FlusherProgress { applied: self.progress.applied, refused: self.refused, answered };
+            match self.batcher.next_batch(progress).await {
                 Ok(frames) => {
                     let delivered = match frames.is_empty() {
                         true => self.pass_refused().await,
@@ -79,18 +75,15 @@ impl Flusher {
         }
     }
 
-    /// Moves the watermark over numbers whose writes were refused, when nothing else is left to move it: whoever
-    /// flushes waits for them.
+    /// Moves the watermark over the numbers of refused writes. Without it a flush that waits for those numbers would
+    /// wait until something else is written.
     async fn pass_refused(&mut self) -> Result<(), ()> {
-        let applied = self.refused.get();
+        let applied = self.refused;
         let mut progress = Progress { applied, ..self.progress };
         if self.core.options.changes {
-            // Their notices are in the journal, and have to be on the disk before the store says so.
+            // The notices of the refused writes are in the journal, and the store must not be ahead of what is durable.
             progress.journaled = applied;
-            if let Err(error) = self.committer.sync() {
-                self.core.fail(HealthState::Failed, error);
-                return Err(());
-            }
+            self.committer.sync().map_err(|error| self.core.fail(HealthState::Failed, error))?;
         }
         match self.apply(Vec::new(), progress).await {
             Ok(()) => self.retire(&[], &[], progress),
@@ -98,34 +91,26 @@ impl Flusher {
         }
     }
 
-    /// Brings a batch to its end: applied, parked, or refused to those who wait. `Err` ends the flusher.
+    /// Brings a batch to its end: each frame is applied, parked or refused. `Err` ends the flusher.
     async fn deliver(&mut self, mut frames: Vec<QueuedFrame>) -> Result<(), ()> {
-        // The store must never be ahead of the durable journal: a journal that ends before the store's
-        // watermark is how a lost journal is told.
-        let synced = match Safeguard::SyncBeforeApply.holds() {
-            true => self.committer.sync(),
-            false => Ok(()),
-        };
-        let mut parked = Vec::new();
-        let outcome = match synced {
-            Err(error) => Err(error),
-            Ok(()) if matches!(frames.last().map(is_control), Some(Ok(true))) => {
-                return self.control(frames).await;
-            }
-            Ok(()) => self.set_parked_apart(&mut frames, &mut parked),
-        };
-        if let Err(error) = outcome {
-            self.core.fail(HealthState::Failed, error);
-            return Err(());
+        // The store must never be ahead of the durable journal: an opening takes a journal that ends before the store's
+        // watermark for one that lost records.
+        if Safeguard::SyncBeforeApply.holds() {
+            self.committer.sync().map_err(|error| self.core.fail(HealthState::Failed, error))?;
         }
+        // A command is a batch of its own, so it is the only frame. One that cannot be read fails below.
+        if matches!(frames.last().map(is_control), Some(Ok(true))) {
+            return self.deliver_command(frames).await;
+        }
+        let mut parked = Vec::new();
+        self.park_behind_letters(&mut frames, &mut parked)
+            .map_err(|error| self.core.fail(HealthState::Failed, error))?;
+        // Once more, with fewer frames, after each record that the store rejects.
         loop {
             let progress = self.progress_after(frames.iter().chain(&parked));
             let mut ops = Ops::default();
             let planned = frames.iter().try_for_each(|frame| ops.push_frame(frame));
-            if let Err(error) = planned {
-                self.core.fail(HealthState::Failed, error);
-                return Err(());
-            }
+            planned.map_err(|error| self.core.fail(HealthState::Failed, error))?;
             match self.apply(ops.finish(), progress).await {
                 Ok(()) => return self.retire(&frames, &parked, progress),
                 Err(Refusal::Over) => return Err(()),
@@ -136,8 +121,40 @@ impl Flusher {
         }
     }
 
-    /// Applies until the store answers for good.
-    pub(crate) async fn apply(&mut self, ops: Vec<Op>, progress: Progress) -> Result<(), Refusal> {
+    /// Replays or discards dead letters, as the batch's one frame commands.
+    async fn deliver_command(&mut self, frames: Vec<QueuedFrame>) -> Result<(), ()> {
+        let progress = self.progress_after(frames.iter());
+        let Some(frame) = frames.first() else { return Ok(()) };
+        let prepared = self.parking.prepare(frame);
+        let mut command = prepared.map_err(|error| self.core.fail(HealthState::Failed, error))?;
+        let outcome = match self.apply(std::mem::take(&mut command.ops), progress).await {
+            Ok(()) => {
+                self.parking.finish(&command);
+                Ok(())
+            }
+            Err(Refusal::Over) => return Err(()),
+            Err(Refusal::Record(seq, error)) => {
+                self.core.metrics.records_rejected.add(1);
+                // Before the watermark passes the command: its resolution counts from then on.
+                let revoked = self.parking.revoke(frame);
+                revoked.map_err(|error| self.core.fail(HealthState::Failed, error))?;
+                // The command is done, and must not come again from the journal.
+                if self.apply(Vec::new(), progress).await.is_err() {
+                    return Err(());
+                }
+                Err(StoreError::Rejected { seq, error }.into_error())
+            }
+        };
+        let ticket = self.core.pending.lock().take_ticket(frame.first);
+        self.retire(&frames, &[], progress)?;
+        if let Some(ticket) = ticket {
+            ticket.answer(outcome.map(|()| frame.last()));
+        }
+        Ok(())
+    }
+
+    /// Applies a batch, and tries again until the store has taken or refused it.
+    async fn apply(&mut self, ops: Vec<Op>, progress: Progress) -> Result<(), Refusal> {
         let count = ops.len() as u64;
         let span = Span::apply(progress.applied.0, ops.len());
         let outcome = span.around(self.apply_until_answered(ops, progress, &span)).await;
@@ -167,6 +184,8 @@ impl Flusher {
                     span.failed(error.kind());
                     return Err(Refusal::Record(seq, error));
                 }
+                // The attempt may have succeeded all the same. To repeat it is safe, since a store takes nothing at or
+                // below its watermark.
                 Err(error @ StoreError::Transient(_)) => {
                     attempts += 1;
                     self.core.metrics.apply_retries.add(1);
@@ -189,7 +208,7 @@ impl Flusher {
         }
     }
 
-    /// Deals with a record that the store will not take.
+    /// Handles a record that the store rejects: refuses its write-through, parks its frame, or halts.
     async fn reject(
         &mut self,
         frames: &mut Vec<QueuedFrame>,
@@ -199,21 +218,24 @@ impl Flusher {
     ) -> Result<(), ()> {
         self.core.metrics.records_rejected.add(1);
         let Some(at) = frame_of(frames, seq) else {
+            // A store that breaks its contract: the batch cannot be made acceptable by leaving a record out.
             let context = format!("the store rejected record {seq}, which it was not sent");
             self.core.fail(HealthState::Failed, error.wrap(ErrorKind::StoreFailed, context));
             return Err(());
         };
         let error = StoreError::Rejected { seq, error }.into_error();
         let done = match frames.get(at) {
+            // Its writer waits and was never acknowledged, so an error answers it, and nothing is kept.
             Some(frame) if frame.location.is_none() => {
                 let frame = frames.remove(at);
                 self.refuse(&frame, error)
             }
-            Some(_) if self.can_park() => {
-                // Taken out first, so that it is not found among those behind it and ended twice.
+            Some(_) if self.parking.has_room() => {
+                // Taken out first: otherwise it would be found among the frames behind it, and ended twice.
                 parked.push(frames.remove(at));
-                let rejected = parked.last().map_or(Ok(()), |frame| self.park(frame, &format!("{error:#}")));
-                rejected.and_then(|()| self.set_parked_apart(frames, parked))
+                let reason = format!("{error:#}");
+                let rejected = parked.last().map_or(Ok(()), |frame| self.parking.park(frame, &reason));
+                rejected.and_then(|()| self.park_behind_letters(frames, parked))
             }
             _ => {
                 self.halt(frames, error).await;
@@ -223,11 +245,13 @@ impl Flusher {
         done.map_err(|error| self.core.fail(HealthState::Failed, error))
     }
 
-    /// Stands until the owner says to go on. Who waits for the store is told, and nothing journaled is lost.
-    async fn halt(&self, frames: &mut Vec<QueuedFrame>, error: Error) {
-        let resumed = self.core.resumed.notified();
-        let halted = error.wrap(ErrorKind::Halted, "the flusher stands");
-        self.core.status.send_modify(|status| {
+    /// Halts until the owner resumes the layer. Write-throughs are refused, and nothing journaled is lost.
+    async fn halt(&mut self, frames: &mut Vec<QueuedFrame>, error: Error) {
+        let core = Arc::clone(&self.core);
+        // Before the state is set: an owner that sees it may resume at once.
+        let resumed = core.resumed.notified();
+        let halted = error.wrap(ErrorKind::Halted, "the flusher is halted until the layer is resumed");
+        core.status.send_modify(|status| {
             if matches!(status.state, HealthState::Healthy | HealthState::Retrying) {
                 status.state = HealthState::Halted;
                 status.error = Some(halted.clone());
@@ -236,14 +260,14 @@ impl Flusher {
         let (kept, mut refused): (Vec<_>, Vec<_>) =
             frames.drain(..).partition(|frame| frame.location.is_some());
         *frames = kept;
-        refused.extend(self.core.pending.lock().take_unjournaled());
+        refused.extend(core.pending.lock().take_throughs());
         for frame in &refused {
             if let Err(error) = self.refuse(frame, halted.clone()) {
-                return self.core.fail(HealthState::Failed, error);
+                return core.fail(HealthState::Failed, error);
             }
         }
         resumed.await;
-        self.core.status.send_modify(|status| {
+        core.status.send_modify(|status| {
             if status.state == HealthState::Halted {
                 status.state = HealthState::Healthy;
                 status.error = None;
@@ -251,32 +275,33 @@ impl Flusher {
         });
     }
 
-    /// Ends a frame that was to be written through and will not be.
-    pub(crate) fn refuse(&self, frame: &QueuedFrame, error: Error) -> Result<()> {
-        let ticket = {
-            let mut pending = self.core.pending.lock();
-            pending.refuse(frame)?;
-            pending.take_ticket(frame.first)
-        };
-        self.refused.set(self.refused.get().max(frame.last()));
-        self.core.gate.leave(u64::from(frame.count), frame.bytes);
-        self.core.settled.notify_waiters();
-        if let Some(ticket) = ticket {
-            ticket.answer(Err(error));
-        }
+    fn refuse(&mut self, frame: &QueuedFrame, error: Error) -> Result<()> {
+        self.core.refuse_through(frame, error)?;
+        self.refused = self.refused.max(frame.last());
         Ok(())
     }
 
-    /// The store holds these frames: makes write-throughs visible, answers, makes room, trims the journal.
-    pub(crate) fn retire(
-        &self,
+    fn park_behind_letters(
+        &mut self,
+        frames: &mut Vec<QueuedFrame>,
+        parked: &mut Vec<QueuedFrame>,
+    ) -> Result<()> {
+        let refused = self.parking.park_behind_letters(frames, parked)?;
+        self.refused = self.refused.max(refused);
+        Ok(())
+    }
+
+    /// Ends frames that the store holds: makes write-throughs visible, answers writers, makes room, trims the journal.
+    /// Parked frames have left the pending view already; they make room and move the watermark here.
+    fn retire(
+        &mut self,
         frames: &[QueuedFrame],
         parked: &[QueuedFrame],
         progress: Progress,
     ) -> Result<(), ()> {
-        let mut tickets: Vec<(Seq, Ticket)> = Vec::new();
+        let mut tickets: Vec<(Seq, WriteTicket)> = Vec::new();
         let (mut records, mut bytes) = (0, 0);
-        for some in frames.chunks(FRAMES_AT_ONCE) {
+        for some in frames.chunks(FRAMES_PER_LOCK) {
             let mut pending = self.core.pending.lock();
             for frame in some {
                 let ended = pending.superseded(frame).and_then(|superseded| {
@@ -284,6 +309,7 @@ impl Flusher {
                     let ticket = pending.take_ticket(frame.first);
                     Ok(ticket.map(|mut ticket| {
                         debug_assert_eq!(ticket.until, Until::Applied);
+                        // Under the lock, as every change of memory: a newer record cannot come in between.
                         ticket.publish_applied(frame.first, &superseded);
                         ticket
                     }))
@@ -300,20 +326,20 @@ impl Flusher {
                 bytes += frame.bytes;
             }
         }
-        self.core.pending.lock().passed(progress.applied);
+        self.core.pending.lock().note_applied(progress.applied);
         self.core.metrics.records_applied.add(records);
         for frame in parked {
             records += u64::from(frame.count);
             bytes += frame.bytes;
         }
-        // Before the watermark is told, so that the lag behind it can be.
+        // Before the watermark moves: whoever sees the new one may ask for the lag behind it.
         let end = frames.iter().chain(parked).filter_map(|frame| frame.journal_end).max();
         let journaled = match (&self.log, end) {
             (Some(log), Some(end)) => log.bytes_between(Seq::ZERO, self.applied.end(), end),
             _ => 0,
         };
         self.applied.note(progress.applied, end, journaled);
-        // The room first: whoever waits for the watermark may write at once.
+        // Before the watermark moves: whoever waits for it may write at once, and would find the queue full.
         self.core.gate.leave(records, bytes);
         self.core.status.send_modify(|status| {
             status.watermark = progress.applied;
@@ -324,27 +350,33 @@ impl Flusher {
             }
         });
         if !tickets.is_empty() {
-            self.core.settled.notify_waiters();
+            self.core.through_ended.notify_waiters();
         }
-        self.answered.set(tickets.len());
+        self.answered = tickets.len();
         tickets.into_iter().for_each(|(last, ticket)| ticket.answer(Ok(last)));
-        if let Some(log) = &self.log {
-            // Segments that stay behind, the dead letters' included, cost room, not data; the next batch tries again.
-            let passed = match Safeguard::TrimBehindWatermark.holds() {
-                true => progress.journaled,
-                false => self.core.pending.lock().last_committed(),
-            };
-            let trimmed = match &self.cursors {
-                Some(cursors) => cursors.trim(log, passed),
-                None => log.trim(passed),
-            };
-            let letters = self.letters.as_ref().map_or(Ok(()), |letters| letters.trim());
-            self.core.warn(trimmed.and(letters).err());
-        }
+        self.trim(progress.journaled);
         Ok(())
     }
 
-    pub(crate) fn progress_after<'a>(&self, frames: impl Iterator<Item = &'a QueuedFrame>) -> Progress {
+    /// Trims the journal and the dead-letter list, of which the store needs nothing up to `passed`. A failure costs
+    /// room and no data; it becomes a warning in the layer's health, and the next batch tries again.
+    fn trim(&self, passed: Seq) {
+        let Some(log) = &self.log else { return };
+        let mut up_to = log.published();
+        // The journal keeps what the store lacks.
+        if Safeguard::TrimBehindWatermark.holds() {
+            up_to = up_to.min(passed);
+        }
+        let trimmed = match &self.cursors {
+            Some(cursors) => cursors.trim(log, up_to),
+            None => log.trim(up_to),
+        };
+        let letters = self.parking.trim();
+        self.core.warn(trimmed.and(letters).err());
+    }
+
+    /// Returns the store's progress once it has these frames, in addition to what it has.
+    fn progress_after<'a>(&self, frames: impl Iterator<Item = &'a QueuedFrame>) -> Progress {
         frames.fold(self.progress, |progress, frame| Progress {
             applied: progress.applied.max(frame.last()),
             journaled: match frame.journal_end {

@@ -3,6 +3,5 @@
 pub(crate) mod applied;
 pub(crate) mod batching;
 pub(crate) mod flusher;
-pub(crate) mod hand;
 pub(crate) mod parking;
 pub(crate) mod plan;

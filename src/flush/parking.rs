@@ -1,51 +1,79 @@
-//! The flusher's dealings with the dead-letter list: parking, replaying, discarding.
+//! The flusher's side of the dead-letter list: parking frames, and replaying or discarding letters.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::flush::flusher::{Flusher, Refusal};
 use crate::flush::plan::Ops;
 use crate::ids::{Key, Seq};
+use crate::memory::views::Views;
 use crate::options::OnRejected;
 use crate::queue::dead_letters::DeadLetters;
-use crate::queue::health::HealthState;
 use crate::queue::queued::QueuedFrame;
 use crate::queue::record::Operation;
+use crate::queue::state::Core;
 use crate::safeguard::Safeguard;
-use crate::store::contract::{Op, StoreError};
+use crate::store::contract::Op;
 
-impl Flusher {
-    pub(crate) fn can_park(&self) -> bool {
+/// Parks frames, if the layer has a dead-letter list.
+pub(crate) struct Parking {
+    core: Arc<Core>,
+    letters: Option<Arc<DeadLetters>>,
+    views: Arc<Views>,
+}
+
+/// A command to the dead-letter list, prepared for the store.
+#[derive(Default)]
+pub(crate) struct LetterCommand {
+    /// The letters that it resolves.
+    chosen: BTreeSet<Seq>,
+    /// The updates that a replay sends to the store.
+    pub(crate) ops: Vec<Op>,
+    discards: bool,
+}
+
+impl Parking {
+    pub(crate) fn new(core: Arc<Core>, letters: Option<Arc<DeadLetters>>, views: Arc<Views>) -> Parking {
+        Parking { core, letters, views }
+    }
+
+    /// Returns true if a rejected frame is to be parked and the list has room for it.
+    pub(crate) fn has_room(&self) -> bool {
         let room =
             |letters: &Arc<DeadLetters>| letters.record_count() < self.core.options.dead_letter_records_max;
         self.core.options.on_rejected == OnRejected::Park && self.letters.as_ref().is_some_and(room)
     }
 
-    /// Puts the frames whose keys are parked behind their keys.
-    pub(crate) fn set_parked_apart(
+    /// Moves the frames with parked keys from `frames` to `parked`, because their records must not reach the store
+    /// before those that are in the list. A write-through among them is refused instead.
+    ///
+    /// Returns the last number that was refused.
+    pub(crate) fn park_behind_letters(
         &self,
         frames: &mut Vec<QueuedFrame>,
         parked: &mut Vec<QueuedFrame>,
-    ) -> Result<()> {
-        let Some(letters) = &self.letters else { return Ok(()) };
+    ) -> Result<Seq> {
+        let mut refused = Seq::ZERO;
+        let Some(letters) = &self.letters else { return Ok(refused) };
         let mut kept = Vec::with_capacity(frames.len());
         for frame in frames.drain(..) {
-            if !letters.concerns(&frame)? || !Safeguard::ParkLaterWrites.holds() {
+            let is_behind = letters.has_key_of(&frame)? && Safeguard::ParkLaterWrites.holds();
+            if !is_behind {
                 kept.push(frame);
             } else if frame.location.is_none() {
                 let context = "the key has dead letters, which would come after this write";
-                self.refuse(&frame, Error::new(ErrorKind::Parked, context))?;
+                self.core.refuse_through(&frame, Error::new(ErrorKind::Parked, context))?;
+                refused = refused.max(frame.last());
             } else {
                 self.park(&frame, "an earlier record of its key was rejected")?;
                 parked.push(frame);
             }
         }
         *frames = kept;
-        Ok(())
+        Ok(refused)
     }
 
-    /// Puts a frame into the dead-letter list, where its keys stay readable.
+    /// Adds a frame to the dead-letter list, durably on return. Its keys stay readable from there.
     pub(crate) fn park(&self, frame: &QueuedFrame, reason: &str) -> Result<()> {
         let Some(letters) = &self.letters else {
             return Err(Error::new(ErrorKind::Unsupported, "parking needs a dead-letter list"));
@@ -56,74 +84,49 @@ impl Flusher {
         Ok(())
     }
 
-    /// Replays or discards the dead letters that a control frame names.
-    pub(crate) async fn control(&mut self, frames: Vec<QueuedFrame>) -> Result<(), ()> {
-        let progress = self.progress_after(frames.iter());
-        let Some(frame) = frames.first() else { return Ok(()) };
-        let prepared = self.prepare_control(frame);
-        let (chosen, ops, discard) = match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                self.core.fail(HealthState::Failed, error);
-                return Err(());
-            }
-        };
-        let outcome = match self.apply(ops, progress).await {
-            Ok(()) => {
-                self.finish_control(&chosen, discard);
-                Ok(())
-            }
-            Err(Refusal::Over) => return Err(()),
-            Err(Refusal::Record(seq, error)) => {
-                self.core.metrics.records_rejected.add(1);
-                let cancelled = self.letters.as_ref().map_or(Ok(()), |letters| letters.cancel(frame.last()));
-                if let Err(error) = cancelled {
-                    self.core.fail(HealthState::Failed, error);
-                    return Err(());
-                }
-                if self.apply(Vec::new(), progress).await.is_err() {
-                    return Err(());
-                }
-                Err(StoreError::Rejected { seq, error }.into_error())
-            }
-        };
-        let ticket = self.core.pending.lock().take_ticket(frame.first);
-        self.retire(&frames, &[], progress)?;
-        if let Some(ticket) = ticket {
-            ticket.answer(outcome.map(|()| frame.last()));
-        }
-        Ok(())
-    }
-
-    /// Which letters a control frame is about, what the store is sent for them, and whether they are given up.
-    fn prepare_control(&self, frame: &QueuedFrame) -> Result<(BTreeSet<Seq>, Vec<Op>, bool)> {
-        let Some(letters) = &self.letters else { return Ok(Default::default()) };
+    /// Prepares the command that a control frame holds. On return it is durable that the chosen letters are resolved
+    /// once the store has applied the frame.
+    pub(crate) fn prepare(&self, frame: &QueuedFrame) -> Result<LetterCommand> {
+        let Some(letters) = &self.letters else { return Ok(LetterCommand::default()) };
         let records = frame.records().collect::<Result<Vec<_>>>()?;
-        let discard = records.iter().any(|(_, record)| record.operation == Operation::Discard);
+        let discards = records.iter().any(|(_, record)| record.operation == Operation::Discard);
         let keys: Vec<Key> = records.into_iter().map(|(_, record)| record.key).collect();
         let chosen = letters.closure(&keys);
         let mut ops = Ops::default();
-        if !discard {
+        if !discards {
             for letter in &chosen {
                 for record in letters.read(*letter)?.unwrap_or_default() {
                     let value = record.stored();
+                    // Under the command's number: the store takes nothing at or below its watermark.
                     ops.push(Op { seq: frame.last(), key: record.key, value }, record.coalesce);
                 }
             }
         }
         letters.resolve(frame.last(), &chosen)?;
-        Ok((chosen, ops.finish(), discard))
+        Ok(LetterCommand { chosen, ops: ops.finish(), discards })
     }
 
-    fn finish_control(&self, chosen: &BTreeSet<Seq>, discard: bool) {
+    /// Revokes the resolution that [`Parking::prepare`] wrote, because the store rejected the command.
+    pub(crate) fn revoke(&self, frame: &QueuedFrame) -> Result<()> {
+        self.letters.as_ref().map_or(Ok(()), |letters| letters.cancel(frame.last()))
+    }
+
+    /// Removes the letters of a command that the store has applied.
+    pub(crate) fn finish(&self, command: &LetterCommand) {
         let Some(letters) = &self.letters else { return };
-        let keys = letters.forget(chosen);
+        let keys = letters.remove(&command.chosen);
         let mut pending = self.core.pending.lock();
         for (key, newest) in &keys {
-            pending.unbury(key, *newest);
-            if discard {
+            pending.remove_dead_letter(key, *newest);
+            // Memory may have the discarded value, which the store never got.
+            if command.discards {
                 self.views.invalidate(key.namespace());
             }
         }
+    }
+
+    /// Removes the list's files if it is empty.
+    pub(crate) fn trim(&self) -> Result<()> {
+        self.letters.as_ref().map_or(Ok(()), |letters| letters.trim())
     }
 }

@@ -1,4 +1,4 @@
-//! From queued frames to the ops of one apply: coalescing, and what is kept back. Pure; no I/O.
+//! The ops of one apply, coalesced from queued frames. Does no I/O.
 
 use std::collections::HashMap;
 
@@ -8,19 +8,20 @@ use crate::queue::queued::QueuedFrame;
 use crate::seam::random::HashBuilder;
 use crate::store::contract::Op;
 
-/// The ops of one apply under construction, in order.
+/// Builds the ops of one apply, in order.
 #[derive(Default)]
 pub(crate) struct Ops {
     ops: Vec<Option<Op>>,
-    /// Where the last op of a key is that a newer one may replace.
+    /// The index of each key's last op that a newer one may replace.
     replaceable: HashMap<Key, usize, HashBuilder>,
 }
 
 impl Ops {
-    /// Adds an op. Where `coalesce` allows it, it replaces an earlier one of its key: an apply is atomic, so
-    /// nobody can tell that the earlier one never happened.
+    /// Adds an op. If it may be coalesced, it replaces an earlier one of its key: an apply is atomic, so nobody can
+    /// tell that the earlier one never happened.
     pub(crate) fn push(&mut self, op: Op, coalesce: bool) {
         let at = self.ops.len();
+        // An op that must be applied also bars later ones from replacing what came before it.
         let earlier = if coalesce {
             self.replaceable.insert(op.key.clone(), at)
         } else {
@@ -32,7 +33,7 @@ impl Ops {
         self.ops.push(Some(op));
     }
 
-    /// Adds a frame's updates; a notice is none.
+    /// Adds a frame's updates. Notices and commands are none.
     pub(crate) fn push_frame(&mut self, frame: &QueuedFrame) -> Result<()> {
         for numbered in frame.records() {
             let (seq, record) = numbered?;
@@ -45,12 +46,13 @@ impl Ops {
         Ok(())
     }
 
+    /// Returns the ops that are left.
     pub(crate) fn finish(self) -> Vec<Op> {
         self.ops.into_iter().flatten().collect()
     }
 }
 
-/// Finds the frame that a sequence number belongs to.
+/// Returns the index of the frame that has the record `seq`.
 pub(crate) fn frame_of(frames: &[QueuedFrame], seq: Seq) -> Option<usize> {
     frames.iter().position(|frame| frame.first <= seq && seq <= frame.last())
 }

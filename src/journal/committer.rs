@@ -14,9 +14,9 @@
 //! when the queue is empty or when another thread waits for the token, which then has the same duty. Queue and token
 //! are guarded by one lock, so no submission can be left behind.
 //!
-//! - Under [`Durability::Sync`] a thread of its own holds the token whenever there is work: it writes a whole group, syncs
-//!   once, and reports. While it syncs, the next group forms. A caller that may block and finds the committer idle
-//!   commits on its own thread, because waking that thread and being woken by it costs a good part of a sync.
+//! - Under [`Durability::Sync`] a thread of its own holds the token whenever there is work: it writes a whole group,
+//!   syncs once, and reports. While it syncs, the next group forms. A caller that may block and finds the committer
+//!   idle commits on its own thread, because waking that thread and being woken by it costs a good part of a sync.
 //! - Under [`Durability::Buffered`], and without a journal, the submitting caller takes the token if it is free, and
 //!   otherwise leaves its submission to the holder. Under `Buffered`, callers that may block do so one after the other.
 //!   A thread syncs at the interval. It does not hold the token while it syncs, so that writers go on.
@@ -63,7 +63,7 @@ pub trait Sink: Send + Sync + 'static {
     fn committed(&self, group: &mut Vec<Committed<Self::Ticket>>);
 
     /// Reports a submission that was not committed, or whose outcome is unknown
-    /// ([`ErrorKind::Poisoned`](crate::ErrorKind::Poisoned), "outcome unknown").
+    /// ([`ErrorKind::Poisoned`], "outcome unknown").
     fn refused(&self, ticket: Self::Ticket, error: &Error);
 
     /// Reports once that nothing is written any more, and why, before any submission is refused for that reason.
@@ -245,8 +245,10 @@ impl<S: Sink> Committer<S> {
         let mut queue = lock(&core.queue);
         if queue.closed {
             drop(queue);
+            // Unlocked before, because a sink may take locks of its own.
             return core.refuse(submission.ticket, &Error::new(ErrorKind::Closed, "the journal is closed"));
         }
+        // A lone submission while the thread is parked: no group can form that would be worth waiting for.
         let alone = queue.idle && queue.waiting.is_empty() && queue.token.is_some();
         queue.waiting.push(Committed::waiting(submission));
         if core.mode == CommitMode::Sync {
@@ -298,6 +300,7 @@ impl<S: Sink> Committer<S> {
         }
         lock(&self.core.queue).closed = true;
         self.core.work.notify_all();
+        // The thread ends only when the queue is empty, or by a panic, after which `finish` answers the rest.
         if let Some(Err(panic)) = closing.thread.take().map(JoinHandle::join) {
             self.core.poison(&panicked("the committer's thread", &*panic));
         }
@@ -346,6 +349,7 @@ impl<S: Sink> CommitterCore<S> {
         let until = clock::now() + LINGER_SPINNING_MAX;
         while queue.waiting.len() < expected && !queue.closed && clock::now() < until {
             drop(queue);
+            // Spins without the lock, because otherwise no submission could come.
             thread::yield_now();
             queue = lock(&self.queue);
         }
@@ -397,6 +401,7 @@ impl<S: Sink> CommitterCore<S> {
     fn sync(&self) -> Result<()> {
         let _one_at_a_time = lock(&self.syncing);
         let (queue, mut token) = self.acquire(lock(&self.queue));
+        // Frames that are written from here on set it again, and the next sync covers them.
         let unsynced = mem::take(&mut token.unsynced);
         let point = token.journal.as_ref().filter(|_| unsynced).map(|(_, writer)| writer.sync_point());
         self.commit_queue_and_release(queue, token);
@@ -422,6 +427,7 @@ impl<S: Sink> CommitterCore<S> {
             queue = self.commit_group(queue, &mut token);
         }
         let journal = token.journal.take();
+        // Closing the journal syncs what is left.
         token.unsynced = false;
         self.commit_queue_and_release(queue, token);
         let usable = self.check_usable();
@@ -539,6 +545,7 @@ impl<S: Sink> CommitterCore<S> {
             }
             Err(Error::new(ErrorKind::Poisoned, "the sink left tickets of a committed group unanswered"))
         });
+        // A panic of the sink leaves it in an unknown state, so no later group may be reported to it.
         if let Err(cause) = reported {
             self.poison(&cause);
             let error = outcome_unknown(&cause);
@@ -620,6 +627,7 @@ impl<T> WriteToken<T> {
         }
         let error = writer.append(journaled, &mut self.locations).err();
         match &error {
+            // A full disk may have taken the first frames of the group. These count; the rest is refused.
             Some(error) if error.kind() != ErrorKind::DiskFull => return Err(error.clone()),
             None if self.locations.len() != count => {
                 return Err(Error::new(ErrorKind::Poisoned, "the journal's writer lost count of its frames"));
@@ -634,6 +642,7 @@ impl<T> WriteToken<T> {
             if sync && Safeguard::AcknowledgeAfterSync.holds() {
                 writer.sync()?;
             } else {
+                // The interval's sync, or the one before an apply, covers it.
                 self.unsynced = true;
             }
         }

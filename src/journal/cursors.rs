@@ -1,9 +1,9 @@
 //! The named cursors: the durable position of each consumer of the journal.
 //!
-//! All cursors are stored in one small file in the journal's directory, named `cursors`. It is replaced as a whole: written
-//! as `cursors.tmp`, synced, renamed, and the directory synced. Only then does a new position count, and only then may the
-//! journal be trimmed for it. Without a file there are no cursors. A damaged file is an error of the opening, because a
-//! lost position would be a missed change.
+//! All cursors are stored in one small file in the journal's directory, named `cursors`. It is replaced as a whole:
+//! written as `cursors.tmp`, synced, renamed, and the directory synced. Only then does a new position count, and only
+//! then may the journal be trimmed for it. Without a file there are no cursors. A damaged file is an error of the
+//! opening, because a lost position would be a missed change.
 //!
 //! A cursor holds back the trimming of the journal, up to a bound in bytes for all of them. Records that are trimmed
 //! beyond that bound are reported to the consumer as lost, by whoever reads the journal for it.
@@ -118,6 +118,7 @@ impl Cursors {
     /// [`ErrorKind::Locked`] if it has a subscriber; [`ErrorKind::InvalidOption`] if there are too many; the file
     /// system's; [`ErrorKind::Closed`].
     pub(crate) fn subscribe(self: &Arc<Self>, name: &NamespaceName) -> Result<(CursorSubscription, Seq)> {
+        // Held to the end, so that two changes of the file cannot overtake each other.
         let file = self.file()?;
         let position = {
             let mut state = self.state();
@@ -131,6 +132,7 @@ impl Cursors {
                     format!("there are {CURSORS_MAX} cursors, which is the limit; forget one first");
                 return Err(Error::new(ErrorKind::InvalidOption, context));
             }
+            // Before the write, which runs without this lock. If it fails, dropping the subscription frees the name.
             state.open.push(name.clone());
             position
         };
@@ -208,6 +210,7 @@ impl Cursors {
         let slowest = self.state().positions.values().min().copied();
         log.trim(match slowest {
             Some(slowest) if Safeguard::CursorHoldsJournal.holds() => {
+                // A cursor further back than the bound is passed over, so that one dead consumer cannot fill the disk.
                 passed.min(slowest.max(log.beyond_bytes(passed, self.bytes_max)))
             }
             _ => passed,
@@ -280,6 +283,7 @@ fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<(JournalId, Positions)>> {
         Err(error) => return Err(unread(error)),
     };
     let length = file.len().map_err(unread)?;
+    // A larger file is no list of cursors. Cut to the bound, it fails its checksum.
     let mut bytes = vec![0; usize::try_from(length.min(FILE_BYTES_MAX)).unwrap_or(0)];
     let read = file.read_at(&mut bytes, 0).map_err(unread)?;
     bytes.truncate(read);

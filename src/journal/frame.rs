@@ -74,6 +74,7 @@ impl FrameHeader {
     pub(crate) fn decode(bytes: &[u8]) -> Option<(FrameHeader, u32)> {
         let (crc, fields) = bytes.get(..FRAME_HEADER_BYTES as usize)?.split_first_chunk::<4>()?;
         let crc = u32::from_le_bytes(*crc);
+        // Before any field is believed, lengths above all.
         if header_checksum(fields) != crc {
             return None;
         }
@@ -114,12 +115,14 @@ impl FrameHeader {
         if self.prev != prev && Safeguard::Continuity.holds() {
             return Err(format!("follows record {}, but the frame before it ends with {prev}", self.prev));
         }
+        // Numbers only grow. A frame that repeats some would apply records twice.
         if self.first <= self.prev {
             return Err(format!("starts with record {}, which is not after {prev}", self.first));
         }
         if u64::from(self.body_len) > FRAME_BODY_BYTES_MAX {
             return Err(format!("claims a body of {} bytes", self.body_len));
         }
+        // A promise has no number of its own, so it names the one that comes next.
         if self.count == 0 && (self.body_len != 0 || self.first != prev.next()) {
             return Err("claims to hold no records, but has a body or a place".to_owned());
         }
@@ -220,6 +223,7 @@ impl FrameBuilder {
     pub fn push(&mut self, parts: &[&[u8]]) -> Result<()> {
         let record = parts.iter().fold(0_u64, |sum, part| sum.saturating_add(part.len() as u64));
         let whole = record.saturating_add((self.bytes.len() + RECORD_LENGTH_BYTES) as u64);
+        // Checked before anything is copied, so that a refused record leaves the builder unchanged.
         if whole > FRAME_BODY_BYTES_MAX {
             let context = format!("a batch of {whole} bytes; the limit is {FRAME_BODY_BYTES_MAX}");
             return Err(Error::new(ErrorKind::TooLarge, context));
@@ -312,6 +316,7 @@ impl Frame {
             return Err("has a body that fails its checksum");
         }
         let mut rest: &[u8] = &body;
+        // The checksum holds, so a body that does not fit its header was written wrong. It is never served.
         for _ in 0..header.count {
             split_record(&mut rest).ok_or(FEWER_RECORDS)?;
         }

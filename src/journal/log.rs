@@ -97,7 +97,8 @@ impl Log {
 
     /// Removes the segments that hold no record after `up_to`. The last segment always stays.
     ///
-    /// A reader that is within a removed segment can finish it. Blocking, with one sync of the directory for each segment.
+    /// A reader that is within a removed segment can finish it. Blocking, with one sync of the directory for each
+    /// segment.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] if a file could not be renamed or removed: the same call may work later.
@@ -110,6 +111,7 @@ impl Log {
             match retired.and_then(|()| self.pool.retire(oldest)) {
                 Ok(()) => {}
                 Err((Some(kept), error)) => {
+                    // Back into the list, so that readers and the next trim find it.
                     self.segments_mut().insert(kept.header.number, kept);
                     return Err(error);
                 }
@@ -213,6 +215,7 @@ impl Log {
     /// Returns the segment to read after `segment`. It may have the same number, if `segment` was empty and replaced.
     pub(crate) fn successor(&self, segment: &Segment) -> Option<Arc<Segment>> {
         let segments = self.segments();
+        // By nonce, because a successor of an empty segment has the same number.
         let mut later = segments.range(segment.header.number..).map(|(_, later)| later);
         later.find(|later| later.header.nonce != segment.header.nonce).map(Arc::clone)
     }
@@ -254,6 +257,7 @@ impl Log {
     /// content is not on the disk (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020).
     pub(crate) fn sync_file(&self, file: &dyn DiskFile) -> Result<()> {
         let _one_at_a_time = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock: a sync that waited for a failing one must not report success.
         self.check_usable()?;
         let synced = file.sync_data();
         if !Safeguard::PoisonAfterFailedSync.holds() {
@@ -266,6 +270,7 @@ impl Log {
 
     fn take_oldest(&self, up_to: Seq) -> Option<Arc<Segment>> {
         let mut segments = self.segments_mut();
+        // The last segment stays: its header records the last number that was given.
         if segments.len() < 2 {
             return None;
         }
@@ -324,8 +329,8 @@ impl Reader {
     /// frame before, or after the reader's start.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] if a frame is not as it was written; [`ErrorKind::Io`] if it cannot be read. The next call
-    /// tries the same frame again.
+    /// [`ErrorKind::Damaged`] if a frame is not as it was written; [`ErrorKind::Io`] if it cannot be read. The next
+    /// call tries the same frame again.
     pub fn next_frame(&mut self) -> Result<Option<Frame>> {
         loop {
             let Some(position) = &mut self.position else {
@@ -349,9 +354,11 @@ impl Reader {
                 }
             }
             let header = position.header()?;
+            // Written, and not yet as durable as configured: serving it could show a record that a crash takes back.
             if header.last() > self.log.published() {
                 return Ok(None);
             }
+            // Promises hold no records, and a reader may start in the middle of a segment.
             let wanted = header.count > 0 && header.last() > self.after;
             let frame = if wanted { Some(position.frame(&header)?) } else { None };
             position.offset += header.bytes_on_disk();
@@ -390,7 +397,8 @@ impl ReaderPosition {
             .map_err(|why| damaged_frame(&self.segment, self.offset, why, Some(header)))
     }
 
-    /// Makes `len` bytes at `offset` available, or fewer if the segment ends before, and returns their range in `ahead`.
+    /// Makes `len` bytes at `offset` available, or fewer if the segment ends before, and returns their range in
+    /// `ahead`.
     fn read_ahead(&mut self, offset: u64, len: u64) -> Result<Range<usize>> {
         let room = self.segment.end().saturating_sub(offset);
         let len = len.min(room);

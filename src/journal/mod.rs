@@ -60,18 +60,19 @@
 //! opening, and nothing is changed then.
 //!
 //! # Recovery
-//! Opening syncs the directory before it lists it. It serves nothing that a power cut could still take back: frames after
-//! the last promise are written once more, as they are, and synced, because after a sync that failed in an earlier
-//! process they may be readable and yet not on the disk.
+//! Opening syncs the directory before it lists it. It serves nothing that a power cut could still take back: frames
+//! after the last promise are written once more, as they are, and synced, because after a sync that failed in an
+//! earlier process they may be readable and yet not on the disk.
 //!
-//! A recovered segment is never appended to. The next frame goes to a new segment, whose header seals the recovered one at
-//! its sound end. Until then no content has changed on the disk, so recovering again, after a crash at any point, comes to
-//! the same end; and a full disk does not keep a backlog from being opened and drained. A last segment without frames is
-//! replaced by its successor, which takes its number and its predecessor, in one atomic rename.
+//! A recovered segment is never appended to. The next frame goes to a new segment, whose header seals the recovered
+//! one at its sound end. Until then no content has changed on the disk, so recovering again, after a crash at any
+//! point, comes to the same end; and a full disk does not keep a backlog from being opened and drained. A last
+//! segment without frames is replaced by its successor, which takes its number and its predecessor, in one atomic
+//! rename.
 //!
-//! A segment's header and its successor's say where it begins and ends. So the segments of a large journal are checked in
-//! parallel, by up to eight threads. The first damage in the journal's order is reported, whichever thread finds one
-//! first, and nothing on the disk changes before all segments are found sound.
+//! A segment's header and its successor's say where it begins and ends. So the segments of a large journal are
+//! checked in parallel, by up to eight threads. The first damage in the journal's order is reported, whichever thread
+//! finds one first, and nothing on the disk changes before all segments are found sound.
 
 pub mod committer;
 pub mod cursors;

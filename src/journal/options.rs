@@ -52,7 +52,8 @@ pub struct JournalOptions {
     /// Fills new segments with zeros before their use, so that a sync changes no metadata. On by default. Switch it off
     /// on a copy-on-write file system, where it has no benefit.
     pub zero_fill: bool,
-    /// Reuses segments that are no longer needed as spares. On by default. Switch it off on a copy-on-write file system.
+    /// Reuses segments that are no longer needed as spares. On by default. Switch it off on a copy-on-write file
+    /// system.
     pub recycle: bool,
     /// The most spares that are kept: 0 to 64; 4 by default. With zero, no thread is started to prepare spares.
     pub spares_max: usize,

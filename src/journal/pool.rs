@@ -20,9 +20,9 @@ use crate::seam::random;
 use crate::seam::sync::thread::{self, JoinHandle};
 use crate::seam::sync::{Condvar, Mutex, MutexGuard};
 
-/// The size of the writes that fill a new file. The page cache keeps a file in folios as large as it was written in, and
-/// on ext4 each later write into a folio looks at all its blocks. With folios of 1 MiB a small write takes more than twice
-/// as long.
+/// The size of the writes that fill a new file. The page cache keeps a file in folios as large as it was written in,
+/// and on ext4 each later write into a folio looks at all its blocks. With folios of 1 MiB a small write takes more
+/// than twice as long.
 const ZERO_CHUNK_BYTES: u64 = 64 * 1024;
 
 pub(crate) struct SparePool {
@@ -81,6 +81,7 @@ impl SparePool {
                 disk.remove(&path).map_err(|error| cannot("remove", &path, error))?;
             }
         }
+        // Names that are in use, or were until now, are not given again.
         let next_number = spares.iter().max().map_or(1, |number| number.saturating_add(1));
         let state = PoolState { ready, next_number, wanted: true, making: false, stopping: false };
         Ok(SparePool { disk, dir, options, state: Mutex::new(state), changed: Condvar::new() })
@@ -166,6 +167,7 @@ impl SparePool {
         let header =
             named().map_err(|error| self.discard(&taken, cannot("make a segment of", &taken, error)))?;
         // `Io` even for a full disk: after a failed sync the outcome is unknown, so the caller must not go on.
+        // Without this sync a power cut could take the name back, with acknowledged frames in it.
         if Safeguard::DirectorySync.holds() {
             self.disk.sync_dir(&self.dir).map_err(|error| {
                 Error::with_source(ErrorKind::Io, format!("cannot sync {}", self.dir.display()), error)
@@ -180,11 +182,12 @@ impl SparePool {
     /// Removes a segment durably, or makes it a spare if no reader holds it and the pool has room.
     ///
     /// # Errors
-    /// Returns the segment with the error if its file could not be renamed or removed; nothing has changed then. Returns
-    /// the error alone if the change may not be durable.
+    /// Returns the segment with the error if its file could not be renamed or removed; nothing has changed then.
+    /// Returns the error alone if the change may not be durable.
     pub(crate) fn retire(&self, segment: Arc<Segment>) -> Result<(), (Option<Arc<Segment>>, Error)> {
         let standard = segment.header.capacity == self.options.segment_bytes;
         let room = self.state().has_room(self.options.spares_max);
+        // A reader that holds the segment still reads the file, so it is removed instead of being overwritten later.
         let reusable = self.options.recycle && standard && room && Arc::strong_count(&segment) == 1;
         let spare = reusable.then(|| {
             let bytes = segment.bytes_on_disk();
@@ -198,6 +201,7 @@ impl SparePool {
             let error = cannot("retire", &segment.path, error);
             return Err((Some(segment), error));
         }
+        // The content may change from here on, so the old name must be durably gone.
         if Safeguard::TrimSync.holds() {
             self.disk.sync_dir(&self.dir).map_err(|error| (None, cannot("sync", &self.dir, error)))?;
         }
@@ -206,7 +210,8 @@ impl SparePool {
         Ok(())
     }
 
-    /// Removes a file that could not become a segment. Returns the reason, with the error of removing it if there was one.
+    /// Removes a file that could not become a segment. Returns the reason, with the error of removing it if there was
+    /// one.
     fn discard(&self, path: &Path, why: Error) -> Error {
         match self.disk.remove(path) {
             Ok(()) => why,
@@ -221,6 +226,7 @@ impl SparePool {
     fn keep_one_ready(&self) {
         loop {
             let mut state = self.state();
+            // Only after a spare was taken: an attempt that failed, as on a full disk, is not repeated in a loop.
             let needed = |state: &PoolState| state.wanted && state.ready.is_empty();
             while !state.stopping && !needed(&state) {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -261,6 +267,7 @@ impl SparePool {
         let mut at = 0;
         while at < bytes {
             let chunk = zeros.get(..(bytes - at) as usize).unwrap_or(&zeros);
+            // Between two chunks, so that closing a journal does not wait for a whole segment of zeros.
             let written = if cancelled() {
                 Err(Error::new(ErrorKind::Closed, "the journal is being closed"))
             } else {

@@ -92,8 +92,8 @@ impl Journal {
         self.commit(builder.finish())
     }
 
-    /// Appends records of which a crash keeps all or none, and returns the last one's number. The others have the numbers
-    /// directly before it.
+    /// Appends records of which a crash keeps all or none, and returns the last one's number. The others have the
+    /// numbers directly before it.
     ///
     /// # Errors
     /// As for [`Journal::append`]; [`ErrorKind::Unsupported`] for a batch without records.

@@ -95,9 +95,9 @@ pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: &JournalOptions) -> Result
 
 /// Opens a journal as [`open`] does, and shows each frame with records to a visitor while it is checked.
 ///
-/// A large journal is checked in parts, in parallel. `visitor` makes a visitor for each part, and gets the number of bytes
-/// of segments before it. The visitors are returned in the journal's order. Nothing that they have seen may be served
-/// before this returns `Ok`, because another part may be damaged.
+/// A large journal is checked in parts, in parallel. `visitor` makes a visitor for each part, and gets the number of
+/// bytes of segments before it. The visitors are returned in the journal's order. Nothing that they have seen may be
+/// served before this returns `Ok`, because another part may be damaged.
 pub(crate) fn open_visiting<V: FrameVisitor>(
     disk: Arc<dyn Disk>,
     dir: &Path,
@@ -153,6 +153,7 @@ fn read_headers(disk: &dyn Disk, dir: &Path, numbers: &[u64]) -> Result<Vec<Segm
         let path = dir.join(segment_name(number));
         let file = disk.open(&path).map_err(|error| cannot("open", &path, error))?;
         let header = SegmentHeader::read(&*file, &path, number)?;
+        // Headers alone show a missing, foreign or swapped segment, before any frame is read.
         if let Some(before) = headers.last() {
             check_neighbours(dir, before, &header)?;
         }
@@ -165,6 +166,7 @@ fn read_headers(disk: &dyn Disk, dir: &Path, numbers: &[u64]) -> Result<Vec<Segm
 pub(crate) fn check_neighbours(dir: &Path, before: &SegmentHeader, header: &SegmentHeader) -> Result<()> {
     let path = dir.join(segment_name(header.number));
     let stake = format!("records after {} cannot be trusted", before.predecessor.last);
+    // For instance a segment that was restored from the backup of another journal.
     if header.journal != before.journal {
         let why = format!("it belongs to journal {}, its neighbour to {}", header.journal, before.journal);
         return Err(damage(&path, 0, &why, &stake));
@@ -214,6 +216,7 @@ fn check_segments<V: FrameVisitor>(
     let bytes = sizes.iter().fold(0_u64, |sum, size| sum.saturating_add(*size));
     let threads = threads_for(bytes / options.thread_bytes_min, options.processors);
     let ranges = divide(&sizes, bytes, if threads == 1 { 1 } else { threads * PARTS_PER_THREAD });
+    // A journal of few segments has fewer parts than threads.
     let threads = threads.min(ranges.len()).max(1);
     let before = |at: usize| sizes.iter().take(at).fold(0_u64, |sum, size| sum.saturating_add(*size));
     let jobs = ranges.iter().map(|range| (range.clone(), visitor(before(range.start)))).collect();
@@ -248,6 +251,7 @@ fn divide(sizes: &[u64], bytes: u64, parts: usize) -> Vec<Range<usize>> {
     let (mut begin, mut before) = (0, 0_u64);
     for (at, size) in sizes.iter().enumerate() {
         before = before.saturating_add(*size);
+        // The last part takes the rest, so that there are never too many.
         let is_full = before / per_part > ranges.len() as u64 && ranges.len() + 1 < parts;
         if is_full || at + 1 == sizes.len() {
             ranges.push(begin..at + 1);
@@ -297,6 +301,7 @@ fn join<V>(headers: &[SegmentHeader], parts: Vec<CheckedPart<V>>) -> Result<(Opt
     else {
         return Ok((None, visitors));
     };
+    // Here and not in the part, because damage in another part must find the disk unchanged.
     if Safeguard::TailWrittenAgain.holds() {
         scan.write_tail_again()?;
     }

@@ -70,7 +70,8 @@ pub struct SalvageStep<'a> {
     pub progress: (u64, u64),
 }
 
-/// Writes the sound frames of the journal in `from` to a new journal in `to`, which must be empty or not exist. Blocking.
+/// Writes the sound frames of the journal in `from` to a new journal in `to`, which must be empty or not exist.
+/// Blocking.
 ///
 /// `keep` chooses among the frames that could be written. `report` is called for every finding, in order.
 ///
@@ -105,6 +106,7 @@ pub fn salvage(
     while let Some(finding) = survey.next_finding()? {
         let mut written = false;
         match &finding {
+            // After damage a survey may find frames of older numbers again; they were written already.
             Finding::Frame(frame) if !stopped && frame.first > done.last && keep(frame) => {
                 let writer = match &mut writer {
                     Some(writer) => writer,
@@ -120,6 +122,7 @@ pub fn salvage(
             }
             Finding::Hole(Hole { until, .. }) => {
                 let held = until.filter(|until| *until <= options.watermark);
+                // Beyond a hole that is a loss, the store would no longer hold a prefix of the history.
                 stopped |= held.is_none() && !options.past_holes;
                 if base.is_none() {
                     base = Some(held.unwrap_or(Seq::ZERO));
@@ -132,6 +135,7 @@ pub fn salvage(
     }
     done.first_prev = base.unwrap_or(Seq::ZERO);
     done.last = done.last.max(done.first_prev);
+    // A journal without a sound frame still gets its identity, so that a store that it fed accepts it.
     let mut writer = match writer {
         Some(writer) => writer,
         None => create(disk, to, id, number, done.first_prev, options)?,

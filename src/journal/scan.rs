@@ -1,8 +1,8 @@
 //! The scanner: walks over a segment's frames and finds the place where they stop being sound.
 //!
-//! Recovery and the survey share it, so that both draw the line between a torn tail and damage at the same place. It only
-//! reads ([`Scan::write_tail_again`] apart), trusts no length before its checksum holds, and keeps a window of the file in
-//! memory, not the file. A [`FrameVisitor`] sees each sound frame while it is in the window.
+//! Recovery and the survey share it, so that both draw the line between a torn tail and damage at the same place. It
+//! only reads ([`Scan::write_tail_again`] apart), trusts no length before its checksum holds, and keeps a window of
+//! the file in memory, not the file. A [`FrameVisitor`] sees each sound frame while it is in the window.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -203,9 +203,9 @@ impl Scan {
 
     /// Makes the frames that no promise covers durable, by writing their bytes once more and syncing them.
     ///
-    /// A sync alone is not enough. After a sync that failed in an earlier process, the pages may still be readable, clean,
-    /// and not on the disk. Writing the bytes that were read can do no harm. A promise at the end is cut off the segment
-    /// instead, because it is of no further use.
+    /// A sync alone is not enough. After a sync that failed in an earlier process, the pages may still be readable,
+    /// clean, and not on the disk. Writing the bytes that were read can do no harm. A promise at the end is cut off
+    /// the segment instead, because it is of no further use.
     pub(crate) fn write_tail_again(&mut self) -> Result<()> {
         if let Some(before) = self.before_promise {
             self.found = before;
@@ -259,12 +259,15 @@ impl Scan {
         let Some((header, crc)) = FrameHeader::decode(head) else {
             return unsound("no sound frame header");
         };
+        // A recycled file holds old frames, which are sound in themselves.
         if header.nonce != self.nonce && Safeguard::Nonce.holds() {
             return unsound("a frame of another use of this file");
         }
+        // Sound and of this use of the file, but out of order: records between the two are lost.
         if let Err(why) = header.follows(self.found.last) {
             return Ok(Err(ScanStop::Broken(format!("a frame that {why}"))));
         }
+        // The length is compared with the bytes that are there before a body of that length is read.
         if header.content_bytes() > limit.min(self.window.len).saturating_sub(at) {
             return unsound("a frame that runs beyond the end");
         }
@@ -287,6 +290,7 @@ impl Scan {
             self.before_promise = Some(self.found);
         }
         self.promised = self.promised.max(header.synced_offset);
+        // Also of a promise: the chain covers every frame.
         self.unchained.extend_from_slice(&crc.to_le_bytes());
         if self.unchained.len() >= UNCHAINED_MAX {
             self.chain();
@@ -308,7 +312,9 @@ impl Scan {
     pub(crate) fn resume(&mut self, from: u64, limit: u64) -> Result<bool> {
         let (mut from, limit) = (from, limit.min(self.window.len));
         while let Some((at, header)) = self.next_header(from)? {
+            // Bytes of a record can look like a header, so the search goes on right after its first word.
             from = at + FRAME_ALIGN_BYTES;
+            // A frame with older numbers would make records come twice.
             let later = header.prev >= self.found.last && header.follows(header.prev).is_ok();
             if !later || header.content_bytes() > limit.saturating_sub(at) {
                 continue;
@@ -337,6 +343,7 @@ impl Scan {
         while let Some((at, header)) = self.next_header(from)? {
             from = at + FRAME_ALIGN_BYTES;
             torn_end = torn_end.saturating_add(header.bytes_on_disk()).min(self.window.len);
+            // A promise for bytes before the end says nothing about what is missing after it.
             if header.synced_offset > end {
                 promised = promised.max(Some(header.synced_offset));
             }

@@ -1,7 +1,7 @@
 //! A segment: its file name, its header block, and the state that its writer shares with readers.
 //!
-//! A header is written and synced before its file gets a segment's name, so an unsound header is damage and never a torn
-//! write. This file does not interpret frames.
+//! A header is written and synced before its file gets a segment's name, so an unsound header is damage and never a
+//! torn write. This file does not interpret frames.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -81,6 +81,7 @@ impl SegmentHeader {
         let mut block = vec![0; SEGMENT_HEADER_BYTES as usize];
         let read = file.read_at(&mut block, 0).map_err(|error| cannot("read", path, error))?;
         let damaged = |why: &str| Err(damage(path, 0, why, "nothing in this segment can be trusted"));
+        // A header is durable before the file has this name, so a short file is no torn write.
         if read != block.len() {
             return damaged("the file is shorter than a segment's header");
         }
@@ -91,6 +92,7 @@ impl SegmentHeader {
         let (Some(version), Some(crc)) = (take_u32(&mut rest), take_u32(&mut rest)) else {
             return damaged("the header is cut short");
         };
+        // Before the checksum, which another version may compute differently.
         if version != FORMAT_VERSION && Safeguard::FormatVersion.holds() {
             let context = format!(
                 "{}: format version {version}; this version of the crate knows {FORMAT_VERSION}. Nothing was changed",
@@ -105,6 +107,7 @@ impl SegmentHeader {
         if header.encode() != block {
             return damaged(&format!("the segment's header fails its checksum {crc:#010x}"));
         }
+        // A file that was copied or renamed by hand is sound, and in the wrong place.
         if header.number != number {
             return damaged(&format!("the header says that this is segment {}", header.number));
         }
@@ -185,6 +188,7 @@ pub(crate) fn segment_name(number: u64) -> String {
 /// Returns the number in a segment's file name, or `None` if it is not one.
 pub(crate) fn parse_segment_name(name: &str) -> Option<u64> {
     let number = name.strip_suffix(".seg")?.parse().ok()?;
+    // `parse` accepts signs and fewer digits too, which a journal never writes.
     (segment_name(number) == name).then_some(number)
 }
 

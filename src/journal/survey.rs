@@ -1,8 +1,8 @@
 //! The survey: reads a journal's directory and reports its frames, its damage and its holes.
 //!
 //! Guarantees:
-//! - It takes no lock, opens files for reading only and changes nothing. So it works while a layer has the journal open,
-//!   and on a read-only file system.
+//! - It takes no lock, opens files for reading only and changes nothing. So it works while a layer has the journal
+//!   open, and on a read-only file system.
 //! - Writes and trims of that layer are never reported as damage: a doubt is settled by reading again afterwards.
 //! - It continues after damage, so that all damage is reported.
 //! - It returns only frames that are sound in themselves: the checksums of header and body hold, the nonce is their
@@ -243,6 +243,7 @@ impl Survey {
             Some(SurveyedSegment::Sound(header)) => *header,
             Some(SurveyedSegment::Damaged(damage)) => {
                 self.ready.push_back(Finding::Damage(damage.clone()));
+                // At the journal's beginning the hole starts at zero, because older numbers may have been trimmed.
                 self.last.get_or_insert(Seq::ZERO);
                 self.open_end = is_last;
                 return Ok(());
@@ -332,6 +333,7 @@ impl Survey {
                 }
             }
         };
+        // The damage may be an illusion: the file was trimmed and is being written anew.
         if !self.still_there(&walk)? {
             return Ok(());
         }
@@ -339,6 +341,7 @@ impl Survey {
         let stake = format!("records after {} cannot be trusted", walk.scan.found.last);
         let error = damage(&walk.scan.path, from, &why, &stake);
         self.report_damage(&walk.scan.path.clone(), from, error);
+        // Sound frames after the damage are still worth reporting, and they show how far the hole goes.
         if !walk.scan.resume(from, walk.limit)? {
             self.open_end = walk.is_last;
             self.finish(&walk, false);
@@ -440,6 +443,7 @@ fn checked(
     segment: SurveyedSegment,
 ) -> SurveyedSegment {
     let SurveyedSegment::Sound(header) = &segment else { return segment };
+    // One foreign segment must not make the others foreign, so the majority decides.
     if let Some(id) = id.filter(|id| *id != header.journal) {
         let why = format!("it belongs to journal {}, the others to {id}", header.journal);
         return damaged(path, 0, damage(path, 0, &why, "what it took the place of is lost"));
@@ -458,6 +462,7 @@ fn list_settled(disk: &dyn Disk, dir: &Path) -> Result<JournalFiles> {
     let mut listing = JournalFiles::read(disk, dir)?;
     while listing.segments.windows(2).any(|pair| matches!(pair, [a, b] if a + 1 != *b)) {
         let again = JournalFiles::read(disk, dir)?;
+        // The gap is real.
         if again.segments == listing.segments {
             break;
         }
@@ -476,8 +481,8 @@ fn open_if_there(disk: &dyn Disk, path: &Path) -> Result<Option<Box<dyn DiskFile
 
 /// Opens the segment at `path` and reads its header; `None` if it was trimmed, before or after it was opened.
 ///
-/// A trimmed file may be overwritten at any moment. So an unsound header counts only if the name is still there after it
-/// was read: a name is never used twice, except by the successor of an empty segment.
+/// A trimmed file may be overwritten at any moment. So an unsound header counts only if the name is still there after
+/// it was read: a name is never used twice, except by the successor of an empty segment.
 #[allow(clippy::type_complexity, reason = "a file, and a header or what is wrong with it")]
 fn open_segment(
     disk: &dyn Disk,

@@ -98,8 +98,8 @@ impl Writer {
 
     /// Appends frames, and adds the location of each written frame to `written`, in order.
     ///
-    /// It does so after an error too: frames without a location were not written and will not come back. Makes one write
-    /// for each segment it touches, and two more for each body over 256 KiB, which is not copied. Blocking.
+    /// It does so after an error too: frames without a location were not written and will not come back. Makes one
+    /// write for each segment it touches, and two more for each body over 256 KiB, which is not copied. Blocking.
     ///
     /// # Errors
     /// - [`ErrorKind::DiskFull`]; later appends may succeed.
@@ -128,6 +128,7 @@ impl Writer {
     pub fn sync(&mut self) -> Result<()> {
         let end = self.tail.end;
         match &mut self.active {
+            // Without new frames there is nothing to sync, and a sync costs a disk's flush even then.
             Some(active) if active.synced < end => {
                 self.log.sync_file(&*active.file)?;
                 active.synced = end;
@@ -172,8 +173,8 @@ impl Writer {
 
     /// Syncs, and writes a promise: a frame without records that holds the last synced offset.
     ///
-    /// With the promise, recovery can tell later damage below that offset from a torn write. A second call does nothing.
-    /// Blocking.
+    /// With the promise, recovery can tell later damage below that offset from a torn write. A second call does
+    /// nothing. Blocking.
     ///
     /// # Errors
     /// [`ErrorKind::Poisoned`] as for [`Writer::sync`], or the error of writing the promise; all appended frames
@@ -183,6 +184,7 @@ impl Writer {
             return Ok(());
         }
         self.sync()?;
+        // Before the promise is written: if that fails, the journal must not be written any more either.
         self.closed = true;
         let Some(active) = &self.active else {
             return Ok(());
@@ -260,6 +262,7 @@ impl Writer {
         self.count_frames(whole, staged, written);
         self.buffer.clear();
         if let Some(active) = &mut self.active {
+            // The bytes after the tail are unknown after a failed write, so no frame may follow them.
             active.full |= result.is_err();
             active.segment.advance(self.tail.end, self.tail.last);
         }
@@ -277,6 +280,7 @@ impl Writer {
     fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
         let active = self.active.as_ref().ok_or_else(no_segment)?;
         active.file.write_all_at(bytes, at).map_err(|error| {
+            // A full disk is known to have taken a prefix. After any other error it is unknown what reached the file.
             let error = cannot("write", &active.segment.path, error);
             if error.kind() == ErrorKind::DiskFull { error } else { self.log.poison(error) }
         })
@@ -317,6 +321,7 @@ impl Writer {
 
     /// Moves to a new segment with room for a frame of `need` bytes.
     fn rotate(&mut self, need: u64) -> Result<()> {
+        // The successor's header vouches for all frames of this segment.
         if Safeguard::SyncBeforeSuccessor.holds() {
             self.sync()?;
         }
@@ -330,6 +335,7 @@ impl Writer {
         };
         let made = self.log.pool.make_segment(self.log.id(), number, capacity, predecessor);
         let (segment, file) = made.map_err(|error| match error.kind() {
+            // Nothing has changed, so a later append may try again. After any other error the segment may exist.
             ErrorKind::DiskFull => error,
             _ => self.log.poison(error),
         })?;
@@ -373,6 +379,7 @@ struct StagedFrame {
 
 fn check_order<'a>(mut last: Seq, group: impl IntoIterator<Item = &'a GroupFrame>) -> Result<()> {
     for GroupFrame { first, body } in group {
+        // A bug of the caller. Recovery would take such a frame for damage.
         if *first <= last || body.count() == 0 {
             let context = format!("a frame of {} records at {first}, after {last}", body.count());
             return Err(Error::new(ErrorKind::Unsupported, context));

@@ -14,7 +14,7 @@ use crate::journal::cursors::{self, CursorSummary};
 use crate::journal::frame::Frame;
 use crate::journal::salvage::{self, SalvageOptions, SalvageStep, Salvaged};
 use crate::journal::survey::{Damage, Finding, Survey};
-use crate::queue::dead_letters::{DeadLetter, FOLDER, History, resolution_at};
+use crate::queue::dead_letters::{DeadLetter, FOLDER, LetterLog, resolution_at};
 use crate::queue::record::{Operation, Record};
 
 /// What a record does.
@@ -109,11 +109,11 @@ pub fn dead_letters(
         return Ok(Vec::new());
     }
     let mut survey = Survey::open(Arc::clone(disk), &dir)?;
-    let mut history = History::default();
+    let mut letter_log = LetterLog::default();
     while let Some(finding) = survey.next_finding()? {
         tell(&finding);
         if let Finding::Frame(frame) = &finding
-            && let Err(error) = history.take(frame)
+            && let Err(error) = letter_log.add_frame(frame)
         {
             let mut segments = survey.segments().iter();
             let held = segments.find(|segment| segment.number == frame.location.segment);
@@ -123,7 +123,7 @@ pub fn dead_letters(
             tell(&Finding::Damage(Damage { path, offset: frame.location.offset, error }));
         }
     }
-    let letters = history.letters().into_iter();
+    let letters = letter_log.letters().into_iter();
     Ok(letters.map(|(letter, resolved_at)| LetterSummary { letter, resolved_at }).collect())
 }
 

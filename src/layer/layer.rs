@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
+use crate::bus::contract::Bus;
 use crate::error::{Error, ErrorKind, Result};
-use crate::feed::changes::ChangeSource;
+use crate::feed::change::{ChangesFrom, CursorStatus};
+use crate::feed::changes::{ChangeSource, ChangeStream};
 use crate::feed::follower::Follower;
-use crate::feed::publisher::Publishers;
+use crate::feed::publisher::{Publication, Publish, Publishers, PublishingLayer};
 use crate::feed::tasks::Tasks;
 use crate::ids::{Key, Seq};
 use crate::journal::committer::Committer;
@@ -27,7 +29,7 @@ use crate::queue::key_locks::{KeyGuard, KeyLocks};
 use crate::queue::lookup::Lookup;
 use crate::queue::record::{Operation, notices_of, push};
 use crate::queue::state::{Core, unanswered};
-use crate::queue::ticket::{Effects, Ticket, Until};
+use crate::queue::ticket::{Effects, Until, WriteTicket};
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Runtime, Ticker};
 use crate::seam::sync::Mutex;
@@ -81,7 +83,7 @@ struct Waiting {
     bytes: u32,
     /// Whether it needs a flusher that moves.
     through: bool,
-    submission: Submission<Option<Ticket>>,
+    submission: Submission<Option<WriteTicket>>,
 }
 
 impl Layer {
@@ -206,7 +208,8 @@ impl Layer {
         let noticed = !journaled && self.core.options.changes && Safeguard::ThroughLeavesNotice.holds();
         let notice = noticed.then(|| notices_of(&body)).transpose()?;
         let (sender, answer) = oneshot::channel();
-        let mut ticket = Ticket { until, effects, answer: sender, records, bytes, through: None, key_guard };
+        let mut ticket =
+            WriteTicket { until, effects, answer: sender, records, bytes, through: None, key_guard };
         let submission = match notice {
             None => Submission { body, journaled, ticket: Some(ticket) },
             Some(notice) => {
@@ -237,7 +240,7 @@ impl Layer {
         Ok(writing.answer)
     }
 
-    fn hand_over(&self, submission: Submission<Option<Ticket>>) {
+    fn hand_over(&self, submission: Submission<Option<WriteTicket>>) {
         match clock::may_block() {
             true => self.committer.submit_blocking(submission),
             false => self.committer.submit(submission),
@@ -247,7 +250,7 @@ impl Layer {
     async fn enter(&self, refused: NotEntered, records: u32, bytes: u32, through: bool) -> Result<()> {
         let full = || {
             self.core.metrics.writes_refused_full.add(1);
-            let backlog = self.core.pending.lock().backlog();
+            let backlog = self.core.pending.lock().size();
             let context = format!(
                 "the queue is full: {} records and {} bytes wait for the store",
                 backlog.records, backlog.bytes
@@ -365,7 +368,7 @@ impl Layer {
     /// What has been counted.
     pub fn stats(&self) -> Stats {
         // Counted by the caches, each for itself, so that a hit counts once.
-        let queue = self.core.pending.lock().queue(self.ticker.now());
+        let queue = self.core.pending.lock().stats(self.ticker.now());
         Stats { memory_hits: self.views.memory_hits(), queue, ..self.core.metrics.snapshot() }
     }
 
@@ -404,6 +407,57 @@ impl Layer {
         })
     }
 
+    /// Opens a change stream from some place on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if the layer was opened without changes; else see [`ChangeStream`].
+    pub async fn changes(&self, from: ChangesFrom) -> Result<ChangeStream> {
+        if !self.core.options.changes {
+            let context =
+                "the layer was opened without changes(true), so its journal does not hold all changes";
+            return Err(Error::new(ErrorKind::Unsupported, context));
+        }
+        self.change_source()?.stream(from).await
+    }
+
+    /// Lists the named cursors of the change stream.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] without a journal.
+    pub fn cursors(&self) -> Result<Vec<CursorStatus>> {
+        Ok(self.change_source()?.cursors())
+    }
+
+    /// Removes a named cursor, and returns whether there was one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] without a journal; [`ErrorKind::Locked`] if it has a subscriber.
+    pub async fn forget_cursor(&self, name: &str) -> Result<bool> {
+        self.change_source()?.forget(name).await
+    }
+
+    fn change_source(&self) -> Result<&Arc<ChangeSource>> {
+        self.changes.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, "there are no cursors without a journal to keep them beside")
+        })
+    }
+
+    /// Starts a publisher of the layer's changes.
+    ///
+    /// # Errors
+    /// As [`Layer::changes`]; [`ErrorKind::InvalidName`], [`ErrorKind::InvalidOption`].
+    pub(crate) async fn publish(&self, bus: Arc<dyn Bus>, publish: Publish) -> Result<Publication> {
+        publish.check()?;
+        let stream = self.changes(ChangesFrom::Cursor(publish.cursor_name().to_owned())).await?;
+        let parts = PublishingLayer {
+            reads: self.reads(),
+            ticker: self.ticker(),
+            tasks: self.tasks(),
+            publishers: &self.publishers,
+        };
+        Publication::start(bus, publish, stream, parts)
+    }
+
     /// Takes no more writes, drains until `deadline`, stops, and says what is left.
     ///
     /// Dropping the future leaves the layer closing: it takes no more writes, and stops when it is dropped.
@@ -427,7 +481,7 @@ impl Layer {
             let _ = self.within(GOODBYE, heartbeat.end()).await;
         }
         self.on_thread(Layer::stop).await?;
-        let queued = self.core.pending.lock().backlog().records;
+        let queued = self.core.pending.lock().size().records;
         match (queued, ended, drained) {
             (0, ended, _) => ended.map(|()| Closed { queued, reason: None }),
             (_, Err(error), _) | (_, Ok(()), Err(error)) => Ok(Closed { queued, reason: Some(error) }),
@@ -470,7 +524,7 @@ impl Layer {
         let panicked = Error::new(ErrorKind::StoreFailed, "the flusher's thread panicked");
         self.core.fail(HealthState::Closed, if runtime.is_err() { panicked } else { Error::layer_closed() });
         self.tasks.end();
-        self.reads.let_go();
+        self.reads.release_store();
         if let Some(cursors) = &self.cursors {
             cursors.shutdown();
         }

@@ -4,7 +4,6 @@
 //! journal is always replayed, whatever the caches' policies are. It is read once: what the store lacks of it is put
 //! into the pending view while its frames are checked, and that view is used when all of them are sound.
 
-use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,9 +17,9 @@ use crate::feed::follower::Follower;
 use crate::feed::publisher::Publishers;
 use crate::feed::tasks::Tasks;
 use crate::flush::applied::ApplyHistory;
-use crate::flush::batching::Drain;
+use crate::flush::batching::Batcher;
 use crate::flush::flusher::Flusher;
-use crate::flush::hand::Source;
+use crate::flush::parking::Parking;
 use crate::ids::{Epoch, JournalId, Seq};
 use crate::journal::committer::Committer;
 use crate::journal::cursors::Cursors;
@@ -92,10 +91,11 @@ async fn claim_and_start(
     let (journal, backlog) = match &options.journal_dir {
         Some(dir) => {
             let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal_options.clone());
+            let hash_mask = options.sizes.spilled_hash_mask;
             let applied = tenure.progress.applied;
-            let (journal, backlog) =
-                blocking(move || open_journal(disk, &dir, &journal, &CheckOptions::default(), applied))
-                    .await?;
+            let check = CheckOptions::default();
+            let opening = move || open_journal(disk, &dir, &journal, &check, applied, hash_mask);
+            let (journal, backlog) = blocking(opening).await?;
             (Some(journal), backlog)
         }
         None => Default::default(),
@@ -224,8 +224,9 @@ fn start(
     let letters = match &options.journal_dir {
         Some(dir) => {
             let records_max = options.dead_letter_records_max;
-            let letters = DeadLetters::open(disk, dir, watermark, records_max)?;
-            letters.bury_all(&mut pending.lock());
+            let letters =
+                DeadLetters::open(disk, dir, options.journal_options.segment_bytes, watermark, records_max)?;
+            letters.add_to(&mut pending.lock());
             Some(Arc::new(letters))
         }
         None => None,
@@ -245,16 +246,13 @@ fn start(
         store: Arc::clone(&store),
         committer: Arc::clone(&committer),
         log: log.clone(),
-        letters: letters.clone(),
-        views: Arc::clone(&views),
         cursors: cursors.clone(),
         applied: Arc::clone(&applied),
+        parking: Parking::new(Arc::clone(&core), letters.clone(), Arc::clone(&views)),
+        batcher: Batcher::new(Arc::clone(&core), log.clone(), recovered, tells),
         progress: tenure.progress,
-        source: Source::new(recovered),
-        refused: Cell::new(Seq::ZERO),
-        answered: Cell::new(0),
-        drain: Drain::default(),
-        tells,
+        refused: Seq::ZERO,
+        answered: 0,
     };
     let (runtime, thread) = run_flusher(flusher)?;
     let heartbeat_store = Arc::clone(&store);
@@ -277,7 +275,7 @@ fn start(
         _ => None,
     };
     let (flusher, tasks) = (Mutex::new(Some(thread)), Tasks::new(runtime.clone()));
-    let key_locks = KeyLocks::default();
+    let key_locks = KeyLocks::new(core.options.sizes.key_locks);
     let (heartbeat, follower) = match part {
         Part::Follower(follow) => {
             let parts = (&core, &reads, &views);
@@ -325,9 +323,11 @@ fn open_journal(
     options: &JournalOptions,
     check: &CheckOptions,
     applied: Seq,
+    hash_mask: u64,
 ) -> Result<(Opened, Backlog)> {
-    let nothing = UnappliedRecords::after(applied);
-    let (opened, parts) = recovery::open_visiting(disk, dir, options, check, |before| nothing.part(before))?;
+    let nothing = UnappliedRecords::after(applied, hash_mask);
+    let (opened, parts) =
+        recovery::open_visiting(disk, dir, options, check, |before| nothing.empty_part(before))?;
     let found = parts.into_iter().try_fold(nothing, UnappliedRecords::with)?;
     let begins = found.begins;
     Ok((opened, Backlog { pending: Pending::recovered(found), begins, applied }))
@@ -348,7 +348,7 @@ impl Backlog {
                 self.begins = Some(frame.location);
                 break;
             }
-            self.pending.recovered_before(&QueuedFrame::read(&frame))?;
+            self.pending.drop_recovered(&QueuedFrame::read(&frame))?;
         }
         Ok(self)
     }
@@ -402,7 +402,8 @@ mod tests {
     use crate::ids::{Key, NamespaceName};
     use crate::journal::frame::FrameBuilder;
     use crate::journal::writer::GroupFrame;
-    use crate::queue::pending::Sought;
+    use crate::options::LayerSizes;
+    use crate::queue::pending::PendingLookup;
     use crate::queue::record::{Operation, push};
     use crate::store::memory::MemoryStore;
 
@@ -415,8 +416,9 @@ mod tests {
     }
 
     fn open_after(disk: &SimDisk, applied: u64) -> Result<(Opened, Backlog)> {
-        let check = CheckOptions::eager();
-        open_journal(Arc::new(disk.clone()), Path::new("journal"), &options(), &check, Seq(applied))
+        let (check, hash_mask) = (CheckOptions::eager(), LayerSizes::COLLIDING.spilled_hash_mask);
+        let (disk, dir) = (Arc::new(disk.clone()), Path::new("journal"));
+        open_journal(disk, dir, &options(), &check, Seq(applied), hash_mask)
     }
 
     /// A journal with `count` frames of one record, each of a key of its own, and where they lie.
@@ -446,8 +448,8 @@ mod tests {
     }
 
     fn places(backlog: &mut Backlog, number: u64) -> Vec<Location> {
-        let Sought { journaled, .. } = backlog.pending.find(&key(number), None);
-        journaled
+        let PendingLookup { candidates, .. } = backlog.pending.find(&key(number), None);
+        candidates
     }
 
     #[test]
@@ -457,7 +459,7 @@ mod tests {
         let (opened, mut backlog) = open_after(&disk, 120).unwrap();
         assert!(written.last().unwrap().segment > 1 && opened.last == Seq(300));
         assert_eq!(backlog.begins, Some(written[120]));
-        assert_eq!(backlog.pending.backlog().records, 180);
+        assert_eq!(backlog.pending.size().records, 180);
         assert_eq!(backlog.pending.spilled(), Some((Seq(120), Seq(300))));
         for seq in 121..=300 {
             assert!(places(&mut backlog, seq).contains(&written[seq as usize - 1]) || seq < 290, "{seq}");
@@ -476,8 +478,8 @@ mod tests {
             let progress = Progress { applied: Seq(applied), journaled: Seq(applied.min(300)) };
             let tenure = Tenure { progress, ..Tenure::default() };
             let mut backlog = backlog.without_applied(&tenure, Some(&opened)).unwrap();
-            assert_eq!(backlog.pending.backlog().records, records, "applied up to {applied}");
-            assert_eq!(backlog.pending.backlog().bytes == 0, records == 0);
+            assert_eq!(backlog.pending.size().records, records, "applied up to {applied}");
+            assert_eq!(backlog.pending.size().bytes == 0, records == 0);
             assert_eq!(backlog.begins, written.get(applied as usize).copied());
             let spilled = (records > 0).then_some((Seq(applied), Seq(300)));
             assert_eq!(backlog.pending.spilled(), spilled);
@@ -487,10 +489,10 @@ mod tests {
         }
     }
 
-    /// In tests keys share sixteen pieces of hashes, so before the frame of a key come some of other keys, more than
-    /// are told at a time.
+    /// Here keys share sixteen fragments of hashes, so frames of other keys lie between those of a key: more than one
+    /// search returns.
     #[test]
-    fn every_key_of_a_backlog_is_read_though_other_keys_share_its_piece() {
+    fn every_key_of_a_backlog_is_read_though_other_keys_share_its_fragment() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(OsDisk);
         journal_in(Arc::clone(&disk) as Arc<dyn Disk>, dir.path(), 299, sound(7));
@@ -500,6 +502,7 @@ mod tests {
             // All of it stays pending.
             batch_linger: std::time::Duration::from_secs(60),
             batch_records_max: 1_000_000,
+            sizes: LayerSizes::COLLIDING,
             ..LayerOptions::default()
         };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -1,4 +1,4 @@
-//! The dependencies of an entry beside its own key and cache: its group, its tags, and the keys that it was read from.
+//! The dependencies of an entry beside its own key and cache: its tags, and the keys that it was read from.
 //!
 //! An entry is stale as soon as one of them has been invalidated or, of a key, changed since the entry's load began.
 
@@ -15,7 +15,6 @@ pub const READS_MAX: usize = 256;
 /// The dependencies of an entry.
 #[derive(Clone, Debug, Default)]
 pub struct Dependencies {
-    group: Option<Scope>,
     tags: Vec<Scope>,
     read: ReadSet,
 }
@@ -23,19 +22,10 @@ pub struct Dependencies {
 impl Dependencies {
     /// Joins them; `None` if there are none.
     #[must_use]
-    pub fn new(group: Option<Scope>, tags: Vec<Scope>, read: ReadSet) -> Option<Arc<Dependencies>> {
+    pub fn new(tags: Vec<Scope>, read: ReadSet) -> Option<Arc<Dependencies>> {
         // Most entries have none, and need no allocation for them.
-        let some = group.is_some() || !tags.is_empty() || !read.is_empty();
-        some.then(|| Arc::new(Dependencies { group, tags, read }))
-    }
-
-    /// Returns the oldest generation that its group admits.
-    #[must_use]
-    pub fn group_floor(&self, scopes: &Scopes) -> Generation {
-        match self.group {
-            Some(group) if Safeguard::GroupFloor.holds() => scopes.floor(group),
-            _ => Generation::default(),
-        }
+        let some = !tags.is_empty() || !read.is_empty();
+        some.then(|| Arc::new(Dependencies { tags, read }))
     }
 
     /// Returns the oldest generation that all of its tags admit.
@@ -60,8 +50,7 @@ impl Dependencies {
     /// True if any of them makes a value of this generation stale.
     #[must_use]
     pub fn have_changed(&self, scopes: &Scopes, generation: Generation) -> bool {
-        self.group_floor(scopes).max(self.tag_floor(scopes)) > generation
-            || self.is_outdated(scopes, generation)
+        self.tag_floor(scopes) > generation || self.is_outdated(scopes, generation)
     }
 }
 
@@ -72,7 +61,7 @@ impl Dependencies {
 #[derive(Clone, Debug, Default)]
 pub struct ReadSet {
     reads: Vec<KeyRead>,
-    /// The groups and tags of the values that were read.
+    /// The tags of the values that were read.
     scopes: Vec<Scope>,
     /// True if there was too much to remember, or if a value was stale already when it was read.
     spoilt: bool,
@@ -88,8 +77,8 @@ impl ReadSet {
     /// Adds a key that was read after `mark` was taken from its fences, and the dependencies of its value in turn.
     pub fn add(&mut self, fences: &Arc<Fences>, mark: FenceMark, dependencies: Option<&Dependencies>) {
         self.add_read(KeyRead { fences: Arc::clone(fences), mark });
-        let Some(Dependencies { group, tags, read }) = dependencies else { return };
-        for scope in group.iter().chain(tags).chain(&read.scopes) {
+        let Some(Dependencies { tags, read }) = dependencies else { return };
+        for scope in tags.iter().chain(&read.scopes) {
             // A linear search: there are few, and READS_MAX bounds them.
             if !self.scopes.contains(scope) {
                 self.scopes.push(*scope);
@@ -124,7 +113,7 @@ impl ReadSet {
     }
 
     fn has_changed(&self, scopes: &Scopes, generation: Generation) -> bool {
-        // The fences show changes of keys, the floors those of groups and tags.
+        // The fences show changes of keys, the floors those of tags.
         self.spoilt
             || self.reads.iter().any(|KeyRead { fences, mark }| fences.has_moved(mark))
             || self.scopes.iter().any(|scope| scopes.floor(*scope) > generation)
@@ -144,10 +133,10 @@ mod tests {
         let (scopes, inner, outer) = (Scopes::default(), fences(), fences());
         let mut first = ReadSet::default();
         first.add(&inner, inner.mark(7), None);
-        let dependencies = Dependencies::new(None, vec![scopes.tag("red")], first).unwrap();
+        let dependencies = Dependencies::new(vec![scopes.tag("red")], first).unwrap();
         let mut second = ReadSet::default();
         second.add(&outer, outer.mark(8), Some(&dependencies));
-        let derived = Dependencies::new(None, Vec::new(), second).unwrap();
+        let derived = Dependencies::new(Vec::new(), second).unwrap();
         let facts = scopes.now();
         assert!(!derived.have_changed(&scopes, facts));
         let tagged = derived.clone();

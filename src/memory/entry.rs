@@ -71,7 +71,7 @@ pub struct EntryOverrides {
     pub time_to_live: Option<Duration>,
     /// The entry's time to idle.
     pub time_to_idle: Option<Duration>,
-    /// Its group, its tags, and the keys that it was read from.
+    /// Its tags, that of its group among them, and the keys that it was read from.
     pub dependencies: Option<Arc<Dependencies>>,
 }
 
@@ -278,7 +278,6 @@ impl EntryExtra {
         facts.time_to_idle = self.overrides.time_to_idle;
         if let Some(dependencies) = &self.overrides.dependencies {
             facts.derived = dependencies.is_derived();
-            facts.group_floor = dependencies.group_floor(scopes);
             facts.tag_floor = dependencies.tag_floor(scopes);
             facts.outdated = dependencies.is_outdated(scopes, facts.generation);
         }

@@ -6,11 +6,10 @@
 //! higher. So an invalidation costs the same however many entries there are, and a load that began before it cannot
 //! land afterwards.
 //!
-//! The floors of a cache and of its namespaces are in [`crate::memory::fence`]. Groups and tags are as many as the
-//! users like. Their floors are striped, which bounds the memory without a table that could lose one: two groups or
-//! tags that share a stripe cost each other's entries a reload.
+//! The floors of a cache and of its namespaces are in [`crate::memory::fence`]. Tags are as many as the users
+//! like. Their floors are striped, which bounds the memory without a table that could lose one: two tags that share a stripe cost each other's entries a reload.
 
-use std::hash::{BuildHasher, Hash};
+use std::hash::BuildHasher;
 
 use crate::memory::servable::Generation;
 use crate::seam::clock::Moment;
@@ -23,7 +22,7 @@ use crate::seam::sync::atomic::{AtomicU64, Ordering};
 pub struct StripeCounts {
     /// The fences of each cache; rounded up to a power of two.
     pub fences: usize,
-    /// The floors that all groups and tags of a layer share; at least one.
+    /// The floors that all tags of a layer share; at least one.
     pub floors: usize,
 }
 
@@ -33,11 +32,11 @@ impl Default for StripeCounts {
     }
 }
 
-/// The tick of a layer, and the floors of its groups and tags.
+/// The tick of a layer, and the floors of its tags.
 #[derive(Debug)]
 pub struct Scopes {
     tick: AtomicU64,
-    /// The newest tick of a group or a tag.
+    /// The newest tick of a tag.
     newest: AtomicU64,
     floors: Box<[AtomicU64]>,
     /// The moment until which a layer that follows another process has received every change, in nanoseconds.
@@ -46,7 +45,7 @@ pub struct Scopes {
     stripes: StripeCounts,
 }
 
-/// A group or a tag, by the position of its floor.
+/// A tag, by the position of its floor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scope(u32);
 
@@ -94,24 +93,14 @@ impl Scopes {
         Moment::of_nanos(self.verified.load(Ordering::SeqCst))
     }
 
-    /// Returns the scope of a group of a namespace.
-    #[must_use]
-    pub fn group(&self, namespace: &str, group: &str) -> Scope {
-        self.scope(&(true, namespace, group))
-    }
-
     /// Returns the scope of a tag.
     #[must_use]
     pub fn tag(&self, tag: &str) -> Scope {
-        self.scope(&(false, tag))
-    }
-
-    fn scope(&self, name: &impl Hash) -> Scope {
-        let stripe = self.hasher.hash_one(name) % self.floors.len() as u64;
+        let stripe = self.hasher.hash_one(tag) % self.floors.len() as u64;
         Scope(u32::try_from(stripe).expect("the remainder is below the number of stripes"))
     }
 
-    /// Makes all entries of a group, or with a tag, unservable whose generation is older.
+    /// Makes all entries with a tag unservable whose generation is older.
     pub fn invalidate(&self, scope: Scope) {
         // The floor last: a reader who sees it also sees that something was invalidated.
         let floor = self.advance().0;
@@ -119,13 +108,13 @@ impl Scopes {
         self.stripe(scope).fetch_max(floor, Ordering::SeqCst);
     }
 
-    /// Returns the tick of the last invalidation of any group or tag.
+    /// Returns the tick of the last invalidation of any tag.
     #[must_use]
     pub fn newest(&self) -> Generation {
         Generation(self.newest.load(Ordering::SeqCst))
     }
 
-    /// Returns the oldest generation that may be served of a group, or with a tag.
+    /// Returns the oldest generation that may be served with a tag.
     #[must_use]
     pub fn floor(&self, scope: Scope) -> Generation {
         Generation(self.stripe(scope).load(Ordering::SeqCst))
@@ -144,7 +133,7 @@ mod tests {
     fn scopes_that_share_a_floor_are_invalidated_together() {
         let scopes = Scopes::new(StripeCounts { floors: 1, ..StripeCounts::default() });
         scopes.invalidate(scopes.tag("red"));
-        assert_eq!(scopes.floor(scopes.group("n", "blue")), scopes.newest());
+        assert_eq!(scopes.floor(scopes.tag("n:blue")), scopes.newest());
     }
 
     #[test]

@@ -22,9 +22,7 @@ pub struct Generation(pub u64);
 pub struct EntryFacts {
     /// Its generation.
     pub generation: Generation,
-    /// The oldest generation of its group that may be served.
-    pub group_floor: Generation,
-    /// The oldest generation that may be served with its tags.
+    /// The oldest generation that may be served with its tags, that of its group among them.
     pub tag_floor: Generation,
     /// True if a value that it was derived from has changed.
     pub outdated: bool,
@@ -139,9 +137,7 @@ labels! {
         Invalidated = "invalidated",
         /// Its namespace, or one above that, was invalidated.
         NamespaceInvalidated = "namespace_invalidated",
-        /// Its group was invalidated.
-        GroupInvalidated = "group_invalidated",
-        /// One of its tags was invalidated.
+        /// One of its tags, or its group, was invalidated.
         TagInvalidated = "tag_invalidated",
         /// A value that it was derived from has changed.
         DependencyChanged = "dependency_changed",
@@ -161,7 +157,6 @@ pub fn invalidated(entry: &EntryFacts, limits: &CacheLimits<'_>) -> Option<MissR
         // Several may hold: the first one is the reason that is counted.
         _ if below(limits.floor) => Some(MissReason::Invalidated),
         _ if below(limits.namespace_floor) => Some(MissReason::NamespaceInvalidated),
-        _ if below(entry.group_floor) => Some(MissReason::GroupInvalidated),
         _ if below(entry.tag_floor) => Some(MissReason::TagInvalidated),
         _ if entry.outdated => Some(MissReason::DependencyChanged),
         _ => None,

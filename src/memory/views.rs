@@ -4,12 +4,14 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{NamespaceName, Seq};
+use crate::invalidation::Invalidation;
 use crate::memory::metrics::CacheStats;
 use crate::memory::scope::{Scopes, StripeCounts};
 use crate::memory::servable::Generation;
 use crate::metrics::Counter;
+use crate::safeguard::Safeguard;
 use crate::seam::sync::{Mutex, MutexGuard};
 
 /// The memory of a typed cache, as the layer sees it.
@@ -37,6 +39,41 @@ pub trait View: Any + Send + Sync {
 
 /// A key of a type that is not known here.
 pub type AnyKey = dyn Any + Send + Sync;
+
+/// What a rule names as stale: a key in the type of its cache's keys, or any invalidation.
+pub enum RuleTarget {
+    /// A key of a cache. Nothing happens if the cache is not open: it has nothing in memory then.
+    Key(NamespaceName, Box<AnyKey>),
+    /// Anything else.
+    Invalidation(Invalidation),
+}
+
+impl RuleTarget {
+    /// Checks that a key is of the type of its cache's keys, if the cache is open.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`].
+    pub fn check(&self, views: &Views) -> Result<()> {
+        let RuleTarget::Key(namespace, key) = self else { return Ok(()) };
+        if views.view(namespace.as_str()).is_none_or(|view| view.has_key_type(key.as_ref())) {
+            return Ok(());
+        }
+        let context = format!("a rule names a key of cache \"{namespace}\" that is not of that cache's type");
+        Err(Error::new(ErrorKind::InvalidOption, context))
+    }
+
+    /// Makes it unservable in the memory of all open caches.
+    pub fn carry_out(&self, views: &Views) {
+        match self {
+            RuleTarget::Key(namespace, key) => {
+                if let Some(view) = views.view(namespace.as_str()) {
+                    view.invalidate_key(key.as_ref());
+                }
+            }
+            RuleTarget::Invalidation(what) => views.carry_out(what),
+        }
+    }
+}
 
 /// The open caches of a layer, by namespace.
 #[derive(Default)]
@@ -107,6 +144,29 @@ impl Views {
     /// Returns the order of the bulk invalidations of all of them.
     pub fn scopes(&self) -> &Arc<Scopes> {
         &self.scopes
+    }
+
+    /// Makes what an invalidation names unservable in all of them.
+    pub fn carry_out(&self, what: &Invalidation) {
+        match what {
+            Invalidation::Key(key) => {
+                if let Some(view) = self.view(key.namespace()) {
+                    view.changed_elsewhere(key.key(), Seq::ZERO, None);
+                }
+            }
+            Invalidation::Namespace(name) | Invalidation::Schema(name, _) => {
+                let open = self.lock();
+                // The tick is taken under the lock: a cache that is opened later holds nothing older.
+                let floor = self.scopes.advance();
+                for (namespace, view) in open.iter() {
+                    if namespace == name || Safeguard::NamespaceBelow.holds() && namespace.is_within(name) {
+                        view.invalidate_namespace(floor);
+                    }
+                }
+            }
+            Invalidation::Tag(tag) => self.scopes.invalidate(self.scopes.tag(tag)),
+            Invalidation::Everything => self.invalidate_everything(),
+        }
     }
 
     /// Makes everything in all of them unservable.

@@ -1,4 +1,8 @@
-//! How old the oldest pending record is, from a bounded number of marks instead of a time for each record.
+//! Ages of numbered records from a bounded number of marks, instead of a time for each record.
+//!
+//! One ring serves the age of the oldest pending record and the lag of whoever reads what was applied. It never answers
+//! with too young an age or too few bytes; it may answer with too much, by what at most a 32nd of the groups since then
+//! took.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,61 +10,84 @@ use std::time::Duration;
 use crate::ids::Seq;
 use crate::seam::clock::Moment;
 
-/// How many marks are kept; an age comes out too high by as much time as a 32nd of the queue took to be committed.
-const MARKS_MAX: usize = 64;
+/// The number of marks from which on old ones are joined. With 2^40 groups about 1,700 are left.
+const MARKS_MAX: usize = 2048;
+/// A mark may cover one group for every so many groups that came after it.
+const FINENESS: u64 = 32;
 
-/// When what is pending was committed.
-#[derive(Debug)]
-pub(crate) struct CommitTimes {
-    /// Records with the moments at which they were committed, both ascending.
-    marks: VecDeque<(Seq, Moment)>,
-    /// Of so many groups one is marked.
-    stride: u64,
-    /// How many groups have come since the last mark.
-    skipped: u64,
+/// Marks of groups of records, in ascending order.
+#[derive(Debug, Default)]
+pub(crate) struct AgeRing {
+    marks: VecDeque<Mark>,
+    /// The number of groups noted so far.
+    groups: u64,
 }
 
-impl Default for CommitTimes {
-    fn default() -> Self {
-        CommitTimes { marks: VecDeque::new(), stride: 1, skipped: 0 }
-    }
+/// The first of some groups that follow each other. It covers all records up to the next mark.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    /// The number of groups before it.
+    group: u64,
+    first: Seq,
+    /// The bytes of all records before `first`.
+    bytes_before: u64,
+    at: Moment,
 }
 
-impl CommitTimes {
-    /// A group of records that begins with this one was committed now.
-    pub(crate) fn note(&mut self, first: Seq, now: Moment) {
-        self.skipped += 1;
-        if self.skipped < self.stride && !self.marks.is_empty() {
-            return;
-        }
+impl AgeRing {
+    /// Notes a group that begins with `first`, behind all groups noted so far and so many bytes.
+    pub(crate) fn note(&mut self, first: Seq, bytes_before: u64, at: Moment) {
+        // Before the push, so that the ring's buffer does not grow past its bound.
         if self.marks.len() >= MARKS_MAX {
-            let mut keeps = false;
-            self.marks.retain(|_| {
-                keeps = !keeps;
-                keeps
-            });
-            self.stride = self.stride.saturating_mul(2);
+            self.join_old_marks();
         }
-        self.skipped = 0;
-        self.marks.push_back((first, now));
+        self.marks.push_back(Mark { group: self.groups, first, bytes_before, at });
+        self.groups += 1;
     }
 
-    /// Nothing before this record is pending any more, or nothing at all.
-    pub(crate) fn forget_before(&mut self, oldest: Seq, nothing_left: bool) {
-        if nothing_left {
-            *self = CommitTimes::default();
-        }
-        while self.marks.get(1).is_some_and(|(first, _)| *first <= oldest) {
+    /// Drops the marks that cover nothing from `oldest` on.
+    pub(crate) fn drop_before(&mut self, oldest: Seq) {
+        while self.marks.get(1).is_some_and(|mark| mark.first <= oldest) {
             self.marks.pop_front();
         }
-        if self.marks.len() < MARKS_MAX / 4 {
-            self.stride = (self.stride / 2).max(1);
-        }
     }
 
-    /// How long ago the oldest pending record was committed, if there is one.
-    pub(crate) fn oldest(&self, now: Moment) -> Duration {
-        self.marks.front().map_or(Duration::ZERO, |(_, at)| now.since(*at))
+    /// Drops all marks.
+    pub(crate) fn clear(&mut self) {
+        self.marks.clear();
+    }
+
+    /// Returns the age of the oldest record that a mark covers; zero without marks.
+    pub(crate) fn oldest_age(&self, now: Moment) -> Duration {
+        self.marks.front().map_or(Duration::ZERO, |mark| now.since(mark.at))
+    }
+
+    /// Returns the age of the record `seq` and the bytes before its group; `None` if no mark covers it.
+    pub(crate) fn of(&self, seq: Seq, now: Moment) -> Option<(Duration, u64)> {
+        let covering = self.marks.partition_point(|mark| mark.first <= seq).checked_sub(1)?;
+        self.marks.get(covering).map(|mark| (now.since(mark.at), mark.bytes_before))
+    }
+
+    /// Returns whether there are no more marks than there may be.
+    #[cfg(test)]
+    pub(crate) fn is_within_bounds(&self) -> bool {
+        self.marks.len() <= MARKS_MAX
+    }
+
+    /// Joins marks that are far back, each with the one before it, which is older and has fewer bytes before it.
+    fn join_old_marks(&mut self) {
+        let mut last_kept: Option<u64> = None;
+        // The marks go once around the ring, so that no second buffer is needed.
+        for left in (0..self.marks.len()).rev() {
+            let Some(mark) = self.marks.pop_front() else { return };
+            let next = self.marks.front().filter(|_| left > 0);
+            let end = next.map_or(self.groups, |next| next.group);
+            let joins = last_kept.is_some_and(|kept| (end - kept) * FINENESS <= self.groups - end);
+            if !joins {
+                last_kept = Some(mark.group);
+                self.marks.push_back(mark);
+            }
+        }
     }
 }
 
@@ -75,17 +102,37 @@ mod tests {
     #[test]
     fn the_oldest_is_never_told_younger_than_it_is_and_not_much_older() {
         const COUNT: u64 = 100_000;
-        let mut times = CommitTimes::default();
-        (1..=COUNT).for_each(|seq| times.note(Seq(seq), second(seq)));
-        assert!(times.marks.len() <= MARKS_MAX);
+        let mut ring = AgeRing::default();
+        (1..=COUNT).for_each(|seq| ring.note(Seq(seq), seq, second(seq)));
+        assert!(ring.marks.len() <= MARKS_MAX);
         for oldest in (1..=COUNT).step_by(997) {
-            times.forget_before(Seq(oldest), false);
-            let (told, is) = (times.oldest(second(COUNT)).as_secs(), COUNT - oldest);
+            ring.drop_before(Seq(oldest));
+            let (told, is) = (ring.oldest_age(second(COUNT)).as_secs(), COUNT - oldest);
             assert!(told >= is && told <= is + COUNT / 32, "{told} s instead of {is} s");
         }
-        times.forget_before(Seq(COUNT + 1), true);
-        assert_eq!(times.oldest(second(COUNT)), Duration::ZERO);
-        times.note(Seq(COUNT + 1), second(COUNT));
-        assert_eq!(times.oldest(second(COUNT + 3)).as_secs(), 3);
+        ring.clear();
+        assert_eq!(ring.oldest_age(second(COUNT)), Duration::ZERO);
+        ring.note(Seq(COUNT + 1), 0, second(COUNT));
+        assert_eq!(ring.oldest_age(second(COUNT + 3)).as_secs(), 3);
+    }
+
+    #[test]
+    fn a_record_is_as_old_as_its_group_or_a_32nd_of_what_came_since_older() {
+        const COUNT: u64 = 1_000_000;
+        let mut ring = AgeRing::default();
+        assert_eq!(ring.of(Seq(1), second(1)), None);
+        let mut most = 0;
+        for seq in 1..=COUNT {
+            ring.note(Seq(seq), seq, second(seq));
+            most = most.max(ring.marks.len());
+        }
+        assert!(most <= MARKS_MAX && ring.marks.capacity() <= MARKS_MAX, "{most} marks");
+        assert_eq!(ring.of(Seq(0), second(COUNT)), None);
+        for seq in (1..=COUNT).step_by(331).chain([COUNT - 1, COUNT]) {
+            let (age, bytes_before) = ring.of(Seq(seq), second(COUNT)).unwrap();
+            let (age, is) = (age.as_secs(), COUNT - seq);
+            assert!(age >= is && age <= is + is / FINENESS, "{age} s instead of {is} s");
+            assert_eq!(bytes_before, COUNT - age);
+        }
     }
 }

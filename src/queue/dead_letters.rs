@@ -1,9 +1,9 @@
-//! The durable list of records that the store rejected, and of later records of the same keys.
+//! The dead-letter list: durable records that the store rejected, and later records of the same keys.
 //!
-//! It lies beside the journal, in a queue of its own. A letter is written before the watermark passes the frame
-//! that it holds, so a record is always in the journal, in this list or in the store. What has become of a
-//! letter is written as "resolved at n" *before* the apply whose watermark is n, and counts only if the store's
-//! watermark has reached n: a crash in between leaves the letter here and the order to replay it in the journal.
+//! It lies beside the journal, in a queue of its own. A letter is written before the watermark passes its frame, so a
+//! record is always in the journal, in this list or in the store. A letter's end is written as "resolved at n" *before*
+//! the apply whose watermark is n, and counts only if the store's watermark has reached n: a crash in between leaves
+//! the letter here, and the command to replay it in the journal.
 //!
 //! Letters are whole frames, because a batch is atomic; a frame with one parked key is parked with all its keys.
 
@@ -19,16 +19,18 @@ use crate::ids::{Key, Seq};
 use crate::journal::frame::Frame;
 use crate::journal::options::{Durability, JournalOptions};
 use crate::journal::queue::Journal;
-use crate::queue::pending::{Pending, Place};
+use crate::queue::pending::{Pending, PendingValue};
 use crate::queue::queued::QueuedFrame;
 use crate::queue::record::Record;
 use crate::seam::sync::{Mutex, MutexGuard};
 
-/// The folder beside the segments.
+/// The name of the list's folder, beside the segments.
 pub(crate) const FOLDER: &str = "dead-letters";
-/// Small in a simulation, where writing zeros takes most of the time.
-const SEGMENT_BYTES: u64 = if cfg!(forebay_simulation) { 64 << 10 } else { 1 << 20 };
+/// The size of the list's segments, unless those of the journal are smaller.
+const SEGMENT_BYTES_MAX: u64 = 1 << 20;
+/// The part of an error's text that a letter keeps.
 const REASON_BYTES_MAX: usize = 512;
+/// The kinds of records in the list's own queue.
 const LETTER: u8 = 1;
 const RESOLVED: u8 = 2;
 const CANCELLED: u8 = 3;
@@ -41,60 +43,67 @@ pub struct DeadLetter {
     pub seq: Seq,
     /// Its key.
     pub key: Key,
-    /// Whether it removes the key instead of writing a value.
+    /// True if it removes the key instead of writing a value.
     pub removes: bool,
-    /// Why it is here.
+    /// The reason why it is here, cut to 512 bytes.
     pub reason: String,
 }
 
 /// A parked frame.
 #[derive(Debug)]
 struct Letter {
-    /// Where the list's own queue holds it.
-    place: Seq,
+    /// Its number in the list's own queue.
+    number: Seq,
     records: Vec<(Seq, Key, bool)>,
     reason: String,
 }
 
+/// The letters, by the first numbers of their frames.
 #[derive(Default)]
-struct State {
+struct LetterMap {
     letters: BTreeMap<Seq, Letter>,
-    /// How many letters each parked key has.
+    /// The number of letters of each parked key.
     parked: HashMap<Key, u32>,
-    /// The last place in the list's own queue.
+    /// The last number in the list's own queue.
     last: Seq,
 }
 
-/// What the list's own queue says, a frame at a time.
+/// The contents of the list's own queue, read a frame at a time.
 #[derive(Default)]
-pub(crate) struct History {
-    state: State,
-    /// Which letters are resolved once the store's watermark has reached a number.
+pub(crate) struct LetterLog {
+    map: LetterMap,
+    /// The letters that are resolved once the store's watermark has reached a number.
     resolved: BTreeMap<Seq, Vec<Seq>>,
 }
 
-/// The list, open.
+/// The list of an open layer.
 pub(crate) struct DeadLetters {
     queue: Journal,
-    state: Mutex<State>,
+    map: Mutex<LetterMap>,
     records_max: u64,
 }
 
 impl DeadLetters {
-    /// Opens the list beside the journal in `journal_dir`, as of the store's watermark.
+    /// Opens the list beside the journal in `journal_dir`, as of the store's watermark. Blocking.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] if a frame is no part of a list; else the journal's.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         journal_dir: &Path,
+        segment_bytes_max: u64,
         watermark: Seq,
         records_max: u64,
     ) -> Result<DeadLetters> {
-        let options =
-            JournalOptions { segment_bytes: SEGMENT_BYTES, spares_max: 0, ..JournalOptions::default() };
+        // Where the journal's segments are small, to save room or the time that filling them takes, so are these.
+        let segment_bytes = segment_bytes_max.min(SEGMENT_BYTES_MAX);
+        let options = JournalOptions { segment_bytes, spares_max: 0, ..JournalOptions::default() };
         let queue = Journal::open_on(disk, journal_dir.join(FOLDER), options, Durability::Sync)?;
-        let mut history = History::default();
+        let mut log = LetterLog::default();
         let mut reader = queue.read_after(Seq::ZERO);
+        // All of it before any letter counts as resolved: a resolution may be revoked further on.
         while let Some(frame) = reader.next_frame()? {
-            history.take(&frame).map_err(|error| {
+            log.add_frame(&frame).map_err(|error| {
                 let (file, offset) = (queue.file_of(frame.location), frame.location.offset);
                 let context = format!(
                     "{}: damaged at byte {offset}: it is no dead letter; the list cannot be trusted",
@@ -103,52 +112,60 @@ impl DeadLetters {
                 error.wrap(ErrorKind::Damaged, context)
             })?;
         }
-        let state = history.into_state(watermark);
-        Ok(DeadLetters { queue, state: Mutex::new(state), records_max })
+        let map = log.into_map(watermark);
+        Ok(DeadLetters { queue, map: Mutex::new(map), records_max })
     }
 
-    /// Makes the parked values readable.
-    pub(crate) fn bury_all(&self, pending: &mut Pending) {
+    /// Adds all letters to the pending view, so that reads find their values.
+    pub(crate) fn add_to(&self, pending: &mut Pending) {
         for (first, letter) in &self.lock().letters {
             for ((seq, key, removes), at) in letter.records.iter().zip(0_u32..) {
-                pending.bury(key, *seq, !removes, Place::DeadLetter { letter: *first, record: at });
+                let value = match removes {
+                    true => PendingValue::Removed,
+                    false => PendingValue::InDeadLetter { letter: *first, record: at },
+                };
+                pending.add_dead_letter(key, *seq, value);
             }
         }
     }
 
-    /// Whether the frame updates a parked key.
-    pub(crate) fn concerns(&self, frame: &QueuedFrame) -> Result<bool> {
-        let state = self.lock();
-        if state.parked.is_empty() {
+    /// Returns true if the frame updates a parked key.
+    pub(crate) fn has_key_of(&self, frame: &QueuedFrame) -> Result<bool> {
+        let map = self.lock();
+        // The rule: no letters, and then a batch costs no look at its records.
+        if map.parked.is_empty() {
             return Ok(false);
         }
         for numbered in frame.records() {
             let (_, record) = numbered?;
-            if record.is_update() && state.parked.contains_key(&record.key) {
+            if record.is_update() && map.parked.contains_key(&record.key) {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Whether the frame that starts at `first` is in the list.
+    /// Returns true if the frame that starts at `first` is in the list.
     pub(crate) fn holds(&self, first: Seq) -> bool {
         self.lock().letters.contains_key(&first)
     }
 
-    /// Puts a frame into the list, durably on return. A frame that is there already stays as it is.
+    /// Adds a frame to the list, durably on return. A frame that is there already stays as it is: after a crash
+    /// before the watermark passed it, it comes from the journal once more.
     ///
     /// # Errors
     /// [`ErrorKind::QueueFull`] if the list has reached its bound; a failure of the disk.
     pub(crate) fn park(&self, frame: &QueuedFrame, reason: &str) -> Result<()> {
-        let mut state = self.lock();
-        if state.letters.contains_key(&frame.first) {
+        let mut map = self.lock();
+        if map.letters.contains_key(&frame.first) {
             return Ok(());
         }
-        if state.record_count() >= self.records_max {
+        // The flusher checks for room first; frames of parked keys come here without that, and must not be dropped.
+        if map.record_count() >= self.records_max {
             let context = format!("the dead-letter list holds its {} records", self.records_max);
             return Err(Error::new(ErrorKind::QueueFull, context));
         }
+        // A store's error may quote the value, of any size.
         let reason = cut(reason);
         let mut head = vec![LETTER];
         head.extend_from_slice(&frame.first.0.to_le_bytes());
@@ -166,21 +183,24 @@ impl DeadLetters {
             slices.push(length);
             slices.push(record);
         }
-        let place = self.queue.append(&slices)?;
-        state.last = place;
-        let letter = Letter { place, records: list_records(frame.first, &records)?, reason: reason.into() };
-        state.insert((frame.first, letter));
+        // On the disk before it is in memory: a failure here leaves the frame to the journal.
+        let number = self.queue.append(&slices)?;
+        map.last = number;
+        let letter = Letter { number, records: list_records(frame.first, &records)?, reason: reason.into() };
+        map.insert(frame.first, letter);
         Ok(())
     }
 
-    /// The letters of these keys and of every key that shares a frame with them, oldest first.
+    /// Returns the letters of these keys and of every key that shares a frame with them, directly or through others,
+    /// oldest first.
     pub(crate) fn closure(&self, keys: &[Key]) -> BTreeSet<Seq> {
-        let state = self.lock();
+        let map = self.lock();
         let mut wanted: BTreeSet<Key> = keys.iter().cloned().collect();
         let mut chosen = BTreeSet::new();
         loop {
             let before = chosen.len();
-            for (first, letter) in &state.letters {
+            // A letter that joins brings keys, which may belong to letters that this pass has gone by.
+            for (first, letter) in &map.letters {
                 if letter.records.iter().any(|(_, key, _)| wanted.contains(key)) && chosen.insert(*first) {
                     wanted.extend(letter.records.iter().map(|(_, key, _)| key.clone()));
                 }
@@ -191,16 +211,16 @@ impl DeadLetters {
         }
     }
 
-    /// The records of a letter, read back from the disk; `None` if it has left the list meanwhile.
+    /// Reads the records of a letter from the disk; `None` if it has left the list. Blocking.
     pub(crate) fn read(&self, letter: Seq) -> Result<Option<Vec<Record>>> {
-        let Some(place) = self.lock().letters.get(&letter).map(|letter| letter.place) else {
+        let Some(number) = self.lock().letters.get(&letter).map(|letter| letter.number) else {
             return Ok(None);
         };
-        let mut reader = self.queue.read_after(Seq(place.0.saturating_sub(1)));
+        let mut reader = self.queue.read_after(Seq(number.0.saturating_sub(1)));
         let Some(frame) = reader.next_frame()? else {
             return Ok(None);
         };
-        let Some(bytes) = frame.records().next().filter(|_| frame.first == place) else {
+        let Some(bytes) = frame.records().next().filter(|_| frame.first == number) else {
             return Ok(None);
         };
         let mut fields = Fields(bytes);
@@ -211,7 +231,7 @@ impl DeadLetters {
         records.iter().map(Record::parse).collect::<Result<Vec<_>>>().map(Some)
     }
 
-    /// Writes that these letters are resolved once the store's watermark has reached `at`.
+    /// Writes durably that these letters are resolved once the store's watermark has reached `at`.
     pub(crate) fn resolve(&self, at: Seq, letters: &BTreeSet<Seq>) -> Result<()> {
         let mut record = vec![RESOLVED];
         record.extend_from_slice(&at.0.to_le_bytes());
@@ -220,7 +240,7 @@ impl DeadLetters {
         self.append(&record)
     }
 
-    /// Takes back what [`DeadLetters::resolve`] wrote for `at`.
+    /// Revokes [`DeadLetters::resolve`] for `at`, durably.
     pub(crate) fn cancel(&self, at: Seq) -> Result<()> {
         let mut record = vec![CANCELLED];
         record.extend_from_slice(&at.0.to_le_bytes());
@@ -228,82 +248,91 @@ impl DeadLetters {
     }
 
     fn append(&self, record: &[u8]) -> Result<()> {
-        let mut state = self.lock();
-        state.last = self.queue.append(&[record])?;
+        let mut map = self.lock();
+        map.last = self.queue.append(&[record])?;
         Ok(())
     }
 
-    /// Forgets resolved letters. Returns their keys, each with its newest sequence number.
-    pub(crate) fn forget(&self, letters: &BTreeSet<Seq>) -> HashMap<Key, Seq> {
-        let mut state = self.lock();
+    /// Removes resolved letters. Returns their keys, each with its newest sequence number.
+    pub(crate) fn remove(&self, letters: &BTreeSet<Seq>) -> HashMap<Key, Seq> {
+        let mut map = self.lock();
         let mut keys = HashMap::new();
         for letter in letters {
-            if let Some(letter) = state.letters.get(letter) {
+            if let Some(letter) = map.letters.get(letter) {
                 keys.extend(letter.records.iter().map(|(seq, key, _)| (key.clone(), *seq)));
             }
-            state.remove(*letter);
+            map.remove(*letter);
         }
         keys
     }
 
-    /// Gives the list's files back if it is empty: then nothing in them is needed any more, the records of its
-    /// resolutions included.
+    /// Removes the list's files if it is empty: then nothing in them is needed any more, resolutions included.
     pub(crate) fn trim(&self) -> Result<()> {
-        let state = self.lock();
-        if state.letters.is_empty() { self.queue.trim(state.last) } else { Ok(()) }
+        let map = self.lock();
+        // Only as a whole: the records of resolutions lie among the letters, and older letters may outlive newer ones.
+        if map.letters.is_empty() { self.queue.trim(map.last) } else { Ok(()) }
     }
 
-    /// The list.
+    /// Returns all records of the list, oldest letter first.
     pub(crate) fn list(&self) -> Vec<DeadLetter> {
         self.lock().letters.values().flat_map(Letter::list).collect()
     }
 
-    /// How many records the list holds.
+    /// Returns the number of records in the list.
     pub(crate) fn record_count(&self) -> u64 {
         self.lock().record_count()
     }
 
-    /// Ends its threads and lets its files go. Every letter is durable already.
+    /// Ends the list's threads and closes its files. Every letter is durable already.
     pub(crate) fn shutdown(&self) {
         drop(self.queue.close());
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, LetterMap> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl History {
-    pub(crate) fn take(&mut self, frame: &Frame) -> Result<()> {
-        self.state.last = frame.last();
+impl LetterLog {
+    /// Adds the next frame of the list's own queue.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] if a record is no part of a list.
+    pub(crate) fn add_frame(&mut self, frame: &Frame) -> Result<()> {
+        self.map.last = frame.last();
         for (bytes, at) in frame.records().zip(0_u64..) {
             let mut fields = Fields(bytes);
             match fields.u8()? {
-                LETTER => self.state.insert(parse_letter(fields, frame.first.plus(at))?),
+                LETTER => {
+                    let (first, letter) = parse_letter(fields, frame.first.plus(at))?;
+                    self.map.insert(first, letter);
+                }
                 RESOLVED => drop(self.resolved.insert(fields.seq()?, fields.seqs()?)),
                 CANCELLED => drop(self.resolved.remove(&fields.seq()?)),
+                // Of a later version, or no list: a letter that was skipped would be a lost record.
                 _ => return Err(damaged("has an unknown kind")),
             }
         }
         Ok(())
     }
 
-    /// The list when the store's watermark is this.
-    fn into_state(self, watermark: Seq) -> State {
-        let mut state = self.state;
+    /// Returns the letters that are left when the store's watermark is this.
+    fn into_map(self, watermark: Seq) -> LetterMap {
+        let mut map = self.map;
+        // Beyond the watermark the store has not applied the replay, and the journal still has the command.
         for (_, letters) in self.resolved.into_iter().filter(|(at, _)| *at <= watermark) {
-            letters.iter().for_each(|letter| state.remove(*letter));
+            letters.iter().for_each(|letter| map.remove(*letter));
         }
-        state
+        map
     }
 
-    /// Every letter, each with the watermark at which it is resolved, if it is.
+    /// Returns the records of every letter, each with the watermark at which it is resolved, if there is one.
     pub(crate) fn letters(&self) -> Vec<(DeadLetter, Option<Seq>)> {
         let resolved_at = |first: &Seq| {
             let mut resolutions = self.resolved.iter();
             resolutions.find(|(_, letters)| letters.contains(first)).map(|(at, _)| *at)
         };
-        let letters = self.state.letters.iter();
+        let letters = self.map.letters.iter();
         letters.flat_map(|(first, letter)| letter.list().map(move |one| (one, resolved_at(first)))).collect()
     }
 }
@@ -319,15 +348,16 @@ impl Letter {
     }
 }
 
-/// The watermark at which something is resolved, if that is what a frame of the list's queue says.
+/// Returns the watermark of the resolution that a frame of the list's queue holds, if it holds one.
 pub(crate) fn resolution_at(frame: &Frame) -> Result<Option<Seq>> {
     let Some(bytes) = frame.records().next() else { return Ok(None) };
     let mut fields = Fields(bytes);
     Ok(if fields.u8()? == RESOLVED { Some(fields.seq()?) } else { None })
 }
 
-impl State {
-    fn insert(&mut self, (first, letter): (Seq, Letter)) {
+impl LetterMap {
+    fn insert(&mut self, first: Seq, letter: Letter) {
+        // A crash after the letter was written and before the watermark passed it: the frame was parked again.
         if let Some(previous) = self.letters.get(&first) {
             debug_assert_eq!(previous.records.len(), letter.records.len());
             return;
@@ -355,22 +385,24 @@ impl State {
     }
 }
 
-fn parse_letter(mut fields: Fields, place: Seq) -> Result<(Seq, Letter)> {
+fn parse_letter(mut fields: Fields, number: Seq) -> Result<(Seq, Letter)> {
     let first = fields.seq()?;
     let reason = String::from_utf8_lossy(&fields.bytes()?).into_owned();
     let records = list_records(first, &fields.list()?)?;
-    Ok((first, Letter { place, records, reason }))
+    Ok((first, Letter { number, records, reason }))
 }
 
 fn list_records(first: Seq, records: &[Bytes]) -> Result<Vec<(Seq, Key, bool)>> {
     let numbered = records.iter().zip(0_u64..);
     let parsed = numbered.map(|(bytes, at)| {
         let record = Record::parse(bytes)?;
+        // Detached: a slice of the frame would keep the frame's values in memory.
         Ok((first.plus(at), record.key.detached(), record.stored().is_none()))
     });
     parsed.collect()
 }
 
+/// Cuts a text to [`REASON_BYTES_MAX`] bytes, at the boundary of a character.
 fn cut(reason: &str) -> &str {
     let mut end = reason.len().min(REASON_BYTES_MAX);
     while !reason.is_char_boundary(end) {
@@ -393,7 +425,7 @@ fn damaged(what: &str) -> Error {
     Error::new(ErrorKind::Damaged, format!("a record of the dead-letter list {what}"))
 }
 
-/// Reads fixed-width fields off the front of a record.
+/// Reads little-endian fields off the front of a record.
 struct Fields(Bytes);
 
 impl Fields {

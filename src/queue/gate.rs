@@ -1,32 +1,32 @@
-//! The bound on what waits for the store, in records and in bytes, what is in flight included.
+//! Admission: the bound on the records and bytes that are not in the store yet, those in flight included.
 //!
-//! A write enters before it is handed to the committer and leaves when the store holds it, so this is also
-//! the bound on the committer's channel. Waiting is first come, first served.
+//! A write enters before it is submitted to the committer and leaves when the store holds it, so this bounds the
+//! committer's queue, too. Waiting is first come, first served.
 
 use tokio::sync::Semaphore;
 
 use crate::seam::sync::atomic::{AtomicU64, Ordering};
 
-/// How much there may be.
+/// The room in the queue.
 #[derive(Debug)]
 pub(crate) struct Gate {
     records: Budget,
     bytes: Budget,
 }
 
-/// Why a write was not let in.
+/// The reason why a write did not enter.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NotEntered {
     /// There is no room now.
     Full,
-    /// The layer takes no more writes.
+    /// The layer accepts no more writes.
     Shut,
 }
 
 #[derive(Debug)]
 struct Budget {
     permits: Semaphore,
-    /// What a recovered backlog holds beyond the bound; paid back before anybody else is let in.
+    /// The part of a recovered backlog beyond the bound, which has to leave before a write may enter.
     debt: AtomicU64,
 }
 
@@ -38,12 +38,13 @@ impl Budget {
     }
 
     fn give_back(&self, count: u64) {
+        // A debt is paid before permits come back: until then the queue is beyond its bound.
         let mut paid = 0;
         let update = |debt: u64| {
             paid = debt.min(count);
             (paid > 0).then(|| debt - paid)
         };
-        // An error only says that there was no debt to pay.
+        // An error means that there was no debt to pay.
         if self.debt.fetch_update(Ordering::SeqCst, Ordering::SeqCst, update).is_err() {
             paid = 0;
         }
@@ -52,19 +53,22 @@ impl Budget {
 }
 
 impl Gate {
+    /// Makes a gate with these bounds, behind which a recovered backlog is already.
     pub(crate) fn new(records_max: u64, bytes_max: u64, records: u64, bytes: u64) -> Gate {
         Gate { records: Budget::new(records_max, records), bytes: Budget::new(bytes_max, bytes) }
     }
 
-    /// Enters if there is room now.
+    /// Enters if there is room now. A write that does not enter takes nothing.
     pub(crate) fn try_enter(&self, records: u32, bytes: u32) -> Result<(), NotEntered> {
         use tokio::sync::TryAcquireError;
         let refused = |error| match error {
             TryAcquireError::NoPermits => NotEntered::Full,
             TryAcquireError::Closed => NotEntered::Shut,
         };
+        // Both or neither: the permits of the first return if the second is refused.
         let one = self.records.permits.try_acquire_many(records).map_err(refused)?;
         let other = self.bytes.permits.try_acquire_many(bytes).map_err(refused)?;
+        // Given back by `leave`, when the frame ends.
         one.forget();
         other.forget();
         Ok(())
@@ -73,6 +77,7 @@ impl Gate {
     /// Enters as soon as there is room. Dropping the future takes nothing.
     pub(crate) async fn enter(&self, records: u32, bytes: u32) -> Result<(), NotEntered> {
         let shut = |_| NotEntered::Shut;
+        // In the same order for all, so that two writers cannot each hold what the other waits for.
         let one = self.records.permits.acquire_many(records).await.map_err(shut)?;
         let other = self.bytes.permits.acquire_many(bytes).await.map_err(shut)?;
         one.forget();
@@ -80,13 +85,13 @@ impl Gate {
         Ok(())
     }
 
-    /// Makes room again.
+    /// Gives room back.
     pub(crate) fn leave(&self, records: u64, bytes: u64) {
         self.records.give_back(records);
         self.bytes.give_back(bytes);
     }
 
-    /// Lets nobody in any more, and tells those who wait.
+    /// Shuts the gate for good; writes that wait fail with [`NotEntered::Shut`].
     pub(crate) fn shut(&self) {
         self.records.permits.close();
         self.bytes.permits.close();
@@ -98,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_gate_refuses_until_somebody_leaves() {
+    fn a_full_gate_refuses_until_a_write_leaves() {
         let gate = Gate::new(2, 100, 0, 0);
         assert_eq!(gate.try_enter(1, 60), Ok(()));
         assert_eq!(gate.try_enter(1, 60), Err(NotEntered::Full));

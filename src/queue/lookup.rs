@@ -1,9 +1,12 @@
-//! Reads beyond memory: pending records, wherever their values are, and then the store.
+//! Look-ups beyond memory: first the pending records, wherever their values are, and then the store.
 //!
-//! Nothing is returned that a crash can take back: what is pending is committed, and what the store shows of a key
-//! whose write-through is under way is not believed before the store has confirmed it.
+//! Nothing is returned that a crash can take back. A pending record is committed before it can be found. While a
+//! write-through of a key is in flight, the store's answer for that key is not used, because the store may show the
+//! value before it is durable; the look-up waits until the write-through has ended.
 
 use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Key, Seq};
@@ -12,18 +15,20 @@ use crate::journal::log::Log;
 use crate::metrics::Metrics;
 use crate::queue::dead_letters::DeadLetters;
 use crate::queue::health::HealthState;
-use crate::queue::pending::{Found, Place, Sought};
-use crate::queue::record::{Operation, Record, RecordRef};
+use crate::queue::pending::{KeyState, PendingLookup, PendingValue};
+use crate::queue::record::{Operation, RecordRef};
 use crate::queue::state::Core;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Handle;
 use crate::seam::sync::RwLock;
 use crate::store::contract::{Store, StoreError, Tenure, Versioned};
 
-/// What reading needs of a layer, apart from it: a load may outlive the call that began it, but keeps no layer open.
+/// The parts of a layer that a read needs.
+///
+/// They are apart from the layer so that a load which outlives the call that began it does not keep the layer open.
 pub struct Lookup {
     pub(crate) core: Arc<Core>,
-    /// Let go when the layer stops, so that the store can be opened again though handles are left.
+    /// Dropped when the layer stops, so that the store can be opened again though handles of the layer are left.
     pub(crate) store: RwLock<Option<Arc<dyn Store>>>,
     pub(crate) log: Option<Arc<Log>>,
     pub(crate) letters: Option<Arc<DeadLetters>>,
@@ -31,24 +36,42 @@ pub struct Lookup {
     pub(crate) runtime: Handle,
 }
 
-/// What was found beyond memory.
+/// The answer of a look-up beyond memory.
 #[derive(Clone, Debug)]
 pub struct LookupAnswer {
-    /// The value; `None` if there is none.
+    /// The value; `None` if the key has none.
     pub value: Option<Versioned>,
-    /// Whether it was pending, rather than the store's.
+    /// True if the answer was pending, false if it is the store's.
     pub pending: bool,
 }
 
 impl LookupAnswer {
-    fn pending(value: Option<Versioned>) -> LookupAnswer {
-        LookupAnswer { value, pending: true }
+    fn pending(version: Seq, value: Option<Bytes>) -> LookupAnswer {
+        LookupAnswer { value: value.map(|value| Versioned { value, version }), pending: true }
     }
+}
+
+/// The result of searching frames of the journal for a key.
+enum JournalSearch {
+    /// The newest record's number, and its value unless it removes.
+    Found(Seq, Option<Bytes>),
+    /// The frames have no record of the key.
+    NotFound,
+    /// A frame was trimmed before it could be read.
+    Trimmed,
+}
+
+/// A pending value that was read from where it is.
+enum FetchedValue {
+    Value(Bytes),
+    Removed,
+    /// The dead letter left the list meanwhile.
+    Gone,
 }
 
 impl Lookup {
     /// Makes memory show every write that was acknowledged before the call. To be called before a cache's memory is
-    /// looked at or changed.
+    /// read or changed.
     #[inline]
     pub fn catch_up(&self) {
         if Safeguard::MemoryCatchesUp.holds() {
@@ -56,97 +79,111 @@ impl Lookup {
         }
     }
 
-    /// The value of `key` that is not in memory: pending, or the store's. `None` if there is none.
+    /// Looks up a key that is not in memory: its pending value, or else the store's.
+    ///
+    /// Costs a lock if the value is pending in memory, else reads of the journal or the store. Dropping the future has
+    /// no effect.
     ///
     /// # Errors
-    /// The store's, or the journal's if it no longer holds what it has committed.
+    /// The store's, or the journal's if it lost what it has committed. [`ErrorKind::InDoubt`] if the layer ended while
+    /// a write-through of the key was in flight.
     pub async fn load(&self, key: &Key) -> Result<LookupAnswer> {
         let store = self.store()?;
+        // The search of the journal goes back in steps, each before the oldest candidate of the one before.
         let mut before = None;
         loop {
-            let settled = self.core.settled.notified();
-            tokio::pin!(settled);
-            settled.as_mut().enable();
-            let (Sought { found, journaled }, refusals) = {
+            // Registered before the view is locked: a write-through that ends in between would not wake this up.
+            let through_ended = self.core.through_ended.notified();
+            tokio::pin!(through_ended);
+            through_ended.as_mut().enable();
+            let (PendingLookup { state, candidates }, refused_before) = {
                 let mut pending = self.core.pending.lock();
-                (pending.find(key, before), pending.refusals())
+                (pending.find(key, before), pending.refused_throughs())
             };
-            if let Some(oldest) = journaled.last().copied() {
-                match self.seek(key, journaled).await? {
-                    // A dead letter may be as new.
-                    Some(Looked::Found(version, value)) if found.is_before(version) => {
+            if let Some(oldest) = candidates.last().copied() {
+                match self.search_journal(key, candidates).await? {
+                    JournalSearch::Found(version, value) if state.is_older_than(version) => {
                         self.core.metrics.pending_hits.add(1);
-                        return Ok(LookupAnswer::pending(value.map(|value| Versioned { value, version })));
+                        return Ok(LookupAnswer::pending(version, value));
                     }
-                    Some(Looked::Found(..)) => {}
-                    // Those were of other keys.
-                    Some(Looked::NotThere) => {
+                    // Memory has packed frames behind the candidates only, but a dead letter may be newer than both.
+                    JournalSearch::Found(..) => {}
+                    // The candidates were other keys' that share the hash fragment; older frames may still be this
+                    // key's.
+                    JournalSearch::NotFound => {
                         before = Some(oldest);
                         continue;
                     }
-                    // Applied and recycled meanwhile.
-                    None => {
+                    // The flusher applied the frame and the journal was trimmed: the state from before is stale.
+                    JournalSearch::Trimmed => {
                         before = None;
                         continue;
                     }
                 }
             }
             before = None;
-            match found {
-                Found::Pending { version, place } => match self.fetch(place).await? {
-                    Fetched::Value(value) => {
+            match state {
+                KeyState::Pending { version, value } => match self.fetch(value).await? {
+                    FetchedValue::Value(value) => {
                         self.core.metrics.pending_hits.add(1);
-                        return Ok(LookupAnswer::pending(Some(Versioned { value, version })));
+                        return Ok(LookupAnswer::pending(version, Some(value)));
                     }
-                    Fetched::Removed => {
+                    FetchedValue::Removed => {
                         self.core.metrics.pending_hits.add(1);
-                        return Ok(LookupAnswer::pending(None));
+                        return Ok(LookupAnswer::pending(version, None));
                     }
-                    Fetched::Gone => continue,
+                    // The letter was replayed or discarded: the key has another state by now.
+                    FetchedValue::Gone => continue,
                 },
-                Found::Unsettled => {
-                    self.check_settling()?;
-                    settled.await;
+                KeyState::InFlightThrough => {
+                    self.check_through_can_end()?;
+                    through_ended.await;
                     continue;
                 }
-                Found::Absent => {}
+                KeyState::Absent => {}
             }
             self.core.metrics.store_loads.add(1);
             let loaded = store.load(key).await.map_err(StoreError::into_error)?;
-            // A write-through that began meanwhile may have shown what a power cut can still take back, or what did not
-            // come to be.
-            if !self.core.pending.lock().may_have_shown(key, refusals) {
+            // A write-through that began during the load may have shown a value that a power cut can still take back,
+            // and one that was refused during the load a value that never took effect.
+            if !self.core.pending.lock().load_is_in_doubt(key, refused_before) {
                 return Ok(LookupAnswer { value: loaded, pending: false });
             }
         }
     }
 
-    /// The value of `key` if it is pending and at hand without any I/O.
+    /// Returns the value of `key` if it is pending and in memory. `None` means unknown; `Some(None)` that the newest
+    /// record removes the key. Costs a lock and no I/O.
     pub fn peek(&self, key: &Key) -> Option<Option<Versioned>> {
-        let Sought { found, journaled } = self.core.pending.lock().find(key, None);
-        match found {
-            // The journal may have a newer one.
-            _ if !journaled.is_empty() => None,
-            Found::Pending { version, place: Place::Memory(value) } => {
+        let PendingLookup { state, candidates } = self.core.pending.lock().find(key, None);
+        // A candidate in the journal may be newer than what is in memory.
+        if !candidates.is_empty() {
+            return None;
+        }
+        match state {
+            KeyState::Pending { version, value: PendingValue::InMemory(value) } => {
                 Some(Some(Versioned { value, version }))
             }
-            Found::Pending { place: Place::Removed, .. } => Some(None),
-            _ => None,
+            KeyState::Pending { value: PendingValue::Removed, .. } => Some(None),
+            KeyState::Pending { value: PendingValue::InDeadLetter { .. }, .. }
+            | KeyState::InFlightThrough
+            | KeyState::Absent => None,
         }
     }
 
-    /// Loads several keys, in their order; what is not pending in one call to the store.
+    /// Looks up several keys, in their order; those that are not pending with one call to the store.
     ///
     /// # Errors
     /// As [`Lookup::load`]; one failure fails all.
     pub async fn load_many(&self, keys: &[Key]) -> Result<Vec<LookupAnswer>> {
         let mut found: Vec<Option<LookupAnswer>> = Vec::with_capacity(keys.len());
         let mut absent = Vec::new();
-        let refusals = self.core.pending.lock().refusals();
+        let refused_before = self.core.pending.lock().refused_throughs();
         for key in keys {
-            let Sought { found: pending, journaled } = self.core.pending.lock().find(key, None);
-            match pending {
-                Found::Absent if journaled.is_empty() => {
+            let PendingLookup { state, candidates } = self.core.pending.lock().find(key, None);
+            match state {
+                // One call to the store for all of these; the others are few, as a rule.
+                KeyState::Absent if candidates.is_empty() => {
                     absent.push(key.clone());
                     found.push(None);
                 }
@@ -159,27 +196,28 @@ impl Lookup {
         } else {
             self.store()?.load_many(&absent).await.map_err(StoreError::into_error)?
         };
+        // A store of the user's may break its contract, and an answer must not be taken for another key's.
         if loaded.len() != absent.len() {
             let context = format!("the store answered {} keys out of {}", loaded.len(), absent.len());
             return Err(Error::new(ErrorKind::StoreFailed, context));
         }
         let mut loaded = loaded.into_iter();
-        let mut all = Vec::with_capacity(keys.len());
+        let mut answers = Vec::with_capacity(keys.len());
         for (key, found) in keys.iter().zip(found) {
-            let value = match found {
-                Some(value) => value,
+            let answer = match found {
+                Some(answer) => answer,
                 None => {
                     let loaded = LookupAnswer { value: loaded.next().flatten(), pending: false };
-                    let doubtful = self.core.pending.lock().may_have_shown(key, refusals);
-                    if doubtful { self.load(key).await? } else { loaded }
+                    let in_doubt = self.core.pending.lock().load_is_in_doubt(key, refused_before);
+                    if in_doubt { self.load(key).await? } else { loaded }
                 }
             };
-            all.push(value);
+            answers.push(answer);
         }
-        Ok(all)
+        Ok(answers)
     }
 
-    /// How far the store's owner has come.
+    /// Reads the tenure and progress of the store's owner.
     ///
     /// # Errors
     /// The store's.
@@ -187,13 +225,13 @@ impl Lookup {
         self.store()?.tenure().await.map_err(StoreError::into_error)
     }
 
-    /// The layer's counters.
+    /// Returns the layer's counters.
     pub fn metrics(&self) -> &Metrics {
         &self.core.metrics
     }
 
-    /// Lets the store go.
-    pub(crate) fn let_go(&self) {
+    /// Drops the store; later look-ups fail with [`ErrorKind::Closed`].
+    pub(crate) fn release_store(&self) {
         drop(self.store.write().unwrap_or_else(PoisonError::into_inner).take());
     }
 
@@ -201,7 +239,8 @@ impl Lookup {
         self.store.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(Error::layer_closed)
     }
 
-    fn check_settling(&self) -> Result<()> {
+    /// Fails if the layer has ended: its write-throughs stay in flight for ever, and a reader would wait as long.
+    fn check_through_can_end(&self) -> Result<()> {
         let status = self.core.status.borrow();
         let ended = matches!(status.state, HealthState::Failed | HealthState::Fenced | HealthState::Closed);
         if !ended {
@@ -212,75 +251,61 @@ impl Lookup {
         Err(reason.wrap(ErrorKind::InDoubt, context))
     }
 
-    /// Looks for a key's newest record in these frames; nothing if one of them left the journal before it was found.
-    async fn seek(&self, key: &Key, frames: Vec<Location>) -> Result<Option<Looked>> {
-        let Some(log) = self.log.clone() else { return Ok(None) };
+    /// Searches these frames of the journal, newest first, for a key's newest record.
+    async fn search_journal(&self, key: &Key, frames: Vec<Location>) -> Result<JournalSearch> {
+        let Some(log) = self.log.clone() else { return Ok(JournalSearch::Trimmed) };
         let (key, metrics) = (key.clone(), Arc::clone(&self.core.metrics));
-        let look = move || {
+        let search = move || {
             for at in frames {
                 metrics.journal_reads.add(1);
-                let Some(frame) = log.read_frame(at)? else { return Ok(None) };
-                if let Some(newest) = newest_of(&key, &frame)? {
-                    return Ok(Some(newest));
+                let Some(frame) = log.read_frame(at)? else { return Ok(JournalSearch::Trimmed) };
+                if let Some((version, value)) = newest_in(&frame, &key)? {
+                    return Ok(JournalSearch::Found(version, value));
                 }
             }
-            Ok(Some(Looked::NotThere))
+            Ok(JournalSearch::NotFound)
         };
-        self.aside(look).await
+        self.run_blocking(search).await
     }
 
-    async fn fetch(&self, place: Place) -> Result<Fetched> {
-        match place {
-            Place::Memory(value) => Ok(Fetched::Value(value)),
-            Place::Removed => Ok(Fetched::Removed),
-            Place::DeadLetter { letter, record } => {
-                let Some(letters) = self.letters.clone() else { return Ok(Fetched::Gone) };
-                self.aside(move || read_from_letters(&letters, letter, record)).await
+    async fn fetch(&self, value: PendingValue) -> Result<FetchedValue> {
+        match value {
+            PendingValue::InMemory(value) => Ok(FetchedValue::Value(value)),
+            PendingValue::Removed => Ok(FetchedValue::Removed),
+            PendingValue::InDeadLetter { letter, record } => {
+                let Some(letters) = self.letters.clone() else { return Ok(FetchedValue::Gone) };
+                self.run_blocking(move || fetch_from_letter(&letters, letter, record)).await
             }
         }
     }
 
     /// Runs blocking file access on the layer's own runtime, not on the caller's.
-    async fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    async fn run_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         self.runtime.spawn_blocking(work).await.map_err(|_| Error::layer_closed())?
     }
 }
 
-enum Fetched {
-    Value(bytes::Bytes),
-    Removed,
-    Gone,
-}
-
-/// What frames of the journal were found to have of a key.
-enum Looked {
-    /// The newest record's number, and its value unless it removes.
-    Found(Seq, Option<bytes::Bytes>),
-    NotThere,
-}
-
-fn newest_of(key: &Key, frame: &Frame) -> Result<Option<Looked>> {
-    let (content, mut found) = (frame.content(), None);
+/// Returns the last record of `key` in a frame: its number, and its value unless it removes.
+fn newest_in(frame: &Frame, key: &Key) -> Result<Option<(Seq, Option<Bytes>)>> {
+    let (content, mut newest) = (frame.content(), None);
     for (bytes, at) in slices_of(&content, frame.count).zip(0_u64..) {
         let record = RecordRef::parse(bytes)?;
         if record.is_update() && record.key == key.as_bytes() {
             let value = (record.operation == Operation::Put).then(|| content.slice_ref(record.value));
-            found = Some(Looked::Found(frame.first.plus(at), value));
+            newest = Some((frame.first.plus(at), value));
         }
     }
-    Ok(found)
+    Ok(newest)
 }
 
-fn read_from_letters(letters: &DeadLetters, letter: Seq, record: u32) -> Result<Fetched> {
-    let Some(records) = letters.read(letter)? else { return Ok(Fetched::Gone) };
-    match records.get(record as usize) {
-        Some(record) => fetched(record),
-        None => {
-            Err(Error::new(ErrorKind::Damaged, format!("dead letter {letter} lacks its record {record}")))
-        }
-    }
-}
-
-fn fetched(record: &Record) -> Result<Fetched> {
-    Ok(record.stored().map_or(Fetched::Removed, Fetched::Value))
+fn fetch_from_letter(letters: &DeadLetters, letter: Seq, record: u32) -> Result<FetchedValue> {
+    let Some(records) = letters.read(letter)? else { return Ok(FetchedValue::Gone) };
+    let Some(found) = records.get(record as usize) else {
+        let context = format!("dead letter {letter} lacks its record {record}");
+        return Err(Error::new(ErrorKind::Damaged, context));
+    };
+    Ok(found.stored().map_or(FetchedValue::Removed, FetchedValue::Value))
 }

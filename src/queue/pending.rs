@@ -1,16 +1,15 @@
-//! The memory view of what the store lacks: which value each pending key has, and the queue for the flusher.
+//! The pending view: the value of each pending key, and the queue for the flusher.
 //!
-//! Four places have what is pending: journaled frames in memory are packed, with an index of their keys (`Packed`); of
-//! those that are in the journal alone it is known which frames may have a key (`SpilledIndex`); of dead letters the view
-//! has the keys and where they are; and frames that are written through wait in a queue of their own, since nobody may
-//! see them yet. A key may be in several, and its newest record counts: places in the journal are in the order of
-//! numbers.
+//! Pending records are in four places. Journaled frames in memory are packed, with an index of their keys (`Packed`).
+//! Of frames that are in the journal alone an index knows which of them may have a key (`SpilledIndex`). Of dead
+//! letters the view has the keys and their places in the list. Frames that are written through wait in a queue of their
+//! own, since nobody may see them yet. A key may be in several places; its newest record counts, and places in the
+//! journal are in the order of sequence numbers.
 //!
-//! One lock guards it all, and nothing is read from a disk under it; `inbox` says how frames get here.
+//! One lock guards all of it, and no disk is read under it. `inbox` describes how frames get here.
 //!
-//! Frames beyond the memory budget are left to the journal ("spilled"), and the flusher reads them back in order. Once
-//! spilling has begun it goes on until the flusher has caught up, so that the order in which to merge the two sources
-//! stays simple.
+//! Frames beyond the memory budget are spilled: left to the journal, from which the flusher reads them back in order.
+//! Spilling goes on until the flusher has caught up, so that merging the two sources in order stays simple.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -20,72 +19,73 @@ use crate::error::{Error, Result};
 use crate::ids::{Key, Seq};
 use crate::journal::frame::{Location, slices_of};
 use crate::metrics::QueueStats;
-use crate::queue::age::CommitTimes;
+use crate::queue::age::AgeRing;
 use crate::queue::packed::{PACKED_BYTES_MAX, Packed};
 use crate::queue::queued::{QueueSize, QueuedFrame};
 use crate::queue::record::RecordRef;
 use crate::queue::spilled::{SpilledIndex, UnappliedRecords};
-use crate::queue::ticket::Ticket;
+use crate::queue::ticket::WriteTicket;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Moment;
 use crate::seam::random::HashBuilder;
 
-/// Where a pending value is.
+/// A pending value, or where to read it.
 #[derive(Clone, Debug)]
-pub(crate) enum Place {
-    /// Here.
-    Memory(Bytes),
-    /// Nowhere: the record removes its key.
+pub(crate) enum PendingValue {
+    /// The value itself.
+    InMemory(Bytes),
+    /// No value: the record removes its key.
     Removed,
-    /// In the dead-letter list, as the n-th record of a letter.
-    DeadLetter { letter: Seq, record: u32 },
+    /// The value of a letter's n-th record in the dead-letter list.
+    InDeadLetter { letter: Seq, record: u32 },
 }
 
-/// What the pending view knows of a key.
+/// The result of a look-up in the pending view.
 #[derive(Debug)]
-pub(crate) struct Sought {
-    /// What it knows without reading the journal.
-    pub(crate) found: Found,
-    /// Which frames of the journal may have a newer record of the key, newest first. There may be more before the last
-    /// of them, but none if there are none.
-    pub(crate) journaled: Vec<Location>,
+pub(crate) struct PendingLookup {
+    /// The key's state as far as it is known without reading the journal.
+    pub(crate) state: KeyState,
+    /// Frames of the journal that may have a newer record of the key, newest first. There may be more before the last
+    /// of them, but none if this is empty.
+    pub(crate) candidates: Vec<Location>,
 }
 
-/// What the pending view knows of a key without reading the journal.
+/// A key's state as far as it is known without reading the journal.
 #[derive(Clone, Debug)]
-pub(crate) enum Found {
-    /// Nothing; the store is the truth.
+pub(crate) enum KeyState {
+    /// Nothing is pending; the store has the value.
     Absent,
-    /// Nothing yet, but a write-through of the key is under way, and the store may show it before it is durable.
-    Unsettled,
-    /// The newest committed value.
-    Pending { version: Seq, place: Place },
+    /// Nothing is committed, but a write-through of the key is in flight, and the store may show it before it is
+    /// durable.
+    InFlightThrough,
+    /// The newest committed record is pending.
+    Pending { version: Seq, value: PendingValue },
 }
 
-impl Found {
-    /// Whether a record of that number is newer.
-    pub(crate) fn is_before(&self, seq: Seq) -> bool {
-        !matches!(self, Found::Pending { version, .. } if *version >= seq)
+impl KeyState {
+    /// Returns true if a record with this number is newer.
+    pub(crate) fn is_older_than(&self, seq: Seq) -> bool {
+        !matches!(self, KeyState::Pending { version, .. } if *version >= seq)
     }
 }
 
-/// A dead letter's record.
+/// The newest dead letter's record of a key.
 #[derive(Debug)]
-struct Buried {
+struct DeadLetterRecord {
     version: Seq,
-    place: Place,
+    value: PendingValue,
 }
 
-/// The write-throughs of a key that are under way.
+/// The write-throughs of a key that are in flight.
 #[derive(Default)]
-struct Unsettled {
+struct InFlightThrough {
     count: u32,
     /// The newest record of the key that was written behind meanwhile.
-    overtaken_by: Seq,
+    superseded_by: Seq,
 }
 
-/// Where the next frame in memory is.
-enum Next {
+/// The queue that has the next frame in memory.
+enum FrameQueue {
     Through,
     Packed,
 }
@@ -94,83 +94,89 @@ enum Next {
 #[derive(Default)]
 pub(crate) struct Pending {
     packed: Packed,
-    journaled: SpilledIndex,
-    /// The newest dead letters of keys.
-    buried: HashMap<Key, Buried, HashBuilder>,
-    unsettled: HashMap<Key, Unsettled, HashBuilder>,
-    /// Frames that are written through.
-    through: VecDeque<QueuedFrame>,
-    /// SpilledIndex frames after the first and up to the second number are only in the journal.
+    spilled_index: SpilledIndex,
+    /// The newest dead-letter record of each key that has any.
+    dead_letters: HashMap<Key, DeadLetterRecord, HashBuilder>,
+    in_flight: HashMap<Key, InFlightThrough, HashBuilder>,
+    /// Frames that are written through and that the flusher has not taken.
+    throughs: VecDeque<QueuedFrame>,
+    /// Journaled frames after the first and up to the second number are only in the journal.
     spilled: Option<(Seq, Seq)>,
-    tickets: BTreeMap<Seq, Ticket>,
+    tickets: BTreeMap<Seq, WriteTicket>,
     memory_bytes: u64,
-    backlog: QueueSize,
-    /// Behind the last journaled frame that was parked.
+    size: QueueSize,
+    /// The end of the last journaled frame that was parked.
     parked_end: Option<Location>,
-    times: CommitTimes,
+    /// The moments at which groups were committed.
+    commits: AgeRing,
     last_committed: Seq,
-    /// How many records were left to the journal since somebody asked.
+    /// The number of records that were spilled since it was last taken.
     spilled_records: u64,
-    /// A frame could not be taken in.
+    /// The reason why a frame could not be added.
     failure: Option<Error>,
-    /// How many write-throughs ended without taking effect.
-    refusals: u64,
+    /// The number of write-throughs that ended without taking effect.
+    refused_throughs: u64,
 }
 
 impl Pending {
-    /// What was found at the opening: its values stay in the journal.
+    /// Returns the view of what an opening found unapplied, whose values stay in the journal.
     pub(crate) fn recovered(found: UnappliedRecords) -> Pending {
         let spilled = found.begins.map(|_| (found.applied, found.last));
-        Pending { journaled: found.journaled, backlog: found.size, spilled, ..Pending::default() }
+        Pending { spilled_index: found.index, size: found.size, spilled, ..Pending::default() }
     }
 
-    /// How many records were left to the journal since the last call, and whether a frame could not be taken in.
-    pub(crate) fn outcome(&mut self) -> (u64, Option<Error>) {
+    /// Takes the number of records that were spilled since the last call, and the reason if a frame could not be added.
+    pub(crate) fn take_outcome(&mut self) -> (u64, Option<Error>) {
         (std::mem::take(&mut self.spilled_records), self.failure.take())
     }
 
-    /// Sets where a recovered layer starts: everything committed before it, nothing of it in memory.
+    /// Sets the last committed number of a layer that opens. The age of what it recovered counts from `now`.
     pub(crate) fn start_at(&mut self, last_committed: Seq, now: Moment) {
         self.last_committed = last_committed;
-        if self.backlog.records > 0 {
-            self.times.note(Seq::ZERO, now);
+        if self.size.records > 0 {
+            self.commits.note(Seq::ZERO, 0, now);
         }
     }
 
-    /// Says that the store has a recovered frame after all.
-    pub(crate) fn recovered_before(&mut self, frame: &QueuedFrame) -> Result<()> {
+    /// Drops a recovered frame, the first one, because the store turned out to have it.
+    pub(crate) fn drop_recovered(&mut self, frame: &QueuedFrame) -> Result<()> {
         self.spilled =
             self.spilled.map(|(_, until)| (frame.last(), until)).filter(|(from, until)| from < until);
         self.retire(frame)
     }
 
-    /// Takes a committed frame and its ticket; with the moment of its commit if it begins a group.
-    pub(crate) fn take_in(
+    /// Adds a committed frame and its ticket. `group_at` is the moment of the commit, at the first frame of a group.
+    pub(crate) fn add(
         &mut self,
-        at: Option<Moment>,
+        group_at: Option<Moment>,
         frame: QueuedFrame,
-        ticket: Option<Box<Ticket>>,
+        ticket: Option<Box<WriteTicket>>,
         memory_bytes_max: u64,
     ) {
         let (first, records) = (frame.first, u64::from(frame.count));
-        at.into_iter().for_each(|at| self.times.note(first, at));
-        match self.commit(frame, ticket, memory_bytes_max) {
+        if let Some(at) = group_at {
+            self.commits.note(first, 0, at);
+        }
+        match self.try_add(frame, ticket, memory_bytes_max) {
             Ok(spilled) => self.spilled_records += if spilled { records } else { 0 },
             Err(error) => self.failure = Some(error),
         }
     }
 
-    /// Returns whether the frame's values were left to the journal.
-    fn commit(
+    /// Returns true if the frame was spilled.
+    fn try_add(
         &mut self,
         mut frame: QueuedFrame,
-        ticket: Option<Box<Ticket>>,
+        ticket: Option<Box<WriteTicket>>,
         memory_bytes_max: u64,
     ) -> Result<bool> {
         let size = frame.bytes;
+        // Even a frame that would fit has to follow those that were spilled before it: in memory it would come before
+        // them.
         let spilling = self.spilled.is_some() && Safeguard::SpillInOrder.holds();
         let over =
             spilling || self.memory_bytes.saturating_add(size) > memory_bytes_max.min(PACKED_BYTES_MAX);
+        // A frame that is written through is nowhere else, so it stays in memory whatever the budget says.
         let spill = over && frame.location.is_some();
         self.count(&frame);
         if let Some(ticket) = ticket {
@@ -181,73 +187,82 @@ impl Pending {
             frame.counted = true;
             self.memory_bytes += size;
         }
-        self.overtake(&frame)?;
+        self.supersede_throughs(&frame)?;
         match frame.location {
             Some(location) if spill => {
-                self.spill(frame.last(), after);
-                let place = self.journaled.place(location)?;
+                self.extend_spilled(frame.last(), after);
+                let position = self.spilled_index.begin_frame(location)?;
                 for bytes in slices_of(&frame.content, frame.count) {
-                    self.journaled.take(&RecordRef::parse(bytes)?, place);
+                    self.spilled_index.add(&RecordRef::parse(bytes)?, position);
                 }
             }
             Some(location) => self.packed.push(&frame, location)?,
             None => {
-                self.unsettle(&frame)?;
-                self.through.push_back(frame);
+                self.begin_through(&frame)?;
+                self.throughs.push_back(frame);
             }
         }
         Ok(spill)
     }
 
-    /// What is known of `key`; of the journal, before a place.
-    pub(crate) fn find(&mut self, key: &Key, before: Option<Location>) -> Sought {
+    /// Looks a key up; in the journal, only before a location if there is one.
+    pub(crate) fn find(&mut self, key: &Key, before: Option<Location>) -> PendingLookup {
         let packed = self.packed.find(key.as_bytes());
+        // Packed frames are searched first, and only journaled frames behind the one found can be newer.
         let behind = packed.as_ref().map(|(_, location, _)| *location);
-        let journaled = self.journaled.find(key.as_bytes(), behind, before);
-        let mut found = match packed {
+        let candidates = self.spilled_index.find(key.as_bytes(), behind, before);
+        let mut state = match packed {
             Some((version, _, value)) => {
-                Found::Pending { version, place: value.map_or(Place::Removed, Place::Memory) }
+                let value = value.map_or(PendingValue::Removed, PendingValue::InMemory);
+                KeyState::Pending { version, value }
             }
-            None => Found::Absent,
+            None => KeyState::Absent,
         };
-        if let Some(buried) = self.buried.get(key).filter(|buried| found.is_before(buried.version)) {
-            found = Found::Pending { version: buried.version, place: buried.place.clone() };
+        if let Some(record) = self.dead_letters.get(key).filter(|record| state.is_older_than(record.version))
+        {
+            state = KeyState::Pending { version: record.version, value: record.value.clone() };
         }
-        if matches!(found, Found::Absent) && self.is_unsettled(key) {
-            found = Found::Unsettled;
+        // A committed record answers a read by itself; the write-through, which is later, is not seen yet.
+        if matches!(state, KeyState::Absent) && self.has_in_flight_through(key) {
+            state = KeyState::InFlightThrough;
         }
-        Sought { found, journaled }
+        PendingLookup { state, candidates }
     }
 
-    /// Whether a write-through of `key` is under way.
-    pub(crate) fn is_unsettled(&self, key: &Key) -> bool {
-        Safeguard::UnsettledReads.holds() && self.unsettled.contains_key(key)
+    /// Returns true if a write-through of `key` is in flight.
+    pub(crate) fn has_in_flight_through(&self, key: &Key) -> bool {
+        Safeguard::UnsettledReads.holds() && self.in_flight.contains_key(key)
     }
 
-    /// How many write-throughs have ended without taking effect.
-    pub(crate) fn refusals(&self) -> u64 {
-        self.refusals
+    /// Returns how many write-throughs have ended without taking effect.
+    pub(crate) fn refused_throughs(&self) -> u64 {
+        self.refused_throughs
     }
 
-    /// Whether what was loaded of `key`, since there were so many refusals, may be of a write-through that is under way
-    /// or did not take effect: the store may show it before it is durable.
-    pub(crate) fn may_have_shown(&self, key: &Key, refusals: u64) -> bool {
-        self.is_unsettled(key) || Safeguard::UnsettledReads.holds() && self.refusals != refusals
+    /// Returns true if the store may have answered a load of `key` with a write-through that is in flight or was
+    /// refused.
+    ///
+    /// `refused_before` is [`Pending::refused_throughs`] from before the load. A store may show such a value before it
+    /// is durable, so the answer cannot be used.
+    pub(crate) fn load_is_in_doubt(&self, key: &Key, refused_before: u64) -> bool {
+        self.has_in_flight_through(key)
+            || Safeguard::UnsettledReads.holds() && self.refused_throughs != refused_before
     }
 
-    /// Forgets a frame that was to be written through and will not be.
-    pub(crate) fn refuse(&mut self, frame: &QueuedFrame) -> Result<()> {
-        self.refusals += 1;
+    /// Removes a frame that was to be written through and will not be.
+    pub(crate) fn refuse_through(&mut self, frame: &QueuedFrame) -> Result<()> {
+        self.refused_throughs += 1;
         self.retire(frame)
     }
 
-    /// Which frames are only in the journal: after the first and up to the second number.
+    /// Returns the range of frames that are only in the journal: after the first and up to the second number.
     pub(crate) fn spilled(&self) -> Option<(Seq, Seq)> {
         self.spilled
     }
 
-    /// Says that the flusher has read the journal up to `last`; ends the spilling if that is all of it.
-    pub(crate) fn read_back(&mut self, last: Seq) -> bool {
+    /// Notes that the flusher has read the journal up to `last`. Returns true if that was all of it, which ends the
+    /// spilling.
+    pub(crate) fn note_read_back(&mut self, last: Seq) -> bool {
         let caught_up = self.spilled.is_some_and(|(_, until)| until <= last);
         if caught_up {
             self.spilled = None;
@@ -255,194 +270,207 @@ impl Pending {
         caught_up
     }
 
-    /// Whether there is a next frame in memory; see [`Pending::front_before`].
+    /// Returns true if there is a next frame in memory; see [`Pending::front_before`].
     pub(crate) fn has_before(&self, limit: Option<Seq>) -> bool {
         self.next_before(limit).is_some()
     }
 
-    /// The next frame in memory, which stays, if it comes before `limit` or, without one, before all spilled frames:
-    /// those may have been committed since the caller looked for them.
+    /// Returns the next frame in memory, which stays, if it comes before `limit`.
+    ///
+    /// Without a limit it has to come before all spilled frames: some may have been spilled since the caller looked.
     pub(crate) fn front_before(&mut self, limit: Option<Seq>) -> Option<QueuedFrame> {
         match self.next_before(limit)? {
-            Next::Through => self.through.front().cloned(),
-            Next::Packed => self.packed.front(),
+            FrameQueue::Through => self.throughs.front().cloned(),
+            FrameQueue::Packed => self.packed.front(),
         }
     }
 
-    /// The next frame in memory, if it comes before `limit`.
+    /// Takes the next frame in memory if it comes before `limit`; see [`Pending::front_before`].
     pub(crate) fn pop_before(&mut self, limit: Option<Seq>) -> Option<QueuedFrame> {
         match self.next_before(limit)? {
-            Next::Through => self.through.pop_front(),
-            Next::Packed => self.packed.pop_front(),
+            FrameQueue::Through => self.throughs.pop_front(),
+            FrameQueue::Packed => self.packed.pop_front(),
         }
     }
 
-    fn next_before(&self, limit: Option<Seq>) -> Option<Next> {
+    fn next_before(&self, limit: Option<Seq>) -> Option<FrameQueue> {
+        // Found by the simulation: a write-through was taken before a frame that was spilled unseen, the watermark
+        // passed that frame, and no later batch brought it to the store.
         let limit = limit.or_else(|| self.spilled.map(|(after, _)| after.next()));
-        let through = self.through.front().map(|frame| (frame.first, Next::Through));
-        let packed = self.packed.front_first().map(|first| (first, Next::Packed));
+        let through = self.throughs.front().map(|frame| (frame.first, FrameQueue::Through));
+        let packed = self.packed.front_first().map(|first| (first, FrameQueue::Packed));
         let next = through.into_iter().chain(packed).min_by_key(|(first, _)| *first);
-        next.filter(|(first, _)| limit.is_none_or(|limit| *first < limit)).map(|(_, next)| next)
+        next.filter(|(first, _)| limit.is_none_or(|limit| *first < limit)).map(|(_, queue)| queue)
     }
 
-    /// The ticket of the frame that starts at `first`, if somebody waits for its apply.
-    pub(crate) fn take_ticket(&mut self, first: Seq) -> Option<Ticket> {
+    /// Takes the ticket of the frame that starts at `first`, if a writer waits for its apply.
+    pub(crate) fn take_ticket(&mut self, first: Seq) -> Option<WriteTicket> {
         self.tickets.remove(&first)
     }
 
-    /// Of each record of a frame that is written through, whether its key has been written behind meanwhile. To be
-    /// asked before the frame ends.
+    /// Returns, for each record of a frame that is written through, whether its key was written behind meanwhile. To be
+    /// called before the frame is retired.
     pub(crate) fn superseded(&self, frame: &QueuedFrame) -> Result<Vec<bool>> {
         if frame.location.is_some() {
             return Ok(Vec::new());
         }
-        let overtaken = |seq: Seq, key: &[u8]| {
-            self.unsettled.get(key).is_some_and(|unsettled| unsettled.overtaken_by > seq)
+        let is_superseded = |seq: Seq, key: &[u8]| {
+            self.in_flight.get(key).is_some_and(|in_flight| in_flight.superseded_by > seq)
         };
         let records = slices_of(&frame.content, frame.count).zip(0_u64..);
-        records.map(|(bytes, at)| Ok(overtaken(frame.first.plus(at), RecordRef::parse(bytes)?.key))).collect()
+        records
+            .map(|(bytes, at)| Ok(is_superseded(frame.first.plus(at), RecordRef::parse(bytes)?.key)))
+            .collect()
     }
 
-    /// All tickets, when nothing will be applied any more. What was unsettled stays so.
-    pub(crate) fn take_tickets(&mut self) -> Vec<Ticket> {
+    /// Takes all tickets, when nothing will be applied any more. Write-throughs stay in flight: whether they took
+    /// effect is unknown.
+    pub(crate) fn take_tickets(&mut self) -> Vec<WriteTicket> {
         std::mem::take(&mut self.tickets).into_values().collect()
     }
 
-    /// Removes every frame that was written through and that the flusher has not taken.
-    pub(crate) fn take_unjournaled(&mut self) -> Vec<QueuedFrame> {
-        std::mem::take(&mut self.through).into()
+    /// Takes every frame that is written through and that the flusher has not taken.
+    pub(crate) fn take_throughs(&mut self) -> Vec<QueuedFrame> {
+        std::mem::take(&mut self.throughs).into()
     }
 
-    /// Forgets a frame that the store holds, or that ended otherwise. SpilledIndex ones end in their order, but for those
-    /// that are parked.
+    /// Removes a frame that the store holds, or that ended otherwise. Journaled frames end in their order, except for
+    /// those that are parked.
     ///
-    /// A key is forgotten only if the frame's record is its newest: a newer pending one must not go with it.
+    /// A key is removed only if the frame's record is its newest: a newer pending record has to stay.
     pub(crate) fn retire(&mut self, frame: &QueuedFrame) -> Result<()> {
         if frame.location.is_none() {
             for bytes in slices_of(&frame.content, frame.count) {
-                self.settle(RecordRef::parse(bytes)?.key);
+                self.end_through(RecordRef::parse(bytes)?.key);
             }
         }
+        // A write-through's notice has a `journal_end`, too, and no location; it says nothing about spilled frames.
         if let (Some(_), Some(end)) = (frame.location, frame.journal_end) {
-            self.journaled.pass(end, frame.count);
+            self.spilled_index.retire_up_to(end, frame.count);
         }
-        self.end(frame)
+        self.remove(frame)
     }
 
-    /// Moves a frame's keys to the dead-letter list: they stay readable from there.
+    /// Moves a frame's keys to the dead-letter list, from which they stay readable.
     pub(crate) fn park(&mut self, frame: &QueuedFrame) -> Result<()> {
         for (numbered, at) in frame.records().zip(0_u32..) {
             let (seq, record) = numbered?;
-            self.bury(
-                &record.key,
-                seq,
-                record.stored().is_some(),
-                Place::DeadLetter { letter: frame.first, record: at },
-            );
+            let value = match record.stored() {
+                Some(_) => PendingValue::InDeadLetter { letter: frame.first, record: at },
+                None => PendingValue::Removed,
+            };
+            self.add_dead_letter(&record.key, seq, value);
         }
-        // Frames before it may not have ended yet; see `passed`.
+        // The spilled index is told later, by `note_applied`: frames before this one may still be pending, and to
+        // retire up to here would drop them as well.
         self.parked_end = self.parked_end.max(frame.journal_end);
-        self.end(frame)
+        self.remove(frame)
     }
 
-    /// Takes a record of a dead letter.
-    pub(crate) fn bury(&mut self, key: &Key, seq: Seq, has_value: bool, place: Place) {
-        let buried = Buried { version: seq, place: if has_value { place } else { Place::Removed } };
-        match self.buried.get_mut(key) {
-            Some(there) if there.version > seq => {}
-            Some(there) => *there = buried,
+    /// Adds a dead letter's record of a key, unless the key has a newer one.
+    pub(crate) fn add_dead_letter(&mut self, key: &Key, version: Seq, value: PendingValue) {
+        let record = DeadLetterRecord { version, value };
+        match self.dead_letters.get_mut(key) {
+            // A frame that came before the rejected one in its batch is parked after it.
+            Some(existing) if existing.version > version => {}
+            Some(existing) => *existing = record,
             // A key that is a slice of its frame would keep the whole frame in memory.
-            None => drop(self.buried.insert(key.detached(), buried)),
+            None => drop(self.dead_letters.insert(key.detached(), record)),
         }
     }
 
-    /// Forgets a key whose dead letters were replayed or discarded.
-    pub(crate) fn unbury(&mut self, key: &Key, newest: Seq) {
-        if self.buried.get(key).is_some_and(|buried| buried.version <= newest) {
-            self.buried.remove(key);
+    /// Removes a key whose dead letters, up to `newest`, were replayed or discarded.
+    pub(crate) fn remove_dead_letter(&mut self, key: &Key, newest: Seq) {
+        if self.dead_letters.get(key).is_some_and(|record| record.version <= newest) {
+            self.dead_letters.remove(key);
         }
     }
 
-    /// The queue's size, what the flusher has in hand included.
-    pub(crate) fn backlog(&self) -> QueueSize {
-        self.backlog
+    /// Returns the queue's size, the batch that is being applied included.
+    pub(crate) fn size(&self) -> QueueSize {
+        self.size
     }
 
-    /// Says that nothing up to `applied` is pending any more.
-    pub(crate) fn passed(&mut self, applied: Seq) {
+    /// Notes that nothing up to `applied` is pending any more.
+    pub(crate) fn note_applied(&mut self, applied: Seq) {
         if let Some(end) = self.parked_end.take() {
-            self.journaled.pass(end, 0);
+            self.spilled_index.retire_up_to(end, 0);
         }
-        self.times.forget_before(applied.next(), self.backlog.records == 0);
+        match self.size.records {
+            0 => self.commits.clear(),
+            _ => self.commits.drop_before(applied.next()),
+        }
     }
 
-    /// The queue as its owner sees it.
-    pub(crate) fn queue(&self, now: Moment) -> QueueStats {
-        let QueueSize { records, bytes } = self.backlog;
-        QueueStats { records, bytes, oldest_age: self.times.oldest(now) }
+    /// Returns the queue's figures.
+    pub(crate) fn stats(&self, now: Moment) -> QueueStats {
+        let QueueSize { records, bytes } = self.size;
+        QueueStats { records, bytes, oldest_age: self.commits.oldest_age(now) }
     }
 
-    /// The last committed sequence number.
+    /// Returns the last committed sequence number.
     pub(crate) fn last_committed(&self) -> Seq {
         self.last_committed
     }
 
-    fn spill(&mut self, last: Seq, after: Seq) {
+    fn extend_spilled(&mut self, last: Seq, after: Seq) {
         self.spilled = Some(match self.spilled {
             Some((from, _)) => (from, last),
             None => (after, last),
         });
     }
 
-    /// Lets those know whose write-through is under way that a newer record of their key is there.
-    fn overtake(&mut self, frame: &QueuedFrame) -> Result<()> {
-        if self.unsettled.is_empty() || frame.location.is_none() {
+    /// Notes, for write-throughs that are in flight, that a frame which is written behind has newer records of their
+    /// keys. Memory has the newer value then, and must not go back to the older one when the store confirms it.
+    fn supersede_throughs(&mut self, frame: &QueuedFrame) -> Result<()> {
+        // Most layers write nothing through, and then a put parses no record here.
+        if self.in_flight.is_empty() || frame.location.is_none() {
             return Ok(());
         }
         for (bytes, at) in slices_of(&frame.content, frame.count).zip(0_u64..) {
             let record = RecordRef::parse(bytes)?;
-            if let Some(unsettled) = self.unsettled.get_mut(record.key).filter(|_| record.is_update()) {
-                unsettled.overtaken_by = frame.first.plus(at);
+            if let Some(in_flight) = self.in_flight.get_mut(record.key).filter(|_| record.is_update()) {
+                in_flight.superseded_by = frame.first.plus(at);
             }
         }
         Ok(())
     }
 
-    /// Ends a frame, wherever it came from.
-    fn end(&mut self, frame: &QueuedFrame) -> Result<()> {
+    fn remove(&mut self, frame: &QueuedFrame) -> Result<()> {
         self.uncount(frame);
         match frame.packed_at {
-            Some(at) => self.packed.end(frame, at),
+            Some(at) => self.packed.retire(frame, at),
             None => Ok(()),
         }
     }
 
-    fn unsettle(&mut self, frame: &QueuedFrame) -> Result<()> {
+    fn begin_through(&mut self, frame: &QueuedFrame) -> Result<()> {
         for numbered in frame.records() {
             let (_, record) = numbered?;
-            self.unsettled.entry(record.key).or_default().count += 1;
+            self.in_flight.entry(record.key).or_default().count += 1;
         }
         Ok(())
     }
 
-    fn settle(&mut self, key: &[u8]) {
-        if let Some(unsettled) = self.unsettled.get_mut(key) {
-            unsettled.count -= 1;
-            if unsettled.count == 0 {
-                self.unsettled.remove(key);
+    fn end_through(&mut self, key: &[u8]) {
+        if let Some(in_flight) = self.in_flight.get_mut(key) {
+            in_flight.count -= 1;
+            if in_flight.count == 0 {
+                self.in_flight.remove(key);
             }
         }
     }
 
     fn count(&mut self, frame: &QueuedFrame) {
-        self.backlog.records += u64::from(frame.count);
-        self.backlog.bytes += frame.bytes;
+        self.size.records += u64::from(frame.count);
+        self.size.bytes += frame.bytes;
     }
 
     fn uncount(&mut self, frame: &QueuedFrame) {
         let bytes = frame.bytes;
-        self.backlog.records = self.backlog.records.saturating_sub(u64::from(frame.count));
-        self.backlog.bytes = self.backlog.bytes.saturating_sub(bytes);
+        self.size.records = self.size.records.saturating_sub(u64::from(frame.count));
+        self.size.bytes = self.size.bytes.saturating_sub(bytes);
+        // A frame that was read back counts in the queue and took no memory of the budget.
         if frame.counted {
             self.memory_bytes = self.memory_bytes.saturating_sub(bytes);
         }
@@ -467,44 +495,44 @@ mod tests {
         QueuedFrame::committed(Seq(seq), body.finish(), location)
     }
 
-    /// Where the frame `seq` is in the journal.
+    /// Returns the location of the frame `seq` in the journal.
     fn at(seq: u64) -> Location {
         Location { segment: 1, offset: 4096 + seq * 128 }
     }
 
-    /// The number in memory, and the frames of the journal that may be newer.
-    fn sought(pending: &mut Pending) -> (Option<u64>, Vec<Location>) {
-        let Sought { found, journaled } = pending.find(&key(), None);
-        let version = match found {
-            Found::Pending { version, .. } => Some(version.0),
-            Found::Unsettled | Found::Absent => None,
+    /// Returns the number in memory, and the frames of the journal that may be newer.
+    fn look_up(pending: &mut Pending) -> (Option<u64>, Vec<Location>) {
+        let PendingLookup { state, candidates } = pending.find(&key(), None);
+        let version = match state {
+            KeyState::Pending { version, .. } => Some(version.0),
+            KeyState::InFlightThrough | KeyState::Absent => None,
         };
-        (version, journaled)
+        (version, candidates)
     }
 
     #[test]
     fn the_newest_of_a_keys_records_counts_wherever_it_is() {
         let mut pending = Pending::default();
-        pending.commit(frame(1, true), None, 1 << 20).unwrap();
-        assert_eq!(sought(&mut pending), (Some(1), vec![]));
+        pending.try_add(frame(1, true), None, 1 << 20).unwrap();
+        assert_eq!(look_up(&mut pending), (Some(1), vec![]));
         for seq in [2, 3] {
-            assert!(pending.commit(frame(seq, true), None, 0).unwrap(), "left to the journal");
+            assert!(pending.try_add(frame(seq, true), None, 0).unwrap(), "left to the journal");
         }
-        assert_eq!(sought(&mut pending), (Some(1), vec![at(3), at(2)]));
-        assert!(pending.read_back(Seq(3)), "the flusher has caught up");
-        pending.commit(frame(4, true), None, 1 << 20).unwrap();
-        assert_eq!(sought(&mut pending), (Some(4), vec![]), "what is in memory is newer");
+        assert_eq!(look_up(&mut pending), (Some(1), vec![at(3), at(2)]));
+        assert!(pending.note_read_back(Seq(3)), "the flusher has caught up");
+        pending.try_add(frame(4, true), None, 1 << 20).unwrap();
+        assert_eq!(look_up(&mut pending), (Some(4), vec![]), "what is in memory is newer");
         // The flusher has them in this order.
         let first = pending.pop_before(None).unwrap();
         for (ended, left) in [(first, vec![at(3), at(2)]), (frame(2, true), vec![at(3)])] {
             pending.retire(&ended).unwrap();
-            let Sought { journaled, .. } = pending.find(&key(), None);
-            assert!(journaled.is_empty() && sought(&mut pending).0 == Some(4));
-            assert_eq!(pending.journaled.find(key().as_bytes(), None, None), left);
+            let PendingLookup { candidates, .. } = pending.find(&key(), None);
+            assert!(candidates.is_empty() && look_up(&mut pending).0 == Some(4));
+            assert_eq!(pending.spilled_index.find(key().as_bytes(), None, None), left);
         }
         pending.retire(&frame(3, true)).unwrap();
-        assert_eq!(sought(&mut pending), (Some(4), vec![]));
-        assert!(pending.journaled.is_empty());
+        assert_eq!(look_up(&mut pending), (Some(4), vec![]));
+        assert!(pending.spilled_index.is_empty());
     }
 
     /// A frame was parked, and then a write-through before it was refused, both before the apply: what was still to be
@@ -512,36 +540,36 @@ mod tests {
     #[test]
     fn what_ends_before_its_turn_takes_nothing_along() {
         let mut pending = Pending::default();
-        pending.commit(frame(1, false), None, 1 << 20).unwrap();
+        pending.try_add(frame(1, false), None, 1 << 20).unwrap();
         for seq in [2, 3, 4] {
-            pending.commit(frame(seq, true), None, 0).unwrap();
+            pending.try_add(frame(seq, true), None, 0).unwrap();
         }
         pending.park(&frame(4, true)).unwrap();
-        pending.refuse(&frame(1, false)).unwrap();
-        assert_eq!(sought(&mut pending), (Some(4), vec![at(4), at(3), at(2)]));
+        pending.refuse_through(&frame(1, false)).unwrap();
+        assert_eq!(look_up(&mut pending), (Some(4), vec![at(4), at(3), at(2)]));
         pending.retire(&frame(2, true)).unwrap();
-        assert_eq!(sought(&mut pending), (Some(4), vec![at(4), at(3)]));
+        assert_eq!(look_up(&mut pending), (Some(4), vec![at(4), at(3)]));
         pending.retire(&frame(3, true)).unwrap();
-        pending.passed(Seq(4));
-        assert_eq!(sought(&mut pending), (Some(4), vec![]), "the dead letter is left");
-        pending.unbury(&key(), Seq(4));
-        assert_eq!(sought(&mut pending), (None, vec![]));
-        assert_eq!(pending.backlog(), QueueSize::default());
+        pending.note_applied(Seq(4));
+        assert_eq!(look_up(&mut pending), (Some(4), vec![]), "the dead letter is left");
+        pending.remove_dead_letter(&key(), Seq(4));
+        assert_eq!(look_up(&mut pending), (None, vec![]));
+        assert_eq!(pending.size(), QueueSize::default());
     }
 
     #[test]
     fn a_write_through_is_superseded_by_what_was_written_behind_meanwhile_and_by_nothing_else() {
         for memory_bytes_max in [0, 1 << 20] {
             let mut pending = Pending::default();
-            pending.commit(frame(1, true), None, memory_bytes_max).unwrap();
+            pending.try_add(frame(1, true), None, memory_bytes_max).unwrap();
             let through = [frame(2, false), frame(4, false)];
-            pending.commit(through[0].clone(), None, memory_bytes_max).unwrap();
-            pending.commit(frame(3, true), None, memory_bytes_max).unwrap();
-            pending.commit(through[1].clone(), None, memory_bytes_max).unwrap();
+            pending.try_add(through[0].clone(), None, memory_bytes_max).unwrap();
+            pending.try_add(frame(3, true), None, memory_bytes_max).unwrap();
+            pending.try_add(through[1].clone(), None, memory_bytes_max).unwrap();
             assert_eq!(pending.superseded(&through[0]).unwrap(), [true]);
             assert_eq!(pending.superseded(&through[1]).unwrap(), [false]);
             through.iter().for_each(|frame| pending.retire(frame).unwrap());
-            assert!(pending.unsettled.is_empty());
+            assert!(pending.in_flight.is_empty());
         }
     }
 
@@ -551,9 +579,9 @@ mod tests {
     #[test]
     fn a_frame_in_memory_does_not_overtake_one_that_was_spilled_unseen() {
         let mut pending = Pending::default();
-        pending.commit(frame(1, false), None, 0).unwrap();
-        assert!(pending.commit(frame(2, true), None, 0).unwrap(), "beyond the memory budget");
-        pending.commit(frame(3, false), None, 0).unwrap();
+        pending.try_add(frame(1, false), None, 0).unwrap();
+        assert!(pending.try_add(frame(2, true), None, 0).unwrap(), "beyond the memory budget");
+        pending.try_add(frame(3, false), None, 0).unwrap();
         assert_eq!(pending.front_before(None).map(|frame| frame.first), Some(Seq(1)));
         assert!(pending.pop_before(None).is_some());
         assert!(pending.front_before(None).is_none(), "2 comes first, from the journal");

@@ -1,4 +1,4 @@
-//! A committed frame on its way to the store.
+//! A committed frame on its way to the store, and the queue's size.
 
 use bytes::Bytes;
 
@@ -7,23 +7,23 @@ use crate::ids::Seq;
 use crate::journal::frame::{Frame, FrameBody, Location, bytes_on_disk, records_of};
 use crate::queue::record::Record;
 
-/// A committed frame that waits for the flusher.
+/// A committed frame that the flusher has not applied.
 #[derive(Clone, Debug)]
 pub(crate) struct QueuedFrame {
     pub(crate) first: Seq,
-    /// How many records it has.
+    /// The number of its records.
     pub(crate) count: u32,
-    /// What it counts for in the queue, in bytes.
+    /// The bytes that it counts for in the queue.
     pub(crate) bytes: u64,
-    /// Where it is in the journal; `None` if it was written through.
+    /// Its location in the journal; `None` if it was written through.
     pub(crate) location: Option<Location>,
-    /// What lies behind it in the journal, or behind the notice of it; `None` if nothing of it is there.
+    /// The end of it, or of its notice, in the journal; `None` if neither is there.
     pub(crate) journal_end: Option<Location>,
     /// Its encoded records; padding may follow.
     pub(crate) content: Bytes,
-    /// Where it lies among those in memory, if it came from there.
+    /// Its offset among the packed frames, if it came from there.
     pub(crate) packed_at: Option<u64>,
-    /// Whether its bytes count against the memory budget (not if it was read back from the journal).
+    /// True if its bytes count against the memory budget; false if it was read back from the journal.
     pub(crate) counted: bool,
 }
 
@@ -35,15 +35,16 @@ pub(crate) struct QueueSize {
 }
 
 impl QueuedFrame {
-    /// A frame that was just committed.
+    /// Makes a frame that was just committed.
     pub(crate) fn committed(first: Seq, body: FrameBody, location: Option<Location>) -> QueuedFrame {
+        // A write-through counts as many bytes as it would take in the journal: it takes them in memory.
         let (count, bytes) = (body.count(), body.len_on_disk());
         let journal_end = location.map(|at| at.behind(bytes));
         let (content, packed_at, counted) = (body.into_padded(), None, false);
         QueuedFrame { first, count, bytes, location, journal_end, content, packed_at, counted }
     }
 
-    /// A frame that is written through and of which the journal holds a notice, there.
+    /// Makes a frame that is written through and of which the journal holds a notice at `at`.
     pub(crate) fn noticed(
         first: Seq,
         body: FrameBody,
@@ -54,12 +55,12 @@ impl QueuedFrame {
         QueuedFrame { journal_end, ..QueuedFrame::committed(first, body, None) }
     }
 
-    /// A frame that was read back from the journal.
+    /// Makes a frame that was read back from the journal.
     pub(crate) fn read(frame: &Frame) -> QueuedFrame {
-        QueuedFrame::at(frame.first, frame.count, frame.location, frame.content())
+        QueuedFrame::journaled(frame.first, frame.count, frame.location, frame.content())
     }
 
-    /// A journaled frame from where it lies in memory.
+    /// Makes a frame that was taken from the packed ones.
     pub(crate) fn packed(
         first: Seq,
         count: u32,
@@ -68,25 +69,27 @@ impl QueuedFrame {
         packed_at: u64,
     ) -> QueuedFrame {
         let packed_at = Some(packed_at);
-        QueuedFrame { packed_at, counted: true, ..QueuedFrame::at(first, count, location, content) }
+        QueuedFrame { packed_at, counted: true, ..QueuedFrame::journaled(first, count, location, content) }
     }
 
-    fn at(first: Seq, count: u32, location: Location, content: Bytes) -> QueuedFrame {
+    fn journaled(first: Seq, count: u32, location: Location, content: Bytes) -> QueuedFrame {
         let bytes = bytes_on_disk(content.len());
         let (journal_end, location) = (Some(location.behind(bytes)), Some(location));
         QueuedFrame { first, count, bytes, location, journal_end, content, packed_at: None, counted: false }
     }
 
+    /// Returns the number of its last record.
     pub(crate) fn last(&self) -> Seq {
         self.first.plus(u64::from(self.count).saturating_sub(1))
     }
 
-    /// Its encoded records.
+    /// Returns its encoded records.
     pub(crate) fn encoded(&self) -> impl Iterator<Item = Bytes> + use<> {
+        // Padding follows the records, and would parse as empty ones.
         records_of(&self.content).take(self.count as usize)
     }
 
-    /// Its records with their sequence numbers.
+    /// Returns its records with their sequence numbers.
     pub(crate) fn records(&self) -> impl Iterator<Item = Result<(Seq, Record)>> + '_ {
         let numbered = self.encoded().zip(0_u64..);
         numbered.map(|(bytes, at)| Ok((self.first.plus(at), Record::parse(&bytes)?)))

@@ -1,4 +1,4 @@
-//! One update as bytes inside a journal frame: what it does, to which key, with which value.
+//! One update as bytes inside a journal frame: an operation, a key and a value.
 //!
 //! Layout, little-endian: operation `u8`, flags `u8`, key length `u16`, key, value (the rest).
 
@@ -9,21 +9,21 @@ use crate::ids::Key;
 use crate::journal::frame::{FrameBody, FrameBuilder};
 
 const HEADER_BYTES: usize = 4;
-/// Set where the cache wants every update of a key to reach the store, not only the last one of a batch.
+/// Set if every update of the key has to reach the store, not only the last one of a batch.
 const FLAG_KEEP_EVERY: u8 = 1;
 
-/// What a record does.
+/// The operation of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     /// Writes the value.
     Put,
     /// Removes the key.
     Remove,
-    /// Sends the key's dead letters to the store again.
+    /// Replays the key's dead letters: sends them to the store again.
     Replay,
-    /// Gives up the key's dead letters.
+    /// Discards the key's dead letters.
     Discard,
-    /// Says that the key is written through under this number; changes nothing.
+    /// Notes that the key is written through under this number; changes nothing.
     Notice,
 }
 
@@ -52,22 +52,25 @@ impl Operation {
 }
 
 impl Record {
-    /// What the store is to hold for the key; only for puts and removes.
+    /// Returns the value that the store is to hold for the key; only for puts and removes.
     pub(crate) fn stored(&self) -> Option<Bytes> {
         (self.operation == Operation::Put).then(|| self.value.clone())
     }
 
-    /// Whether this is an order to the dead-letter list rather than an update.
+    /// Returns true for a command to the dead-letter list, which updates no key itself.
     pub(crate) fn is_control(&self) -> bool {
         matches!(self.operation, Operation::Replay | Operation::Discard)
     }
 
-    /// Whether this is an update of its key.
+    /// Returns true if this updates its key.
     pub(crate) fn is_update(&self) -> bool {
         self.operation.is_update()
     }
 
-    /// Decodes what [`push`] wrote.
+    /// Decodes a record that [`push`] wrote.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] if the bytes are no record.
     pub(crate) fn parse(bytes: &Bytes) -> Result<Record> {
         let RecordRef { operation, coalesce, key, value } = RecordRef::parse(bytes)?;
         let key = Key::from_bytes(bytes.slice_ref(key))?;
@@ -76,12 +79,15 @@ impl Record {
 }
 
 impl<'a> RecordRef<'a> {
-    /// Whether this is an update of its key.
+    /// Returns true if this updates its key.
     pub(crate) fn is_update(&self) -> bool {
         self.operation.is_update()
     }
 
-    /// Decodes what [`push`] wrote; whether the key is one is not looked at.
+    /// Decodes a record that [`push`] wrote, without checking its key.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] if the bytes are no record.
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<RecordRef<'a>> {
         let damaged = |what: &str| {
             let context = format!("a journal record of {} bytes {what}", bytes.len());
@@ -96,8 +102,10 @@ impl<'a> RecordRef<'a> {
             3 => Operation::Replay,
             4 => Operation::Discard,
             5 => Operation::Notice,
+            // The frame's checksums hold, so a later version wrote it, or a journal that is used as a queue.
             _ => return Err(damaged("has an unknown operation")),
         };
+        // A flag that is ignored could change the meaning of the record.
         if flags & !FLAG_KEEP_EVERY != 0 {
             return Err(damaged("has unknown flags"));
         }
@@ -130,7 +138,7 @@ pub(crate) fn push(
     frame.push(&[&[code, flags, low, high], key, value])
 }
 
-/// What the journal holds of a frame that is written through: a notice for each of its records.
+/// Returns what the journal holds of a frame that is written through: a notice for each of its records.
 pub(crate) fn notices_of(body: &FrameBody) -> Result<FrameBody> {
     let mut notices = FrameBuilder::new();
     for bytes in body.records() {

@@ -1,17 +1,16 @@
-//! Where in the journal the records are that are in the journal alone: found there at the opening, or left to it when
-//! memory was full.
+//! The index of records that are in the journal alone: found there at an opening, or spilled because memory was full.
 //!
-//! It has no keys, but eight bytes a record: a piece of its key's hash, and the frame's place. So it cannot say that a
-//! key is here, only which frames may have it, newest first; whoever asks reads them and compares. Two keys that share
-//! a piece cost a read, never a lie.
+//! It has no keys, but eight bytes a record: a fragment of the key's hash, and the frame's position. So it cannot tell
+//! that a key is here, only which frames may have it, newest first; the caller reads those frames and compares. Two
+//! keys that share a fragment cost a read and never give a wrong answer.
 //!
-//! Records come in the journal's order and end in it. They are strewn over partitions by their hash and appended there,
-//! and what was appended is sorted when somebody looks: so to take a record in costs the same whatever is here, and
-//! nothing as large as all of it is ever copied. What has ended is told by its place alone, and swept a partition at a
-//! time.
+//! Records arrive in the journal's order and are retired in it. They are partitioned by their hash, appended to their
+//! partition unsorted, and sorted when somebody looks a key up: so adding a record costs the same whatever the size of
+//! the index, and nothing as large as all of it is ever copied. What is retired is recognised by its position alone,
+//! and swept a partition at a time.
 //!
-//! At an opening there are several of these, each with the records of some segments. They have one way to hash and one
-//! numbering of places, so that to append one to another is to hand over its pieces.
+//! An opening fills several indexes in parallel, each from some segments. They share one hasher and one numbering of
+//! positions, so that appending one to another moves its chunks and copies no slot.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -27,120 +26,150 @@ use crate::queue::record::RecordRef;
 use crate::safeguard::Safeguard;
 use crate::seam::random::HashBuilder;
 
-/// Into so many partitions records are strewn: few enough for the places to append to in a processor's caches, and so
-/// many that to sort one of them takes less than a millisecond, with ten million records.
+/// The number of partitions: few enough that the ends to append to stay in a processor's caches, and so many that
+/// sorting one takes less than a millisecond with ten million records.
 const PARTITIONS: usize = 1 << PARTITION_BITS;
 const PARTITION_BITS: u32 = 10;
-/// So many bits of a slot are its frame's place; the others are of its key's hash.
-const PLACE_BITS: u32 = 40;
-const PLACE_MASK: u64 = (1 << PLACE_BITS) - 1;
-/// In the crate's tests keys share their pieces as a rule, so that what is rare elsewhere is tried all the time.
-const HASH_MASK: u64 = if cfg!(any(test, forebay_simulation)) { 0xF << 58 } else { u64::MAX };
-/// How many slots of a partition may be unsorted when somebody looks, beside an eighth of those that are sorted.
+/// The bits of a slot that are its frame's position; the others are of its key's hash.
+///
+/// A slot with fields of their own for hash and position would take 16 bytes instead of 8, and so would each record
+/// here: that is more than the 3 % a plain entry may cost.
+const POSITION_BITS: u32 = 40;
+const POSITION_MASK: u64 = (1 << POSITION_BITS) - 1;
+/// The unsorted slots that a partition may have when it is searched, beside an eighth of its sorted ones.
 const UNSORTED_MAX: usize = 64;
-/// How many places are told at a time.
+/// The most frames that one search returns.
 const CANDIDATES_MAX: usize = 4;
-/// How many slots a piece has at the least and at the most.
-const PIECE_SLOTS_MIN: usize = 4;
-const PIECE_SLOTS_MAX: usize = 64;
-/// So many records are strewn at a time.
-const UNSTREWN_MAX: usize = 256;
+/// The least and the most slots of a chunk.
+const CHUNK_SLOTS_MIN: usize = 4;
+const CHUNK_SLOTS_MAX: usize = 64;
+/// The records that are staged before they are partitioned.
+const STAGED_MAX: usize = 256;
 
-/// The index.
-#[derive(Default)]
+/// The index of spilled records.
 pub(crate) struct SpilledIndex {
-    /// None while there is nothing.
+    /// Empty while the index is.
     partitions: Vec<Partition>,
-    /// The last records, by hash and place, that are in no partition yet: each one's place to append to is far from the
-    /// others', and waiting for it costs less if several are waited for together.
-    unstrewn: Vec<(u64, u64)>,
+    /// The last records, by hash and position, which are in no partition yet. Each goes to memory far from the others',
+    /// and the waits for it overlap if several are written together.
+    staging: Vec<(u64, u64)>,
     hasher: HashBuilder,
-    /// The segments that have frames here, each with the place at which it begins. Places are offsets in units of the
+    /// The bits of a hash that count; all of them, except where a test wants keys to share their fragments.
+    hash_mask: u64,
+    /// The segments that have frames here, each with the position of its begin. Positions are offsets in units of the
     /// frames' alignment, and go on from segment to segment.
     segments: VecDeque<(u64, u64)>,
-    /// Behind the last place.
+    /// The end of all positions.
     end: u64,
-    /// Before this place everything has ended.
+    /// Everything before this position is retired.
     low: u64,
-    /// How many slots there are, those that have ended and were not swept included.
+    /// The number of slots, those that are retired and not swept included.
     slots: usize,
-    /// How many records have ended that no sweep was made for.
+    /// The number of retired records that no sweep was made for.
     unswept: usize,
-    /// The partition to sweep next.
+    /// The next partition to sweep.
     next_sweep: usize,
 }
 
-/// Slots: in the upper bits a piece of the key's hash, in the lower ones the place.
+/// Slots, each with a fragment of the key's hash in its upper bits and the frame's position in the lower ones.
 #[derive(Default)]
 struct Partition {
-    /// In order.
     sorted: Vec<u64>,
-    /// Later in the journal than those, as they came: in pieces, so that nothing is copied when there are more, and
-    /// little is set aside.
-    late: Vec<Vec<u64>>,
+    /// Slots later in the journal than the sorted ones, in their order of arrival. They are in chunks, so that nothing
+    /// is copied when there are more, and little memory is reserved.
+    unsorted: Vec<Vec<u64>>,
+}
+
+impl Default for SpilledIndex {
+    fn default() -> Self {
+        SpilledIndex::new(u64::MAX)
+    }
 }
 
 impl SpilledIndex {
-    /// Whether nothing is here.
+    /// Returns an empty index in which only these bits of a key's hash count.
+    pub(crate) fn new(hash_mask: u64) -> SpilledIndex {
+        SpilledIndex {
+            partitions: Vec::new(),
+            staging: Vec::new(),
+            hasher: HashBuilder::default(),
+            hash_mask,
+            segments: VecDeque::new(),
+            end: 0,
+            low: 0,
+            slots: 0,
+            unswept: 0,
+            next_sweep: 0,
+        }
+    }
+
+    /// Returns true if nothing is here.
     pub(crate) fn is_empty(&self) -> bool {
         self.partitions.is_empty()
     }
 
-    /// Takes the place of the next frame, for its records; it lies behind all that came before.
-    pub(crate) fn place(&mut self, location: Location) -> Result<u64> {
+    /// Returns the position for the records of the next frame, which lies behind all that came before.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if the index has no position left.
+    pub(crate) fn begin_frame(&mut self, location: Location) -> Result<u64> {
         let units = location.offset / FRAME_ALIGN_BYTES;
-        let place = match self.begin_of(location.segment).map(|begin| begin + units) {
-            Some(place) if place < PLACE_MASK => place,
+        let position = match self.begin_of_last(location.segment).map(|begin| begin + units) {
+            Some(position) if position < POSITION_MASK => position,
             _ => self.make_room(location.segment, units)?,
         };
-        debug_assert!(place >= self.end, "frames come in the journal's order");
-        self.end = place + 1;
-        Ok(place)
+        debug_assert!(position >= self.end, "frames come in the journal's order");
+        self.end = position + 1;
+        Ok(position)
     }
 
-    /// Takes a record of the frame at `place`, if it updates its key.
+    /// Adds a record of the frame at `position`, if it updates its key.
     #[inline]
-    pub(crate) fn take(&mut self, record: &RecordRef<'_>, place: u64) {
+    pub(crate) fn add(&mut self, record: &RecordRef<'_>, position: u64) {
+        // Notices and commands have no value that a read could want.
         if !record.is_update() {
             return;
         }
-        if self.unstrewn.len() >= UNSTREWN_MAX {
-            self.strew();
+        if self.staging.len() >= STAGED_MAX {
+            self.partition_staged();
         }
-        self.unstrewn.push((self.hash(record.key), place));
+        self.staging.push((self.hash(record.key), position));
         self.slots += 1;
     }
 
-    /// Brings every record to its partition.
-    fn strew(&mut self) {
-        for (hash, place) in self.unstrewn.drain(..) {
+    /// Moves the staged records to their partitions.
+    fn partition_staged(&mut self) {
+        for (hash, position) in self.staging.drain(..) {
             if let Some(partition) = self.partitions.get_mut(partition_of(hash)) {
-                partition.push(slot_of(hash, place));
+                partition.push(slot_of(hash, position));
             }
         }
     }
 
-    /// Nothing, to be appended to this when it has taken what lies behind so many bytes of the journal.
-    pub(crate) fn part(&self, bytes_before: u64) -> SpilledIndex {
+    /// Returns an empty index that can be appended to this one, for what lies behind so many bytes of the journal.
+    pub(crate) fn empty_part(&self, bytes_before: u64) -> SpilledIndex {
         let end = bytes_before.div_ceil(FRAME_ALIGN_BYTES);
-        SpilledIndex { hasher: self.hasher.clone(), end, ..SpilledIndex::default() }
+        SpilledIndex { hasher: self.hasher.clone(), end, ..SpilledIndex::new(self.hash_mask) }
     }
 
-    /// Takes in a part, of which nothing has ended. It is as if each of its records had been taken.
+    /// Appends a part of which nothing is retired, as if each of its records had been added here.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if the part outgrew the positions.
     pub(crate) fn append(&mut self, mut part: SpilledIndex) -> Result<()> {
         let Some((begin, _)) = part.segments.front() else { return Ok(()) };
         if *begin < self.end {
-            // Its places began anew.
+            // The part rebased its positions, so they are no longer those of this index.
             return Err(outgrown());
         }
-        part.strew();
-        self.strew();
+        part.partition_staged();
+        self.partition_staged();
         if self.is_empty() {
             *self = part;
             return Ok(());
         }
         for (mine, its) in self.partitions.iter_mut().zip(part.partitions) {
-            mine.late.extend(its.late);
+            mine.unsorted.extend(its.unsorted);
         }
         self.segments.extend(part.segments);
         self.slots += part.slots;
@@ -148,8 +177,8 @@ impl SpilledIndex {
         Ok(())
     }
 
-    /// Where a key's records may be, newest first, and no more than [`CANDIDATES_MAX`] of them: behind `after`, and
-    /// before `before`.
+    /// Returns the frames that may have a record of a key, newest first and at most [`CANDIDATES_MAX`]: those behind
+    /// the frame at `after`, and before `before`.
     pub(crate) fn find(
         &mut self,
         key: &[u8],
@@ -159,36 +188,34 @@ impl SpilledIndex {
         if self.is_empty() {
             return Vec::new();
         }
-        self.strew();
+        self.partition_staged();
         let hash = self.hash(key);
-        let from = after.map_or(0, |after| self.place_at(after.behind(FRAME_ALIGN_BYTES))).max(self.low);
-        let to = before.map_or(self.end, |before| self.place_at(before));
+        let from = after.map_or(0, |after| self.position_at(after.behind(FRAME_ALIGN_BYTES))).max(self.low);
+        let to = before.map_or(self.end, |before| self.position_at(before));
         let Some(partition) = self.partitions.get_mut(partition_of(hash)) else { return Vec::new() };
-        let places = partition.find(&(slot_of(hash, from)..slot_of(hash, to)));
-        places.into_iter().filter_map(|place| self.location_of(place)).collect()
+        let positions = partition.find(&(slot_of(hash, from)..slot_of(hash, to)));
+        positions.into_iter().filter_map(|position| self.location_of(position)).collect()
     }
 
-    /// Says that everything before `end`, `records` of it since the last time, has ended.
-    pub(crate) fn pass(&mut self, end: Location, records: u32) {
+    /// Retires everything before `end`, which are `records` since the last call.
+    pub(crate) fn retire_up_to(&mut self, end: Location, records: u32) {
         if self.is_empty() {
             return;
         }
-        let passed = match Safeguard::RetireByNumber.holds() {
-            true => self.place_at(end),
-            // As if newer records of the same keys ended as well.
-            false => self.end,
-        };
-        self.low = self.low.max(passed);
-        if self.low >= self.end {
+        self.low = self.low.max(self.position_at(end));
+        // Only what ended is retired: the same keys may have newer records behind it.
+        let all_retired = self.low >= self.end || !Safeguard::RetireByNumber.holds();
+        if all_retired {
             let hasher = mem::take(&mut self.hasher);
-            *self = SpilledIndex { hasher, ..SpilledIndex::default() };
+            *self = SpilledIndex { hasher, ..SpilledIndex::new(self.hash_mask) };
             return;
         }
         // A segment goes when another one begins before what is left.
         while self.segments.get(1).is_some_and(|(begin, _)| *begin <= self.low) {
             self.segments.pop_front();
         }
-        self.strew();
+        self.partition_staged();
+        // One partition for each of so many records as it has, so that a frame's end never sweeps the whole index.
         self.unswept += records as usize;
         let share = (self.slots / PARTITIONS).max(1);
         for _ in 0..PARTITIONS.min(self.unswept / share) {
@@ -197,7 +224,7 @@ impl SpilledIndex {
         self.unswept %= share;
     }
 
-    /// Lets go of what has ended in one of the partitions.
+    /// Removes what is retired from one of the partitions.
     fn sweep_one(&mut self) {
         let (low, next) = (self.low, (self.next_sweep + 1) % PARTITIONS);
         if let Some(partition) = self.partitions.get_mut(self.next_sweep) {
@@ -208,33 +235,34 @@ impl SpilledIndex {
 
     fn hash(&self, key: &[u8]) -> u64 {
         let hash = self.hasher.hash_one(key);
-        // The upper bits decide, and a hasher for tables may be weak there.
-        (hash ^ hash >> 32).wrapping_mul(0x9E37_79B9_7F4A_7C15) & HASH_MASK
+        // The upper bits choose the partition, and a hasher for tables may be weak there.
+        (hash ^ hash >> 32).wrapping_mul(0x9E37_79B9_7F4A_7C15) & self.hash_mask
     }
 
-    /// Begins a segment, and begins places anew if they would run out. Returns the place.
+    /// Begins a segment, and rebases the positions if they would run out. Returns the position.
     fn make_room(&mut self, segment: u64, units: u64) -> Result<u64> {
+        // Not before the first frame: most layers never spill, and 1,024 partitions take 48 KiB.
         if self.partitions.is_empty() {
             self.partitions.resize_with(PARTITIONS, Partition::default);
         }
-        if self.end.saturating_add(units) >= PLACE_MASK {
-            self.begin_anew();
+        if self.end.saturating_add(units) >= POSITION_MASK {
+            self.rebase();
         }
-        let begin = self.begin_of(segment).unwrap_or(self.end);
-        let place = begin.saturating_add(units);
-        if place >= PLACE_MASK {
+        let begin = self.begin_of_last(segment).unwrap_or(self.end);
+        let position = begin.saturating_add(units);
+        if position >= POSITION_MASK {
             return Err(outgrown());
         }
-        if self.begin_of(segment).is_none() {
+        if self.begin_of_last(segment).is_none() {
             self.segments.push_back((begin, segment));
         }
-        Ok(place)
+        Ok(position)
     }
 
-    /// Moves all places down by what has ended.
-    fn begin_anew(&mut self) {
+    /// Moves all positions down by what is retired.
+    fn rebase(&mut self) {
         let by = self.segments.front().map_or(self.end, |(begin, _)| *begin);
-        self.strew();
+        self.partition_staged();
         for partition in &mut self.partitions {
             self.slots -= partition.sweep(self.low);
             partition.slots_mut().for_each(|slot| *slot -= by);
@@ -244,63 +272,144 @@ impl SpilledIndex {
         self.end -= by;
     }
 
-    /// Where a segment begins, if it is the last one here.
-    fn begin_of(&self, segment: u64) -> Option<u64> {
+    /// Returns the position of a segment's begin, if it is the last one here.
+    fn begin_of_last(&self, segment: u64) -> Option<u64> {
         self.segments.back().filter(|(_, number)| *number == segment).map(|(begin, _)| *begin)
     }
 
-    /// The place of what lies at or behind a location.
-    fn place_at(&self, location: Location) -> u64 {
+    /// Returns the first position at or behind a location.
+    fn position_at(&self, location: Location) -> u64 {
         let at = self.segments.partition_point(|(_, number)| *number < location.segment);
         let next = self.segments.get(at + 1).map_or(self.end, |(begin, _)| *begin);
         match self.segments.get(at) {
             Some((begin, number)) if *number == location.segment => {
                 next.min(begin + location.offset.div_ceil(FRAME_ALIGN_BYTES))
             }
+            // The location's segment has no frames here: the next one that has some lies behind it.
             Some((begin, _)) => *begin,
             None => self.end,
         }
     }
 
-    fn location_of(&self, place: u64) -> Option<Location> {
-        let at = self.segments.partition_point(|(begin, _)| *begin <= place).checked_sub(1)?;
+    fn location_of(&self, position: u64) -> Option<Location> {
+        let at = self.segments.partition_point(|(begin, _)| *begin <= position).checked_sub(1)?;
         let (begin, segment) = *self.segments.get(at)?;
-        Some(Location { segment, offset: (place - begin) * FRAME_ALIGN_BYTES })
+        Some(Location { segment, offset: (position - begin) * FRAME_ALIGN_BYTES })
     }
 }
 
-/// Keys' hashes and places; values stay in the journal.
+impl Partition {
+    #[inline]
+    fn push(&mut self, slot: u64) {
+        match self.unsorted.last_mut() {
+            Some(chunk) if chunk.len() < chunk.capacity() => chunk.push(slot),
+            last => {
+                let slots = last.map_or(0, |chunk| chunk.len() * 2).clamp(CHUNK_SLOTS_MIN, CHUNK_SLOTS_MAX);
+                let mut chunk = Vec::with_capacity(slots);
+                chunk.push(slot);
+                self.unsorted.push(chunk);
+            }
+        }
+    }
+
+    /// Returns the positions of the newest slots in a range.
+    fn find(&mut self, range: &Range<u64>) -> Vec<u64> {
+        let unsorted: usize = self.unsorted.iter().map(Vec::len).sum();
+        // Few unsorted slots are searched one by one: to sort them for every look-up would cost more.
+        if unsorted > UNSORTED_MAX + self.sorted.len() / 8 {
+            self.sort(unsorted);
+        }
+        let from = self.sorted.partition_point(|slot| *slot < range.start);
+        let to = self.sorted.partition_point(|slot| *slot < range.end);
+        let sorted = self.sorted.get(from..to).unwrap_or_default();
+        let unsorted = self.unsorted.iter().rev().flat_map(|chunk| chunk.iter().rev());
+        let unsorted = unsorted.filter(|slot| range.contains(*slot));
+        let newest_first = unsorted.chain(sorted.iter().rev()).map(|slot| slot & POSITION_MASK);
+        let mut positions: Vec<u64> = newest_first.take(CANDIDATES_MAX).collect();
+        // A frame may have several records of a key.
+        positions.dedup();
+        positions
+    }
+
+    #[allow(clippy::stable_sort_primitive, reason = "it finds what is in order already, and merges the rest")]
+    fn sort(&mut self, unsorted: usize) {
+        self.sorted.reserve_exact(unsorted);
+        mem::take(&mut self.unsorted).into_iter().for_each(|chunk| self.sorted.extend(chunk));
+        self.sorted.sort();
+    }
+
+    /// Removes the slots before the position `low`. Returns how many they were.
+    fn sweep(&mut self, low: u64) -> usize {
+        let before = self.slots_mut().count();
+        for slots in self.unsorted.iter_mut().chain([&mut self.sorted]) {
+            slots.retain(|slot| slot & POSITION_MASK >= low);
+        }
+        self.unsorted.retain(|chunk| !chunk.is_empty());
+        // Not at every sweep: the partition may fill again.
+        if self.sorted.capacity() / 4 > self.sorted.len() {
+            self.sorted.shrink_to(self.sorted.len() * 2);
+        }
+        before - self.slots_mut().count()
+    }
+
+    fn slots_mut(&mut self) -> impl Iterator<Item = &mut u64> {
+        self.sorted.iter_mut().chain(self.unsorted.iter_mut().flatten())
+    }
+}
+
+fn outgrown() -> Error {
+    let context = "the backlog that is in the journal alone has outgrown its index, which has room for 8 TiB";
+    Error::new(ErrorKind::Unsupported, context)
+}
+
+fn partition_of(hash: u64) -> usize {
+    (hash >> (u64::BITS - PARTITION_BITS)) as usize
+}
+
+/// Packs the bits of a hash below those that choose the partition, and a position.
+fn slot_of(hash: u64, position: u64) -> u64 {
+    hash << PARTITION_BITS >> POSITION_BITS << POSITION_BITS | position
+}
+
+/// The records of a journal that the store lacks, collected while the journal is checked at an opening.
+///
+/// It has the keys' hashes and the frames' positions; values stay in the journal. Several of these may each visit a
+/// part of the journal.
 #[derive(Default)]
 pub(crate) struct UnappliedRecords {
-    /// The watermark that the store told.
+    /// The watermark of the store when it was asked.
     pub(crate) applied: Seq,
-    /// Where it begins, if there is any.
+    /// The location of the first frame that the store lacks, if there is one.
     pub(crate) begins: Option<Location>,
-    /// The number of its last record.
+    /// The number of the last record.
     pub(crate) last: Seq,
     pub(crate) size: QueueSize,
-    pub(crate) journaled: SpilledIndex,
+    pub(crate) index: SpilledIndex,
 }
 
 impl UnappliedRecords {
-    /// Nothing yet, of what lies behind `applied`.
-    pub(crate) fn after(applied: Seq) -> UnappliedRecords {
-        UnappliedRecords { applied, ..UnappliedRecords::default() }
+    /// Returns an empty collection for what lies behind `applied`; its index has this hash mask.
+    pub(crate) fn after(applied: Seq, hash_mask: u64) -> UnappliedRecords {
+        let index = SpilledIndex::new(hash_mask);
+        UnappliedRecords { applied, index, ..UnappliedRecords::default() }
     }
 
-    /// Nothing yet, to be appended to this when it has heard of what lies behind so many bytes of the journal.
-    pub(crate) fn part(&self, bytes_before: u64) -> UnappliedRecords {
-        let journaled = self.journaled.part(bytes_before);
-        UnappliedRecords { applied: self.applied, journaled, ..UnappliedRecords::default() }
+    /// Returns an empty collection that can be appended to this one, for what lies behind so many bytes of the journal.
+    pub(crate) fn empty_part(&self, bytes_before: u64) -> UnappliedRecords {
+        let index = self.index.empty_part(bytes_before);
+        UnappliedRecords { applied: self.applied, index, ..UnappliedRecords::default() }
     }
 
-    /// With a part that was heard behind this.
+    /// Appends a part that lies behind this one in the journal.
+    ///
+    /// # Errors
+    /// As [`SpilledIndex::append`].
     pub(crate) fn with(mut self, part: UnappliedRecords) -> Result<UnappliedRecords> {
         self.begins = self.begins.or(part.begins);
         self.last = self.last.max(part.last);
         self.size.records += part.size.records;
         self.size.bytes += part.size.bytes;
-        self.journaled.append(part.journaled)?;
+        self.index.append(part.index)?;
         Ok(self)
     }
 }
@@ -315,85 +424,16 @@ impl FrameVisitor for UnappliedRecords {
         self.last = frame.header.last();
         self.size.records += u64::from(frame.header.count);
         self.size.bytes += frame.header.bytes_on_disk();
-        let place = self.journaled.place(frame.location)?;
+        let position = self.index.begin_frame(frame.location)?;
         frame.each_record(|bytes| {
             let record = RecordRef::parse(bytes)?;
+            // Parsing leaves the key unchecked, and a record that cannot be applied has to be found by the opening,
+            // not by the flusher.
             Key::check(record.key)?;
-            self.journaled.take(&record, place);
+            self.index.add(&record, position);
             Ok(())
         })
     }
-}
-
-impl Partition {
-    #[inline]
-    fn push(&mut self, slot: u64) {
-        match self.late.last_mut() {
-            Some(piece) if piece.len() < piece.capacity() => piece.push(slot),
-            last => {
-                let slots = last.map_or(0, |piece| piece.len() * 2).clamp(PIECE_SLOTS_MIN, PIECE_SLOTS_MAX);
-                let mut piece = Vec::with_capacity(slots);
-                piece.push(slot);
-                self.late.push(piece);
-            }
-        }
-    }
-
-    /// The places of the newest slots in a range.
-    fn find(&mut self, range: &Range<u64>) -> Vec<u64> {
-        let late: usize = self.late.iter().map(Vec::len).sum();
-        if late > UNSORTED_MAX + self.sorted.len() / 8 {
-            self.sort(late);
-        }
-        let from = self.sorted.partition_point(|slot| *slot < range.start);
-        let to = self.sorted.partition_point(|slot| *slot < range.end);
-        let sorted = self.sorted.get(from..to).unwrap_or_default();
-        let late = self.late.iter().rev().flat_map(|piece| piece.iter().rev());
-        let late = late.filter(|slot| range.contains(*slot));
-        let newest_first = late.chain(sorted.iter().rev()).map(|slot| slot & PLACE_MASK);
-        let mut places: Vec<u64> = newest_first.take(CANDIDATES_MAX).collect();
-        // A frame may have several records of a key.
-        places.dedup();
-        places
-    }
-
-    #[allow(clippy::stable_sort_primitive, reason = "it finds what is in order already, and merges the rest")]
-    fn sort(&mut self, late: usize) {
-        self.sorted.reserve_exact(late);
-        mem::take(&mut self.late).into_iter().for_each(|piece| self.sorted.extend(piece));
-        self.sorted.sort();
-    }
-
-    /// Lets go of what has ended; returns how much that was.
-    fn sweep(&mut self, low: u64) -> usize {
-        let before = self.slots_mut().count();
-        for slots in self.late.iter_mut().chain([&mut self.sorted]) {
-            slots.retain(|slot| slot & PLACE_MASK >= low);
-        }
-        self.late.retain(|piece| !piece.is_empty());
-        if self.sorted.capacity() / 4 > self.sorted.len() {
-            self.sorted.shrink_to(self.sorted.len() * 2);
-        }
-        before - self.slots_mut().count()
-    }
-
-    fn slots_mut(&mut self) -> impl Iterator<Item = &mut u64> {
-        self.sorted.iter_mut().chain(self.late.iter_mut().flatten())
-    }
-}
-
-fn outgrown() -> Error {
-    let context = "the backlog that is in the journal alone has outgrown its index, which has room for 8 TiB";
-    Error::new(ErrorKind::Unsupported, context)
-}
-
-fn partition_of(hash: u64) -> usize {
-    (hash >> (u64::BITS - PARTITION_BITS)) as usize
-}
-
-/// The bits of a hash behind those that choose the partition, and a place.
-fn slot_of(hash: u64, place: u64) -> u64 {
-    hash << PARTITION_BITS >> PLACE_BITS << PLACE_BITS | place
 }
 
 #[cfg(test)]
@@ -402,8 +442,15 @@ mod tests {
     use crate::queue::record::Operation;
 
     const KEYS: u64 = 50;
+    /// Keys share sixteen fragments, so that what is rare elsewhere is tried all the time.
+    const SHARED: u64 = 0xF << 58;
 
-    /// Beside the index, what it is to know.
+    /// Returns indexes with the shipped mask and with that of the simulation.
+    fn empty_indexes() -> [SpilledIndex; 2] {
+        [u64::MAX, SHARED].map(SpilledIndex::new)
+    }
+
+    /// An index, and the frames that it has to know.
     struct Model {
         index: SpilledIndex,
         frames: Vec<(Location, u64)>,
@@ -417,8 +464,8 @@ mod tests {
     fn take(index: &mut SpilledIndex, location: Location, number: u64) {
         let key = key(number);
         let record = RecordRef { operation: Operation::Put, coalesce: true, key: &key, value: b"" };
-        let place = index.place(location).unwrap();
-        index.take(&record, place);
+        let position = index.begin_frame(location).unwrap();
+        index.add(&record, position);
     }
 
     impl Model {
@@ -438,12 +485,12 @@ mod tests {
 
         fn end(&mut self, frames: usize) {
             for (location, _) in self.frames.drain(..frames) {
-                self.index.pass(location.behind(FRAME_ALIGN_BYTES), 1);
+                self.index.retire_up_to(location.behind(FRAME_ALIGN_BYTES), 1);
             }
         }
 
-        /// Everything that is told of a key, a few at a time.
-        fn told(&mut self, number: u64, after: Option<Location>) -> Vec<Location> {
+        /// Collects everything that is found of a key, a few at a time.
+        fn found(&mut self, number: u64, after: Option<Location>) -> Vec<Location> {
             let (mut all, mut before) = (Vec::new(), None);
             loop {
                 let some = self.index.find(&key(number), after, before);
@@ -455,28 +502,29 @@ mod tests {
         }
 
         fn check(&mut self, number: u64, after: Option<Location>) {
-            let told = self.told(number, after);
+            let found = self.found(number, after);
             assert!(
-                told.is_sorted_by(|newer, older| newer > older),
-                "newest first, and none twice: {told:?}"
+                found.is_sorted_by(|newer, older| newer > older),
+                "newest first, and none twice: {found:?}"
             );
-            for location in &told {
+            for location in &found {
                 assert!(self.frames.iter().any(|(live, _)| live == location), "{location:?} has ended");
                 assert!(after.is_none_or(|after| *location > after));
             }
             let live = self.frames.iter().filter(|(_, one)| *one == number).map(|(location, _)| *location);
             for location in live.filter(|location| after.is_none_or(|after| *location > after)) {
-                assert!(told.contains(&location), "{location:?} is missing among {told:?}");
+                assert!(found.contains(&location), "{location:?} is missing among {found:?}");
             }
         }
     }
 
     #[test]
-    fn every_frame_that_may_have_a_key_is_told_until_it_ends() {
-        let near_the_end_of_places = SpilledIndex { end: PLACE_MASK - 10_000, ..SpilledIndex::default() };
-        for (index, is_near) in [(SpilledIndex::default(), false), (near_the_end_of_places, true)] {
+    fn every_frame_that_may_have_a_key_is_found_until_it_ends() {
+        let near_the_end = empty_indexes().map(|index| SpilledIndex { end: POSITION_MASK - 10_000, ..index });
+        let near_the_end = near_the_end.map(|index| (index, true));
+        for (index, is_near) in empty_indexes().map(|index| (index, false)).into_iter().chain(near_the_end) {
             let mut model = Model::new(index);
-            let (mut drawn, mut began_anew) = (1_u64, false);
+            let (mut drawn, mut was_rebased) = (1_u64, false);
             // So many that not all of them end by chance.
             (0..200).for_each(|number| model.take(number % KEYS, 100));
             for round in 0..20_000_u64 {
@@ -486,7 +534,7 @@ mod tests {
                     0..=10 => {
                         let end = model.index.end;
                         model.take(number, bytes);
-                        began_anew |= model.index.end < end;
+                        was_rebased |= model.index.end < end;
                     }
                     // Some times all of it ends.
                     11 if round % 64 == 0 && round > 2_000 => model.end(model.frames.len()),
@@ -499,7 +547,7 @@ mod tests {
                 }
             }
             let records = model.frames.len();
-            assert_eq!(began_anew, is_near);
+            assert_eq!(was_rebased, is_near);
             assert!(model.index.slots <= 2 * records + 2 * PARTITIONS, "{} slots", model.index.slots);
             model.end(records);
             assert!(model.index.is_empty(), "nothing is kept");
@@ -508,20 +556,22 @@ mod tests {
 
     /// One key is written over and over: each look has to find its newest record at once.
     #[test]
-    fn a_look_at_a_key_with_many_records_tells_a_few() {
-        let mut model = Model::new(SpilledIndex::default());
-        (0..100_000).for_each(|_| model.take(1, 8));
-        let newest = model.frames.last().unwrap().0;
-        let told = model.index.find(&key(1), None, None);
-        assert_eq!((told.len(), told.first()), (CANDIDATES_MAX, Some(&newest)));
+    fn a_look_at_a_key_with_many_records_returns_a_few() {
+        for index in empty_indexes() {
+            let mut model = Model::new(index);
+            (0..100_000).for_each(|_| model.take(1, 8));
+            let newest = model.frames.last().unwrap().0;
+            let found = model.index.find(&key(1), None, None);
+            assert_eq!((found.len(), found.first()), (CANDIDATES_MAX, Some(&newest)));
+        }
     }
 
     #[test]
     fn a_backlog_that_outgrows_the_index_is_an_error() {
         let mut index = SpilledIndex::default();
         take(&mut index, Location { segment: 1, offset: 8 }, 1);
-        let far = Location { segment: 2, offset: PLACE_MASK * FRAME_ALIGN_BYTES };
-        assert_eq!(index.place(far).unwrap_err().kind(), ErrorKind::Unsupported);
+        let far = Location { segment: 2, offset: POSITION_MASK * FRAME_ALIGN_BYTES };
+        assert_eq!(index.begin_frame(far).unwrap_err().kind(), ErrorKind::Unsupported);
         assert_eq!(index.find(&key(1), None, None), [Location { segment: 1, offset: 8 }]);
     }
 
@@ -530,22 +580,23 @@ mod tests {
         let mut index = SpilledIndex::default();
         const COUNT: u64 = 200_000;
         for number in 0..COUNT {
-            let place =
-                index.place(Location { segment: number / 1_000, offset: number % 1_000 * 192 }).unwrap();
-            // As keys that do not share pieces are strewn.
+            let position = index
+                .begin_frame(Location { segment: number / 1_000, offset: number % 1_000 * 192 })
+                .unwrap();
+            // Spread as the hashes of keys that share no fragments are.
             let hash = (number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             let partition = index.partitions.get_mut(partition_of(hash)).unwrap();
-            partition.push(slot_of(hash, place));
+            partition.push(slot_of(hash, position));
         }
-        let pieces = index.partitions.iter().flat_map(|partition| &partition.late);
-        let of_pieces = pieces.map(|piece| size_of::<Vec<u64>>() + piece.capacity() * size_of::<u64>());
+        let chunks = index.partitions.iter().flat_map(|partition| &partition.unsorted);
+        let of_chunks = chunks.map(|chunk| size_of::<Vec<u64>>() + chunk.capacity() * size_of::<u64>());
         let partitions = index.partitions.capacity() * size_of::<Partition>();
-        let taken = of_pieces.sum::<usize>() + partitions;
+        let taken = of_chunks.sum::<usize>() + partitions;
         assert!(taken as u64 <= 16 * COUNT + 60_000, "{taken} bytes");
     }
 
-    /// An opening has several parts, each of some segments. They begin at places of their own; beside that the whole is
-    /// as if one had taken everything.
+    /// An opening has several parts, each of some segments. They begin at positions of their own; apart from that the
+    /// whole is as if one index had taken everything.
     #[test]
     fn parts_appended_are_as_if_one_had_taken_everything() {
         const FRAMES: u64 = 3_000;
@@ -553,11 +604,15 @@ mod tests {
         // Few records a segment in some partitions, so that what was not sorted is looked at, too.
         let location =
             |at: u64| Location { segment: 7 + at / 100, offset: 4096 + at % 100 * FRAME_ALIGN_BYTES };
-        for parts in [vec![0..0, 0..FRAMES], vec![0..100, 100..900, 900..900, 900..2_000, 2_000..FRAMES]] {
-            let mut whole = SpilledIndex::default();
-            let mut one = SpilledIndex { hasher: whole.hasher.clone(), ..SpilledIndex::default() };
+        let few = vec![0..0, 0..FRAMES];
+        let many = vec![0..100, 100..900, 900..900, 900..2_000, 2_000..FRAMES];
+        for (parts, mask) in
+            [(few.clone(), SHARED), (few, u64::MAX), (many.clone(), SHARED), (many, u64::MAX)]
+        {
+            let mut whole = SpilledIndex::new(mask);
+            let mut one = SpilledIndex { hasher: whole.hasher.clone(), ..SpilledIndex::new(mask) };
             for range in parts {
-                let mut part = whole.part(range.start / 100 * end);
+                let mut part = whole.empty_part(range.start / 100 * end);
                 for at in range {
                     [&mut part, &mut one].into_iter().for_each(|index| take(index, location(at), at % KEYS));
                 }
@@ -575,23 +630,23 @@ mod tests {
                 for index in [&mut whole, &mut one] {
                     if round == 1 {
                         (FRAMES..FRAMES + 500).for_each(|at| take(index, location(at), at % KEYS));
-                        index.pass(location(1_234), 1_234);
+                        index.retire_up_to(location(1_234), 1_234);
                     }
                 }
             }
             for index in [&mut whole, &mut one] {
-                index.pass(location(FRAMES + 500), 2_266);
+                index.retire_up_to(location(FRAMES + 500), 2_266);
                 assert!(index.is_empty(), "nothing is kept");
             }
         }
     }
 
-    /// More than a place can say lies before a part, so its places began anew.
+    /// More than a position can count lies before a part, so it rebased its positions.
     #[test]
     fn a_part_that_outgrows_the_index_is_an_error() {
         let mut index = SpilledIndex::default();
         take(&mut index, Location { segment: 1, offset: 8 }, 1);
-        let mut part = index.part(PLACE_MASK * FRAME_ALIGN_BYTES);
+        let mut part = index.empty_part(POSITION_MASK * FRAME_ALIGN_BYTES);
         take(&mut part, Location { segment: 2, offset: 8 }, 2);
         assert_eq!(index.append(part).unwrap_err().kind(), ErrorKind::Unsupported);
         assert_eq!(index.find(&key(1), None, None), [Location { segment: 1, offset: 8 }]);

@@ -1,4 +1,5 @@
-//! What the callers, the committer and the flusher share: the pending view, the gate, and how the layer is.
+//! The state that a layer's callers, committer and flusher share: the pending view, the gate, and the layer's
+//! condition.
 
 use std::mem;
 use std::sync::{Arc, PoisonError};
@@ -12,18 +13,18 @@ use crate::metrics::Metrics;
 use crate::options::LayerOptions;
 use crate::queue::gate::Gate;
 use crate::queue::health::{Health, HealthState};
-use crate::queue::inbox::{PendingView, Revealed};
+use crate::queue::inbox::{CommittedFrame, PendingView};
 use crate::queue::queued::{QueueSize, QueuedFrame};
-use crate::queue::ticket::{Effects, Ticket, Until};
+use crate::queue::ticket::{Effects, Until, WriteTicket};
 use crate::safeguard::Safeguard;
 use crate::seam::sync::Mutex;
 use crate::seam::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// The drain gives way to writers until one of so many parts of the queue's bounds is pending, or of what may stay in
-/// memory, unless a batch is more.
-const GIVES_WAY_SHARE: u64 = 4;
+/// The drain yields to writers until one in so many parts of the queue's bounds, or of the memory budget, is pending;
+/// at least a batch.
+const YIELD_SHARE: u64 = 4;
 
-/// How far the layer has come and how it is; watched by all who wait.
+/// The layer's watermark and condition, watched by all waiters.
 #[derive(Clone, Debug)]
 pub(crate) struct Status {
     pub(crate) watermark: Seq,
@@ -42,26 +43,27 @@ pub(crate) struct Core {
     pub(crate) status: watch::Sender<Status>,
     /// Wakes the flusher when it has nothing to do.
     pub(crate) work: Notify,
-    /// Wakes the flusher when it lingers and should not; see [`Core::is_urgent`].
+    /// Wakes the flusher when it lingers and should not any more; see [`Core::is_urgent`].
     pub(crate) urgent: Notify,
-    /// How many writers wait for room in the queue.
+    /// The number of writers that wait for room in the queue.
     waiting_writers: AtomicUsize,
     /// The newest sequence number whose apply somebody waits for; until then the flusher does not linger.
-    hurry_to: AtomicU64,
-    /// When the flusher lingers, a whole batch is not enough.
-    drain_gives_way: AtomicBool,
+    awaited: AtomicU64,
+    /// True if the flusher lingers beyond a whole batch, to yield to writers.
+    drain_yields: AtomicBool,
     /// Wakes the flusher after a halt.
     pub(crate) resumed: Notify,
-    /// Wakes readers of keys whose write-through has ended.
-    pub(crate) settled: Notify,
+    /// Wakes readers that wait for the end of a write-through.
+    pub(crate) through_ended: Notify,
     closing: AtomicBool,
-    /// A failure beside the data, such as a segment that could not be recycled.
+    /// A failure that concerns no data, such as a segment that could not be recycled.
     warning: Mutex<Option<Error>>,
 }
 
 impl Core {
+    /// Makes the state of a layer that opens with this watermark and view.
     pub(crate) fn new(options: LayerOptions, epoch: Epoch, watermark: Seq, pending: PendingView) -> Core {
-        let backlog = pending.lock().backlog();
+        let backlog = pending.lock().size();
         let gate =
             Gate::new(options.queue_records_max, options.queue_bytes_max, backlog.records, backlog.bytes);
         let status = Status { watermark, state: HealthState::Healthy, error: None, attempts: 0 };
@@ -75,20 +77,24 @@ impl Core {
             work: Notify::new(),
             urgent: Notify::new(),
             waiting_writers: AtomicUsize::new(0),
-            hurry_to: AtomicU64::new(0),
-            drain_gives_way: AtomicBool::new(false),
+            awaited: AtomicU64::new(0),
+            drain_yields: AtomicBool::new(false),
             resumed: Notify::new(),
-            settled: Notify::new(),
+            through_ended: Notify::new(),
             closing: AtomicBool::new(false),
             warning: Mutex::new(None),
         }
     }
 
-    /// Whether a write may be handed over; `through` ones also need a flusher that moves.
+    /// Checks that a write may be submitted; a write-through also needs a flusher that is not halted.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`], [`ErrorKind::ReadOnly`], or the reason why the layer failed or the flusher is halted.
     pub(crate) fn check_writable(&self, through: bool) -> Result<()> {
         if self.closing.load(Ordering::SeqCst) {
             return Err(Error::layer_closed());
         }
+        // Before the state: a follower is healthy and still may not write.
         if self.options.follows {
             let context = "the layer follows another process, which alone may write";
             return Err(Error::new(ErrorKind::ReadOnly, context));
@@ -96,63 +102,65 @@ impl Core {
         let status = self.status.borrow();
         match (status.state, &status.error) {
             (HealthState::Fenced | HealthState::Failed, Some(error)) => Err(error.clone()),
+            // A write-behind is still journaled while the flusher is halted; a write-through would wait for the owner.
             (HealthState::Halted, Some(error)) if through => Err(error.clone()),
             (HealthState::Closed, _) => Err(Error::layer_closed()),
             _ => Ok(()),
         }
     }
 
+    /// Makes every later write fail with [`ErrorKind::Closed`].
     pub(crate) fn start_closing(&self) {
         self.closing.store(true, Ordering::SeqCst);
     }
 
-    /// Whether the flusher should not linger: somebody waits for what comes after `applied`, or for room in the queue,
-    /// or enough is there.
+    /// Returns true if the flusher should not linger: somebody waits for an apply after `applied`, or for room in the
+    /// queue, or enough is pending.
     pub(crate) fn is_urgent(&self, applied: Seq) -> bool {
-        self.hurry_to.load(Ordering::SeqCst) > applied.0
+        self.awaited.load(Ordering::SeqCst) > applied.0
             || self.waiting_writers.load(Ordering::SeqCst) > 0
-            || self.is_enough(self.pending.lock().backlog())
+            || self.fills_a_batch(self.pending.lock().size())
     }
 
-    /// The flusher is about to linger, and says whether it gives way to writers, so that a whole batch is not enough.
-    pub(crate) fn drain_gives_way(&self, gives_way: bool) {
-        self.drain_gives_way.store(gives_way, Ordering::SeqCst);
+    /// Sets whether the flusher, which is about to linger, yields to writers, so that a whole batch does not end that.
+    pub(crate) fn set_drain_yields(&self, yields: bool) {
+        self.drain_yields.store(yields, Ordering::SeqCst);
     }
 
-    /// Tells the flusher that somebody waits until `seq` is applied.
-    fn hurry(&self, seq: Seq) {
-        self.hurry_to.fetch_max(seq.0, Ordering::SeqCst);
+    /// Tells the flusher that somebody waits for the apply of `seq`.
+    fn await_apply(&self, seq: Seq) {
+        self.awaited.fetch_max(seq.0, Ordering::SeqCst);
         self.urgent.notify_one();
     }
 
-    /// Tells the flusher, for as long as the guard lives, that a writer waits for room.
+    /// Tells the flusher that a writer waits for room, until the guard is dropped.
     pub(crate) fn wait_for_room(&self) -> WaitingWriter<'_> {
         self.waiting_writers.fetch_add(1, Ordering::SeqCst);
         self.urgent.notify_one();
         WaitingWriter(self)
     }
 
-    /// Whether so much is pending that the flusher should not linger.
-    fn is_enough(&self, backlog: QueueSize) -> bool {
+    /// Returns true if so much is pending that the flusher should not linger: a batch, or more if it yields to writers.
+    fn fills_a_batch(&self, size: QueueSize) -> bool {
         let options = &self.options;
-        let (records, bytes) = match self.drain_gives_way.load(Ordering::SeqCst) {
+        let (records, bytes) = match self.drain_yields.load(Ordering::SeqCst) {
             true => {
-                let memory =
-                    (options.pending_memory_bytes_max / GIVES_WAY_SHARE).max(options.batch_bytes_max);
-                let queue = options.queue_bytes_max / GIVES_WAY_SHARE;
-                (options.queue_records_max.div_ceil(GIVES_WAY_SHARE), queue.min(memory))
+                let memory = (options.pending_memory_bytes_max / YIELD_SHARE).max(options.batch_bytes_max);
+                let queue = options.queue_bytes_max / YIELD_SHARE;
+                (options.queue_records_max.div_ceil(YIELD_SHARE), queue.min(memory))
             }
             false => {
                 let records = u64::try_from(options.batch_records_max).unwrap_or(u64::MAX);
                 (records, options.batch_bytes_max)
             }
         };
-        backlog.records >= records || backlog.bytes >= bytes
+        size.records >= records || size.bytes >= bytes
     }
 
-    /// Ends all writing. The first failure stays the reason; whoever waits learns it.
+    /// Ends all writing. The first failure stays the reason, with which all waiters are answered.
     pub(crate) fn fail(&self, state: HealthState, error: Error) {
         let first = self.status.send_if_modified(|status| {
+            // A later failure is a consequence, as a rule, and must not hide the cause.
             let running =
                 !matches!(status.state, HealthState::Fenced | HealthState::Failed | HealthState::Closed);
             if running {
@@ -161,13 +169,14 @@ impl Core {
             }
             running
         });
+        // The state is set before anybody is answered: a ticket that comes later finds it; see `abandon_if_over`.
         self.gate.shut();
         let reason = if first { Some(error) } else { self.status.borrow().error.clone() };
         self.abandon_tickets(&reason.unwrap_or_else(Error::layer_closed));
-        self.settled.notify_waiters();
+        self.through_ended.notify_waiters();
     }
 
-    /// Answers everybody who waits for an apply that this layer will not see.
+    /// Answers all writers that wait for an apply which this layer will not see.
     pub(crate) fn abandon_tickets(&self, reason: &Error) {
         let tickets = self.pending.lock().take_tickets();
         for ticket in tickets {
@@ -177,10 +186,28 @@ impl Core {
         }
     }
 
-    /// Waits until the store holds everything up to `seq`, or will not get there.
+    /// Ends a write-through that will not happen, and answers its writer with the reason.
+    pub(crate) fn refuse_through(&self, frame: &QueuedFrame, reason: Error) -> Result<()> {
+        let ticket = {
+            let mut pending = self.pending.lock();
+            pending.refuse_through(frame)?;
+            pending.take_ticket(frame.first)
+        };
+        self.gate.leave(u64::from(frame.count), frame.bytes);
+        self.through_ended.notify_waiters();
+        if let Some(ticket) = ticket {
+            ticket.answer(Err(reason));
+        }
+        Ok(())
+    }
+
+    /// Waits until the store holds everything up to `seq`.
+    ///
+    /// # Errors
+    /// The reason why that will not happen: the layer is halted, fenced, failed or closed.
     pub(crate) async fn wait_applied(&self, seq: Seq) -> Result<()> {
         let mut watched = self.status.subscribe();
-        self.hurry(seq);
+        self.await_apply(seq);
         let reached = watched
             .wait_for(|status| {
                 status.watermark >= seq
@@ -188,20 +215,23 @@ impl Core {
             })
             .await
             .map_err(|_| Error::layer_closed())?;
+        // The state may have ended in the very change that reached the number.
         if reached.watermark >= seq {
             return Ok(());
         }
         Err(reached.error.clone().unwrap_or_else(Error::layer_closed))
     }
 
+    /// Sets the warning that the layer's health shows, or removes it.
     pub(crate) fn warn(&self, error: Option<Error>) {
         *self.warning.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 
+    /// Returns the layer's health, with figures that the caller has.
     pub(crate) fn health(&self, dead_letters: u64, journal_bytes: u64) -> Health {
-        let (backlog, committed) = {
+        let (size, committed) = {
             let pending = self.pending.lock();
-            (pending.backlog(), pending.last_committed())
+            (pending.size(), pending.last_committed())
         };
         let status = self.status.borrow().clone();
         let warning = self.warning.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -212,15 +242,15 @@ impl Core {
             epoch: self.epoch,
             watermark: status.watermark,
             committed,
-            queued_records: backlog.records,
-            queued_bytes: backlog.bytes,
+            queued_records: size.records,
+            queued_bytes: size.bytes,
             dead_letters,
             journal_bytes,
         }
     }
 
-    /// For a ticket that came when the layer had failed already and those before it had been answered: a failure sets
-    /// the state first and answers then, so either it or this sees the ticket.
+    /// Answers tickets that came when the layer had failed and had answered those before them. A failure sets the state
+    /// first and answers then, so either it or this sees the ticket.
     fn abandon_if_over(&self) {
         let status = self.status.borrow().clone();
         if matches!(status.state, HealthState::Fenced | HealthState::Failed | HealthState::Closed) {
@@ -230,15 +260,16 @@ impl Core {
 }
 
 impl Sink for Core {
-    type Ticket = Option<Ticket>;
+    type Ticket = Option<WriteTicket>;
 
-    /// Reveals the frames and answers their writers, before memory has taken the frames in: see [`PendingView`].
-    fn committed(&self, group: &mut Vec<Committed<Option<Ticket>>>) {
-        // Taken out: if this unwinds they must not stay, since what is revealed is not to be refused.
-        let mut told = mem::take(group);
-        let (mut records, mut waited_for) = (0, None);
-        // The tickets of those who are answered stay where they lie: to move them costs as much as all else here.
-        let revealed = told.iter_mut().map(|Committed { frame, location, ticket, .. }| {
+    /// Makes the frames visible and answers their writers, before memory has taken the frames in: see [`PendingView`].
+    fn committed(&self, group: &mut Vec<Committed<Option<WriteTicket>>>) {
+        // Taken out of the group: if this unwinds, what is left in the group is refused, and these are visible by then.
+        let mut committed = mem::take(group);
+        let (mut records, mut last_awaited) = (0, None);
+        // Tickets that are answered at once stay in the group until then: moving them would cost as much as all else
+        // here.
+        let frames = committed.iter_mut().map(|Committed { frame, location, ticket, .. }| {
             let (first, body) = (frame.first, mem::take(&mut frame.body));
             let frame = match ticket.as_mut().and_then(|ticket| ticket.through.take()) {
                 Some(through) => QueuedFrame::noticed(first, *through, *location, &body),
@@ -246,44 +277,46 @@ impl Sink for Core {
             };
             records += u64::from(frame.count);
             if let Some(ticket) = ticket.as_mut().filter(|ticket| ticket.until == Until::Committed) {
-                return Revealed { frame, ticket: None, effects: ticket.take_effects() };
+                return CommittedFrame { frame, ticket: None, effects: ticket.take_effects() };
             }
-            waited_for = Some(first);
+            last_awaited = Some(first);
             let mut ticket = ticket.take().map(Box::new);
+            // The effects of a write-through stay in its ticket: nobody may see it before the store holds it.
             let effects = match &mut ticket {
                 Some(ticket) if !Safeguard::ThroughUnseenUntilApplied.holds() => ticket.take_effects(),
                 _ => Effects::None,
             };
-            Revealed { frame, ticket, effects }
+            CommittedFrame { frame, ticket, effects }
         });
-        self.pending.reveal(revealed);
-        for Committed { frame, ticket, .. } in told.drain(..) {
+        self.pending.publish(frames);
+        for Committed { frame, ticket, .. } in committed.drain(..) {
             let Some(ticket) = ticket else { continue };
             let last = frame.first.plus(u64::from(ticket.records).saturating_sub(1));
             ticket.answer(Ok(last));
         }
-        *group = told;
+        // Its memory serves the next group.
+        *group = committed;
         self.metrics.records_committed.add(records);
-        let (backlog, (spilled, failure)) = self.pending.take_in_all();
+        let (size, (spilled, failure)) = self.pending.drain_all();
         self.metrics.records_spilled.add(spilled);
-        // Said before the flusher is woken: it may run at once, on this processor, and would begin to linger.
-        match waited_for {
-            Some(seq) => self.hurry(seq),
-            None if self.is_enough(backlog) => self.urgent.notify_one(),
+        // Before the flusher is woken: it may run at once, on this processor, and would begin to linger.
+        match last_awaited {
+            Some(seq) => self.await_apply(seq),
+            None if self.fills_a_batch(size) => self.urgent.notify_one(),
             None => {}
         }
         self.work.notify_one();
-        if waited_for.is_some() {
+        if last_awaited.is_some() {
             self.abandon_if_over();
         }
-        // The record was encoded by this process a moment ago: memory is not what it was.
+        // This process encoded the record a moment ago, so memory is corrupt, and nothing in it can be trusted.
         if let Some(error) = failure {
             self.fail(HealthState::Failed, error);
         }
     }
 
-    fn refused(&self, ticket: Option<Ticket>, error: &Error) {
-        // Only what is revealed loses its ticket before its answer, and such a one is not refused.
+    fn refused(&self, ticket: Option<WriteTicket>, error: &Error) {
+        // Only a frame that is visible lost its ticket before the answer, and such a frame is not refused.
         let Some(ticket) = ticket else { return };
         self.gate.leave(u64::from(ticket.records), u64::from(ticket.bytes));
         ticket.answer(Err(error.clone()));
@@ -294,7 +327,7 @@ impl Sink for Core {
     }
 }
 
-/// A writer at the full gate.
+/// Marks that a writer waits at the full gate.
 pub(crate) struct WaitingWriter<'a>(&'a Core);
 
 impl Drop for WaitingWriter<'_> {
@@ -303,7 +336,7 @@ impl Drop for WaitingWriter<'_> {
     }
 }
 
-/// What a writer learns whose frame got no answer: whoever had it panicked.
+/// Returns the error for a writer whose frame got no answer, because the thread that had it panicked.
 pub(crate) fn unanswered() -> Error {
     let context = "the write got no answer because of a panic; it may or may not take effect";
     Error::new(ErrorKind::InDoubt, context)
@@ -321,25 +354,25 @@ mod tests {
     use std::task::{Context, Wake, Waker};
     use tokio::sync::oneshot;
 
-    /// The flusher as it wakes up: it looks whether it may linger.
-    struct Woken {
+    /// Wakes up in the flusher's place, and checks whether it may linger.
+    struct WokenFlusher {
         core: Arc<Core>,
         found_urgent: Mutex<Vec<bool>>,
     }
 
-    impl Wake for Woken {
+    impl Wake for WokenFlusher {
         fn wake(self: Arc<Self>) {
             self.found_urgent.lock().unwrap().push(self.core.is_urgent(Seq::ZERO));
         }
     }
 
-    /// Woken on the writer's processor, the flusher ran before the writer had said that it waits. So it began to
+    /// Woken on the writer's processor, the flusher ran before it was told that the writer waits. So it began to
     /// linger, with a timer and another wake-up, before each apply of a lone writer.
     #[test]
-    fn who_waits_for_an_apply_has_said_so_when_the_flusher_wakes_up() {
+    fn the_flusher_knows_that_a_writer_waits_for_an_apply_when_it_wakes_up() {
         let pending = PendingView::new(1 << 20, Ticker::default());
         let core = Arc::new(Core::new(LayerOptions::default(), Epoch(1), Seq::ZERO, pending));
-        let woken = Arc::new(Woken { core: Arc::clone(&core), found_urgent: Mutex::default() });
+        let woken = Arc::new(WokenFlusher { core: Arc::clone(&core), found_urgent: Mutex::default() });
         let waker = Waker::from(Arc::clone(&woken));
         for until in [Until::Committed, Until::Applied] {
             let mut work = pin!(core.work.notified());
@@ -349,7 +382,7 @@ mod tests {
             let key = Key::new(&NamespaceName::parse("n").unwrap(), b"k").unwrap();
             push(&mut body, Operation::Put, true, key.as_bytes(), b"value").unwrap();
             let (answer, _answered) = oneshot::channel();
-            let ticket = Ticket {
+            let ticket = WriteTicket {
                 until,
                 effects: Effects::None,
                 answer,

@@ -1,4 +1,4 @@
-//! What hangs on a write until it is committed or applied, and what happens then.
+//! The ticket of a write: its waiter, and its effects on memory when it is committed or applied.
 
 use std::mem;
 
@@ -10,56 +10,56 @@ use crate::journal::frame::FrameBody;
 use crate::queue::key_locks::KeyGuard;
 use crate::seam::clock::Moment;
 
-/// What a write changes in the memory of the cache that it came from.
+/// The change that a write makes in the memory of the cache that it came from.
 ///
-/// Run under the pending view's lock, in the one order, on the committer's or the flusher's thread. It must be
-/// short and must not panic.
+/// It runs under the pending view's lock, in the order of sequence numbers, on whichever thread holds that lock. It
+/// must be short and must not panic.
 pub trait Effect: Send {
-    /// The write has this sequence number and may be seen from now on.
+    /// Makes the write visible, under this sequence number.
     fn publish(self: Box<Self>, seq: Seq);
 
-    /// When the write was handed over, if it knows: before it was committed.
+    /// Returns when the write was submitted, which is before it was committed, if that is known.
     fn since(&self) -> Option<Moment> {
         None
     }
 }
 
-/// The effects of a frame, one per record and in the records' order.
+/// The effects of a frame, one for each record and in their order.
 pub enum Effects {
-    /// There are none.
+    /// No effects.
     None,
-    /// A single write's.
+    /// The effect of a single write.
     One(Box<dyn Effect>),
-    /// An atomic batch's; nothing where a later record of the batch writes the same key, since nobody may see a value
-    /// that was never there.
+    /// The effects of an atomic batch; `None` where a later record of the batch writes the same key, since nobody may
+    /// see a value that was never current.
     Many(Vec<Option<Box<dyn Effect>>>),
 }
 
-/// When the writer is answered.
+/// The moment at which the writer is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// When the frame is committed.
+    /// Once the frame is committed.
     Committed,
-    /// When the frame is applied.
+    /// Once the frame is applied.
     Applied,
 }
 
-/// Somebody who waits for a frame, and what the frame changes in memory.
-pub struct Ticket {
+/// The waiter of a frame, and the frame's effects on memory.
+pub struct WriteTicket {
     pub(crate) until: Until,
     pub(crate) effects: Effects,
     pub(crate) answer: oneshot::Sender<Result<Seq>>,
-    /// What the frame took of the gate; given back when the frame ends.
+    /// The room that the frame takes in the queue, given back when it ends.
     pub(crate) records: u32,
     pub(crate) bytes: u32,
-    /// What is written through, if the journal holds but a notice of it.
+    /// The records to write through, if the journal holds only a notice of them.
     pub(crate) through: Option<Box<FrameBody>>,
-    /// Ends when the frame has its place in what readers see, or none, though its writer may be gone by then.
+    /// The locks of the frame's keys, held until the frame has taken effect or failed, though its writer may be gone.
     pub(crate) key_guard: Option<KeyGuard>,
 }
 
 impl Effects {
-    /// When a single write was handed over, if it knows.
+    /// Returns when a single write was submitted, if that is known.
     pub(crate) fn since(&self) -> Option<Moment> {
         match self {
             Effects::One(effect) => effect.since(),
@@ -67,7 +67,7 @@ impl Effects {
         }
     }
 
-    /// Makes the frame that starts at `first` visible in memory.
+    /// Makes the frame that starts at `first` visible.
     pub(crate) fn publish(self, first: Seq) {
         match self {
             Effects::None => {}
@@ -81,14 +81,14 @@ impl Effects {
     }
 }
 
-impl Ticket {
-    /// What the frame changes in memory; the ticket has it no more.
+impl WriteTicket {
+    /// Takes the effects out of the ticket.
     pub(crate) fn take_effects(&mut self) -> Effects {
         mem::replace(&mut self.effects, Effects::None)
     }
 
-    /// As [`Effects::publish`] for a frame that was written through: of a key that was written behind meanwhile memory
-    /// has the newer value already, and keeps it.
+    /// Makes a frame that was written through visible, except for the records that are superseded: memory has the newer
+    /// value of their keys already.
     pub(crate) fn publish_applied(&mut self, first: Seq, superseded: &[bool]) {
         let effects = match self.take_effects() {
             Effects::None => Vec::new(),
@@ -101,8 +101,9 @@ impl Ticket {
         kept.for_each(|(effect, at)| effect.publish(first.plus(at)));
     }
 
-    /// Answers the writer. That nobody waits any more is no error: the write happened all the same.
+    /// Releases the key locks and answers the writer. One that is gone is no error: the write happened all the same.
     pub(crate) fn answer(self, outcome: Result<Seq, Error>) {
+        // First: whoever is answered may write the key at once.
         drop(self.key_guard);
         drop(self.answer.send(outcome));
     }

@@ -4,7 +4,7 @@
 //! together with the data in one transaction. This makes an apply take effect exactly once, however often it is
 //! repeated. A store that cannot do this cannot be a system of record of a layer.
 //!
-//! [`crate::testkit::conformance`] tests an implementation.
+//! `testkit::conformance` tests an implementation.
 
 use std::fmt;
 use std::future::Future;
@@ -109,7 +109,7 @@ pub enum StoreError {
 
 /// A system of record: the durable data that a layer caches and writes to.
 ///
-/// Implement it to put a layer in front of a database of your own; [`crate::testkit::conformance`] tests it.
+/// Implement it to put a layer in front of a database of your own; `testkit::conformance` tests it.
 ///
 /// A layer calls [`Store::apply`] from a thread of its own, so this call alone may block the thread that polls it; the
 /// layer cannot be stopped before it returns. All other calls are polled by the caller's threads and must not block.

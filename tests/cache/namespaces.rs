@@ -308,7 +308,7 @@ async fn a_group_is_invalidated_however_its_entries_came() {
         assert_eq!(cache.get_entry(&key).await.unwrap().source, at, "{key:?}");
     }
     assert_eq!(source.get(&cache, &(1, 4)).await, 6);
-    assert_eq!(cache.stats().misses[MissReason::GroupInvalidated], 3);
+    assert_eq!(cache.stats().misses[MissReason::TagInvalidated], 3);
     let mut kept = 0;
     for other in 2..10 {
         kept += u32::from(cache.get_entry(&(other, 1)).await.unwrap().source == Source::Memory);

@@ -17,7 +17,6 @@ struct Case {
     generation: u64,
     floor: u64,
     namespace_floor: u64,
-    group_floor: u64,
     tag_floor: u64,
     outdated: bool,
     now: u64,
@@ -45,7 +44,7 @@ struct Case {
 
 /// The specification.
 ///
-/// 1. What was invalidated is not served: with its cache, with its namespace, with its group, by one of its tags, or
+/// 1. What was invalidated is not served: with its cache, with its namespace, by one of its tags, or
 ///    because something that it was derived from has changed. The first of these that holds is the reason.
 /// 2. That the store lacks a key is no answer for a reader who has a loader.
 /// 3. What is as old as the reader accepts, or older, is not served. An age that would be negative is none. It counts
@@ -73,7 +72,6 @@ fn specified(case: &Case) -> Result<Option<StaleReason>, MissReason> {
     let limits = [
         (case.generation < case.floor, MissReason::Invalidated),
         (case.generation < case.namespace_floor, MissReason::NamespaceInvalidated),
-        (case.generation < case.group_floor, MissReason::GroupInvalidated),
         (case.generation < case.tag_floor, MissReason::TagInvalidated),
         (case.outdated, MissReason::DependencyChanged),
         (case.absent && case.has_loader && !case.of_loader, MissReason::Absent),
@@ -134,7 +132,6 @@ fn inputs<'a>(case: &Case, freshness: &'a Freshness) -> (EntryFacts, CacheLimits
     let at = |nanos| Moment::at(time(nanos));
     let facts = EntryFacts {
         generation: Generation(case.generation),
-        group_floor: Generation(case.group_floor),
         tag_floor: Generation(case.tag_floor),
         outdated: case.outdated,
         since: at(case.since),
@@ -192,7 +189,7 @@ fn wanted() -> impl Strategy<Value = OnUnverified> {
 prop_compose! {
     fn case()(
         (generation, floor, namespace_floor) in (2_u64..5, 0_u64..4, 0_u64..4),
-        (group_floor, tag_floor) in (0_u64..4, 0_u64..4),
+        tag_floor in 0_u64..4,
         outdated in prop_oneof![3 => Just(false), 1 => Just(true)],
         (now, since, used) in (nanos(), nanos(), nanos()),
         (absent, of_loader, has_loader) in (any::<bool>(), any::<bool>(), any::<bool>()),
@@ -208,7 +205,7 @@ prop_compose! {
     ) -> Case {
         let failed = failed && waiting.is_none();
         Case {
-            generation, floor, namespace_floor, group_floor, tag_floor, outdated, now, since, used, absent,
+            generation, floor, namespace_floor, tag_floor, outdated, now, since, used, absent,
             of_loader, derived, cut, cache_life, negative_life, own_life, cache_idle, own_idle, revalidate, if_error,
             max_staleness, has_loader, waiting, failed, verified, following, on_unverified,
         }

@@ -83,7 +83,7 @@ fn witnesses(safeguard: Safeguard) -> Vec<Test> {
         S::AroundDropsBefore | S::AroundDropsAfter => vec![cache("write_around")],
         S::NamespaceBelow => vec![cache("namespaces::a_namespace_is_invalidated_with")],
         S::TokenIsDurable => vec![cache("token")],
-        S::GroupFloor => vec![cache("namespaces::a_group")],
+        S::GroupTag => vec![cache("namespaces::a_group")],
         S::SchemaIsCompared => vec![cache("schema")],
         S::TagFloor | S::TagsAreStored => vec![cache("tags_and_rules::")],
         S::ReadSetChecked | S::JoinNoBrokenLoad => vec![cache("read_sets::a_derived_value")],

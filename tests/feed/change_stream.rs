@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use forebay::Invalidation;
 use forebay::disk::contract::Disk;
 use forebay::disk::simulated::{CrashPolicy, DiskOp, Fault, SimDisk};
 use forebay::layer::inspect;
@@ -37,11 +38,13 @@ fn cache(bay: &Forebay) -> Cache<u32, Vec<u8>> {
 fn told(outcome: &ChangeOutcome) -> (u64, String) {
     let what = match outcome {
         ChangeOutcome::PlaceLost { after, .. } => format!("lost after {after}"),
-        ChangeOutcome::Change(Change { kind: ChangeKind::InvalidateNamespace(name), .. }) => {
+        ChangeOutcome::Change(Change {
+            kind: ChangeKind::Invalidate(Invalidation::Namespace(name)), ..
+        }) => {
             format!("all of {name}")
         }
-        ChangeOutcome::Change(Change { kind: ChangeKind::InvalidateGroup(name, group), .. }) => {
-            format!("{group} of {name}")
+        ChangeOutcome::Change(Change { kind: ChangeKind::Invalidate(Invalidation::Tag(tag)), .. }) => {
+            format!("tagged {tag}")
         }
         ChangeOutcome::Change(Change { key, kind, .. }) => {
             let key = u32::from_le_bytes(key.key().try_into().unwrap());
@@ -53,7 +56,7 @@ fn told(outcome: &ChangeOutcome) -> (u64, String) {
                     format!("{key}@{version}={}", value.last().unwrap())
                 }
                 ChangeKind::RemoveVersion(version) => format!("{key}@{version} removed"),
-                ChangeKind::Invalidate => format!("{key}?"),
+                ChangeKind::Invalidate(Invalidation::Key(_)) => format!("{key}?"),
                 other => panic!("{other:?}"),
             }
         }

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use forebay::Invalidation;
 use forebay::bus::event::{Directive, Event, Payload};
 use forebay::cache::codec::{Bincode, Codec};
 use forebay::ids::{Epoch, Key, NamespaceName, Seq};
@@ -22,7 +23,7 @@ fn event() -> Event {
     let mut key = Vec::new();
     Bincode::encode(&123_u64, 100, &mut key).unwrap();
     let key = Key::new(&NamespaceName::parse("products").unwrap(), &key).unwrap();
-    let payload = Payload::Directives(vec![Directive::Invalidate(key, Seq::new(42))]);
+    let payload = Payload::Directives(vec![Directive::Invalidate(Invalidation::Key(key), Seq::new(42))]);
     Event { epoch: Epoch::new(0), after: Seq::ZERO, until: Seq::ZERO, as_of_us: 0, payload }
 }
 

@@ -9,6 +9,7 @@ mod store_answers;
 
 use std::time::Duration;
 
+use forebay::Invalidation;
 use forebay::bus::event::{Directive, Event, Payload};
 use forebay::{Cache, Epoch, Follow, Forebay, Seq};
 use scripted_bus::ScriptedBus;
@@ -68,7 +69,7 @@ impl Bed {
 }
 
 fn changed(key: u64, seq: Seq) -> Directive {
-    Directive::Invalidate(key_of("prices", &key), seq)
+    Directive::Invalidate(Invalidation::Key(key_of("prices", &key)), seq)
 }
 
 fn before(seq: Seq) -> Seq {

@@ -12,6 +12,7 @@ const RANKS: &[(&str, u32)] = &[
     ("metrics", 0),
     ("safeguard", 0),
     ("seam", 0),
+    ("invalidation", 1),
     ("disk", 1),
     ("postgres", 1),
     ("journal", 2),
@@ -106,8 +107,6 @@ fn import_faults(path: &str, text: &str) -> Vec<String> {
             // The unit tests of a module may use the testkit, which no built code may.
             Some(_) if in_tests && target == "testkit" => {}
             Some(rank) if rank < own_rank => {}
-            // Being cut: change streams and publishers take what they need of a layer instead of the layer.
-            Some(_) if (own, target) == ("feed", "layer") => {}
             Some(rank) => {
                 let which = if rank == own_rank { "a sibling" } else { "not below it" };
                 let what =

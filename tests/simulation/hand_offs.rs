@@ -270,7 +270,7 @@ fn bulk_invalidations_against_fills() {
             Arc::new(memory.with_scopes(Arc::clone(&scopes)))
         };
         let (derived, other) = (memory(), memory());
-        let (group, tag) = (scopes.group("n", "group"), scopes.tag("tag"));
+        let (group, tag) = (scopes.tag("n:group"), scopes.tag("tag"));
         let source = Arc::new(Mutex::new(0_u64));
         let loaders: Vec<_> = (0..2)
             .map(|_| {
@@ -280,7 +280,7 @@ fn bulk_invalidations_against_fills() {
                     let (start, mut read) = (derived.start(&1), ReadSet::default());
                     read.add(other.fences(), other.start(&2).mark, None);
                     let overrides = EntryOverrides {
-                        dependencies: Dependencies::new(Some(group), vec![tag], read),
+                        dependencies: Dependencies::new(vec![group, tag], read),
                         ..EntryOverrides::default()
                     };
                     let loaded = *source.lock().unwrap();

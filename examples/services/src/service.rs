@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
+use forebay::Invalidation;
 use forebay::bus::event::Directive;
 use forebay::bus::{NatsBus, PostgresBus, RedisBus};
 use forebay::postgres::PostgresServer;
@@ -269,7 +270,9 @@ type Group = Vec<Option<u64>>;
 /// Drops the list of a changed product: a loader made it, so that the cache does not know what it was made from.
 fn drop_lists(directive: &Directive, stale: &mut forebay::Stale) {
     match directive {
-        Directive::Invalidate(key, _) | Directive::Put(key, ..) | Directive::Remove(key, _)
+        Directive::Invalidate(Invalidation::Key(key), _)
+        | Directive::Put(key, ..)
+        | Directive::Remove(key, _)
             if key.namespace() == "products" =>
         {
             match Bincode::decode::<u64>(key.key()) {

@@ -1,4 +1,4 @@
-//! What the commands share: where a store is, how findings and keys are printed, and what becomes the exit status.
+//! The parts that the commands share: store URLs, printing of findings and keys, the exit status.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -15,10 +15,10 @@ use forebay::store::contract::{Progress, Store, StoreError};
 use forebay::{Error, ErrorKind, Key, Seq, SledStore};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// How much of a key or a namespace is shown, in bytes.
+/// The bytes of a key or a namespace that are shown.
 const SHOWN_BYTES_MAX: usize = 48;
 
-/// What a command came to.
+/// The outcome of a command that ran to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Good,
@@ -31,7 +31,7 @@ impl Verdict {
     }
 }
 
-/// Where a store is, and which one.
+/// The kind of a store, and its path.
 #[derive(Clone, Debug)]
 pub(crate) struct StoreUrl {
     kind: StoreKind,
@@ -49,7 +49,7 @@ enum StoreKind {
 impl StoreKind {
     const ALL: [StoreKind; 3] = [StoreKind::Sled, StoreKind::Redb, StoreKind::Fjall];
 
-    /// In a URL; of all but the default store also the name of its feature.
+    /// Returns its name in a URL; for all but the default store that is also the name of its feature.
     fn name(self) -> &'static str {
         match self {
             StoreKind::Sled => "sled",
@@ -66,7 +66,7 @@ impl StoreKind {
         }
     }
 
-    /// What is in the directory of such a store.
+    /// Returns the name of an entry that every directory of such a store has.
     fn mark(self) -> &'static str {
         match self {
             StoreKind::Sled => "db",
@@ -104,7 +104,7 @@ impl fmt::Display for StoreUrl {
 }
 
 impl StoreUrl {
-    /// Opens it. One that does not exist is a slip of the pen: a new store would swallow the journal.
+    /// Opens the store. One that does not exist is taken for a mistyped path: a new store would take the whole journal.
     pub(crate) fn open(&self) -> Result<Box<dyn Store>> {
         let StoreUrl { kind, path } = self;
         if !path.join(kind.mark()).exists() {
@@ -121,7 +121,7 @@ impl StoreUrl {
         })
     }
 
-    /// How far it has come.
+    /// Opens the store and returns its progress.
     pub(crate) fn progress(&self) -> Result<Progress> {
         let store = self.open()?;
         let tenure = runtime()?.block_on(store.tenure()).map_err(StoreError::into_error)?;
@@ -129,17 +129,17 @@ impl StoreUrl {
     }
 }
 
-/// What the commands that wait run on.
+/// Makes the runtime of a command that waits.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_time().build()?)
 }
 
-/// The operating system's files.
+/// Returns the operating system's files.
 pub(crate) fn disk() -> Arc<dyn Disk> {
     Arc::new(OsDisk)
 }
 
-/// Looks at a directory that has to hold a journal.
+/// Surveys a directory that has to hold a journal.
 pub(crate) fn survey(dir: &Path) -> Result<Survey> {
     let survey = Survey::open(disk(), dir)?;
     if survey.segments().is_empty() {
@@ -148,7 +148,7 @@ pub(crate) fn survey(dir: &Path) -> Result<Survey> {
     Ok(survey)
 }
 
-/// A bar on standard error, which shows itself on a terminal only.
+/// Makes a bar on standard error, which is shown on a terminal only.
 pub(crate) fn progress_bar(what: &'static str, unit: Unit) -> ProgressBar {
     let template = match unit {
         Unit::Bytes => "{msg} {bar:40} {bytes} of {total_bytes}, {eta} left",
@@ -158,20 +158,20 @@ pub(crate) fn progress_bar(what: &'static str, unit: Unit) -> ProgressBar {
     ProgressBar::new(0).with_style(style).with_message(what)
 }
 
-/// What a bar counts.
+/// The unit of a bar.
 #[derive(Clone, Copy)]
 pub(crate) enum Unit {
     Bytes,
     Records,
 }
 
-/// Moves a bar to where a survey is.
+/// Moves a bar to a survey's progress.
 pub(crate) fn show_progress(bar: &ProgressBar, (done, total): (u64, u64)) {
     bar.set_length(total);
     bar.set_position(done);
 }
 
-/// A sentence about a finding that is not a frame and not an undamaged end.
+/// Returns a sentence about a finding, unless it is a frame or an undamaged end.
 pub(crate) fn sentence(finding: &Finding) -> Option<String> {
     match finding {
         Finding::Damage(damage) => Some(damage.error.to_string()),
@@ -197,7 +197,7 @@ fn hole_sentence(hole: &Hole) -> String {
     }
 }
 
-/// A namespace and a key, bounded and without anything that a terminal would act on.
+/// Returns a namespace and a key to print: cut, and with every byte escaped that a terminal would act on.
 pub(crate) fn shown(key: &Key) -> (String, String) {
     (escaped(key.namespace().as_bytes()), escaped(key.key()))
 }
@@ -208,18 +208,18 @@ fn escaped(bytes: &[u8]) -> String {
     format!("{}{cut}", part.escape_ascii())
 }
 
-/// Standard output, buffered.
+/// Returns standard output, buffered.
 pub(crate) fn out() -> io::BufWriter<io::StdoutLock<'static>> {
     io::BufWriter::new(io::stdout().lock())
 }
 
-/// Says why a command failed, and with which exit status.
+/// Prints the error of a command that failed. Returns its exit status.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
-        // Whoever was reading has seen enough.
+        // The reader, such as `head`, has seen enough.
         return ExitCode::SUCCESS;
     }
-    // If nobody can be told, the exit status has to do.
+    // Without a standard error, the exit status has to do.
     drop(writeln!(io::stderr(), "forebay: {error:#}"));
     let kind = error.downcast_ref::<Error>().map(Error::kind);
     ExitCode::from(if kind == Some(ErrorKind::Damaged) { 1 } else { 2 })

@@ -1,4 +1,4 @@
-//! `drain`: opens the layer and carries what is pending to the store.
+//! `drain`: opens the layer and applies its backlog to the store.
 
 use std::io::Write;
 use std::path::Path;
@@ -10,7 +10,7 @@ use forebay::{Forebay, Health, HealthState, OnRejected};
 use crate::Opening;
 use crate::common::{self, Unit, Verdict};
 
-/// How often the bar moves, and a layer that stands is noticed.
+/// The interval at which the bar moves and a failed layer is noticed.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 pub(crate) fn run(dir: &Path, opening: &Opening, deadline: Option<u64>, park: bool) -> Result<Verdict> {
@@ -28,14 +28,14 @@ pub(crate) fn run(dir: &Path, opening: &Opening, deadline: Option<u64>, park: bo
         if let Some(why) = drained.err().or(end.error.filter(|_| closed.queued > 0)) {
             writeln!(out, "{} records are left in the journal: {why:#}", closed.queued)?;
         } else if closed.queued > 0 {
-            writeln!(out, "{} records are left in the journal: there was no time left", closed.queued)?;
+            writeln!(out, "{} records are left in the journal: the deadline passed", closed.queued)?;
         }
         out.flush()?;
         Ok(Verdict::good_if(closed.queued == 0))
     })
 }
 
-/// Opens the layer whose journal is in `dir`, which has to be there.
+/// Opens the layer whose journal is in `dir`, which has to exist.
 pub(crate) async fn open(dir: &Path, opening: &Opening, park: bool) -> Result<Forebay> {
     let survey = common::survey(dir)?;
     if survey.id().is_none() {
@@ -47,7 +47,7 @@ pub(crate) async fn open(dir: &Path, opening: &Opening, park: bool) -> Result<Fo
     Ok(builder.replace_journal(opening.replace_journal).open().await?)
 }
 
-/// Waits for the store, for as long as it is wanted and makes sense.
+/// Waits until the store has everything, until the deadline, or until the layer fails.
 async fn drained_within(bay: &Forebay, start: &Health, deadline: Option<Duration>) -> forebay::Result<()> {
     let bar = common::progress_bar("draining", Unit::Records);
     bar.set_length(start.queued_records);

@@ -1,4 +1,4 @@
-//! `inspect`: what a journal's directory holds, for people or as JSON.
+//! `inspect`: prints the contents of a journal's directory, for people or as JSON.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::common::{self, StoreUrl, Unit, Verdict};
 
-/// What was counted in one segment.
+/// The counts of one segment.
 #[derive(Default)]
 struct Counted {
     frames: u64,
@@ -108,8 +108,9 @@ pub(crate) fn run(dir: &Path, as_json: bool, store: Option<&StoreUrl>) -> Result
     Ok(Verdict::good_if(faults == 0))
 }
 
-/// The oldest pending record, of all if it is not known which are pending, was written before its segment's last
-/// one, whose time the file system knows. A frame itself bears no time.
+/// Returns the least age of the oldest pending record, or of the oldest record if the watermark is not known.
+///
+/// A frame bears no time, but the file system knows when its segment was last written.
 fn oldest_age_seconds(
     survey: &Survey,
     counted: &HashMap<u64, Counted>,

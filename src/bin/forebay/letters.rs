@@ -1,4 +1,4 @@
-//! `dead-letters`: lists them, sends them to the store again, or gives them up.
+//! `dead-letters`: lists, replays or discards the records that the store rejected.
 
 use std::io::Write;
 use std::path::Path;
@@ -84,7 +84,7 @@ fn settle(dir: &Path, choice: &Choice, discard: bool) -> Result<Verdict> {
         let verdict = match settled {
             Ok(()) => Verdict::Good,
             Err(error) if matches!(error.kind(), ErrorKind::Rejected | ErrorKind::Halted) => {
-                writeln!(out, "not done: {}", printable(&error.to_string()))?;
+                writeln!(out, "not done: {}", printable(&format!("{error:#}")))?;
                 Verdict::Bad
             }
             Err(error) => return Err(error.into()),
@@ -105,7 +105,7 @@ fn line(letter: &DeadLetter) -> String {
     format!("{:>10}  {:<7} {namespace} {key}  {reason}", letter.seq.get(), operation(letter))
 }
 
-/// The store's own words, without anything that a terminal would act on.
+/// Replaces every character of a store's error that a terminal would act on.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -1,4 +1,5 @@
-//! The operator's tool: looks at a layer's files, drains them, and saves what can be saved.
+//! The operator's tool: checks and prints a layer's files, drains them, and salvages what is sound of a damaged
+//! journal.
 //!
 //! `verify`, `inspect`, `tail` and `dead-letters list` take no lock and change nothing, so they work beside a running
 //! layer. Nothing that is printed ever holds a value, and of a key only a bounded, escaped prefix.
@@ -22,7 +23,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::common::{StoreUrl, Verdict};
 
 #[derive(Parser)]
-#[command(name = "forebay", version, about = "Looks after the journal of a Forebay layer.")]
+#[command(name = "forebay", version, about = "Checks, drains and repairs the journal of a Forebay layer.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -38,14 +39,14 @@ enum Command {
         #[arg(long)]
         queue: bool,
     },
-    /// Tell what a journal's directory holds: segments, pending records, dead letters. Changes nothing.
+    /// Show what a journal's directory holds: segments, pending records, dead letters. Changes nothing.
     Inspect {
         /// The journal's directory.
         dir: PathBuf,
         /// Print JSON.
         #[arg(long)]
         json: bool,
-        /// The store that tells what is pending, as sled:PATH, redb:PATH or fjall:PATH. It is opened, so its layer must
+        /// The store that knows what is pending, as sled:PATH, redb:PATH or fjall:PATH. It is opened, so its layer must
         /// be closed.
         #[arg(long)]
         store: Option<StoreUrl>,
@@ -57,7 +58,7 @@ enum Command {
         /// The first sequence number to print.
         #[arg(long, default_value_t = 0)]
         from: u64,
-        /// Go on with what is written from now on, until interrupted.
+        /// Go on with records that are written from now on, until interrupted.
         #[arg(long)]
         follow: bool,
     },
@@ -76,20 +77,20 @@ enum Command {
         #[arg(long)]
         past_holes: bool,
     },
-    /// Open the layer and carry everything that is pending to the store.
+    /// Open the layer and apply everything that is pending to the store.
     Drain {
         /// The journal's directory.
         dir: PathBuf,
         #[command(flatten)]
         opening: Opening,
-        /// How long to try, in seconds; without it, until everything is in the store.
+        /// The seconds to try; without it, until everything is in the store.
         #[arg(long)]
         deadline: Option<u64>,
         /// Put records that the store rejects into the dead-letter list instead of stopping at them.
         #[arg(long)]
         park: bool,
     },
-    /// List, replay or give up the records that the store rejected.
+    /// List, replay or discard the records that the store rejected.
     DeadLetters {
         /// The journal's directory.
         dir: PathBuf,
@@ -118,7 +119,7 @@ enum Letters {
     },
     /// Open the layer and send letters to the store again, with all that share a batch or a key with them.
     Replay(Choice),
-    /// Open the layer and give letters up, with all that share a batch or a key with them.
+    /// Open the layer and discard letters, with all that share a batch or a key with them.
     Discard(Choice),
 }
 
@@ -126,7 +127,7 @@ enum Letters {
 struct Choice {
     #[command(flatten)]
     opening: Opening,
-    /// The sequence numbers, as `list` tells them, with commas in between.
+    /// The sequence numbers, as `list` shows them, with commas in between.
     #[arg(long, value_delimiter = ',', required_unless_present = "all")]
     seq: Vec<u64>,
     /// All of them.

@@ -1,4 +1,4 @@
-//! `salvage`: a new journal of what can be proven good, and a list of what is lost.
+//! `salvage`: writes a new journal of what can be proven sound, and prints what is lost.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -23,7 +23,7 @@ pub(crate) fn run(dir: &Path, out_dir: &Path, store: Option<&StoreUrl>, past_hol
     options.watermark = progress.applied;
     options.past_holes = past_holes;
 
-    // Under another name until it is complete, so that an interrupted salvage is not taken for a whole one.
+    // Under another name until it is complete, so that an interrupted salvage is not taken for a complete one.
     let partial = partial_name(out_dir)?;
     if partial.exists() {
         bail!("{} is left of a salvage that was interrupted; remove it first", partial.display());

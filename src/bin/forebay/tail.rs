@@ -12,7 +12,7 @@ use forebay::layer::inspect::{self, RecordKind};
 
 use crate::common::{self, Verdict};
 
-/// How long `--follow` waits before it looks again. Nobody tells a reader without a lock of a new frame.
+/// The interval at which `--follow` looks for new records. A reader without a lock is not notified of them.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 pub(crate) fn run(dir: &Path, from: u64, follow: bool) -> Result<Verdict> {
@@ -64,7 +64,7 @@ fn print(out: &mut impl Write, frame: &Frame, after: Seq) -> Result<()> {
                 )?;
             }
         }
-        // A queue's records are opaque: their lengths are all there is to tell.
+        // The records of a journal that is used as a queue are opaque: only their lengths can be printed.
         Err(_) => {
             for (bytes, at) in frame.records().zip(0_u64..) {
                 let seq = frame.first.plus(at);

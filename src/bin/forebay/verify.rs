@@ -1,4 +1,4 @@
-//! `verify`: reads everything and says whether it is what was written.
+//! `verify`: reads everything and checks that it is what was written.
 
 use std::io::Write;
 use std::path::Path;

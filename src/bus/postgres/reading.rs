@@ -13,6 +13,7 @@ use crate::bus::event::{Directive, Event, Payload};
 use crate::bus::postgres::client::PostgresClient;
 use crate::error::Result;
 use crate::ids::{Epoch, Key, NamespaceName, Seq};
+use crate::invalidation::Invalidation;
 use crate::postgres::driver::{Driver, ended};
 use crate::postgres::failure::{CallFailure, ErrorClass};
 use crate::postgres::pool::{Session, column, within, xid};
@@ -271,12 +272,14 @@ fn directive(
     key: Option<&[u8]>,
     version: Seq,
 ) -> Directive {
-    let Some(Ok(name)) = namespace.map(NamespaceName::parse) else { return Directive::Everything(version) };
+    let Some(Ok(name)) = namespace.map(NamespaceName::parse) else {
+        return Directive::Invalidate(Invalidation::Everything, version);
+    };
     let key = key.map(|key| Key::new(&name, key));
     match (operation, key) {
-        (Some("invalidate"), Some(Ok(key))) => Directive::Invalidate(key, version),
+        (Some("invalidate"), Some(Ok(key))) => Directive::Invalidate(Invalidation::Key(key), version),
         (Some("remove"), Some(Ok(key))) => Directive::Remove(key, version),
-        _ => Directive::Namespace(name, version),
+        _ => Directive::Invalidate(Invalidation::Namespace(name), version),
     }
 }
 
@@ -320,14 +323,20 @@ mod tests {
         let said = |operation, namespace, key| directive(operation, namespace, key, Seq::ZERO);
         let seven = Some(b"7".as_slice());
         assert_eq!(said(Some("remove"), Some("products"), seven), Directive::Remove(key.clone(), Seq::ZERO));
-        assert_eq!(said(Some("invalidate"), Some("products"), seven), Directive::Invalidate(key, Seq::ZERO));
-        let all = Directive::Namespace(name, Seq::ZERO);
+        assert_eq!(
+            said(Some("invalidate"), Some("products"), seven),
+            Directive::Invalidate(Invalidation::Key(key), Seq::ZERO)
+        );
+        let all = Directive::Invalidate(Invalidation::Namespace(name), Seq::ZERO);
         let long = vec![0; crate::ids::KEY_BYTES_MAX];
         assert_eq!(said(Some("namespace"), Some("products"), seven), all);
         assert_eq!(said(Some("invalidate"), Some("products"), None), all);
         assert_eq!(said(Some("invalidate"), Some("products"), Some(&long)), all);
         for bad in [None, Some(""), Some("!tokens")] {
-            assert_eq!(said(Some("remove"), bad, seven), Directive::Everything(Seq::ZERO));
+            assert_eq!(
+                said(Some("remove"), bad, seven),
+                Directive::Invalidate(Invalidation::Everything, Seq::ZERO)
+            );
         }
     }
 }

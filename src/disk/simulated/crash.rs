@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::disk::simulated::state::{
-    DirChange, Directory, DiskState, Inode, SECTOR_BYTES, grow, put, sector_of,
+    DirChange, DiskState, Inode, SECTOR_BYTES, SimDirectory, grow, put, sector_of,
 };
 
 /// The extent of what a crash destroys.
@@ -63,7 +63,7 @@ pub enum CrashPolicy {
 pub struct Unsynced {
     /// Sectors whose content differs from the durable one.
     pub sectors: usize,
-    /// Directory changes that are not durable.
+    /// SimDirectory changes that are not durable.
     pub names: usize,
 }
 
@@ -118,13 +118,13 @@ impl Survival {
                     image.inodes.entry(*inode).or_insert_with(|| self.content(file));
                 }
             }
-            image.dirs.insert(path.clone(), Directory::durable(entries));
+            image.dirs.insert(path.clone(), SimDirectory::durable(entries));
         }
         image
     }
 
     /// Returns the entries of a directory after the crash.
-    fn entries(&mut self, dir: &Directory) -> BTreeMap<String, u64> {
+    fn entries(&mut self, dir: &SimDirectory) -> BTreeMap<String, u64> {
         let in_order = !matches!(self.policy, CrashPolicy::Unordered { .. });
         let mut entries = dir.durable.clone();
         let mut lost: Vec<&DirChange> = Vec::new();

@@ -233,6 +233,8 @@ impl Faults {
             if !fault.on.matches(op) || !name.starts_with(fault.prefix.as_str()) {
                 continue;
             }
+            // Every matching fault counts the operation, also when an earlier one fails it: plans do not shift each
+            // other.
             if fault.passing > 0 {
                 fault.passing -= 1;
             } else {
@@ -240,6 +242,7 @@ impl Faults {
             }
         }
         let Some((at, fault)) = hit else { return Ok(()) };
+        // A fault that has hit once is spent.
         if !fault.lasting {
             drop(self.planned.remove(at));
         }

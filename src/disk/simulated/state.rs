@@ -31,7 +31,7 @@ pub(super) type StateObserver = Box<dyn FnMut(&DiskOperation, DiskState) + Send>
 
 #[derive(Default)]
 pub(super) struct DiskState {
-    pub(super) dirs: BTreeMap<PathBuf, Directory>,
+    pub(super) dirs: BTreeMap<PathBuf, SimDirectory>,
     pub(super) inodes: BTreeMap<u64, Inode>,
     inodes_made: u64,
     pub(super) locks: BTreeSet<PathBuf>,
@@ -48,7 +48,7 @@ pub(super) struct DiskState {
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Directory {
+pub(super) struct SimDirectory {
     pub(super) live: BTreeMap<String, u64>,
     pub(super) durable: BTreeMap<String, u64>,
     /// The changes that lead from `durable` to `live`, in order.
@@ -104,6 +104,7 @@ impl DiskState {
     /// # Errors
     /// The planned fault that this operation meets.
     pub(super) fn begin(&mut self, op: DiskOp, name: &str) -> Result<(), InjectedFailure> {
+        // Taken out meanwhile, so that the observer and the image can be borrowed at the same time.
         if let Some(mut observer) = self.observer.take_if(|_| op.changes()) {
             let operation = DiskOperation { number: self.faults.operations(), op, name: name.to_owned() };
             observer(&operation, self.killed());
@@ -166,6 +167,7 @@ impl DiskState {
             return Err(io::ErrorKind::CrossesDevices.into());
         }
         let inode = self.find(from)?;
+        // The replaced file lives on while a handle or a durable entry refers to it.
         let replaced = self.find(to).ok();
         if replaced != Some(inode) {
             let (gone, made) = (Some(name_in(from)), Some(name_in(to)));
@@ -188,6 +190,7 @@ impl DiskState {
         let outcome = self.begin(DiskOp::SyncDir, &name_in(path));
         let dir = self.dir(path)?;
         if let Err(failure) = outcome {
+            // A file system that stopped comes back with the durable entries only.
             if failure.failed_sync == FailedSync::PagesReverted {
                 dir.live = dir.durable.clone();
                 dir.changes.clear();
@@ -205,6 +208,7 @@ impl DiskState {
     pub(super) fn lock(&mut self, path: &Path) -> io::Result<()> {
         self.begin(DiskOp::Lock, &name_in(path))?;
         self.dir(parent_of(path))?;
+        // A second lock is refused in the same process too, as the operating system's disk does.
         if !self.locks.insert(path.to_owned()) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -283,6 +287,7 @@ impl DiskState {
             file.dirty.clear();
             return Err(failure.error);
         }
+        // Lengths never shrink: the crate truncates no file.
         let len = begun.len.max(file.durable.len());
         let durable = Arc::make_mut(&mut file.durable);
         grow(durable, len);
@@ -299,6 +304,7 @@ impl DiskState {
 
     pub(super) fn used_bytes(&self) -> u64 {
         let named: BTreeSet<&u64> = self.dirs.values().flat_map(|dir| dir.live.values()).collect();
+        // A removed file takes space until its last handle is closed, as on a real disk.
         let used = self.inodes.iter().filter(|(inode, file)| file.handles > 0 || named.contains(inode));
         used.map(|(_, file)| file.live.len() as u64).sum()
     }
@@ -346,7 +352,8 @@ impl DiskState {
     /// Returns the readable content of every file in a directory.
     pub(super) fn files(&self, dir: &Path) -> BTreeMap<String, Vec<u8>> {
         let names = self.dirs.get(dir).into_iter().flat_map(|dir| &dir.live);
-        let content = |inode| self.inodes.get(inode).map(|file| Vec::clone(&file.live)).unwrap_or_default();
+        let content =
+            |inode: &u64| self.inodes.get(inode).map(|file| Vec::clone(&file.live)).unwrap_or_default();
         names.map(|(name, inode)| (name.clone(), content(inode))).collect()
     }
 
@@ -359,12 +366,12 @@ impl DiskState {
     fn make_dirs(&mut self, path: &Path) {
         for ancestor in path.ancestors() {
             if !self.dirs.contains_key(ancestor) {
-                self.dirs.insert(ancestor.to_owned(), Directory::default());
+                self.dirs.insert(ancestor.to_owned(), SimDirectory::default());
             }
         }
     }
 
-    fn dir(&mut self, path: &Path) -> io::Result<&mut Directory> {
+    fn dir(&mut self, path: &Path) -> io::Result<&mut SimDirectory> {
         self.dirs.get_mut(path).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
@@ -399,10 +406,10 @@ impl DiskState {
     }
 }
 
-impl Directory {
+impl SimDirectory {
     /// Returns a directory whose entries are all durable.
-    pub(super) fn durable(entries: BTreeMap<String, u64>) -> Directory {
-        Directory { live: entries.clone(), durable: entries, changes: Vec::new() }
+    pub(super) fn durable(entries: BTreeMap<String, u64>) -> SimDirectory {
+        SimDirectory { live: entries.clone(), durable: entries, changes: Vec::new() }
     }
 
     fn change(&mut self, change: DirChange) {
@@ -432,6 +439,7 @@ impl Inode {
         put(live, offset, buf);
         for sector in offset / SECTOR_BYTES..=(end - 1) / SECTOR_BYTES {
             let start = sector * SECTOR_BYTES;
+            // A crash may garble the bytes that were being written, and no others of the sector.
             let written = offset.max(start)..end.min(start + SECTOR_BYTES);
             let whole = self.dirty.entry(sector).or_insert_with(|| written.clone());
             *whole = whole.start.min(written.start)..whole.end.max(written.end);

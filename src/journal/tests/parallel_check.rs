@@ -83,13 +83,13 @@ fn of_two_damaged_places_the_first_is_reported_and_nothing_changes() {
         for second in (first + 1..120).step_by(17) {
             let mut spoilt = files.clone();
             spoil(&mut spoilt, frames[first]);
-            let alone = error_of(open(&image_of(&spoilt), &growing())).to_string();
+            let alone = format!("{:#}", error_of(open(&image_of(&spoilt), &growing())));
             let at =
                 format!("{}: damaged at byte {}", segment_name(frames[first].segment), frames[first].offset);
             assert!(alone.contains(&at), "{alone}");
             spoil(&mut spoilt, frames[second]);
             let disk = image_of(&spoilt);
-            assert_eq!(error_of(open(&disk, &growing())).to_string(), alone, "{first} and {second}");
+            assert_eq!(format!("{:#}", error_of(open(&disk, &growing()))), alone, "{first} and {second}");
             assert_eq!(disk.image(), spoilt);
         }
     }
@@ -152,7 +152,7 @@ fn an_unreadable_segment_hides_no_damage_before_it_and_is_reported_before_damage
             false => (ErrorKind::Io, name),
         };
         assert_eq!(error.kind(), kind, "{error}");
-        assert!(error.to_string().contains(&place), "{error}");
+        assert!(format!("{error:#}").contains(&place), "{error}");
     }
 }
 
@@ -163,7 +163,7 @@ fn a_panic_of_any_thread_is_an_error() {
     for at in [0, 30, 60, 119] {
         let error = error_of(open_visiting(&disk, Some(frames[at])));
         assert_eq!(error.kind(), ErrorKind::Poisoned);
-        assert!(error.to_string().contains("a planned panic"), "{error}");
+        assert!(format!("{error:#}").contains("a planned panic"), "{error}");
         let mut spoilt = disk.image();
         spoil(&mut spoilt, frames[20]);
         let error = error_of(open_visiting(&image_of(&spoilt), Some(frames[at])));

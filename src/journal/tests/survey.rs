@@ -10,14 +10,14 @@ use crate::journal::survey::{Finding, Survey};
 
 /// The findings of a survey, in short.
 #[derive(Debug, Default, PartialEq)]
-struct Found {
+struct SurveyResult {
     records: Vec<u64>,
     damages: Vec<(String, u64)>,
     holes: Vec<(u64, Option<u64>)>,
     torn: Option<u64>,
 }
 
-impl Found {
+impl SurveyResult {
     fn add(&mut self, finding: &Finding) {
         match finding {
             Finding::Frame(frame) => {
@@ -38,9 +38,9 @@ impl Found {
     }
 }
 
-fn survey(disk: &SimDisk) -> Result<Found> {
+fn survey(disk: &SimDisk) -> Result<SurveyResult> {
     let mut survey = Survey::open(Arc::new(disk.clone()), Path::new("journal"))?;
-    let mut seen = Found::default();
+    let mut seen = SurveyResult::default();
     while let Some(finding) = survey.next_finding()? {
         seen.add(&finding);
     }
@@ -50,11 +50,11 @@ fn survey(disk: &SimDisk) -> Result<Found> {
 }
 
 /// Salvages to another directory. Returns a disk that has the new journal alone.
-fn salvaged(disk: &SimDisk, options: &SalvageOptions) -> (SimDisk, Salvaged, Found) {
+fn salvaged(disk: &SimDisk, options: &SalvageOptions) -> (SimDisk, Salvaged, SurveyResult) {
     let before = disk.image();
     let options = &SalvageOptions { journal: growing(), ..options.clone() };
-    let mut seen = Found::default();
-    let mut left_out = Found::default();
+    let mut seen = SurveyResult::default();
+    let mut left_out = SurveyResult::default();
     let mut report = |step: &SalvageStep<'_>| match step.finding {
         Finding::Frame(_) if !step.written => left_out.add(step.finding),
         finding => seen.add(finding),
@@ -324,10 +324,10 @@ fn a_segment_that_is_not_the_one_its_successor_recorded_is_a_hole() {
 }
 
 /// A disk that changes under whoever looks: until so many reads, or listings, have passed it is as it was before.
-struct Changing {
+struct ChangingDisk {
     before: SimDisk,
     after: SimDisk,
-    /// What is read after the change through files that were opened before it and have no name any more.
+    /// The files that are read after the change through handles from before it, whose names are gone.
     recycled: SimDisk,
     left: Arc<AtomicUsize>,
 }
@@ -338,7 +338,7 @@ struct ChangingFile {
     left: Arc<AtomicUsize>,
 }
 
-/// Whether the change is still to come.
+/// True while the change is still to come.
 fn is_before(left: &AtomicUsize) -> bool {
     left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
@@ -368,7 +368,7 @@ impl DiskFile for ChangingFile {
     }
 }
 
-impl Disk for Changing {
+impl Disk for ChangingDisk {
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         if is_before(&self.left) { self.before.list(path) } else { self.after.list(path) }
     }
@@ -410,9 +410,9 @@ fn survey_every_change(before: &SimDisk, after: &SimDisk, recycled: &SimDisk) ->
     for calls in 0..40 {
         let left = Arc::new(AtomicUsize::new(calls));
         let (before, after, recycled) = (before.clone(), after.clone(), recycled.clone());
-        let disk = Changing { before, after, recycled, left };
+        let disk = ChangingDisk { before, after, recycled, left };
         let mut survey = Survey::open(Arc::new(disk), Path::new("journal")).unwrap();
-        let mut seen = Found::default();
+        let mut seen = SurveyResult::default();
         while let Some(finding) = survey.next_finding().unwrap() {
             seen.add(&finding);
         }
@@ -467,16 +467,16 @@ fn what_is_trimmed_between_two_looks_is_not_missing() {
     gap.delete(&segment_name(2));
     let after = image_of(&disk.image());
     let left = Arc::new(AtomicUsize::new(1));
-    let changing = Changing { before: gap, after, recycled: SimDisk::new(), left };
+    let changing = ChangingDisk { before: gap, after, recycled: SimDisk::new(), left };
     let mut survey = Survey::open(Arc::new(changing), Path::new("journal")).unwrap();
-    let mut seen = Found::default();
+    let mut seen = SurveyResult::default();
     while let Some(finding) = survey.next_finding().unwrap() {
         seen.add(&finding);
     }
     assert_eq!((seen.records.len(), seen.damages, seen.holes), (12, vec![], vec![]));
     // After the first segment has been begun, it and the second go: what was begun is read, the rest follows.
     let mut survey = Survey::open(Arc::new(disk.clone()), Path::new("journal")).unwrap();
-    let mut seen = Found::default();
+    let mut seen = SurveyResult::default();
     seen.add(&survey.next_finding().unwrap().unwrap());
     (1..=2).for_each(|number| disk.delete(&segment_name(number)));
     while let Some(finding) = survey.next_finding().unwrap() {

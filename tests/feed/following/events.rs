@@ -1,5 +1,6 @@
 //! Events: a follower carries out what it receives, and notices what it did not receive.
 
+use forebay::Invalidation;
 use forebay::bus::contract::{Position, StartPosition};
 use forebay::bus::event::{Directive, Event, Payload};
 use forebay::testkit::FlakyStore;
@@ -41,8 +42,8 @@ async fn directives_of_one_event_reach_each_the_cache_of_their_namespace() {
     let stocks = bay.cache::<u64, u64>("stocks").open().unwrap();
     assert_eq!((prices.get(&1).await.unwrap(), stocks.get(&1).await.unwrap()), (Some(10), Some(100)));
     type Say = fn(Seq) -> Directive;
-    let elsewhere = |seq| Directive::Invalidate(key_of("elsewhere", &1_u64), seq);
-    let stock = |seq| Directive::Invalidate(key_of("stocks", &1_u64), seq);
+    let elsewhere = |seq| Directive::Invalidate(Invalidation::Key(key_of("elsewhere", &1_u64)), seq);
+    let stock = |seq| Directive::Invalidate(Invalidation::Key(key_of("stocks", &1_u64)), seq);
     let one: Say = |seq| changed(1, seq);
     let others: Say = |seq| changed(2, seq);
     let said: [(&str, &[Say], _); 3] = [
@@ -133,13 +134,18 @@ async fn removals_namespaces_groups_and_new_values_are_carried_out() {
     warm().await;
     say(|seq| Directive::Remove(key_of("prices", &1_u64), seq)).await;
     assert_eq!(sources().await, [store, memory, memory]);
-    say(|seq| Directive::Group(NamespaceName::parse("prices").unwrap(), "of 2".into(), seq)).await;
+    say(|seq| {
+        Directive::Invalidate(Invalidation::group(&NamespaceName::parse("prices").unwrap(), "of 2"), seq)
+    })
+    .await;
     assert_eq!(sources().await, [memory, store, memory]);
-    say(|seq| Directive::Namespace(NamespaceName::parse("prices").unwrap(), seq)).await;
+    say(|seq| Directive::Invalidate(Invalidation::Namespace(NamespaceName::parse("prices").unwrap()), seq))
+        .await;
     assert_eq!(sources().await, [store, store, store]);
-    say(|seq| Directive::Schema(NamespaceName::parse("prices").unwrap(), 2, seq)).await;
+    say(|seq| Directive::Invalidate(Invalidation::Schema(NamespaceName::parse("prices").unwrap(), 2), seq))
+        .await;
     assert_eq!(sources().await, [store, store, store]);
-    say(Directive::Everything).await;
+    say(|seq| Directive::Invalidate(Invalidation::Everything, seq)).await;
     assert_eq!(sources().await, [store, store, store]);
     // As the codec writes it: bincode, schema 1.
     let value = bytes::Bytes::from([&[1, 1][..], &77_u64.to_le_bytes()].concat());
@@ -181,7 +187,7 @@ async fn a_value_that_comes_late_does_not_bring_back_what_is_gone() {
     bed.bus.deliver(&bed.event(removed, new, vec![changed(1, new)]));
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
-    bed.bus.deliver(&bed.event(new, new, vec![Directive::Everything(new)]));
+    bed.bus.deliver(&bed.event(new, new, vec![Directive::Invalidate(Invalidation::Everything, new)]));
     bed.bus.deliver(&late);
     bed.bus.heard().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11), "memory was emptied, and knows of nothing newer");

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use forebay::Invalidation;
 use forebay::bus::event::Directive;
 use forebay::{Bincode, Cache, Codec, ErrorKind, Forebay, HealthState, MemoryStore, OnOwned, Source};
 
@@ -81,7 +82,7 @@ async fn a_rule_says_what_else_a_directive_makes_stale() {
     bed.write(1, 10).await;
     let builder = Forebay::builder(bed.layer.store.clone());
     let follow = builder.follow_with(bed.follow(), |directive, stale| match directive {
-        Directive::Invalidate(key, _) if key.namespace() == "prices" => {
+        Directive::Invalidate(Invalidation::Key(key), _) if key.namespace() == "prices" => {
             match Bincode::decode::<u64>(key.key()).unwrap() {
                 1 => stale.key("pages", "of 1".to_owned()),
                 2 => stale.tag("home"),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use forebay::Invalidation;
 use forebay::bus::contract::{BoxFuture, Bus, Channel, Message, StartPosition, Subscription};
 use forebay::bus::event::{Directive, Event, Payload};
 use forebay::testkit::ManualClock;
@@ -58,11 +59,11 @@ async fn every_kind_of_change_is_published_behind_the_watermark_in_one_chain() {
         .map(|directive| {
             let kind = match directive {
                 Directive::Put(..) => "put",
-                Directive::Invalidate(..) => "invalidate",
+                Directive::Invalidate(Invalidation::Key(_), _) => "invalidate",
                 Directive::Remove(..) => "remove",
-                Directive::Namespace(..) => "namespace",
-                Directive::Tag(tag, _) if tag == "home" => "tag",
-                Directive::Schema(_, 2, _) => "schema",
+                Directive::Invalidate(Invalidation::Namespace(_), _) => "namespace",
+                Directive::Invalidate(Invalidation::Tag(tag), _) if tag == "home" => "tag",
+                Directive::Invalidate(Invalidation::Schema(_, 2), _) => "schema",
                 _ => "other",
             };
             (directive.version(), kind)
@@ -291,7 +292,7 @@ async fn a_publisher_that_fell_too_far_behind_says_that_anything_may_have_change
     eventually("all is published", || publication.status().published == owner.watermark()).await;
     assert_eq!(publication.status().places_lost, 1);
     let told = directives(&published(&bus));
-    assert!(matches!(told.first(), Some(Directive::Everything(_))), "{told:?}");
+    assert!(matches!(told.first(), Some(Directive::Invalidate(Invalidation::Everything, _))), "{told:?}");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use forebay::Invalidation;
 use forebay::bus::contract::{BoxFuture, Bus, Channel, Delivery, Message, StartPosition, Subscription};
 use forebay::bus::event::{Directive, Event, Payload};
 use forebay::seam::simulated;
@@ -179,10 +180,10 @@ impl Ear {
 pub fn names(event: &Event, key: &forebay::Key, seq: Seq) -> bool {
     let Payload::Directives(directives) = &event.payload else { return false };
     directives.iter().any(|directive| match directive {
-        Directive::Invalidate(named, version)
+        Directive::Invalidate(Invalidation::Key(named), version)
         | Directive::Put(named, version, _)
         | Directive::Remove(named, version) => named == key && *version == seq,
-        Directive::Everything(version) => *version >= seq,
+        Directive::Invalidate(Invalidation::Everything, version) => *version >= seq,
         _ => false,
     })
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use forebay::Invalidation;
 use forebay::bus::contract::BoxFuture;
 use forebay::bus::{
     Bus, Delivery, Directive, Event, Identity, Message, Payload, Position, StartPosition, Subscription,
@@ -381,11 +382,11 @@ async fn rows_of_other_programs_are_events() {
     let mut text = 4_u64.to_le_bytes().to_vec();
     text.extend(b"lamp");
     let expected = [
-        Directive::Invalidate(key(&[7, 0xFF]), Seq::ZERO),
-        Directive::Invalidate(key(&text), Seq::ZERO),
+        Directive::Invalidate(Invalidation::Key(key(&[7, 0xFF])), Seq::ZERO),
+        Directive::Invalidate(Invalidation::Key(key(&text)), Seq::ZERO),
         Directive::Remove(key(&(-2_i64).to_le_bytes()), Seq::new(17)),
-        Directive::Namespace(name("products/eu"), Seq::ZERO),
-        Directive::Everything(Seq::ZERO),
+        Directive::Invalidate(Invalidation::Namespace(name("products/eu")), Seq::ZERO),
+        Directive::Invalidate(Invalidation::Everything, Seq::ZERO),
     ];
     for expected in expected {
         let Delivery::Message(_, body) = within(listener.next()).await.unwrap() else { panic!("lost") };
@@ -435,11 +436,13 @@ async fn a_change_in_plain_sql_arrives_and_a_rolled_back_one_does_not() {
     ] {
         clerk.batch_execute(statements).await.unwrap();
     }
-    let number = |id: u64| Directive::Invalidate(Key::new(&products, &id.to_le_bytes()).unwrap(), Seq::ZERO);
+    let number = |id: u64| {
+        Directive::Invalidate(Invalidation::Key(Key::new(&products, &id.to_le_bytes()).unwrap()), Seq::ZERO)
+    };
     let mut lamp = Vec::new();
     Bincode::encode(&"lamp".to_owned(), 100, &mut lamp).unwrap();
-    let lamp = Directive::Invalidate(Key::new(&texts, &lamp).unwrap(), Seq::ZERO);
-    let all = Directive::Namespace(products.clone(), Seq::ZERO);
+    let lamp = Directive::Invalidate(Invalidation::Key(Key::new(&texts, &lamp).unwrap()), Seq::ZERO);
+    let all = Directive::Invalidate(Invalidation::Namespace(products.clone()), Seq::ZERO);
     // Within a statement, in any order.
     let expected: [Vec<Directive>; 6] = [
         vec![number(1), number(2), number(3)],
