@@ -92,7 +92,7 @@ impl Lookup {
         // The search of the journal goes back in steps, each before the oldest candidate of the one before.
         let mut before = None;
         loop {
-            // Registered before the view is locked: a write-through that ends in between would not wake this up.
+            // Registered before the view is locked: otherwise a write-through that ends in between would go unnoticed.
             let through_ended = self.core.through_ended.notified();
             tokio::pin!(through_ended);
             through_ended.as_mut().enable();
@@ -106,7 +106,7 @@ impl Lookup {
                         self.core.metrics.pending_hits.add(1);
                         return Ok(LookupAnswer::pending(version, value));
                     }
-                    // Memory has packed frames behind the candidates only, but a dead letter may be newer than both.
+                    // Candidates are newer than what is packed in memory, but a dead letter may be newer still.
                     JournalSearch::Found(..) => {}
                     // The candidates were other keys' that share the hash fragment; older frames may still be this
                     // key's.
