@@ -84,12 +84,10 @@ fn shares(delays: &[Duration]) -> Vec<Share> {
         .collect()
 }
 
-impl Share {
-    fn count(&mut self, verdict: AnswerVerdict) {
-        self.asked += u64::from(verdict != AnswerVerdict::Unknown);
-        self.consistent += u64::from(verdict == AnswerVerdict::Consistent);
-        self.unknown += u64::from(verdict == AnswerVerdict::Unknown);
-    }
+fn count(share: &mut Share, verdict: AnswerVerdict) {
+    share.asked += u64::from(verdict != AnswerVerdict::Unknown);
+    share.consistent += u64::from(verdict == AnswerVerdict::Consistent);
+    share.unknown += u64::from(verdict == AnswerVerdict::Unknown);
 }
 
 impl Tally {
@@ -129,7 +127,7 @@ impl Tally {
             matches!(finding.answer, FollowerAnswer::Inconsistent { reason: Reason::Unreachable, .. });
         if let Some(follower) = self.followers.get_mut(finding.follower) {
             if let Some(share) = follower.shares.get_mut(finding.round) {
-                share.count(finding.answer.verdict());
+                count(share, finding.answer.verdict());
                 share.unreachable += u64::from(unreachable);
             }
             if let FollowerAnswer::Inconsistent { reason, .. } = &finding.answer {
@@ -138,7 +136,7 @@ impl Tally {
         }
         if let Some(share) = self.overall.get_mut(finding.round) {
             share.unreachable += u64::from(unreachable);
-            finding.whole.into_iter().for_each(|whole| share.count(whole));
+            finding.whole.into_iter().for_each(|whole| count(share, whole));
         }
         self.judge_offender(finding);
     }
