@@ -1,7 +1,8 @@
 //! The crate's one error: a kind to branch on, a sentence to read, and the causes below it.
 //!
-//! `{}` prints the sentence and `{:#}` the whole chain of causes. Errors are cheap to clone, because one failure may have
-//! to reach every waiter. No error of the crate's own holds a user's value, and of a key only a bounded, escaped prefix.
+//! `{}` prints the sentence and `{:#}` the whole chain of causes. Errors are cheap to clone, because one failure may
+//! have to reach every waiter. No error of the crate's own holds a user's value, and of a key only a bounded, escaped
+//! prefix.
 
 use std::fmt;
 use std::sync::Arc;
@@ -121,7 +122,8 @@ impl Error {
         Error::with_source(kind, context, self)
     }
 
-    /// The first cause of this type in the chain, nearest first: a user's own error, as a loader or a store returned it.
+    /// The first cause of this type in the chain, nearest first: a user's own error, as a loader or a store returned
+    /// it.
     #[must_use]
     pub fn downcast_ref<E: std::error::Error + 'static>(&self) -> Option<&E> {
         self.causes().find_map(|cause| cause.downcast_ref())

@@ -1,8 +1,8 @@
 //! What keeps the promises, one by one, so that each can be left out to see which test notices.
 //!
 //! In an ordinary build all of them hold, and the compiler knows it. Only under `--cfg forebay_mutation`, which the
-//! repository's own cargo configuration sets, may the environment variable `FOREBAY_WITHOUT` name one that does not, and
-//! only where debug assertions are checked: benchmarks, which are built with the same cfg, measure what users get.
+//! repository's own cargo configuration sets, may the environment variable `FOREBAY_WITHOUT` name one that does not,
+//! and only where debug assertions are checked: benchmarks, which are built with the same cfg, measure what users get.
 
 /// The variable that names a safeguard to do without.
 #[cfg(all(forebay_mutation, debug_assertions))]

@@ -2,8 +2,8 @@
 //!
 //! A bus has channels, and each channel keeps its messages in one order for a limited time. A bus may lose, duplicate,
 //! delay and reorder messages: the events inside them are numbered, and a listener notices all of this by their numbers
-//! ([`crate::bus::tracker`]). But a bus must not hide what it knows. If it cannot deliver the messages after a position,
-//! because they were trimmed or the server has lost its data, it delivers [`Delivery::PositionLost`].
+//! ([`crate::bus::tracker`]). But a bus must not hide what it knows. If it cannot deliver the messages after a
+//! position, because they were trimmed or the server has lost its data, it delivers [`Delivery::PositionLost`].
 //!
 //! `testkit::bus_conformance` tests an implementation.
 
@@ -128,8 +128,8 @@ impl Position {
 /// The position at which a subscription starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartPosition {
-    /// At the end of the channel: delivers all messages published after [`Bus::subscribe`] has returned, and possibly some
-    /// published shortly before.
+    /// At the end of the channel: delivers all messages published after [`Bus::subscribe`] has returned, and possibly
+    /// some published shortly before.
     Now,
     /// At the oldest message that the bus still has.
     Oldest,
@@ -143,8 +143,8 @@ pub enum StartPosition {
 pub enum Delivery {
     /// A message and its position. A message may be delivered more than once.
     Message(Position, Bytes),
-    /// Messages are missing here, or the bus cannot exclude it: the next message after the last delivered one, or after the
-    /// start of the subscription, is gone. The subscription goes on with the next message that the bus has.
+    /// Messages are missing here, or the bus cannot exclude it: the next message after the last delivered one, or after
+    /// the start of the subscription, is gone. The subscription goes on with the next message that the bus has.
     PositionLost,
 }
 
@@ -154,16 +154,16 @@ pub enum Delivery {
 ///
 /// # Errors
 /// Every error names the bus and the operation, and never contains credentials. [`ErrorKind::Transient`] may pass by
-/// itself: the caller repeats the same call, and the bus reconnects if it has to. [`ErrorKind::BusFailed`] does not pass
-/// by itself, such as refused credentials, or an object on the server that is not a channel of this bus.
+/// itself: the caller repeats the same call, and the bus reconnects if it has to. [`ErrorKind::BusFailed`] does not
+/// pass by itself, such as refused credentials, or an object on the server that is not a channel of this bus.
 pub trait Bus: Send + Sync + 'static {
     /// Publishes messages to a channel, in their order. On return the bus has them, as durably as it has any message.
     ///
     /// A message whose identity was published to the channel recently may be left out. Publishing it again is harmless.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] if a body is too large; nothing was published. After any other error the first messages may
-    /// have been published, in their order, and the later ones not.
+    /// [`ErrorKind::TooLarge`] if a body is too large; nothing was published. After any other error the first messages
+    /// may have been published, in their order, and the later ones not.
     ///
     /// # Cancellation
     /// As after an error.

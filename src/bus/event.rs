@@ -1,8 +1,8 @@
 //! The events that a bus carries, and their format, which programs in other languages can write as well.
 //!
 //! An *event* covers a range of the owner's sequence numbers, from after one number up to another, and contains all
-//! changes in this range. So the events of an owner form a chain, and a missing link shows whichever bus carried them. An
-//! event of a program that is no layer has no such numbers and is outside the chain: both numbers are zero.
+//! changes in this range. So the events of an owner form a chain, and a missing link shows whichever bus carried them.
+//! An event of a program that is no layer has no such numbers and is outside the chain: both numbers are zero.
 //!
 //! | bytes, little-endian | |
 //! | --- | --- |
@@ -14,8 +14,8 @@
 //! | ... | the directives, as below; or the name of the follower |
 //! | 4 | CRC-32C (Castagnoli) of all of the above |
 //!
-//! A directive is its kind (1 byte), its version (8), and its parts, each preceded by its length (4). The version is the
-//! sequence number of the change.
+//! A directive is its kind (1 byte), its version (8), and its parts, each preceded by its length (4). The version is
+//! the sequence number of the change.
 //!
 //! | kind | | parts |
 //! | --- | --- | --- |

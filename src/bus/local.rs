@@ -111,8 +111,8 @@ impl Bus for LocalBus {
                 }
                 held.end()
             };
-            // Publishers get here after the lock is released, so an earlier end may come after a later one. It must not move
-            // the end back.
+            // Publishers get here after the lock is released, so an earlier end may come after a later one. It must not
+            // move the end back.
             log.end.send_if_modified(|known| {
                 let newer = end > *known;
                 *known = end.max(*known);

@@ -1,14 +1,14 @@
 //! A bus over NATS JetStream (feature `nats`), server 2.9 or newer. Each channel is a stream.
 //!
-//! JetStream numbers the messages of a stream. But if it cannot start at the requested number, it silently starts at the
-//! first message that is left. So each delivery must have the next number; if it has not, the listener returns
+//! JetStream numbers the messages of a stream. But if it cannot start at the requested number, it silently starts at
+//! the first message that is left. So each delivery must have the next number; if it has not, the listener returns
 //! [`crate::bus::Delivery::PositionLost`]. And whenever a consumer is created, and after every idle pull, the listener
 //! compares its position with the state of the stream. A stream that was deleted and created again has another creation
-//! time. A server that lost messages and gave out their numbers again has another time for the message at the listener's
-//! position.
+//! time. A server that lost messages and gave out their numbers again has another time for the message at the
+//! listener's position.
 //!
-//! A listener pulls from a consumer of its own, and creates a new one if anything is wrong with it: the server must answer
-//! each pull, with or without messages, within a bounded time.
+//! A listener pulls from a consumer of its own, and creates a new one if anything is wrong with it: the server must
+//! answer each pull, with or without messages, within a bounded time.
 
 mod link;
 mod listener;
@@ -50,8 +50,8 @@ impl NatsBus {
         NatsBus::with_options(url, NatsBusOptions::new())
     }
 
-    /// Makes a bus over the servers at `nats://[user:password@]host[:port]`, or `nats://token@host`, or `tls://` to require
-    /// TLS; several servers of one cluster are separated by commas. The bus connects when it is first used.
+    /// Makes a bus over the servers at `nats://[user:password@]host[:port]`, or `nats://token@host`, or `tls://` to
+    /// require TLS; several servers of one cluster are separated by commas. The bus connects when it is first used.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`](crate::error::ErrorKind::InvalidOption) if the URL cannot be parsed or an option is

@@ -1,10 +1,10 @@
-//! A bus over a table of a Postgres database (feature `postgres`): the outbox, which a store or another program fills in
-//! the transaction that changes the data.
+//! A bus over a table of a Postgres database (feature `postgres`): the outbox, which a store or another program fills
+//! in the transaction that changes the data.
 //!
 //! `NOTIFY` only wakes listeners. They read the table after a notification or after the poll interval, in the order
 //! (transaction, number), and only rows of transactions older than every running one of the whole cluster. So no row is
-//! skipped because it committed late. But one long transaction that has written anything, anywhere in the cluster, delays
-//! every channel until it ends; [`PostgresBus::outbox_backlog`] shows this.
+//! skipped because it committed late. But one long transaction that has written anything, anywhere in the cluster,
+//! delays every channel until it ends; [`PostgresBus::outbox_backlog`] shows this.
 //!
 //! # Rows of other programs
 //! Insert into the table `outbox` of the schema, in the transaction that makes the change:
@@ -21,14 +21,14 @@
 //! | `identity` | usually null; `ON CONFLICT DO NOTHING` skips a second row with the same one |
 //! | `event` | null; or, instead of `operation` to `version`, the bytes of an [event](crate::bus::event) |
 //!
-//! Rows of different transactions are delivered in the order in which the transactions began to write, not in which they
-//! committed. So a `remove` is right only if transactions that change the same key never overlap; an `invalidate` is
-//! always right. [`PostgresBus::trigger_sql`] writes triggers that fill the table.
+//! Rows of different transactions are delivered in the order in which the transactions began to write, not in which
+//! they committed. So a `remove` is right only if transactions that change the same key never overlap; an `invalidate`
+//! is always right. [`PostgresBus::trigger_sql`] writes triggers that fill the table.
 //!
 //! Leave `xid`, `id` and `created` to their defaults, and delete rows only by trimming. A row is delivered as an event
-//! outside of any owner's chain. A row whose key is too long is delivered as its whole namespace, and one whose namespace
-//! is invalid as [`Directive::Everything`](crate::bus::event::Directive::Everything), so a mistake costs reloads and hides
-//! nothing.
+//! outside of any owner's chain. A row whose key is too long is delivered as its whole namespace, and one whose
+//! namespace is invalid as [`Directive::Everything`](crate::bus::event::Directive::Everything), so a mistake costs
+//! reloads and hides nothing.
 
 mod client;
 mod reading;
@@ -108,8 +108,8 @@ impl PostgresBusOptions {
 
 /// A bus over a table of a Postgres database. Clones share its connections.
 ///
-/// One connection publishes, and each subscription has one of its own. A thread of the bus drives them, so it can be used
-/// in any runtime and without one.
+/// One connection publishes, and each subscription has one of its own. A thread of the bus drives them, so it can be
+/// used in any runtime and without one.
 #[derive(Clone)]
 pub struct PostgresBus(Arc<BusHandle>);
 
@@ -140,8 +140,8 @@ impl PostgresBus {
         PostgresBusOptions::new(server).open()
     }
 
-    /// Deletes all rows of a channel except the newest `rows`, if they can have been delivered. A subscriber that has not
-    /// read them gets [`Delivery::PositionLost`](crate::bus::contract::Delivery::PositionLost). Durable on return.
+    /// Deletes all rows of a channel except the newest `rows`, if they can have been delivered. A subscriber that has
+    /// not read them gets [`Delivery::PositionLost`](crate::bus::contract::Delivery::PositionLost). Durable on return.
     ///
     /// # Errors
     /// As [`Bus::publish`].
@@ -187,15 +187,15 @@ impl PostgresBus {
         .await
     }
 
-    /// Returns an SQL script that creates triggers on a table. Every change of the table by any program then invalidates
-    /// the key in a namespace, on a channel, in the transaction of the change. `table` may have its schema in front
-    /// (`sales.products`). Run the script once, as a migration, as a role that may create triggers on the table; running
-    /// it again changes nothing.
+    /// Returns an SQL script that creates triggers on a table. Every change of the table by any program then
+    /// invalidates the key in a namespace, on a channel, in the transaction of the change. `table` may have its schema
+    /// in front (`sales.products`). Run the script once, as a migration, as a role that may create triggers on the
+    /// table; running it again changes nothing.
     ///
     /// The script also creates the outbox if it does not exist. The triggers fire once for each statement: `INSERT`,
     /// `UPDATE` (for the old key and the new one), `DELETE`, and `TRUNCATE`, which invalidates the whole namespace. A
-    /// deletion is an `invalidate`, not a `remove`: events come in the order in which transactions began, so the event of
-    /// another transaction that has put the key again may come first.
+    /// deletion is an `invalidate`, not a `remove`: events come in the order in which transactions began, so the event
+    /// of another transaction that has put the key again may come first.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidName`] for what cannot be the name of a table or a column.

@@ -49,8 +49,8 @@ impl ServerLabel {
 
     /// Makes an error with the driver's error as its source.
     ///
-    /// Servers repeat what they did not understand, such as a command with a password. If a secret occurs anywhere in the
-    /// chain of sources, the source is replaced by the text of the chain without the secret.
+    /// Servers repeat what they did not understand, such as a command with a password. If a secret occurs anywhere in
+    /// the chain of sources, the source is replaced by the text of the chain without the secret.
     pub(crate) fn error_from(
         &self,
         kind: ErrorKind,

@@ -1,7 +1,7 @@
 //! The position of a listener in the chain of events of an owner: the number up to which it has received everything.
 //!
-//! A pure state machine of epochs and of ranges of sequence numbers. A listener may apply directives in any order and more
-//! than once; only the tracker knows up to which number it has them *all*.
+//! A pure state machine of epochs and of ranges of sequence numbers. A listener may apply directives in any order and
+//! more than once; only the tracker knows up to which number it has them *all*.
 
 use std::collections::BTreeMap;
 
@@ -69,7 +69,8 @@ impl Tracker {
         }
         self.learn_epoch(epoch);
         if after > self.position && Safeguard::GapIsNoticed.holds() {
-            // A range that is not remembered must be received again. The position never passes it, so nothing is skipped.
+            // A range that is not remembered must be received again. The position never passes it, so nothing is
+            // skipped.
             if self.beyond.len() < RANGES_MAX {
                 let known = self.beyond.entry(after).or_insert(until);
                 *known = until.max(*known);

@@ -1,5 +1,5 @@
-//! Invalidations by a layer: carried out in memory, made durable by a token, and carried out again after the write that they
-//! belong to.
+//! Invalidations by a layer: carried out in memory, made durable by a token, and carried out again after the write that
+//! they belong to.
 //!
 //! The second time is needed because a load may read the old value from the store until the write is applied there. An
 //! invalidation that is carried out once too often costs reloads and nothing else.
@@ -97,7 +97,8 @@ impl Layer {
         self.write(frame.finish(), policy, Effects::One(Box::new(begun))).await
     }
 
-    /// The sequence number of the last invalidation of a namespace, or of one that it lies below; zero if there was none.
+    /// The sequence number of the last invalidation of a namespace, or of one that it lies below; zero if there was
+    /// none.
     ///
     /// # Errors
     /// As a read's; a token that cannot be read is never taken for one that is not there.

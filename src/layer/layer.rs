@@ -141,8 +141,8 @@ impl Layer {
         self.end_write(writing).await
     }
 
-    /// Hands a frame over, unless it has to wait for room in the queue: then [`Layer::end_write`] does. `key_guard` is released
-    /// when the frame has ended, though its writer may be gone by then.
+    /// Hands a frame over, unless it has to wait for room in the queue: then [`Layer::end_write`] does. `key_guard` is
+    /// released when the frame has ended, though its writer may be gone by then.
     ///
     /// # Errors
     /// As [`Layer::write`].
@@ -287,7 +287,9 @@ impl Layer {
         tokio::select! {
             biased;
             entered = self.core.gate.enter(records, bytes) => Ok(entered),
-            halted = halted => Err(halted.ok().and_then(|status| status.error.clone()).unwrap_or_else(Error::layer_closed)),
+            halted = halted => {
+                Err(halted.ok().and_then(|status| status.error.clone()).unwrap_or_else(Error::layer_closed))
+            }
         }
     }
 

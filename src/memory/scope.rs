@@ -7,7 +7,8 @@
 //! land afterwards.
 //!
 //! The floors of a cache and of its namespaces are in [`crate::memory::fence`]. Tags are as many as the users
-//! like. Their floors are striped, which bounds the memory without a table that could lose one: two tags that share a stripe cost each other's entries a reload.
+//! like. Their floors are striped, which bounds the memory without a table that could lose one: two tags that share a
+//! stripe cost each other's entries a reload.
 
 use std::hash::BuildHasher;
 

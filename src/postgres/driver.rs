@@ -1,8 +1,8 @@
 //! The runtime on which the connections to Postgres run.
 //!
 //! A connection needs a task that drives it. It cannot run on the caller's runtime: that may belong to a flusher that
-//! ends, or there may be none (the blocking API). So each call is handed to this runtime, where it runs to its end or to
-//! its timeout even if its caller no longer waits: a dropped future never leaves a transaction half sent.
+//! ends, or there may be none (the blocking API). So each call is handed to this runtime, where it runs to its end or
+//! to its timeout even if its caller no longer waits: a dropped future never leaves a transaction half sent.
 
 use std::future::Future;
 

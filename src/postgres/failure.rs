@@ -1,9 +1,9 @@
 //! Failures of a Postgres server, classified by what the caller can do about them.
 //!
 //! A message of the server may quote the name of a user or a value (`invalid input syntax: "..."`, or the text that a
-//! trigger raises), and the details of an error quote whole rows. So texts always contain the SQLSTATE, the message only
-//! in classes whose messages name nothing but objects of the database, and never the details. The log of the server has
-//! them all, and [`PostgresError`] gives them to a caller that asks for them.
+//! trigger raises), and the details of an error quote whole rows. So texts always contain the SQLSTATE, the message
+//! only in classes whose messages name nothing but objects of the database, and never the details. The log of the
+//! server has them all, and [`PostgresError`] gives them to a caller that asks for them.
 
 use std::error::Error as _;
 use std::fmt;
@@ -142,8 +142,8 @@ impl CallFailure {
     }
 }
 
-/// Classifies a failure that the server never saw: a refused authentication, or a wrong use of the client. The client has
-/// no kinds, so this compares its texts.
+/// Classifies a failure that the server never saw: a refused authentication, or a wrong use of the client. The client
+/// has no kinds, so this compares its texts.
 fn class_of_client(text: &str) -> ErrorClass {
     let permanent =
         ["authentication error", "invalid configuration", "error serializing", "error deserializing"];

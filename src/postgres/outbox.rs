@@ -1,13 +1,13 @@
 //! The outbox: a table that programs fill in the transaction that changes the data, and that a bus reads.
 //!
-//! Rows are read in the order (transaction, number), and only from transactions older than every running one. So the rows
-//! read are final: no row can appear before them, however late a transaction commits. The number alone would not do,
-//! because numbers are drawn in another order than transactions commit; a gap between numbers means nothing.
+//! Rows are read in the order (transaction, number), and only from transactions older than every running one. So the
+//! rows read are final: no row can appear before them, however late a transaction commits. The number alone would not
+//! do, because numbers are drawn in another order than transactions commit; a gap between numbers means nothing.
 //!
-//! A position in the table must not be trusted blindly after a restore or a crash. So it contains the *incarnation* of the
-//! table: a number drawn when the table was created, the identity of the server's data, and its timeline. And it names a
-//! row together with the time when it was written. The row must still be there unless it was trimmed, and trims are
-//! recorded.
+//! A position in the table must not be trusted blindly after a restore or a crash. So it contains the *incarnation* of
+//! the table: a number drawn when the table was created, the identity of the server's data, and its timeline. And it
+//! names a row together with the time when it was written. The row must still be there unless it was trimmed, and trims
+//! are recorded.
 
 use std::time::Duration;
 
@@ -193,8 +193,8 @@ fn create_sql(schema: &str) -> String {
     format!("BEGIN; {} COMMIT", script_sql(schema))
 }
 
-/// Returns the statements that create missing tables. The advisory lock keeps two programs that start at once from failing
-/// each other.
+/// Returns the statements that create missing tables. The advisory lock keeps two programs that start at once from
+/// failing each other.
 pub(crate) fn script_sql(schema: &str) -> String {
     let make_schema = make_schema_sql(schema);
     format!(

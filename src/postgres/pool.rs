@@ -1,4 +1,5 @@
-//! A bounded pool of connections to one server. Connections are opened when they are needed and closed after any failure.
+//! A bounded pool of connections to one server. Connections are opened when they are needed and closed after any
+//! failure.
 //!
 //! A connection whose call failed, or was dropped before its end, is never used again, so no call ever finds one in the
 //! middle of a transaction.
@@ -127,8 +128,8 @@ impl Session {
     /// Sets the parameters of a new connection and checks the version of the server.
     async fn set_up(&self, server: &PostgresServer) -> Result<(), CallFailure> {
         let idle_ms = server.call_timeout.as_millis() / 2;
-        // Without these probes the server notices after two hours (the default of the system) that the machine of a client
-        // is gone, and its transaction holds the locks until then.
+        // Without these probes the server notices after two hours (the default of the system) that the machine of a
+        // client is gone, and its transaction holds the locks until then.
         let probe_s = (server.call_timeout.as_secs() / 4).max(1);
         // A commit that has returned must be on the disk. The stricter `remote_apply` stays if it is configured.
         let settings = format!(

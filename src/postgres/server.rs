@@ -77,19 +77,19 @@ impl PostgresServer {
         self
     }
 
-    /// Sets the timeout of one call, including a connection that it opens. After a timeout the connection is closed, and
-    /// it is unknown whether the call was carried out. Default: 30 s.
+    /// Sets the timeout of one call, including a connection that it opens. After a timeout the connection is closed,
+    /// and it is unknown whether the call was carried out. Default: 30 s.
     ///
-    /// The server ends a transaction that is idle for half of this time. This limits how long an owner that was suspended
-    /// in the middle of an apply can delay the next owner.
+    /// The server ends a transaction that is idle for half of this time. This limits how long an owner that was
+    /// suspended in the middle of an apply can delay the next owner.
     #[must_use]
     pub fn call_timeout(mut self, timeout: Duration) -> PostgresServer {
         self.call_timeout = timeout;
         self
     }
 
-    /// Requires TLS with this configuration of rustls 0.23. A server that does not offer TLS, or whose certificate is not
-    /// trusted, is a permanent failure.
+    /// Requires TLS with this configuration of rustls 0.23. A server that does not offer TLS, or whose certificate is
+    /// not trusted, is a permanent failure.
     #[cfg(feature = "postgres-tls")]
     #[must_use]
     pub fn tls(mut self, tls: rustls::ClientConfig) -> PostgresServer {

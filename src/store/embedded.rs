@@ -1,8 +1,8 @@
 //! The common part of the embedded stores: load threads, fencing, the watermark, and the end after a failure.
 //!
-//! **Fencing** is a check under a mutex. This suffices because one process at a time can hold the lock of the directory,
-//! that process has one store with its clones, and all of them share one mutex. The mutex is held from the check until
-//! the batch is durable, and nobody can write without it.
+//! **Fencing** is a check under a mutex. This suffices because one process at a time can hold the lock of the
+//! directory, that process has one store with its clones, and all of them share one mutex. The mutex is held from the
+//! check until the batch is durable, and nobody can write without it.
 //!
 //! **Failures.** A failed write ends the store for good: every later call returns [`StoreError::Fatal`]. A failed sync
 //! must not be repeated because the kernel has marked the pages clean, and the databases themselves refuse all writes
@@ -195,7 +195,8 @@ impl<D: Database> GuardedDatabase<D> {
         }
     }
 
-    /// Runs a call that reads or changes the writer's state, with the mutex held. A fatal error or a panic ends the store.
+    /// Runs a call that reads or changes the writer's state, with the mutex held. A fatal error or a panic ends the
+    /// store.
     pub(crate) fn with_state<T>(
         &self,
         work: impl FnOnce(&D, &mut WriterState<D>) -> Result<T, StoreError>,
@@ -269,8 +270,8 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// A few threads for calls that may wait for the disk, so that no thread of an async runtime does.
 ///
-/// A job that was handed over runs to its end even if its caller no longer waits. A panic in a job reaches its caller as
-/// [`StoreError::Fatal`] and ends neither the thread nor the process. Dropping the workers runs all jobs that were
+/// A job that was handed over runs to its end even if its caller no longer waits. A panic in a job reaches its caller
+/// as [`StoreError::Fatal`] and ends neither the thread nor the process. Dropping the workers runs all jobs that were
 /// handed over and joins the threads.
 pub(crate) struct Workers {
     /// Unbounded because a caller may be a thread of a runtime, which must not block. The number of callers bounds it:

@@ -1,12 +1,12 @@
 //! An embedded store on fjall 3, a log-structured merge tree in a directory (feature `fjall`).
 //!
-//! A batch, its progress and the epoch check are one fjall batch in one keyspace: one entry of fjall's own journal with a
-//! checksum at its end. On return that journal has been synced (`fdatasync`, [`PersistMode::SyncData`]). Later, on its
-//! own threads, fjall writes its memtables to sorted tables, syncs them and their directories, and then removes the
+//! A batch, its progress and the epoch check are one fjall batch in one keyspace: one entry of fjall's own journal with
+//! a checksum at its end. On return that journal has been synced (`fdatasync`, [`PersistMode::SyncData`]). Later, on
+//! its own threads, fjall writes its memtables to sorted tables, syncs them and their directories, and then removes the
 //! journal that they replace. A failure on those threads ends the store with the next write.
 //!
-//! All values are stored in the tables, and are copied whenever tables are merged. The layout is `embedded::layout`, in a
-//! keyspace called `forebay`.
+//! All values are stored in the tables, and are copied whenever tables are merged. The layout is `embedded::layout`, in
+//! a keyspace called `forebay`.
 //!
 //! # Opening
 //! `journal` repairs the effects of a power cut on fjall's journal before fjall reads it.
@@ -103,8 +103,8 @@ impl FjallOptions {
 /// Clones share one database; dropping the last one closes it.
 ///
 /// # Dropping
-/// The last drop finishes the calls that have begun, joins the threads and unlocks the directory, so it may take as long
-/// as writing a table. Afterwards the store can be opened again at once.
+/// The last drop finishes the calls that have begun, joins the threads and unlocks the directory, so it may take as
+/// long as writing a table. Afterwards the store can be opened again at once.
 ///
 /// ```
 /// # async fn example() -> forebay::Result<()> {

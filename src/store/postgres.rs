@@ -6,17 +6,17 @@
 //! | `pulse` | one row: `renewals int8`, `ended boolean` |
 //! | `tenure` | one row: `layout int4`, `epoch int8`, `applied int8`, `journaled int8`, `journal bytea` |
 //!
-//! A key of up to 1,024 bytes is stored unchanged. An index takes no longer ones, so a longer key is stored as its first
-//! 1,024 bytes and the SHA-256 of all of it, and as a whole in `long_key`. Numbers are unsigned: from 2^63 on the columns
-//! show them as negative.
+//! A key of up to 1,024 bytes is stored unchanged. An index takes no longer ones, so a longer key is stored as its
+//! first 1,024 bytes and the SHA-256 of all of it, and as a whole in `long_key`. Numbers are unsigned: from 2^63 on the
+//! columns show them as negative.
 //!
 //! An apply locks the row of `tenure`, checks epoch and watermark, and changes data, watermark and outbox in the same
-//! transaction. A claim locks the same row. So an apply that is running when a newer owner claims the store is either part
-//! of the progress that the claim returns, or refused. An apply takes two round trips: the changes depend on the locked
-//! watermark, and all of them are sent at once, together with the commit.
+//! transaction. A claim locks the same row. So an apply that is running when a newer owner claims the store is either
+//! part of the progress that the claim returns, or refused. An apply takes two round trips: the changes depend on the
+//! locked watermark, and all of them are sent at once, together with the commit.
 //!
-//! An apply whose commit is not answered is [`StoreError::Transient`]: the layer sends it again, and the watermark shows
-//! whether it was applied.
+//! An apply whose commit is not answered is [`StoreError::Transient`]: the layer sends it again, and the watermark
+//! shows whether it was applied.
 
 mod sql;
 
@@ -51,8 +51,8 @@ pub struct Applying<'a> {
     pub after: Seq,
     /// The watermark after the batch.
     pub until: Seq,
-    /// The changes, in the order of their numbers. If a layer has combined several changes of a key, only the last one is
-    /// here.
+    /// The changes, in the order of their numbers. If a layer has combined several changes of a key, only the last one
+    /// is here.
     pub ops: &'a [&'a Op],
 }
 
@@ -89,8 +89,8 @@ impl PostgresStoreOptions {
         }
     }
 
-    /// Sets the number of connections for loads; 1 to 64, 4 by default. Each loads one value, or some hundred, at a time.
-    /// One more connection applies and claims.
+    /// Sets the number of connections for loads; 1 to 64, 4 by default. Each loads one value, or some hundred, at a
+    /// time. One more connection applies and claims.
     #[must_use]
     pub fn load_connections(mut self, count: usize) -> PostgresStoreOptions {
         self.load_connections = count;
@@ -105,8 +105,8 @@ impl PostgresStoreOptions {
         self
     }
 
-    /// Sets how many rows of the outbox's channel are kept and for how long; 65,536 and 24 hours by default. Some applies
-    /// trim the rows beyond either limit. A subscriber that has not read them gets
+    /// Sets how many rows of the outbox's channel are kept and for how long; 65,536 and 24 hours by default. Some
+    /// applies trim the rows beyond either limit. A subscriber that has not read them gets
     /// [`Delivery::PositionLost`](crate::bus::contract::Delivery::PositionLost).
     #[must_use]
     pub fn outbox_retained(mut self, rows: u64, age: Duration) -> PostgresStoreOptions {
@@ -363,7 +363,8 @@ impl StoreClient {
         for part in first {
             writes.write(session, part).await?;
         }
-        // The rest is sent at once, with the commit last. If a statement fails, Postgres turns the commit into a rollback.
+        // The rest is sent at once, with the commit last. If a statement fails, Postgres turns the commit into a
+        // rollback.
         let session = &*session;
         let (written, advanced, inserted, committed) = tokio::join!(
             biased;
@@ -425,8 +426,8 @@ impl StoreClient {
         Ok(Remaining::Changes { ops: last_of_each_key(new), events })
     }
 
-    /// Finds the first record that the server refuses, by bisection in a transaction that is rolled back. If it accepts all
-    /// records now, the failure is transient.
+    /// Finds the first record that the server refuses, by bisection in a transaction that is rolled back. If it accepts
+    /// all records now, the failure is transient.
     async fn find_refused(
         &self,
         session: &mut Session,
@@ -635,8 +636,8 @@ async fn accepts(
     Ok(Ok(()))
 }
 
-/// Returns the last change of each key, in the order of keys. Two transactions then lock rows in the same order and cannot
-/// deadlock.
+/// Returns the last change of each key, in the order of keys. Two transactions then lock rows in the same order and
+/// cannot deadlock.
 fn last_of_each_key(mut ops: Vec<&Op>) -> Vec<&Op> {
     ops.sort_by(|a, b| a.key.cmp(&b.key));
     ops.dedup_by(|later, kept| {

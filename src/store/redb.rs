@@ -1,15 +1,15 @@
 //! An embedded store on redb 4, a copy-on-write B+tree in one file (feature `redb`).
 //!
-//! A batch, its progress and the epoch check are one transaction on one table. redb writes new pages beside those in use,
-//! then the slot of the header that refers to them, all with checksums, and ends the commit with an `fdatasync`
+//! A batch, its progress and the epoch check are one transaction on one table. redb writes new pages beside those in
+//! use, then the slot of the header that refers to them, all with checksums, and ends the commit with an `fdatasync`
 //! ([`Durability::Immediate`]). When the file is opened after a power cut, the checksums show an incomplete commit, and
 //! redb takes the previous slot.
 //!
 //! To do so, redb reads and checks the whole file when it opens one that was not closed. With
 //! [`RedbOptions::quick_repair`] it saves the free pages with each commit and syncs twice, and opens at once.
 //!
-//! All values are stored in the tree. A value that is larger than a page gets consecutive pages of its own, whose number
-//! redb rounds up to a power of two. The layout is `embedded::layout`, in a table called `forebay`.
+//! All values are stored in the tree. A value that is larger than a page gets consecutive pages of its own, whose
+//! number redb rounds up to a power of two. The layout is `embedded::layout`, in a table called `forebay`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -101,8 +101,8 @@ impl RedbOptions {
 /// Clones share one database; dropping the last one closes it.
 ///
 /// # Dropping
-/// The last drop finishes the calls that have begun, joins the store's threads and unlocks the directory, so it may take
-/// as long as a sync. Afterwards the store can be opened again at once.
+/// The last drop finishes the calls that have begun, joins the store's threads and unlocks the directory, so it may
+/// take as long as a sync. Afterwards the store can be opened again at once.
 ///
 /// ```
 /// # async fn example() -> forebay::Result<()> {

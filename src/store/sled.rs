@@ -8,12 +8,12 @@
 //! full disk.
 //!
 //! # A single change
-//! A sled batch costs two writes, and sled waits for both: the manifest with the end of the batch is written separately.
-//! A single change needs no batch. Its meta record names the key and the progress before the change, and is inserted
-//! first. sled's log keeps this order, and a log that lost its end keeps a prefix. So after a crash the database has
-//! neither of the two, both, or the meta record alone. In the last case the key has a version other than the one in the
-//! meta record, and the store takes the progress before the change. The change was never acknowledged, because that
-//! requires both to be durable.
+//! A sled batch costs two writes, and sled waits for both: the manifest with the end of the batch is written
+//! separately. A single change needs no batch. Its meta record names the key and the progress before the change, and is
+//! inserted first. sled's log keeps this order, and a log that lost its end keeps a prefix. So after a crash the
+//! database has neither of the two, both, or the meta record alone. In the last case the key has a version other than
+//! the one in the meta record, and the store takes the progress before the change. The change was never acknowledged,
+//! because that requires both to be durable.
 //!
 //! | meta record of a single change | bytes |
 //! | --- | --- |
@@ -36,8 +36,8 @@
 //! `tests/faults/power_cut.rs` searches for them.
 //!
 //! # Permissions
-//! Directories have mode 0700, and files that this store creates or can name have 0600. sled creates blobs and snapshots
-//! with the umask of the process; the mode of the directory protects them.
+//! Directories have mode 0700, and files that this store creates or can name have 0600. sled creates blobs and
+//! snapshots with the umask of the process; the mode of the directory protects them.
 
 mod files;
 
@@ -116,8 +116,8 @@ impl SledOptions {
 /// The embedded default store. Clones share one database; dropping the last one closes it.
 ///
 /// # Dropping
-/// The last drop finishes the calls that have begun, joins the store's threads and unlocks the directory, so it may take
-/// as long as a sync. Afterwards the store can be opened again at once.
+/// The last drop finishes the calls that have begun, joins the store's threads and unlocks the directory, so it may
+/// take as long as a sync. Afterwards the store can be opened again at once.
 #[derive(Clone)]
 pub struct SledStore(Embedded<Sled>);
 
@@ -407,7 +407,8 @@ fn encode_single_meta(
     meta
 }
 
-/// Reads the meta record of the database in `path`. If it is of a single change, checks that the change itself is there.
+/// Reads the meta record of the database in `path`. If it is of a single change, checks that the change itself is
+/// there.
 ///
 /// # Errors
 /// [`ErrorKind::UnknownFormat`] and [`ErrorKind::Damaged`]; those of the file system.

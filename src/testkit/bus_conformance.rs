@@ -1,8 +1,8 @@
 //! The conformance suite of [`Bus`](crate::bus::contract::Bus), for any implementation.
 //!
-//! Each check uses channels of its own, so one server serves all checks, and panics with a sentence that names the broken
-//! rule. No check waits longer than [`DEADLINE`] for an expected message. Checks that restart the server or cut the
-//! network are skipped if the fixture cannot do so. The suite runs on tokio.
+//! Each check uses channels of its own, so one server serves all checks, and panics with a sentence that names the
+//! broken rule. No check waits longer than [`DEADLINE`] for an expected message. Checks that restart the server or cut
+//! the network are skipped if the fixture cannot do so. The suite runs on tokio.
 //!
 //! ```
 //! use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! A bus with faults: it drops, duplicates, delays and reorders deliveries, fails to publish, loses positions, and can be
-//! disconnected. The faults are drawn from a seed.
+//! A bus with faults: it drops, duplicates, delays and reorders deliveries, fails to publish, loses positions, and can
+//! be disconnected. The faults are drawn from a seed.
 //!
 //! It wraps another bus, which has all messages that were published. No clock is involved: a delay is a number of later
 //! messages. So the same seed gives the same faults for the same calls. Each subscription draws for itself, and so does
@@ -112,8 +112,8 @@ impl<B: Bus> FaultyBus<B> {
     }
 
     /// Disconnects all clones and their subscriptions until [`FaultyBus::mend`]. Calls fail with
-    /// [`ErrorKind::Transient`]; a subscription that waits for a delivery fails once. Other users of the wrapped bus stay
-    /// connected: wrap it once for each part of the network that is disconnected separately.
+    /// [`ErrorKind::Transient`]; a subscription that waits for a delivery fails once. Other users of the wrapped bus
+    /// stay connected: wrap it once for each part of the network that is disconnected separately.
     pub fn cut(&self) {
         self.shared.cuts.send_if_modified(|cuts| {
             let mended = cuts.is_multiple_of(2);

@@ -149,8 +149,8 @@ impl<S: Store> FlakyStore<S> {
         self.state().attempts.len()
     }
 
-    /// Returns all ops that took effect, in this order, without those that the store skipped as applied already. Complete
-    /// only for batches that went through this wrapper.
+    /// Returns all ops that took effect, in this order, without those that the store skipped as applied already.
+    /// Complete only for batches that went through this wrapper.
     #[must_use]
     pub fn ops_applied(&self) -> Vec<Op> {
         self.state().changes.clone()

@@ -91,8 +91,8 @@ impl Proxy {
         *self.open.borrow()
     }
 
-    /// Cuts all connections, with all bytes in flight, and closes every new one at once until [`Proxy::mend`]. On return no
-    /// connection is open.
+    /// Cuts all connections, with all bytes in flight, and closes every new one at once until [`Proxy::mend`]. On
+    /// return no connection is open.
     pub async fn cut(&self) {
         self.network.send_modify(|network| {
             network.cut = true;

@@ -53,7 +53,9 @@ fn style_faults(path: &str, text: &str) -> Vec<String> {
     if lines > FILE_LINES_MAX {
         faults.push(format!("{path}:{lines}: {lines} lines before its tests; {FILE_LINES_MAX} are allowed"));
     }
-    if path == "src/lib.rs" || path.ends_with("/mod.rs") && path.starts_with("src/") {
+    // The manual's pages are named by a macro, because each is a module with a file of its own as its text.
+    let is_contents = path == "src/lib.rs" || path.ends_with("/mod.rs") && path.starts_with("src/");
+    if is_contents && path != "src/manual/mod.rs" {
         for (number, line) in code.lines().enumerate() {
             let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
             if let Some(word) = words.find(|word| LOGIC.contains(word)) {

@@ -209,8 +209,8 @@ impl Link {
         }
     }
 
-    /// Makes the error of a call from the driver's error. The error is transient, unless the server has refused something
-    /// since: then the refusal is the reason, and the driver reports only its consequence.
+    /// Makes the error of a call from the driver's error. The error is transient, unless the server has refused
+    /// something since: then the refusal is the reason, and the driver reports only its consequence.
     pub(super) fn error_from(
         &self,
         doing: impl fmt::Display,

@@ -99,8 +99,8 @@ impl NatsListener {
         Ok(NatsListener { client, channel, place, lost, received, consumer: None, is_second, step: None })
     }
 
-    /// Takes the next message, or returns that messages are missing before it. A gap may be the consumer's fault, so the
-    /// first time a new consumer is created for the same position.
+    /// Takes the next message, or returns that messages are missing before it. A gap may be the consumer's fault, so
+    /// the first time a new consumer is created for the same position.
     fn take(&mut self) -> Option<Delivery> {
         while let Some(received) = self.received.pop_front() {
             // A new consumer may deliver again what the one before it has delivered.
@@ -156,8 +156,8 @@ impl Subscription for NatsListener {
                 if let Some(place) = lost {
                     (self.place, self.lost) = (place, true);
                 }
-                // The server removes consumers that nobody pulled from for a while, which is no error. But if the new one is
-                // gone at once too, retrying here would spin.
+                // The server removes consumers that nobody pulled from for a while, which is no error. But if the new
+                // one is gone at once too, retrying here would spin.
                 let Some(why) = gone else { continue };
                 if std::mem::replace(&mut self.is_second, true) {
                     let doing = format_args!("pulling from channel {}", self.channel);
@@ -332,8 +332,8 @@ impl NatsConsumer {
         Ok(if received.is_empty() { PullResult::Nothing } else { PullResult::Received(received) })
     }
 
-    /// Returns the subject for the answers to the last pull. Each pull has its own, so that the end of an earlier pull is not
-    /// taken for the end of this one.
+    /// Returns the subject for the answers to the last pull. Each pull has its own, so that the end of an earlier pull
+    /// is not taken for the end of this one.
     fn reply(&self) -> String {
         format!("{}.{}", self.address, self.pulls)
     }

@@ -65,24 +65,24 @@ impl NatsBusOptions {
         NatsBusOptions::default()
     }
 
-    /// Sets the number of messages that a channel keeps; 65,536 by default, 1 to 1,000,000,000. Applies when the stream of
-    /// the channel is created; an existing stream does not change.
+    /// Sets the number of messages that a channel keeps; 65,536 by default, 1 to 1,000,000,000. Applies when the stream
+    /// of the channel is created; an existing stream does not change.
     #[must_use]
     pub fn retained(mut self, messages: u64) -> NatsBusOptions {
         self.retained = messages;
         self
     }
 
-    /// Sets the number of servers of a cluster that store a channel; 1 by default, 1 to 5. Applies when the stream of the
-    /// channel is created.
+    /// Sets the number of servers of a cluster that store a channel; 1 by default, 1 to 5. Applies when the stream of
+    /// the channel is created.
     #[must_use]
     pub fn replicas(mut self, servers: usize) -> NatsBusOptions {
         self.replicas = servers;
         self
     }
 
-    /// Sets the prefix of the names of streams and subjects; `forebay` by default, 1 to 64 of `a-z A-Z 0-9 _ -`. Channel
-    /// `c` is the stream `forebay-c` of the subject `forebay.c`.
+    /// Sets the prefix of the names of streams and subjects; `forebay` by default, 1 to 64 of `a-z A-Z 0-9 _ -`.
+    /// Channel `c` is the stream `forebay-c` of the subject `forebay.c`.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> NatsBusOptions {
         self.prefix = prefix.into();
@@ -106,8 +106,8 @@ impl NatsBusOptions {
     }
 
     /// Sets the number of messages in flight before the first must be acknowledged; 256 by default, 1 to 4096. With 1 a
-    /// message is sent once the previous one is stored, so a lost connection leaves no gap within the published messages;
-    /// this costs a round trip for each message.
+    /// message is sent once the previous one is stored, so a lost connection leaves no gap within the published
+    /// messages; this costs a round trip for each message.
     #[must_use]
     pub fn in_flight(mut self, messages: usize) -> NatsBusOptions {
         self.in_flight = messages;

@@ -113,7 +113,8 @@ impl ReadSql {
         let (created, touched, now) =
             (stamp("o.created"), stamp("c.touched"), stamp("outbox_channel.touched"));
         ReadSql {
-            // One statement has one snapshot: the rows, the recorded trims and the running transactions belong together.
+            // One statement has one snapshot: the rows, the recorded trims and the running transactions belong
+            // together.
             read: format!(
                 "WITH h AS MATERIALIZED ( \
                    SELECT {incarnation} AS incarnation, pg_snapshot_xmin(pg_current_snapshot()) AS xmin, \
@@ -137,8 +138,8 @@ impl ReadSql {
                 "SELECT {incarnation}, coalesce(c.trimmed_xid, '0'::xid8)::text, coalesce(c.trimmed_id, 0) \
                  FROM (SELECT) one LEFT JOIN \"{schema}\".outbox_channel c ON c.channel = $1"
             ),
-            // A durable write. Without it a crash could make the server give out again transaction numbers that it has given
-            // out before, and rows with them would come before the position of the subscription and be skipped.
+            // A durable write. Without it a crash could make the server give out again transaction numbers that it has
+            // given out before, and rows with them would come before the position of the subscription and be skipped.
             now: format!(
                 "INSERT INTO \"{schema}\".outbox_channel (channel) VALUES ($1) \
                  ON CONFLICT (channel) DO UPDATE \

@@ -30,8 +30,8 @@ struct OutboxPosition {
     incarnation: String,
     xid: u64,
     id: i64,
-    /// The time when the row was written, in microseconds: after the restore of an earlier backup another row may have the
-    /// same numbers. For a position without a row, the time when it was determined.
+    /// The time when the row was written, in microseconds: after the restore of an earlier backup another row may have
+    /// the same numbers. For a position without a row, the time when it was determined.
     stamp: i64,
     /// True if there is, or was, a row with these numbers.
     of_row: bool,

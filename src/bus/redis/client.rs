@@ -217,8 +217,8 @@ impl RedisClient {
         let mut rest = messages;
         while !rest.is_empty() {
             let (call, behind) = rest.split_at(call_len(rest));
-            // A new one for each call, because no two numberings may have the same incarnation. The script ignores it if the
-            // channel has one.
+            // A new one for each call, because no two numberings may have the same incarnation. The script ignores it
+            // if the channel has one.
             let incarnation = server::draw_incarnation()?;
             let added = self.scripts.add(&mut connection, &keys, &incarnation, self.options.retained, call);
             if let Err(error) = added.await {

@@ -1,4 +1,5 @@
-//! The directory of an embedded store: created durably, readable by its owner alone, and locked against other processes.
+//! The directory of an embedded store: created durably, readable by its owner alone, and locked against other
+//! processes.
 //!
 //! This module does not know the contents of the files. Files that must exist completely or not at all are created in a
 //! staging directory and then renamed into place; see [`Directory::adopt`].
@@ -40,8 +41,8 @@ impl Directory {
         &self.path
     }
 
-    /// Returns the path of the database `name`, whose directory entry is durable. If it does not exist, `make` creates it
-    /// at a staging path and closes it, and it is renamed into place.
+    /// Returns the path of the database `name`, whose directory entry is durable. If it does not exist, `make` creates
+    /// it at a staging path and closes it, and it is renamed into place.
     ///
     /// # Errors
     /// [`ErrorKind::UnknownFormat`] if the directory holds something else, which is left unchanged; those of `make`

@@ -1,14 +1,14 @@
 //! The repair of fjall's journals after a power cut, before fjall reads them.
 //!
-//! A journal is a sequence of batches: `1`, count of items (4 bytes), number (8); per item `2`, kind, compression (0: none),
-//! keyspace (8), length of the key (2), of the value (4), of the stored value (4), key, value; then `3`, XXH3 over
-//! the items (8), `FJL\x03`. Integers are little-endian. Zeros may follow, from the
+//! A journal is a sequence of batches: `1`, count of items (4 bytes), number (8); per item `2`, kind, compression (0:
+//! none), keyspace (8), length of the key (2), of the value (4), of the stored value (4), key, value; then `3`, XXH3
+//! over the items (8), `FJL\x03`. Integers are little-endian. Zeros may follow, from the
 //! creation of the file.
 //!
-//! fjall 3 silently cuts off a batch that it cannot parse, and all that follows. And it refuses to open if a batch can be
-//! parsed but has a wrong checksum, as after a power cut that took the middle of it. Both would be wrong here. A batch is
-//! acknowledged after a sync, and the next one begins after that; and a journal is synced before the next one is
-//! created. So a broken batch at the end of the newest journal was never acknowledged and is cut off. A broken batch
+//! fjall 3 silently cuts off a batch that it cannot parse, and all that follows. And it refuses to open if a batch can
+//! be parsed but has a wrong checksum, as after a power cut that took the middle of it. Both would be wrong here. A
+//! batch is acknowledged after a sync, and the next one begins after that; and a journal is synced before the next one
+//! is created. So a broken batch at the end of the newest journal was never acknowledged and is cut off. A broken batch
 //! that is followed by another one is damage and is reported.
 
 use std::fs::{self, File, OpenOptions};
@@ -150,8 +150,8 @@ fn read_through(reader: &mut impl BufRead, mut bytes: u64, mut see: impl FnMut(&
     Ok(())
 }
 
-/// Reads the rest of the journal from `at` on. Returns whether it has anything but zeros, and whether a batch ends there
-/// and another one starts.
+/// Reads the rest of the journal from `at` on. Returns whether it has anything but zeros, and whether a batch ends
+/// there and another one starts.
 fn scan_rest(reader: &mut BufReader<File>, at: u64) -> io::Result<(bool, bool)> {
     reader.seek(SeekFrom::Start(at))?;
     let (mut has_more, mut is_followed) = (false, false);

@@ -3,26 +3,26 @@
 //! sled 0.34 never syncs the data that it acknowledges: its `flush` ends in a write and, on Linux, `sync_file_range`,
 //! which gives no durability. So this module keeps a descriptor of its own on the database file. It is opened before
 //! sled writes the first byte, because the kernel reports a failed write-back once to every descriptor that was open
-//! then. [`Files::sync`] makes durable all that was written before the call. This module never writes into one of sled's
-//! files.
+//! then. [`Files::sync`] makes durable all that was written before the call. This module never writes into one of
+//! sled's files.
 //!
 //! # Opening
 //! When sled 0.34 opens a database, it writes a new snapshot of its page table, renames it into place, removes the
 //! previous one, and then fills with zeros all segments that the new snapshot does not need. It never syncs the
-//! directory. A power cut could therefore leave the zeros and the old snapshot, or none. sled's recovery then has to read
-//! the log, finds a hole where it expects a segment, and takes the whole log before it for lost: the store was empty or
-//! older, without an error. So [`open`] stops the first opening between the two steps, makes the names durable, and opens
-//! again.
+//! directory. A power cut could therefore leave the zeros and the old snapshot, or none. sled's recovery then has to
+//! read the log, finds a hole where it expects a segment, and takes the whole log before it for lost: the store was
+//! empty or older, without an error. So [`open`] stops the first opening between the two steps, makes the names
+//! durable, and opens again.
 //!
-//! sled writes the configuration file of a new database in two parts and does not sync it, and refuses to open with half
-//! of it. So the configuration is created in a staging directory and renamed into place before the database has its
-//! first byte.
+//! sled writes the configuration file of a new database in two parts and does not sync it, and refuses to open with
+//! half of it. So the configuration is created in a staging directory and renamed into place before the database has
+//! its first byte.
 //!
 //! # Blobs
-//! Each blob is made durable before the log record that refers to it. Listing the directory costs a tenth of the sync of
-//! a small batch, and sled hardly ever creates a blob, so the directory is listed only if its change time says that its
-//! entries have changed. A second change may have the same time as the first one. So the time counts only if it was old
-//! when the directory was listed: any change after the listing then has a different time. If the clock was set back
+//! Each blob is made durable before the log record that refers to it. Listing the directory costs a tenth of the sync
+//! of a small batch, and sled hardly ever creates a blob, so the directory is listed only if its change time says that
+//! its entries have changed. A second change may have the same time as the first one. So the time counts only if it was
+//! old when the directory was listed: any change after the listing then has a different time. If the clock was set back
 //! since, it does not count.
 
 use std::collections::HashSet;
@@ -54,8 +54,8 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Creates the directory if it does not exist, locks it, and syncs what an earlier process left unsynced: nothing may
-    /// be read that a power cut could still take. Called before sled opens.
+    /// Creates the directory if it does not exist, locks it, and syncs what an earlier process left unsynced: nothing
+    /// may be read that a power cut could still take. Called before sled opens.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if another store has the directory open; those of the file system.
@@ -75,8 +75,8 @@ impl Files {
         Ok(files)
     }
 
-    /// Removes snapshots that sled was writing when its process died. sled 0.34 takes such a file for its newest snapshot
-    /// and refuses to open. Nothing is lost with it: a snapshot only saves sled from reading its log.
+    /// Removes snapshots that sled was writing when its process died. sled 0.34 takes such a file for its newest
+    /// snapshot and refuses to open. Nothing is lost with it: a snapshot only saves sled from reading its log.
     fn remove_unfinished_snapshots(&self) -> Result<()> {
         let listing = |error| failed("listing", self.path(), error);
         let mut unfinished = Vec::new();
@@ -134,8 +134,8 @@ impl Files {
             .map_err(|error| failed("looking at", &self.path().join(DATABASE_NAME), error))
     }
 
-    /// Does the same as [`Files::sync`], and syncs what sled writes only when it opens: its configuration, which it does
-    /// not sync, and the snapshot of its page table, which it syncs and renames without syncing the directory.
+    /// Does the same as [`Files::sync`], and syncs what sled writes only when it opens: its configuration, which it
+    /// does not sync, and the snapshot of its page table, which it syncs and renames without syncing the directory.
     ///
     /// # Errors
     /// Those of the file system.
@@ -153,8 +153,8 @@ impl Files {
         sync_dir(self.path())
     }
 
-    /// Makes durable all that was written to the database so far. Blobs come first because the log must not refer to one
-    /// that a power cut can take. Costs an `fdatasync` and [`Blobs::sync`].
+    /// Makes durable all that was written to the database so far. Blobs come first because the log must not refer to
+    /// one that a power cut can take. Costs an `fdatasync` and [`Blobs::sync`].
     ///
     /// # Errors
     /// Those of the file system. All writes since the last success then have an unknown outcome. A second call would
@@ -171,9 +171,9 @@ impl Files {
 
     /// Waits until sled has released its lock after its last handle was dropped.
     ///
-    /// sled's threads keep the file open a moment longer than its handles. Taking the same lock through our own descriptor
-    /// blocks until the last thread has closed it. No other store can take it in between: it would need our lock of the
-    /// directory first.
+    /// sled's threads keep the file open a moment longer than its handles. Taking the same lock through our own
+    /// descriptor blocks until the last thread has closed it. No other store can take it in between: it would need our
+    /// lock of the directory first.
     pub(crate) fn wait_released(&self) -> io::Result<()> {
         self.database.lock()?;
         self.database.unlock()
@@ -191,7 +191,8 @@ impl Files {
 }
 
 const BLOBS_NAME: &str = "blobs";
-/// The name of the directory that blocks an opening. Names of blobs are offsets in the log, and no log is as long as this.
+/// The name of the directory that blocks an opening. Names of blobs are offsets in the log, and no log is as long as
+/// this.
 const BLOCK_NAME: &str = "9223372036854775807";
 /// The age from which on a change time cannot be shared by a later change: no file system has coarser times.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
@@ -229,8 +230,8 @@ impl Blobs {
         Ok(Blobs { path, synced: HashSet::new(), listed: None })
     }
 
-    /// Makes all blobs durable. Costs a `stat` of the directory; if it has changed, or did so just now, a listing, and a
-    /// sync for each new blob.
+    /// Makes all blobs durable. Costs a `stat` of the directory; if it has changed, or did so just now, a listing, and
+    /// a sync for each new blob.
     ///
     /// # Errors
     /// Those of the file system.
@@ -274,9 +275,9 @@ impl Blobs {
         if is_new { sync_dir(&self.path) } else { Ok(()) }
     }
 
-    /// Makes sled's next opening fail after it has written its snapshot and before it clears segments. sled then removes
-    /// all blobs beyond the end of its log, and this blob is a directory, which cannot be removed like a file. An empty
-    /// database has no snapshot and no blobs to remove, and opens all the same.
+    /// Makes sled's next opening fail after it has written its snapshot and before it clears segments. sled then
+    /// removes all blobs beyond the end of its log, and this blob is a directory, which cannot be removed like a file.
+    /// An empty database has no snapshot and no blobs to remove, and opens all the same.
     ///
     /// # Errors
     /// Those of the file system.

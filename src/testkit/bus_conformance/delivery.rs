@@ -40,8 +40,8 @@ pub async fn order_within_a_publisher(fixture: &dyn BusFixture) {
     listener.hear_until(MESSAGES).await;
 }
 
-/// Checks several publishers and listeners at once, some of which share a client: each listener gets all messages, those
-/// of each publisher in order, and no invented ones.
+/// Checks several publishers and listeners at once, some of which share a client: each listener gets all messages,
+/// those of each publisher in order, and no invented ones.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -200,8 +200,8 @@ pub async fn publishing_again_does_no_harm(fixture: &dyn BusFixture) {
     }
 }
 
-/// Checks that bodies are delivered unchanged: from 0 to [`BODY_BYTES_MAX`] bytes, with all byte values, and several large
-/// ones in one call. A call without messages does nothing.
+/// Checks that bodies are delivered unchanged: from 0 to [`BODY_BYTES_MAX`] bytes, with all byte values, and several
+/// large ones in one call. A call without messages does nothing.
 ///
 /// # Panics
 /// If the bus breaks this.

@@ -1,5 +1,5 @@
-//! Checks with killed servers and cut connections: no message is lost between a publisher that repeats failed calls and a
-//! listener that goes on after errors.
+//! Checks with killed servers and cut connections: no message is lost between a publisher that repeats failed calls and
+//! a listener that goes on after errors.
 
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, yield_now};
@@ -12,8 +12,8 @@ use crate::testkit::draw::Draw;
 /// The number of messages acknowledged at least before, between and after the failures.
 const PHASE_MESSAGES: u64 = 60;
 
-/// Checks that a server that is killed and started again with its data has every acknowledged message, in order, and that
-/// no listener loses its position.
+/// Checks that a server that is killed and started again with its data has every acknowledged message, in order, and
+/// that no listener loses its position.
 ///
 /// # Panics
 /// If the bus breaks this.

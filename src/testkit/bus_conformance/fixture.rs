@@ -20,11 +20,12 @@ pub trait BusFixture: Send + Sync {
     /// Removes all messages of a channel without restarting its numbering. The channel may be one that was never used.
     fn trim<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, ()>;
 
-    /// Kills the server, starts it again with the same data, and returns once it answers. Returns false if there is none.
+    /// Kills the server, starts it again with the same data, and returns once it answers. Returns false if there is
+    /// none.
     fn restart(&self) -> BoxFuture<'_, bool>;
 
-    /// Cuts all connections of all clients, and refuses new ones until [`BusFixture::mend`]. Returns false if this is not
-    /// possible.
+    /// Cuts all connections of all clients, and refuses new ones until [`BusFixture::mend`]. Returns false if this is
+    /// not possible.
     fn cut(&self) -> BoxFuture<'_, bool>;
 
     /// Accepts connections again after [`BusFixture::cut`].

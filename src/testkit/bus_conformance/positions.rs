@@ -93,8 +93,8 @@ pub async fn a_position_resumes_in_another_client(fixture: &dyn BusFixture) {
     all([publishing]).await;
 }
 
-/// Checks that a listener gets one lost position for messages that were trimmed before it had them, and goes on with the
-/// remaining ones. A listener that reads ahead may have had them.
+/// Checks that a listener gets one lost position for messages that were trimmed before it had them, and goes on with
+/// the remaining ones. A listener that reads ahead may have had them.
 ///
 /// # Panics
 /// If the bus breaks this.
@@ -182,8 +182,8 @@ pub async fn a_trim_that_took_nothing_is_not_told(fixture: &dyn BusFixture) {
     assert!(lacking.times_lost == 1, "one trimmed message was told {} times", lacking.times_lost);
 }
 
-/// Checks that text that is not a position of the bus gives a permanent error or a lost position, and never a silent start
-/// elsewhere.
+/// Checks that text that is not a position of the bus gives a permanent error or a lost position, and never a silent
+/// start elsewhere.
 ///
 /// # Panics
 /// If the bus breaks this.

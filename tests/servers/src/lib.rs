@@ -1,5 +1,5 @@
-//! Real servers for tests, examples and benchmarks: started on a free port of this machine with their data in a temporary
-//! directory, stopped when they are dropped, and stopped, paused and restarted in between.
+//! Real servers for tests, examples and benchmarks: started on a free port of this machine with their data in a
+//! temporary directory, stopped when they are dropped, and stopped, paused and restarted in between.
 //!
 //! A server that is not installed is a panic. `bash .ci/install redis-server nats-server postgresql` installs them.
 
