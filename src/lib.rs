@@ -46,37 +46,45 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-pub mod builder;
+mod builder;
 pub mod bus;
-pub mod cache;
+mod cache;
 pub mod disk;
-pub mod error;
-pub mod feed;
-pub mod flush;
-pub mod forebay;
-pub mod ids;
-pub mod invalidation;
+mod error;
+mod feed;
+mod flush;
+mod forebay;
+mod ids;
+mod invalidation;
 pub mod journal;
-pub mod layer;
+mod layer;
 pub mod manual;
-pub mod memory;
-pub mod metrics;
+#[cfg(not(forebay_mutation))]
+mod memory;
+mod metrics;
 pub mod monitor;
-pub mod options;
+#[cfg(not(forebay_mutation))]
+mod options;
 #[cfg(feature = "postgres")]
-pub mod postgres;
-pub mod queue;
+mod postgres;
+mod queue;
 #[cfg(not(forebay_mutation))]
 mod safeguard;
-#[cfg(forebay_mutation)]
-pub mod safeguard;
 #[cfg(not(forebay_simulation))]
 mod seam;
-#[cfg(forebay_simulation)]
-pub mod seam;
 pub mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+
+// For the crate's own tests alone, as the cfgs are.
+#[cfg(forebay_mutation)]
+pub mod memory;
+#[cfg(forebay_mutation)]
+pub mod options;
+#[cfg(forebay_mutation)]
+pub mod safeguard;
+#[cfg(forebay_simulation)]
+pub mod seam;
 
 pub use crate::builder::Builder;
 pub use crate::bus::contract::{Bus, Channel};
@@ -91,6 +99,7 @@ pub use crate::cache::codec::Postcard;
 pub use crate::cache::codec::{CacheKey, CacheValue, Codec, EncodeError};
 pub use crate::cache::entry::{Entry, Loaded, ReadOptions, Receipt, Source, StalenessBound, WriteOptions};
 pub use crate::cache::group::{BlockingGroup, Group};
+pub use crate::cache::loader::LoadError;
 pub use crate::cache::opening::CacheBuilder;
 pub use crate::cache::rules::{Replacement, Stale};
 pub use crate::cache::typed::derive::{BlockingLoadContext, LoadContext};
@@ -104,10 +113,15 @@ pub use crate::feed::follow::{Follow, FollowStatus};
 pub use crate::feed::outbox::OutboxPuts;
 pub use crate::feed::publisher::{BlockingPublication, FollowerStatus, Publication, Publish, PublishStatus};
 pub use crate::forebay::{BlockingForebay, Forebay};
-pub use crate::ids::{Epoch, JournalId, Key, NamespaceName, Seq};
+pub use crate::ids::{
+    Epoch, JournalId, KEY_BYTES_MAX, Key, NAMESPACE_BYTES_MAX, NamespaceName, Seq, VALUE_BYTES_MAX,
+};
 pub use crate::invalidation::Invalidation;
 pub use crate::journal::options::{Durability, JournalOptions};
 pub use crate::layer::dead_letter_list::DeadLetterList;
+// For the crate's own binary.
+#[doc(hidden)]
+pub use crate::layer::inspect;
 pub use crate::layer::ownership::OnOwned;
 pub use crate::memory::advice::TtlAdvice;
 pub use crate::memory::freshness::OnUnverified;
@@ -120,7 +134,7 @@ pub use crate::monitor::observer::{Observation, Observer};
 pub use crate::monitor::report::MonitorReport;
 pub use crate::options::{Backpressure, OnRejected, WritePolicy};
 #[cfg(feature = "postgres")]
-pub use crate::postgres::server::PostgresServer;
+pub use crate::postgres::{KeyColumn, PostgresError, PostgresServer};
 pub use crate::queue::dead_letters::DeadLetter;
 pub use crate::queue::health::{Closed, Health, HealthState};
 pub use crate::seam::clock::{Clock, Moment, Ticker};

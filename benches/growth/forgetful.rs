@@ -1,7 +1,7 @@
 //! The store behind what is measured: one that costs nothing.
 
-use forebay::ids::{Epoch, JournalId, Key};
-use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::{Epoch, JournalId, Key};
 
 /// A store that takes everything at once and keeps nothing.
 #[derive(Default)]

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use comfy_table::Table;
-use forebay::store::contract::Store;
+use forebay::store::Store;
 use forebay::testkit::flaky::FlakyStore;
 use forebay::{Cache, Durability, Forebay, MemoryStore};
 use peak_alloc::PeakAlloc;

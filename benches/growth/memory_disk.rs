@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use forebay::disk::contract::{Disk, DiskFile, DiskLock};
+use forebay::disk::{Disk, DiskFile, DiskLock};
 
 /// The disk; clones of its files share them.
 #[derive(Default)]

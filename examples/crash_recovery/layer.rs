@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use forebay::store::contract::{StoreError, Versioned};
+use forebay::store::{StoreError, Versioned};
 use forebay::testkit::FlakyStore;
 use forebay::{
     Bincode, Cache, Codec as _, Durability, Forebay, JournalOptions, Key, NamespaceName, SledStore, Store,

@@ -16,9 +16,9 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
 use forebay::SledStore;
-use forebay::error::{Error, ErrorKind};
-use forebay::ids::{Epoch, JournalId, Key, Seq};
-use forebay::store::contract::{Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned};
+use forebay::{Epoch, JournalId, Key, Seq};
+use forebay::{Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]

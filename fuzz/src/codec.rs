@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use forebay::disk::contract::Disk;
-use forebay::disk::simulated::SimDisk;
-use forebay::journal::queue::Journal;
-use forebay::layer::inspect;
+use forebay::disk::Disk;
+use forebay::disk::SimDisk;
+use forebay::journal::Journal;
+use forebay::inspect;
 use forebay::{Bincode, Codec, Durability, JournalOptions, Key, Postcard, Seq};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

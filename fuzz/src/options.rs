@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay::disk::simulated::SimDisk;
+use forebay::disk::SimDisk;
 use forebay::options::LayerOptions;
 use forebay::{
     Backpressure, Durability, ErrorKind, Forebay, JournalOptions, MemoryStore, NamespaceName, OnRejected,

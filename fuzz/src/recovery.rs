@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use forebay::disk::contract::Disk;
-use forebay::disk::simulated::SimDisk;
-use forebay::journal::queue::Journal;
-use forebay::journal::salvage::{SalvageOptions, salvage};
-use forebay::journal::survey::{Finding, Survey};
+use forebay::disk::Disk;
+use forebay::disk::SimDisk;
+use forebay::journal::Journal;
+use forebay::journal::{SalvageOptions, salvage};
+use forebay::journal::{Finding, Survey};
 use forebay::{Durability, ErrorKind, JournalOptions, Result, Seq};
 
 /// Files by name.

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use forebay::disk::contract::Disk;
-use forebay::disk::simulated::SimDisk;
-use forebay::journal::queue::Journal;
+use forebay::disk::Disk;
+use forebay::disk::SimDisk;
+use forebay::journal::Journal;
 use forebay::{Bincode, Codec, Durability, JournalOptions, Postcard};
 
 /// The inputs of a target by name.

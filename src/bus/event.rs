@@ -179,7 +179,7 @@ impl Event {
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`] beyond [`BODY_BYTES_MAX`]; [`ErrorKind::InvalidName`] for a follower's name that is
-    /// empty or longer than [`FOLLOWER_BYTES_MAX`].
+    /// empty or longer than 64 bytes.
     pub fn encode(&self) -> Result<Bytes> {
         let mut out = BytesMut::with_capacity(HEADER_BYTES + CHECKSUM_BYTES + 64);
         let kind = match &self.payload {

@@ -1,6 +1,13 @@
 //! The file-system seam: a contract, the operating system's files, and a simulated disk for tests.
 
-pub mod contract;
-pub mod os;
+pub(crate) mod contract;
+pub(crate) mod os;
 #[cfg(any(test, feature = "testkit"))]
-pub mod simulated;
+pub(crate) mod simulated;
+
+pub use contract::{Disk, DiskFile, DiskLock};
+pub use os::OsDisk;
+#[cfg(feature = "testkit")]
+pub use simulated::{
+    CrashPolicy, DiskOp, DiskOperation, FailedSync, Fault, SECTOR_BYTES, SimDisk, SyncGate, Unsynced,
+};

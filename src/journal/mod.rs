@@ -10,7 +10,7 @@
 //! | `{number:020}.seg` | a segment; numbers are consecutive, the highest is the last |
 //! | `spare-{n}.seg` | a file that will become a segment; its content means nothing |
 //! | `spare-{n}.tmp` | an unfinished spare; removed when the journal is opened |
-//! | `cursors` | the positions of named consumers; see [`cursors`] |
+//! | `cursors` | the positions of named consumers; see `cursors.rs` |
 //! | `cursors.tmp` | an unfinished `cursors` file; removed before the next one is written |
 //!
 //! Files with other names are left alone.
@@ -74,19 +74,43 @@
 //! checked in parallel, by up to eight threads. The first damage in the journal's order is reported, whichever thread
 //! finds one first, and nothing on the disk changes before all segments are found sound.
 
+#[cfg(not(forebay_mutation))]
+pub(crate) mod committer;
+#[cfg(forebay_mutation)]
 pub mod committer;
-pub mod cursors;
+pub(crate) mod cursors;
 mod errors;
+#[cfg(not(forebay_mutation))]
+pub(crate) mod frame;
+#[cfg(forebay_mutation)]
 pub mod frame;
-pub mod log;
-pub mod options;
+pub(crate) mod log;
+pub(crate) mod options;
 mod pool;
-pub mod queue;
+pub(crate) mod queue;
+#[cfg(not(forebay_mutation))]
+pub(crate) mod recovery;
+#[cfg(forebay_mutation)]
 pub mod recovery;
-pub mod salvage;
+pub(crate) mod salvage;
 pub(crate) mod scan;
 mod segment;
-pub mod survey;
+pub(crate) mod survey;
 #[cfg(test)]
 mod tests;
+#[cfg(not(forebay_mutation))]
+pub(crate) mod writer;
+#[cfg(forebay_mutation)]
 pub mod writer;
+
+pub use cursors::CursorSummary;
+pub use frame::{Frame, Location};
+pub use log::Reader;
+#[doc(no_inline)]
+pub use options::{Durability, JournalOptions};
+pub use queue::Journal;
+// For the crate's own binary.
+#[doc(hidden)]
+pub use salvage::{SalvageOptions, SalvageStep, Salvaged, salvage};
+#[doc(hidden)]
+pub use survey::{Damage, Finding, Hole, SegmentSummary, Survey, Tail};

@@ -112,7 +112,7 @@ impl Journal {
     /// Removes files that hold no record after `up_to`.
     ///
     /// # Errors
-    /// As for [`Log::trim`].
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if a file cannot be removed; the next call tries again.
     pub fn trim(&self, up_to: Seq) -> Result<()> {
         self.log.trim(up_to)
     }
@@ -146,7 +146,7 @@ impl Journal {
     /// Ends the journal cleanly and releases its directory. A second call returns the same result.
     ///
     /// # Errors
-    /// As for [`Committer::close`].
+    /// The failure of the last write or sync; nothing that was acknowledged is lost by it.
     pub fn close(&self) -> Result<()> {
         self.committer.close()
     }

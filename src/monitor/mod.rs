@@ -4,13 +4,20 @@
 //! writes that are consistent within a delay. The manual has a page on it. It only asks; it never changes a follower's
 //! memory.
 
-pub mod consistency;
+pub(crate) mod consistency;
 #[cfg(feature = "metrics")]
 mod figures;
-pub mod observer;
-pub mod report;
+pub(crate) mod observer;
+pub(crate) mod report;
 mod tally;
 
-pub use consistency::{Monitor, MonitorBuilder};
-pub use observer::{Observation, Observer, Served, Trouble};
-pub use report::{FollowerReport, MonitorReport, Offender, Reason, Share};
+pub use consistency::MonitorBuilder;
+// Documented once, at the crate's root.
+#[doc(no_inline)]
+pub use consistency::Monitor;
+#[doc(no_inline)]
+pub use observer::{Observation, Observer};
+pub use observer::{Served, Trouble};
+#[doc(no_inline)]
+pub use report::MonitorReport;
+pub use report::{FollowerReport, Offender, Reason, Share};

@@ -3,26 +3,42 @@
 //! The embedded stores (sled, redb, fjall) share `embedded`; the store in a Postgres database shares the module
 //! `postgres` of the crate with the bus over one.
 
-pub mod contract;
+pub(crate) mod contract;
 #[cfg(any(feature = "fjall", feature = "redb", feature = "sled"))]
 mod embedded;
 #[cfg(feature = "fjall")]
-pub mod fjall;
-pub mod memory;
+pub(crate) mod fjall;
+pub(crate) mod memory;
 #[cfg(feature = "postgres")]
-pub mod postgres;
+pub(crate) mod postgres;
 #[cfg(feature = "redb")]
-pub mod redb;
+pub(crate) mod redb;
 #[cfg(feature = "sled")]
-pub mod sled;
+pub(crate) mod sled;
 
-pub use contract::{Batch, BoxFuture, Op, OwnerStatus, Progress, Store, StoreError, Tenure, Versioned};
+pub use contract::{Batch, BoxFuture, Op, OwnerStatus, Progress, StoreError, Tenure, Versioned};
+// Documented once, at the crate's root.
+#[doc(no_inline)]
+pub use contract::Store;
 #[cfg(feature = "fjall")]
-pub use fjall::{FjallOptions, FjallStore};
+pub use fjall::FjallOptions;
+#[cfg(feature = "fjall")]
+#[doc(no_inline)]
+pub use fjall::FjallStore;
+#[doc(no_inline)]
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
-pub use postgres::{PostgresStore, PostgresStoreOptions};
+#[doc(no_inline)]
+pub use postgres::PostgresStore;
+#[cfg(feature = "postgres")]
+pub use postgres::{Applying, PostgresStoreOptions};
 #[cfg(feature = "redb")]
-pub use redb::{RedbOptions, RedbStore};
+pub use redb::RedbOptions;
+#[cfg(feature = "redb")]
+#[doc(no_inline)]
+pub use redb::RedbStore;
 #[cfg(feature = "sled")]
-pub use sled::{SledOptions, SledStore};
+pub use sled::SledOptions;
+#[cfg(feature = "sled")]
+#[doc(no_inline)]
+pub use sled::SledStore;

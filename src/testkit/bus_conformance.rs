@@ -50,13 +50,17 @@ mod fixture;
 mod listening;
 mod positions;
 
+// The single checks are for the tests of the suite itself, which break one rule each.
+#[doc(hidden)]
 pub use crate::testkit::bus_conformance::delivery::{
     bodies_of_every_size, cancelled_waits_lose_nothing, channels_are_apart, many_listeners,
     now_misses_nothing_that_comes_later, order_within_a_publisher, publishing_again_does_no_harm,
     several_publishers_and_listeners, too_large_is_refused_as_a_whole, waits_while_nothing_is_published,
 };
+#[doc(hidden)]
 pub use crate::testkit::bus_conformance::failures::{cuts_lose_nothing, restarts_lose_nothing};
 pub use crate::testkit::bus_conformance::fixture::{ATTEMPT, BusFixture, DEADLINE, QUIET};
+#[doc(hidden)]
 pub use crate::testkit::bus_conformance::positions::{
     a_gap_is_told, a_position_resumes_in_another_client, a_trim_that_took_nothing_is_not_told,
     after_goes_on_exactly, oldest_brings_all_that_is_held, what_is_no_position_is_told,

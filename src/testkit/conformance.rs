@@ -1,4 +1,4 @@
-//! The conformance suite of [`Store`](crate::store::contract::Store), for any implementation.
+//! The conformance suite of [`Store`], for any implementation.
 //!
 //! Each rule runs on a new, empty store, and a failure names the rule. The suite cannot cut the power: reopening shows
 //! that data, progress and epoch were kept together, but not that they were synced; a store must test that itself. The

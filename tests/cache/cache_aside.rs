@@ -39,9 +39,8 @@ impl Outside {
 
     fn load(
         &self,
-    ) -> impl FnOnce(u32) -> forebay::store::contract::BoxFuture<'static, Result<Option<u64>, String>>
-    + Send
-    + 'static {
+    ) -> impl FnOnce(u32) -> forebay::store::BoxFuture<'static, Result<Option<u64>, String>> + Send + 'static
+    {
         let source = self.clone();
         move |_| {
             Box::pin(async move {

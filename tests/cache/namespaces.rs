@@ -4,8 +4,8 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use forebay::disk::simulated::CrashPolicy;
-use forebay::store::contract::{Batch, Op, Progress, Store};
+use forebay::disk::CrashPolicy;
+use forebay::store::{Batch, Op, Progress, Store};
 use forebay::{
     Bincode, Cache, CacheBuilder, Codec, Epoch, ErrorKind, Forebay, Key, Loaded, MemoryStore, MissReason,
     Seq, Source, WritePolicy,
@@ -30,7 +30,7 @@ impl Outside {
         Outside { value, asked: Arc::default(), open: Arc::new(watch::Sender::new(true)) }
     }
 
-    async fn get<K: forebay::cache::codec::CacheKey>(&self, cache: &Cache<K, u64>, key: &K) -> u64 {
+    async fn get<K: forebay::CacheKey>(&self, cache: &Cache<K, u64>, key: &K) -> u64 {
         let source = self.clone();
         let load = move |_| async move {
             source.asked.fetch_add(1, SeqCst);

@@ -16,7 +16,7 @@ pub fn tags(tags: &[&str]) -> WriteOptions {
     WriteOptions::new().tags(tags.iter().copied())
 }
 
-async fn source_of<V: forebay::cache::codec::CacheValue>(cache: &Cache<u32, V>, key: u32) -> Source {
+async fn source_of<V: forebay::CacheValue>(cache: &Cache<u32, V>, key: u32) -> Source {
     cache.get_entry(&key).await.unwrap().source
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use forebay::disk::simulated::CrashPolicy;
+use forebay::disk::CrashPolicy;
 use forebay::{
     Cache, CacheBuilder, Error, ErrorKind, Forebay, MemoryStore, OnRejected, Seq, VersionPlace, WritePolicy,
 };

@@ -15,8 +15,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use forebay::disk::contract::Disk;
-use forebay::disk::simulated::{CrashPolicy, SimDisk};
+use forebay::disk::Disk;
+use forebay::disk::{CrashPolicy, SimDisk};
 use forebay::{Error, ErrorKind, JournalOptions};
 
 use crate::ALLOCATOR;

@@ -10,7 +10,7 @@
 use std::io::ErrorKind as Io;
 use std::time::{Duration, Instant};
 
-use forebay::disk::simulated::{CrashPolicy, FailedSync, Fault, SimDisk};
+use forebay::disk::{CrashPolicy, FailedSync, Fault, SimDisk};
 use forebay::journal::frame::FrameBuilder;
 use forebay::journal::writer::GroupFrame;
 use forebay::{Durability, Error, ErrorKind, HealthState, Seq, WritePolicy};

@@ -12,7 +12,7 @@ mod layer;
 
 use std::time::{Duration, Instant};
 
-use forebay::disk::simulated::{CrashPolicy, SimDisk};
+use forebay::disk::{CrashPolicy, SimDisk};
 
 use crate::support::budget::{self, say};
 

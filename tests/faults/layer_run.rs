@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay::disk::contract::Disk;
-use forebay::disk::simulated::SimDisk;
+use forebay::disk::Disk;
+use forebay::disk::SimDisk;
 use forebay::{
     Bincode, Cache, Codec, Durability, Error, Forebay, Key, NamespaceName, OnRejected, WritePolicy,
 };

@@ -27,8 +27,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use forebay::ids::{Key, NamespaceName, Seq};
-use forebay::store::contract::{Batch, Op, Progress, Store};
+use forebay::store::{Batch, Op, Progress, Store};
+use forebay::{Key, NamespaceName, Seq};
 
 use self::strace::{Action, Call};
 use self::traced_disk::{Disk, SURVIVORS, Survivors};

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use forebay::Invalidation;
-use forebay::disk::contract::Disk;
-use forebay::disk::simulated::{CrashPolicy, DiskOp, Fault, SimDisk};
-use forebay::layer::inspect;
+use forebay::disk::Disk;
+use forebay::disk::{CrashPolicy, DiskOp, Fault, SimDisk};
+use forebay::inspect;
 use forebay::testkit::ManualClock;
 use forebay::{
     Builder, Cache, Change, ChangeKind, ChangeOutcome, ChangeStream, Durability, ErrorKind, Forebay,

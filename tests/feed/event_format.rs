@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use forebay::Invalidation;
-use forebay::bus::event::{Directive, Event, Payload};
-use forebay::cache::codec::{Bincode, Codec};
-use forebay::ids::{Epoch, Key, NamespaceName, Seq};
+use forebay::bus::{Directive, Event, Payload};
+use forebay::{Bincode, Codec};
+use forebay::{Epoch, Key, NamespaceName, Seq};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/publish_directive.py");
 const PAGE: &str = include_str!("../../src/manual/events.md");

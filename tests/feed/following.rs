@@ -10,7 +10,7 @@ mod store_answers;
 use std::time::Duration;
 
 use forebay::Invalidation;
-use forebay::bus::event::{Directive, Event, Payload};
+use forebay::bus::{Directive, Event, Payload};
 use forebay::{Cache, Epoch, Follow, Forebay, Seq};
 use scripted_bus::ScriptedBus;
 

@@ -8,11 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use forebay::bus::contract::{
-    BoxFuture, Bus, Channel, Delivery, Message, Position, StartPosition, Subscription,
-};
-use forebay::bus::local::LocalBus;
-use forebay::error::Result;
+use forebay::Result;
+use forebay::bus::LocalBus;
+use forebay::bus::{BoxFuture, Bus, Channel, Delivery, Message, Position, StartPosition, Subscription};
 use forebay::testkit::bus_conformance::{self, BusFixture};
 use forebay::testkit::faulty_bus::{BusFaults, FaultyBus};
 

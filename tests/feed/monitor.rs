@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use forebay::error::{Error, ErrorKind, Result};
-use forebay::ids::{Key, NamespaceName, Seq};
-use forebay::monitor::observer::BoxFuture;
 use forebay::monitor::{Monitor, MonitorReport, Observation, Observer, Reason, Served, Share, Trouble};
+use forebay::store::BoxFuture;
 use forebay::testkit::faulty_bus::{BusFaults, FaultyBus};
 use forebay::{Cache, ChangeOutcome, Follow, Forebay, LocalBus, MemoryStore, Publish};
+use forebay::{Error, ErrorKind, Result};
+use forebay::{Key, NamespaceName, Seq};
 use metrics::{Counter, Gauge, Histogram, KeyName, Metadata, Recorder, SharedString, Unit};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};

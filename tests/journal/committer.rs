@@ -6,14 +6,14 @@ use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use forebay::disk::contract::Disk;
-use forebay::disk::simulated::{CrashPolicy, DiskOp, FailedSync, Fault, SimDisk};
-use forebay::error::{Error, ErrorKind};
-use forebay::ids::Seq;
+use forebay::Seq;
+use forebay::disk::Disk;
+use forebay::disk::{CrashPolicy, DiskOp, FailedSync, Fault, SimDisk};
 use forebay::journal::committer::{Committed, Committer, Sink, Submission};
 use forebay::journal::frame::{FrameBody, FrameBuilder};
-use forebay::journal::options::{Durability, JournalOptions};
 use forebay::journal::recovery;
+use forebay::journal::{Durability, JournalOptions};
+use forebay::{Error, ErrorKind};
 
 const DIR: &str = "/journal";
 /// Segments are named by their number, spares are not.

@@ -3,9 +3,9 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use forebay::disk::contract::{Disk, DiskFile};
-use forebay::disk::os::OsDisk;
-use forebay::disk::simulated::SimDisk;
+use forebay::disk::OsDisk;
+use forebay::disk::SimDisk;
+use forebay::disk::{Disk, DiskFile};
 
 /// Both disks, each with a directory to work in.
 fn on_both(test: impl Fn(&dyn Disk, &Path)) {

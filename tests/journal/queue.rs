@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use forebay::disk::simulated::{CrashPolicy, DiskOp, Fault, SimDisk};
-use forebay::error::{ErrorKind, Result};
-use forebay::ids::Seq;
-use forebay::journal::options::{Durability, JournalOptions};
-use forebay::journal::queue::Journal;
+use forebay::Seq;
+use forebay::disk::{CrashPolicy, DiskOp, Fault, SimDisk};
+use forebay::journal::Journal;
+use forebay::journal::{Durability, JournalOptions};
+use forebay::{ErrorKind, Result};
 
 const NEVER: Durability = Durability::Buffered { sync_interval: Duration::from_secs(3600) };
 const SOON: Durability = Durability::Buffered { sync_interval: Duration::from_millis(1) };

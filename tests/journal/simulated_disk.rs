@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use forebay::disk::contract::{Disk, DiskFile};
-use forebay::disk::simulated::{CrashPolicy, DiskOp, FailedSync, Fault, SECTOR_BYTES, SimDisk};
+use forebay::disk::{CrashPolicy, DiskOp, FailedSync, Fault, SECTOR_BYTES, SimDisk};
+use forebay::disk::{Disk, DiskFile};
 
 const DIR: &str = "/d";
 

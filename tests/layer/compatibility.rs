@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay::journal::queue::Journal;
-use forebay::store::contract::{Batch, Store, StoreError};
+use forebay::journal::Journal;
+use forebay::store::{Batch, Store, StoreError};
 use forebay::{
     BlockingCache, Durability, Epoch, Error, ErrorKind, Forebay, JournalOptions, Key, OnRejected, Seq,
     SledStore,

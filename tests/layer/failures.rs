@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay::disk::contract::Disk;
-use forebay::disk::simulated::{CrashPolicy, DiskOp, Fault, SimDisk};
-use forebay::store::contract::Store;
+use forebay::disk::Disk;
+use forebay::disk::{CrashPolicy, DiskOp, Fault, SimDisk};
+use forebay::store::Store;
 use forebay::{
     Backpressure, Cache, Durability, ErrorKind, Forebay, HealthState, MemoryStore, OnRejected, Seq,
     WritePolicy,

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay::disk::simulated::CrashPolicy;
-use forebay::store::contract::Store;
+use forebay::disk::CrashPolicy;
+use forebay::store::Store;
 use forebay::testkit::FlakyStore;
 use forebay::testkit::flaky::Fault;
 use forebay::{Bincode, Cache, Codec, Forebay, MemoryStore, Seq, WritePolicy};

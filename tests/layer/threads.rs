@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, ThreadId};
 
-use forebay::disk::simulated::DiskOp;
+use forebay::disk::DiskOp;
 use forebay::{Cache, Forebay, SledStore};
 
 use crate::support::Layer;

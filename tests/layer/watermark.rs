@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use forebay::disk::simulated::CrashPolicy;
-use forebay::store::contract::{Batch, Op, Progress, Store};
+use forebay::disk::CrashPolicy;
+use forebay::store::{Batch, Op, Progress, Store};
 use forebay::{Backpressure, Cache, Durability, ErrorKind, MemoryStore, Seq, SledStore};
 
 use crate::support::{GatedStore, Layer, failing, key_of, stored};

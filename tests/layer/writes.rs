@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::{
     Backpressure, Cache, Durability, ErrorKind, Forebay, HealthState, JournalId, Key, MemoryStore,
     OnRejected, Seq, WritePolicy,
@@ -549,11 +549,11 @@ async fn values_up_to_64_mib_and_a_clear_error_beyond() {
     let layer = Layer::new();
     let bay = layer.open().await;
     let cache: Cache<u32, Vec<u8>> = bay.cache("n").open().unwrap();
-    let largest = vec![7_u8; forebay::ids::VALUE_BYTES_MAX - 8];
+    let largest = vec![7_u8; forebay::VALUE_BYTES_MAX - 8];
     cache.put(&1, largest.clone()).await.unwrap();
     cache.evict(&1);
     assert!(cache.get(&1).await.unwrap().is_some_and(|value| value == largest));
-    let error = cache.put(&1, vec![7; forebay::ids::VALUE_BYTES_MAX]).await.expect_err("too large");
+    let error = cache.put(&1, vec![7; forebay::VALUE_BYTES_MAX]).await.expect_err("too large");
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     assert!(format!("{error:#}").contains("67108864"), "{error}");
     bay.flush().await.unwrap();

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use forebay::disk::contract::Disk;
-use forebay::disk::simulated::SimDisk;
+use forebay::disk::Disk;
+use forebay::disk::SimDisk;
 use forebay::seam::simulated;
-use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::testkit::flaky::FlakyStore;
 use forebay::{Builder, Cache, Forebay, JournalId, Key, MemoryStore, WritePolicy};
 use shuttle::future::block_on;

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
-use forebay::journal::survey::{Finding, Survey};
-use forebay::store::contract::{Batch, Store, StoreError};
+use forebay::journal::{Finding, Survey};
+use forebay::store::{Batch, Store, StoreError};
 use forebay::testkit::FlakyStore;
 use forebay::testkit::flaky::Fault;
 use forebay::{
@@ -276,7 +276,7 @@ fn what_only_looks_works_beside_a_running_layer() {
 #[test]
 fn a_torn_tail_is_no_damage() {
     let files = Files::with_backlog();
-    let disk = std::sync::Arc::new(forebay::disk::os::OsDisk);
+    let disk = std::sync::Arc::new(forebay::disk::OsDisk);
     let mut survey = Survey::open(disk, Path::new(&files.journal())).unwrap();
     let mut end = None;
     while let Some(finding) = survey.next_finding().unwrap() {

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use forebay::error::Result;
-use forebay::ids::{Epoch, JournalId, Key, Seq};
-use forebay::store::contract::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
-use forebay::store::memory::MemoryStore;
+use forebay::Result;
+use forebay::store::MemoryStore;
+use forebay::store::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
 use forebay::testkit::FlakyStore;
 use forebay::testkit::conformance::{self, Subject};
 use forebay::testkit::heartbeat_conformance;
+use forebay::{Epoch, JournalId, Key, Seq};
 
 use crate::support::stores::Kind;
 
@@ -234,13 +234,12 @@ async fn random_doubt_applies_each_op_once() {
     let store = FlakyStore::new(MemoryStore::new());
     let tenure = store.claim(None).await.unwrap();
     store.randomly(0xF0EB, 60);
-    let name = forebay::ids::NamespaceName::parse("n").unwrap();
+    let name = forebay::NamespaceName::parse("n").unwrap();
     let mut pending: Vec<Op> = Vec::new();
     for seq in 1..=200 {
         let key = Key::new(&name, &[(seq % 7) as u8]).unwrap();
         pending.push(Op { seq: Seq::new(seq), key, value: Some(seq.to_string().into()) });
-        let progress =
-            forebay::store::contract::Progress { applied: Seq::new(seq), journaled: Seq::new(seq) };
+        let progress = forebay::store::Progress { applied: Seq::new(seq), journaled: Seq::new(seq) };
         let batch = Batch { epoch: tenure.epoch, ops: pending.clone(), progress };
         if store.apply(&batch).await.is_ok() {
             pending.clear();

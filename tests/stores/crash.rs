@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 
 use bytes::Bytes;
 use forebay::ErrorKind;
-use forebay::ids::{Key, NamespaceName, Seq};
-use forebay::store::contract::{Batch, Op, Progress, Store, StoreError};
+use forebay::store::{Batch, Op, Progress, Store, StoreError};
+use forebay::{Key, NamespaceName, Seq};
 
 use crate::support::child::child_arguments;
 use crate::support::stores::Kind;

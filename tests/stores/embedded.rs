@@ -6,11 +6,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use forebay::ids::{Key, NamespaceName, Seq};
-use forebay::store::contract::{Batch, Op, Progress, Store};
-use forebay::store::fjall::FjallOptions;
-use forebay::store::redb::RedbOptions;
+use forebay::store::FjallOptions;
+use forebay::store::RedbOptions;
+use forebay::store::{Batch, Op, Progress, Store};
 use forebay::{ErrorKind, JournalId};
+use forebay::{Key, NamespaceName, Seq};
 
 use crate::support::stores::Kind;
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::Command;
 
 use bytes::Bytes;
-use forebay::ids::{Key, NamespaceName, Seq};
-use forebay::store::contract::{Batch, Op, Progress};
+use forebay::store::{Batch, Op, Progress};
+use forebay::{Key, NamespaceName, Seq};
 
 use crate::support::child::child_arguments;
 use crate::support::stores::Kind;

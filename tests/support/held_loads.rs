@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use forebay::store::contract::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
 use forebay::{Bincode, Codec, Error, ErrorKind, JournalId, Key, MemoryStore, Seq};
 use serde::Serialize;
 use tokio::sync::watch;

@@ -1,6 +1,6 @@
 //! A store that refuses the applies that a test wants refused.
 
-use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::{JournalId, Key};
 
 /// Passes to another store whatever it does not refuse.

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use forebay::store::contract::Store;
 #[cfg(feature = "fjall")]
-use forebay::store::fjall::FjallOptions;
-use forebay::store::redb::RedbOptions;
-use forebay::store::sled::SledStore;
+use forebay::store::FjallOptions;
+use forebay::store::RedbOptions;
+use forebay::store::SledStore;
+use forebay::store::Store;
 
 /// A store, and its options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
-use forebay::postgres::PostgresServer;
+use forebay::PostgresServer;
 use forebay::testkit::proxy::Direction;
 use forebay::{Bincode, Codec as _, Key, Monitor, NamespaceName, PostgresStore, Seq, Store as _};
 use indicatif::{ProgressBar, ProgressStyle};

@@ -17,9 +17,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use forebay::Invalidation;
-use forebay::bus::event::Directive;
+use forebay::PostgresServer;
+use forebay::bus::Directive;
 use forebay::bus::{NatsBus, PostgresBus, RedisBus};
-use forebay::postgres::PostgresServer;
 use forebay::{
     Bincode, Bus, Cache, Codec as _, Follow, Forebay, PostgresStore, Publish, ReadOptions, Seq, StaleReason,
     WritePolicy,

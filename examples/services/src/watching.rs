@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use forebay::monitor::{Served, Trouble};
-use forebay::store::contract::BoxFuture;
+use forebay::store::BoxFuture;
 use forebay::{Bincode, Codec as _, Error, ErrorKind, Key, Observation, Observer, Seq};
 
 use crate::Role;

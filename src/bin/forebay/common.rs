@@ -8,10 +8,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use forebay::disk::contract::Disk;
-use forebay::disk::os::OsDisk;
-use forebay::journal::survey::{Finding, Hole, Survey};
-use forebay::store::contract::{Progress, Store, StoreError};
+use forebay::disk::Disk;
+use forebay::disk::OsDisk;
+use forebay::journal::{Finding, Hole, Survey};
+use forebay::store::{Progress, Store, StoreError};
 use forebay::{Error, ErrorKind, Key, Seq, SledStore};
 use indicatif::{ProgressBar, ProgressStyle};
 

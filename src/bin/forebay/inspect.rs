@@ -7,8 +7,8 @@ use std::time::SystemTime;
 
 use anyhow::Result;
 use comfy_table::Table;
-use forebay::journal::survey::{Finding, SegmentSummary, Survey};
-use forebay::layer::inspect;
+use forebay::inspect;
+use forebay::journal::{Finding, SegmentSummary, Survey};
 use forebay::{ErrorKind, Seq};
 use serde_json::{Map, Value, json};
 

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use forebay::journal::survey::Finding;
-use forebay::layer::inspect;
+use forebay::inspect;
+use forebay::journal::Finding;
 use forebay::{DeadLetter, ErrorKind, Key};
 use serde_json::{Value, json};
 

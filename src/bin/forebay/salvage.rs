@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use forebay::Seq;
-use forebay::journal::salvage::SalvageOptions;
-use forebay::journal::survey::Finding;
-use forebay::layer::inspect::{self, Part};
+use forebay::inspect::{self, Part};
+use forebay::journal::Finding;
+use forebay::journal::SalvageOptions;
 
 use crate::common::{self, StoreUrl, Unit, Verdict};
 

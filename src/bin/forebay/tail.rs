@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use forebay::Seq;
+use forebay::inspect::{self, RecordKind};
+use forebay::journal::Finding;
 use forebay::journal::frame::Frame;
-use forebay::journal::survey::Finding;
-use forebay::layer::inspect::{self, RecordKind};
 
 use crate::common::{self, Verdict};
 

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use forebay::ErrorKind;
-use forebay::journal::survey::Finding;
-use forebay::layer::inspect;
+use forebay::inspect;
+use forebay::journal::Finding;
 
 use crate::common::{self, Unit, Verdict};
 

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use forebay::disk::contract::Disk;
-use forebay::disk::simulated::{CrashPolicy, SimDisk};
-use forebay::journal::queue::Journal;
+use forebay::disk::Disk;
+use forebay::disk::{CrashPolicy, SimDisk};
+use forebay::journal::Journal;
 use forebay::{Durability, ErrorKind, JournalOptions, WritePolicy};
 
 use super::{Tally, frames_of};

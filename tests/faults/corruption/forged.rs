@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use forebay::disk::simulated::CrashPolicy;
+use forebay::disk::CrashPolicy;
 
 use super::{OPENING_BYTES_MAX, sweep, u32_at};
 use crate::ALLOCATOR;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use forebay::JournalOptions;
-use forebay::disk::simulated::{CrashPolicy, DiskOp, DiskOperation, SimDisk};
+use forebay::disk::{CrashPolicy, DiskOp, DiskOperation, SimDisk};
 
 use super::{Tally, budget, first_seed, policies, policies_of_recovery, single_losses};
 use crate::journal_run::{Acknowledge, Draw, History, Run, Shared, layout, open, work};

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use forebay::Durability;
-use forebay::disk::simulated::{CrashPolicy, DiskOp, SimDisk};
+use forebay::disk::{CrashPolicy, DiskOp, SimDisk};
 
 use super::{Tally, budget, first_seed, policies, policies_of_recovery, single_losses};
 use crate::history_store::HistoryStore;

@@ -64,7 +64,7 @@ async fn after_any_power_cut_every_applied_record_is_told_at_least_once_and_in_o
 
 /// A store that knows as much of its owner as `store` did at `applied`, for the journal that it is fed from.
 async fn store_at(store: &MemoryStore, applied: Seq) -> MemoryStore {
-    use forebay::store::contract::{Batch, Progress, Store};
+    use forebay::store::{Batch, Progress, Store};
     let tenure = store.tenure().await.unwrap();
     let old = MemoryStore::new();
     if applied > Seq::ZERO {

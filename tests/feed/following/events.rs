@@ -1,8 +1,8 @@
 //! Events: a follower carries out what it receives, and notices what it did not receive.
 
 use forebay::Invalidation;
-use forebay::bus::contract::{Position, StartPosition};
-use forebay::bus::event::{Directive, Event, Payload};
+use forebay::bus::{Directive, Event, Payload};
+use forebay::bus::{Position, StartPosition};
 use forebay::testkit::FlakyStore;
 use forebay::{Epoch, Error, ErrorKind, NamespaceName, Seq, Source};
 
@@ -300,7 +300,7 @@ async fn what_is_not_to_be_believed_is_refused_and_counted_and_does_nothing() {
     let mut flipped = bed.event(seq, seq.next(), vec![changed(1, seq.next())]).encode().unwrap().to_vec();
     flipped[40] ^= 1;
     bed.bus.deliver_bytes(flipped);
-    bed.bus.deliver_bytes(vec![1; forebay::bus::contract::BODY_BYTES_MAX + 1]);
+    bed.bus.deliver_bytes(vec![1; forebay::bus::BODY_BYTES_MAX + 1]);
     // Of nobody's chain.
     bed.bus.deliver(&bed.event(Seq::ZERO, Seq::ZERO, vec![changed(1, Seq::ZERO)]));
     // A follower's word on the owner's channel.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use forebay::Invalidation;
-use forebay::bus::event::Directive;
+use forebay::bus::Directive;
 use forebay::{Bincode, Cache, Codec, ErrorKind, Forebay, HealthState, MemoryStore, OnOwned, Source};
 
 use super::{Bed, before, changed, eventually, ms};

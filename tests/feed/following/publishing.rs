@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use forebay::Invalidation;
-use forebay::bus::contract::{BoxFuture, Bus, Channel, Message, StartPosition, Subscription};
-use forebay::bus::event::{Directive, Event, Payload};
+use forebay::bus::{BoxFuture, Bus, Channel, Message, StartPosition, Subscription};
+use forebay::bus::{Directive, Event, Payload};
 use forebay::testkit::ManualClock;
 use forebay::{
     Cache, ChangeLag, Error, ErrorKind, Follow, Forebay, LocalBus, Publish, Result, Seq, WritePolicy,

@@ -3,10 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use forebay::bus::contract::{
-    BoxFuture, Bus, Channel, Delivery, Message, Position, StartPosition, Subscription,
-};
-use forebay::bus::event::Event;
+use forebay::bus::Event;
+use forebay::bus::{BoxFuture, Bus, Channel, Delivery, Message, Position, StartPosition, Subscription};
 use forebay::{Error, Result};
 use tokio::sync::watch;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::{Cache, Forebay, JournalId, Key, MemoryStore, Source};
 use tokio::sync::watch;
 

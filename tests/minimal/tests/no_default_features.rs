@@ -6,7 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
-use forebay::store::redb::RedbOptions;
+use forebay::store::RedbOptions;
 use forebay::{Cache, ErrorKind, Forebay, MemoryStore, Postcard};
 
 #[test]

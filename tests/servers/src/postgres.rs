@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use forebay::postgres::PostgresServer;
+use forebay::PostgresServer;
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 

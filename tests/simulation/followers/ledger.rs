@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forebay::bus::event::{Directive, Payload};
+use forebay::bus::{Directive, Payload};
 use forebay::{Epoch, Key, Seq};
 
 use crate::followers::bus::{Published, names};

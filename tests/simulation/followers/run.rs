@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use forebay::disk::simulated::{DiskOp, Fault};
+use forebay::disk::{DiskOp, Fault};
 use forebay::options::LayerSizes;
 use forebay::seam::simulated;
 use forebay::testkit::faulty_bus::{BusFaultCounts, BusFaults, FaultyBus};

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use forebay::seam::simulated;
-use forebay::store::contract::{Batch, BoxFuture, OwnerStatus, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, OwnerStatus, Store, StoreError, Tenure, Versioned};
 use forebay::{Epoch, Error, ErrorKind, JournalId, Key, MemoryStore};
 
 use crate::harness::plan::Draw;

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use forebay::seam::simulated;
-use forebay::store::contract::Versioned;
+use forebay::store::Versioned;
 use forebay::{Bincode, Codec, ErrorKind, Receipt, Result, Seq, WritePolicy};
 use shuttle::future::block_on;
 

@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use forebay::disk::simulated::{CrashPolicy, DiskOp, Fault};
+use forebay::disk::{CrashPolicy, DiskOp, Fault};
 use forebay::options::LayerSizes;
 use forebay::seam::simulated;
 use forebay::{

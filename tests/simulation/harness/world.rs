@@ -11,10 +11,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use forebay::disk::contract::{Disk, DiskFile, DiskLock};
-use forebay::disk::simulated::{CrashPolicy, SimDisk};
+use forebay::disk::{CrashPolicy, SimDisk};
+use forebay::disk::{Disk, DiskFile, DiskLock};
 use forebay::seam::simulated;
-use forebay::store::contract::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
 use forebay::{Epoch, Error, ErrorKind, JournalId, Key, MemoryStore, Seq};
 
 use crate::harness::history::History;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use forebay::disk::contract::Disk;
-use forebay::disk::simulated::SimDisk;
+use forebay::disk::Disk;
+use forebay::disk::SimDisk;
 use forebay::options::LayerSizes;
-use forebay::store::contract::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::{Bincode, Cache, Codec, Forebay, JournalId, JournalOptions, Key, MemoryStore, Seq};
 use shuttle::future::yield_now;
 use tokio::sync::watch;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use forebay::journal::queue::Journal;
+use forebay::journal::Journal;
 use forebay::{
     BlockingCache, Builder, Cache, Durability, Forebay, JournalOptions, Seq, SledStore, WritePolicy,
 };

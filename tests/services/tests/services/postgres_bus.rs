@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use forebay::Invalidation;
-use forebay::bus::contract::BoxFuture;
+use forebay::KeyColumn;
+use forebay::bus::BoxFuture;
 use forebay::bus::{
     Bus, Delivery, Directive, Event, Identity, Message, Payload, Position, StartPosition, Subscription,
 };
 use forebay::bus::{PostgresBus, PostgresBusOptions};
-use forebay::postgres::KeyColumn;
 use forebay::testkit::bus_conformance::{self, BusFixture};
 use forebay::{Bincode, Channel, Codec, ErrorKind, Key, NamespaceName, Seq};
 use tokio::sync::Mutex;

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay::bus::event::{Directive, Event, Payload};
-use forebay::bus::tracker::{Continuity, Tracker};
-use forebay::error::Result;
-use forebay::postgres::PostgresServer;
-use forebay::store::contract::{Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure};
-use forebay::store::postgres::{Applying, PostgresStore, PostgresStoreOptions};
+use forebay::PostgresServer;
+use forebay::Result;
+use forebay::bus::{Continuity, Tracker};
+use forebay::bus::{Directive, Event, Payload};
+use forebay::store::{Applying, PostgresStore, PostgresStoreOptions};
+use forebay::store::{Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure};
 use forebay::testkit::conformance::{self, Subject};
 use forebay::testkit::heartbeat_conformance;
 use forebay::{Cache, Channel, ErrorKind, Forebay, Key, NamespaceName, OutboxPuts, Seq, WritePolicy};

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay::bus::contract::BoxFuture;
+use forebay::bus::BoxFuture;
 use forebay::bus::{Bus, Delivery, Position, RedisBus, RedisBusOptions, StartPosition};
 use forebay::{Channel, ErrorKind};
 
