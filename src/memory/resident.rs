@@ -651,8 +651,13 @@ impl<K, V> Lifecycle<K, V> for CountedEvictions<K, V> {
     // Dropped when quick_cache's locks are not held any more.
     type RequestState = <DefaultLifecycle<K, V> as Lifecycle<K, V>>::RequestState;
 
-    fn on_evict(&self, state: &mut Self::RequestState, key: K, value: V) {
+    // Counted here, because `on_evict` is called for an entry that is merely replaced, too.
+    fn before_evict(&self, state: &mut Self::RequestState, key: &K, value: &mut V) {
         self.counters.add(EvictionCause::Room, 1);
+        self.engine.before_evict(state, key, value);
+    }
+
+    fn on_evict(&self, state: &mut Self::RequestState, key: K, value: V) {
         self.engine.on_evict(state, key, value);
     }
 }

@@ -395,6 +395,7 @@ async fn every_reason_of_a_miss_a_stale_serve_or_an_eviction_is_exported_and_in_
     for reason in StaleReason::ALL {
         assert_eq!(figure("forebay_cache_stale_total", "reason", reason.as_str()), 0, "{reason:?}");
     }
+    // Twenty entries were replaced, which once counted as evictions for room.
     for cause in EvictionCause::ALL {
         assert_eq!(figure("forebay_cache_evictions_total", "cause", cause.as_str()), 0, "{cause:?}");
     }
