@@ -35,9 +35,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
-use forebay::store::FjallStore;
-use forebay::store::RedbOptions;
-use forebay::store::{Batch, Op, Progress, Store, StoreError};
+use forebay::store::{Batch, FjallStore, Op, Progress, RedbOptions, Store, StoreError};
 use forebay::{Epoch, Key, NamespaceName, Seq, SledStore};
 use serde_json::json;
 

@@ -11,8 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use forebay::ErrorKind;
-use forebay::{Cache, Error, Forebay, WritePolicy};
+use forebay::{Cache, Error, ErrorKind, Forebay, WritePolicy};
 
 use crate::history::{Entry, Id, Kind, Place, Side, Step};
 use crate::layer::{self, Settings};

@@ -17,8 +17,7 @@ use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
 use forebay::SledStore;
 use forebay::store::{Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned};
-use forebay::{Epoch, JournalId, Key, Seq};
-use forebay::{Error, ErrorKind};
+use forebay::{Epoch, Error, ErrorKind, JournalId, Key, Seq};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use forebay::disk::Disk;
-use forebay::disk::SimDisk;
-use forebay::journal::Journal;
+use forebay::disk::{Disk, SimDisk};
 use forebay::inspect;
+use forebay::journal::Journal;
 use forebay::{Bincode, Codec, Durability, JournalOptions, Key, Postcard, Seq};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

@@ -5,11 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use forebay::disk::Disk;
-use forebay::disk::SimDisk;
-use forebay::journal::Journal;
-use forebay::journal::{SalvageOptions, salvage};
-use forebay::journal::{Finding, Survey};
+use forebay::disk::{Disk, SimDisk};
+use forebay::journal::{Finding, Journal, SalvageOptions, Survey, salvage};
 use forebay::{Durability, ErrorKind, JournalOptions, Result, Seq};
 
 /// Files by name.

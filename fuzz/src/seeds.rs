@@ -3,8 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use forebay::disk::Disk;
-use forebay::disk::SimDisk;
+use forebay::disk::{Disk, SimDisk};
 use forebay::journal::Journal;
 use forebay::{Bincode, Codec, Durability, JournalOptions, Postcard};
 

@@ -15,8 +15,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use forebay::disk::Disk;
-use forebay::disk::{CrashPolicy, SimDisk};
+use forebay::disk::{CrashPolicy, Disk, SimDisk};
 use forebay::{Error, ErrorKind, JournalOptions};
 
 use crate::ALLOCATOR;

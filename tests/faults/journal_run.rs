@@ -7,8 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use forebay::disk::Disk;
-use forebay::disk::SimDisk;
+use forebay::disk::{Disk, SimDisk};
 use forebay::journal::frame::FrameBuilder;
 use forebay::journal::recovery::{self, Opened};
 use forebay::journal::writer::GroupFrame;

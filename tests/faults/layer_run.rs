@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay::disk::Disk;
-use forebay::disk::SimDisk;
+use forebay::disk::{Disk, SimDisk};
 use forebay::{
     Bincode, Cache, Codec, Durability, Error, Forebay, Key, NamespaceName, OnRejected, WritePolicy,
 };

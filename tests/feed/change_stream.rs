@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use forebay::Invalidation;
-use forebay::disk::Disk;
-use forebay::disk::{CrashPolicy, DiskOp, Fault, SimDisk};
+use forebay::disk::{CrashPolicy, Disk, DiskOp, Fault, SimDisk};
 use forebay::inspect;
 use forebay::testkit::ManualClock;
 use forebay::{

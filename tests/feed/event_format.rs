@@ -11,8 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use forebay::Invalidation;
 use forebay::bus::{Directive, Event, Payload};
-use forebay::{Bincode, Codec};
-use forebay::{Epoch, Key, NamespaceName, Seq};
+use forebay::{Bincode, Codec, Epoch, Key, NamespaceName, Seq};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/publish_directive.py");
 const PAGE: &str = include_str!("../../src/manual/events.md");

@@ -9,8 +9,9 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use forebay::Result;
-use forebay::bus::LocalBus;
-use forebay::bus::{BoxFuture, Bus, Channel, Delivery, Message, Position, StartPosition, Subscription};
+use forebay::bus::{
+    BoxFuture, Bus, Channel, Delivery, LocalBus, Message, Position, StartPosition, Subscription,
+};
 use forebay::testkit::bus_conformance::{self, BusFixture};
 use forebay::testkit::faulty_bus::{BusFaults, FaultyBus};
 

@@ -10,9 +10,10 @@ use std::time::Duration;
 use forebay::monitor::{Monitor, MonitorReport, Observation, Observer, Reason, Served, Share, Trouble};
 use forebay::store::BoxFuture;
 use forebay::testkit::faulty_bus::{BusFaults, FaultyBus};
-use forebay::{Cache, ChangeOutcome, Follow, Forebay, LocalBus, MemoryStore, Publish};
-use forebay::{Error, ErrorKind, Result};
-use forebay::{Key, NamespaceName, Seq};
+use forebay::{
+    Cache, ChangeOutcome, Error, ErrorKind, Follow, Forebay, Key, LocalBus, MemoryStore, NamespaceName,
+    Publish, Result, Seq,
+};
 use metrics::{Counter, Gauge, Histogram, KeyName, Metadata, Recorder, SharedString, Unit};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};

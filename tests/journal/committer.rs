@@ -7,12 +7,10 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use forebay::Seq;
-use forebay::disk::Disk;
-use forebay::disk::{CrashPolicy, DiskOp, FailedSync, Fault, SimDisk};
+use forebay::disk::{CrashPolicy, Disk, DiskOp, FailedSync, Fault, SimDisk};
 use forebay::journal::committer::{Committed, Committer, Sink, Submission};
 use forebay::journal::frame::{FrameBody, FrameBuilder};
-use forebay::journal::recovery;
-use forebay::journal::{Durability, JournalOptions};
+use forebay::journal::{Durability, JournalOptions, recovery};
 use forebay::{Error, ErrorKind};
 
 const DIR: &str = "/journal";

@@ -3,9 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use forebay::disk::OsDisk;
-use forebay::disk::SimDisk;
-use forebay::disk::{Disk, DiskFile};
+use forebay::disk::{Disk, DiskFile, OsDisk, SimDisk};
 
 /// Both disks, each with a directory to work in.
 fn on_both(test: impl Fn(&dyn Disk, &Path)) {

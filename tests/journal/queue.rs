@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use forebay::Seq;
 use forebay::disk::{CrashPolicy, DiskOp, Fault, SimDisk};
-use forebay::journal::Journal;
-use forebay::journal::{Durability, JournalOptions};
+use forebay::journal::{Durability, Journal, JournalOptions};
 use forebay::{ErrorKind, Result};
 
 const NEVER: Durability = Durability::Buffered { sync_interval: Duration::from_secs(3600) };

@@ -6,8 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use forebay::disk::{CrashPolicy, DiskOp, FailedSync, Fault, SECTOR_BYTES, SimDisk};
-use forebay::disk::{Disk, DiskFile};
+use forebay::disk::{CrashPolicy, Disk, DiskFile, DiskOp, FailedSync, Fault, SECTOR_BYTES, SimDisk};
 
 const DIR: &str = "/d";
 

@@ -5,8 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay::disk::Disk;
-use forebay::disk::{CrashPolicy, DiskOp, Fault, SimDisk};
+use forebay::disk::{CrashPolicy, Disk, DiskOp, Fault, SimDisk};
 use forebay::store::Store;
 use forebay::{
     Backpressure, Cache, Durability, ErrorKind, Forebay, HealthState, MemoryStore, OnRejected, Seq,

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use forebay::disk::Disk;
-use forebay::disk::SimDisk;
+use forebay::disk::{Disk, SimDisk};
 use forebay::seam::simulated;
 use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::testkit::flaky::FlakyStore;

@@ -8,8 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay::disk::Disk;
-use forebay::disk::SimDisk;
+use forebay::disk::{Disk, SimDisk};
 use forebay::journal::committer::{Committed, Committer, Sink, Submission};
 use forebay::journal::frame::FrameBuilder;
 use forebay::journal::recovery;

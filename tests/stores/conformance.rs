@@ -3,8 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use forebay::Result;
-use forebay::store::MemoryStore;
-use forebay::store::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, MemoryStore, Op, Store, StoreError, Tenure, Versioned};
 use forebay::testkit::FlakyStore;
 use forebay::testkit::conformance::{self, Subject};
 use forebay::testkit::heartbeat_conformance;

@@ -6,11 +6,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use forebay::store::FjallOptions;
-use forebay::store::RedbOptions;
-use forebay::store::{Batch, Op, Progress, Store};
-use forebay::{ErrorKind, JournalId};
-use forebay::{Key, NamespaceName, Seq};
+use forebay::store::{Batch, FjallOptions, Op, Progress, RedbOptions, Store};
+use forebay::{ErrorKind, JournalId, Key, NamespaceName, Seq};
 
 use crate::support::stores::Kind;
 

@@ -16,8 +16,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
-use forebay::disk::Disk;
-use forebay::disk::SimDisk;
+use forebay::disk::{Disk, SimDisk};
 use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::{
     Bincode, Builder, Codec, Error, ErrorKind, Forebay, JournalId, JournalOptions, Key, MemoryStore,

@@ -3,10 +3,7 @@
 use std::path::Path;
 
 #[cfg(feature = "fjall")]
-use forebay::store::FjallOptions;
-use forebay::store::RedbOptions;
-use forebay::store::SledStore;
-use forebay::store::Store;
+use forebay::store::{FjallOptions, RedbOptions, SledStore, Store};
 
 /// A store, and its options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,14 +16,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
-use forebay::Invalidation;
-use forebay::PostgresServer;
-use forebay::bus::Directive;
-use forebay::bus::{NatsBus, PostgresBus, RedisBus};
+use forebay::bus::{Directive, NatsBus, PostgresBus, RedisBus};
 use forebay::{
     Bincode, Bus, Cache, Codec as _, Follow, Forebay, PostgresStore, Publish, ReadOptions, Seq, StaleReason,
     WritePolicy,
 };
+use forebay::{Invalidation, PostgresServer};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::{Arguments, BusKind, LAG_MAX, Role};

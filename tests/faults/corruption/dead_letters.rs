@@ -4,8 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use forebay::disk::Disk;
-use forebay::disk::{CrashPolicy, SimDisk};
+use forebay::disk::{CrashPolicy, Disk, SimDisk};
 use forebay::journal::Journal;
 use forebay::{Durability, ErrorKind, JournalOptions, WritePolicy};
 

@@ -1,8 +1,7 @@
 //! Events: a follower carries out what it receives, and notices what it did not receive.
 
 use forebay::Invalidation;
-use forebay::bus::{Directive, Event, Payload};
-use forebay::bus::{Position, StartPosition};
+use forebay::bus::{Directive, Event, Payload, Position, StartPosition};
 use forebay::testkit::FlakyStore;
 use forebay::{Epoch, Error, ErrorKind, NamespaceName, Seq, Source};
 

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use forebay::Invalidation;
-use forebay::bus::{BoxFuture, Bus, Channel, Message, StartPosition, Subscription};
-use forebay::bus::{Directive, Event, Payload};
+use forebay::bus::{
+    BoxFuture, Bus, Channel, Directive, Event, Message, Payload, StartPosition, Subscription,
+};
 use forebay::testkit::ManualClock;
 use forebay::{
     Cache, ChangeLag, Error, ErrorKind, Follow, Forebay, LocalBus, Publish, Result, Seq, WritePolicy,

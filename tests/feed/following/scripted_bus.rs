@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use forebay::bus::Event;
-use forebay::bus::{BoxFuture, Bus, Channel, Delivery, Message, Position, StartPosition, Subscription};
+use forebay::bus::{
+    BoxFuture, Bus, Channel, Delivery, Event, Message, Position, StartPosition, Subscription,
+};
 use forebay::{Error, Result};
 use tokio::sync::watch;
 

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use forebay::Invalidation;
-use forebay::bus::{BoxFuture, Bus, Channel, Delivery, Message, StartPosition, Subscription};
-use forebay::bus::{Directive, Event, Payload};
+use forebay::bus::{
+    BoxFuture, Bus, Channel, Delivery, Directive, Event, Message, Payload, StartPosition, Subscription,
+};
 use forebay::seam::simulated;
 use forebay::testkit::faulty_bus::FaultyBus;
 use forebay::{Epoch, Forebay, LocalBus, MemoryStore, Result, Seq};

@@ -11,8 +11,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use forebay::disk::{CrashPolicy, SimDisk};
-use forebay::disk::{Disk, DiskFile, DiskLock};
+use forebay::disk::{CrashPolicy, Disk, DiskFile, DiskLock, SimDisk};
 use forebay::seam::simulated;
 use forebay::store::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
 use forebay::{Epoch, Error, ErrorKind, JournalId, Key, MemoryStore, Seq};

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use forebay::disk::Disk;
-use forebay::disk::SimDisk;
+use forebay::disk::{Disk, SimDisk};
 use forebay::options::LayerSizes;
 use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
 use forebay::{Bincode, Cache, Codec, Forebay, JournalId, JournalOptions, Key, MemoryStore, Seq};

@@ -16,8 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use forebay::KeyColumn;
-use forebay::{Cache, Channel, Follow, Forebay, NamespaceName, PostgresBus, PostgresStore};
+use forebay::{Cache, Channel, Follow, Forebay, KeyColumn, NamespaceName, PostgresBus, PostgresStore};
 use forebay_servers::postgres::{PASSWORD, Postgres, USER};
 use tokio_postgres::Client;
 

@@ -7,8 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay::bus::BoxFuture;
-use forebay::bus::{Bus, Delivery, StartPosition};
+use forebay::bus::{BoxFuture, Bus, Delivery, StartPosition};
 use forebay::testkit::bus_conformance::{self, BusFixture};
 use forebay::testkit::proxy::Proxy;
 use forebay::{Channel, ErrorKind};

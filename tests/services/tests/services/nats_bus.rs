@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
-use forebay::bus::BoxFuture;
-use forebay::bus::{Bus, Delivery, NatsBus, NatsBusOptions, Position, StartPosition};
+use forebay::bus::{BoxFuture, Bus, Delivery, NatsBus, NatsBusOptions, Position, StartPosition};
 use forebay::{Channel, ErrorKind};
 
 use crate::bus::{

@@ -5,15 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay::Invalidation;
-use forebay::KeyColumn;
-use forebay::bus::BoxFuture;
 use forebay::bus::{
-    Bus, Delivery, Directive, Event, Identity, Message, Payload, Position, StartPosition, Subscription,
+    BoxFuture, Bus, Delivery, Directive, Event, Identity, Message, Payload, Position, PostgresBus,
+    PostgresBusOptions, StartPosition, Subscription,
 };
-use forebay::bus::{PostgresBus, PostgresBusOptions};
 use forebay::testkit::bus_conformance::{self, BusFixture};
 use forebay::{Bincode, Channel, Codec, ErrorKind, Key, NamespaceName, Seq};
+use forebay::{Invalidation, KeyColumn};
 use tokio::sync::Mutex;
 
 use forebay_servers::postgres::{PASSWORD, Postgres, USER};

@@ -5,15 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay::PostgresServer;
-use forebay::Result;
-use forebay::bus::{Continuity, Tracker};
-use forebay::bus::{Directive, Event, Payload};
-use forebay::store::{Applying, PostgresStore, PostgresStoreOptions};
-use forebay::store::{Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure};
+use forebay::bus::{Continuity, Directive, Event, Payload, Tracker};
+use forebay::store::{
+    Applying, Batch, BoxFuture, Op, PostgresStore, PostgresStoreOptions, Progress, Store, StoreError, Tenure,
+};
 use forebay::testkit::conformance::{self, Subject};
 use forebay::testkit::heartbeat_conformance;
 use forebay::{Cache, Channel, ErrorKind, Forebay, Key, NamespaceName, OutboxPuts, Seq, WritePolicy};
+use forebay::{PostgresServer, Result};
 use tokio_postgres::Client;
 
 use forebay_servers::postgres::{PASSWORD, Postgres, USER};

@@ -4,8 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay::bus::BoxFuture;
-use forebay::bus::{Bus, Delivery, Position, RedisBus, RedisBusOptions, StartPosition};
+use forebay::bus::{BoxFuture, Bus, Delivery, Position, RedisBus, RedisBusOptions, StartPosition};
 use forebay::{Channel, ErrorKind};
 
 use crate::bus::{
