@@ -68,7 +68,6 @@ pub struct Bench {
 struct Owner {
     open: Open,
     publications: Vec<Publication>,
-    network: Vec<FaultyBus<Tap>>,
 }
 
 /// Runs a plan in the present shuttle execution, whose first thread this is.
@@ -234,7 +233,7 @@ impl Director {
             let cache = |name| bay.cache(name).capacity(setting.capacity).coalesce(setting.coalesce).open();
             let open = Open { caches: [cache(NAMES[0])?, cache(NAMES[1])?], bay };
             let publications = self.publish(&open.bay, &network)?;
-            Ok(Owner { open, publications, network })
+            Ok(Owner { open, publications })
         });
         match opened {
             Ok(owner) => Some(owner),
