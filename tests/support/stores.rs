@@ -3,7 +3,8 @@
 use std::path::Path;
 
 #[cfg(feature = "fjall")]
-use forebay::store::{FjallOptions, RedbOptions, SledStore, Store};
+use forebay::store::FjallOptions;
+use forebay::store::{RedbOptions, SledStore, Store};
 
 /// A store, and its options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
