@@ -146,6 +146,7 @@ async fn a_claim_starts_a_newer_epoch_for_good(subject: &impl Subject) -> Verdic
     hold!(second.progress == progress(1), "a claim returned {:?} after watermark 1", second.progress);
     let seen_now = store.tenure().await.map_err(seen)?;
     hold!(seen_now == second, "the claim returned {second:?}, and the tenure is {seen_now:?}");
+    // Up to here a tenure that lives in memory only would pass.
     drop(store);
     let store = opened(subject).await?;
     let kept = store.tenure().await.map_err(seen)?;
@@ -217,6 +218,7 @@ async fn a_claim_stops_what_is_under_way(subject: &impl Subject) -> Verdict {
             Ok(())
         };
         let claim = async {
+            // At another moment in each round, so that the claim meets an apply in different states.
             for _ in 0..round % BATCHES {
                 tokio::task::yield_now().await;
             }
@@ -238,6 +240,7 @@ async fn data_and_progress_are_kept_together(subject: &impl Subject) -> Verdict 
     let store = opened(subject).await?;
     let tenure = store.claim(None).await.map_err(seen)?;
     let mut sent = batch(tenure, [put(1, "a", "1"), put(2, "b", "2"), put(3, "c", "3")]);
+    // Other than the watermark, so that a store that keeps one number for both is found.
     sent.progress.journaled = Seq(2);
     store.apply(&sent).await.map_err(seen)?;
     let before = store.tenure().await.map_err(seen)?.progress;
@@ -327,6 +330,7 @@ async fn a_removed_key_is_absent(subject: &impl Subject) -> Verdict {
 async fn a_value_carries_the_number_that_wrote_it(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
     let tenure = store.claim(None).await.map_err(seen)?;
+    // Around the sizes of integers at which a store may cut the number or take it for a negative one.
     let seqs = [1, 2, 0xFF, 0x100, u64::from(u32::MAX), u64::from(u32::MAX) + 1, u64::MAX - 1];
     for seq in seqs {
         store.apply(&batch(tenure, [put(seq, "a", "same")])).await.map_err(seen)?;

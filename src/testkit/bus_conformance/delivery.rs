@@ -149,6 +149,7 @@ pub async fn now_misses_nothing_that_comes_later(fixture: &dyn BusFixture) {
         let earlier: BTreeSet<Bytes> = (0..5 * round + 3).map(|number| body(1, number)).collect();
         let mut awaited = &first;
         loop {
+            // The listener may get earlier messages too, which the contract allows for this start.
             let what =
                 format!("a listener from now on, round {round}: what was published after it subscribed");
             match within(&what, subscription.next()).await {

@@ -38,6 +38,8 @@ pub(super) async fn all(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
     let mut ends: JoinSet<Result<(), JoinError>> = tasks.into_iter().collect();
     while let Some(ended) = ends.join_next().await {
         if let Err(error) = ended.and_then(|ended| ended) {
+            // The others would wait for messages that nobody publishes any more, and hide the cause behind a
+            // timeout.
             others.iter().for_each(AbortHandle::abort);
             std::panic::resume_unwind(error.into_panic());
         }
@@ -280,7 +282,10 @@ impl Listener {
             assert!(self.repeats, "{name}: message {number} of publisher {publisher} came again");
             return Judgement::Again;
         }
+        // Asked for each publisher, because one lost position may concern several of them.
         let may_jump = self.may_jump.remove(&publisher);
+        // A gap without a lost position is what the contract forbids: a cache would keep a value that an event
+        // should drop.
         assert!(
             number == *next || may_jump,
             "{name}: message {number} of publisher {publisher} came, and message {next} did not come before it"
