@@ -182,6 +182,7 @@ impl NamespaceName {
     /// Iterates over the names above it and itself, from the top: `a`, `a/b`, `a/b/c`.
     pub fn path(&self) -> impl Iterator<Item = NamespaceName> + '_ {
         let ends = self.0.match_indices('/').map(|(at, _)| at).chain([self.0.len()]);
+        // Cut at separators only, so each part is a sound name and needs no check.
         ends.filter_map(|end| self.0.get(..end).map(|name| NamespaceName(name.into())))
     }
 }

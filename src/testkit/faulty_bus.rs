@@ -161,6 +161,7 @@ enum PublishFate {
 
 impl FaultyBusState {
     fn publish(&mut self, messages: usize) -> PublishFate {
+        // All are drawn each time, so that one fault does not shift the others.
         let (before, after) = (
             self.publishes.hits(self.faults.publish_before_percent),
             self.publishes.hits(self.faults.publish_after_percent),
@@ -206,6 +207,7 @@ impl<B: Bus> Bus for FaultyBus<B> {
             let (draw, lost) = {
                 let mut state = self.shared.state();
                 let mut draw = Draw::new(state.seed.next());
+                // Only a resumed subscription has a position to lose.
                 let lost = matches!(from, StartPosition::After(_)) && draw.hits(state.faults.lose_percent);
                 state.counts.lost += u64::from(lost);
                 (draw, lost)
@@ -292,6 +294,7 @@ impl DelayedDeliveries {
     /// One more has come: what waited for it is ready.
     fn passed(&mut self) {
         self.waits_for = self.waits_for.saturating_sub(1);
+        // Beyond the bound the delay ends early, because memory must not grow with the test.
         if self.waits_for == 0 || self.behind.len() > HELD_MAX {
             self.waits_for = 0;
             self.ready.append(&mut self.behind);

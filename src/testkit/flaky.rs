@@ -215,6 +215,7 @@ impl<S: Store> FlakyStore<S> {
 
 impl FlakyState {
     fn next_fault(&mut self) -> Option<Fault> {
+        // The script comes first, so that a test can fix single applies within random ones.
         if let Some(fault) = self.script.pop_front() {
             return fault;
         }

@@ -135,6 +135,7 @@ async fn accept(
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
+            // Removes the connections that have ended, which the set would keep.
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => {
                 // An error means that the client has disconnected already.
@@ -142,6 +143,7 @@ async fn accept(
                 // Read once, because the state and the number of the cut have to belong together.
                 let now = *network.borrow();
                 if !now.cut {
+                    // Counted before it runs, because a cut right after this has to wait for it.
                     let counted = OpenConnection::new(&open);
                     connections.spawn(connection(client, server, now.cuts, network.clone(), counted));
                 }

@@ -66,6 +66,7 @@ pub(super) fn body(publisher: u32, number: u64) -> Bytes {
 fn read(body_read: &Bytes) -> Option<(u32, u64)> {
     let mut rest = body_read.clone();
     let (publisher, number) = (rest.try_get_u32_le().ok()?, rest.try_get_u64_le().ok()?);
+    // Made again and compared, so that a single changed byte is noticed.
     (body(publisher, number) == *body_read).then_some((publisher, number))
 }
 
@@ -111,6 +112,7 @@ impl Publisher {
         let published = async {
             // With a timeout: a call may wait for a server that is down, and dropping its future is allowed.
             while let Err(error) = attempt(self.bus.publish(&self.channel, &messages)).await {
+                // Only what the contract lets a caller repeat; after another error the message would be lost.
                 assert!(passes(&error), "publishing while the bus fails: {error:?} is not for repeating");
                 failures.send_modify(|failures| *failures += 1);
                 sleep(PAUSE).await;
@@ -268,6 +270,7 @@ impl Listener {
                     "{name}: told that its position is lost; nothing was lost"
                 );
                 self.times_lost += 1;
+                // It is not known whose messages were lost.
                 self.may_jump.extend(self.next.keys());
                 return Judgement::Lost;
             }
