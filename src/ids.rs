@@ -135,6 +135,7 @@ impl NamespaceName {
     /// is empty, `.`, `..`, or holds another character.
     pub fn parse(name: &str) -> Result<NamespaceName, Error> {
         let refuse = |why: &str| {
+            // Cut and escaped, because a name may come from a stranger and end in a log.
             let shown = escape_prefix(name.as_bytes());
             Err(Error::new(ErrorKind::InvalidName, format!("namespace name \"{shown}\": {why}")))
         };
@@ -181,6 +182,7 @@ impl NamespaceName {
     /// Iterates over the names above it and itself, from the top: `a`, `a/b`, `a/b/c`.
     pub fn path(&self) -> impl Iterator<Item = NamespaceName> + '_ {
         let ends = self.0.match_indices('/').map(|(at, _)| at).chain([self.0.len()]);
+        // Cut at separators only, so each part is a sound name and needs no check.
         ends.filter_map(|end| self.0.get(..end).map(|name| NamespaceName(name.into())))
     }
 }
@@ -219,6 +221,7 @@ impl Key {
         let mut joined = Vec::with_capacity(namespace.as_str().len() + 1 + key.len());
         Key::write_prefix(namespace, &mut joined);
         joined.extend_from_slice(key);
+        // On the whole, because the limit is that of a stored key.
         check_key_length(joined.len())?;
         Ok(Key(Bytes::from(joined)))
     }
@@ -308,6 +311,7 @@ impl Key {
     /// Returns a key in the namespace whose name has this suffix.
     fn with_suffix(&self, mark: &str, tail: &[u8]) -> Result<Key, Error> {
         let key = Key::joined(&[self.namespace(), mark], &[self.key(), tail]);
+        // The suffix may bring a long key above the limit.
         check_key_length(key.0.len())?;
         Ok(key)
     }
@@ -368,6 +372,7 @@ pub(crate) fn check_key_length(length: usize) -> Result<(), Error> {
 /// Returns at most [`KEY_SHOWN_BYTES_MAX`] bytes of `bytes`, printable, and marked where they were cut.
 fn escape_prefix(bytes: &[u8]) -> String {
     let shown = bytes.get(..KEY_SHOWN_BYTES_MAX).unwrap_or(bytes);
+    // Escaped, because a key may hold line breaks that would forge lines of a log.
     let mut text = shown.escape_ascii().to_string();
     if shown.len() < bytes.len() {
         text.push_str("...");

@@ -37,6 +37,7 @@ impl Channel {
     pub fn parse(name: &str) -> Result<Channel> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
         if name.is_empty() || name.len() > CHANNEL_BYTES_MAX || !name.chars().all(allowed) {
+            // The name may come from outside, so it is cut and escaped before it gets into a log.
             let shown: String = name.chars().take(CHANNEL_BYTES_MAX).flat_map(char::escape_default).collect();
             let context = format!("channel name \"{shown}\": 1 to 64 of a-z A-Z 0-9 _ - are allowed");
             return Err(Error::new(ErrorKind::InvalidName, context));
@@ -98,6 +99,7 @@ impl Message {
     /// # Errors
     /// [`ErrorKind::TooLarge`].
     pub fn check(&self) -> Result<()> {
+        // Before anything is sent: a server with a lower limit of its own would fail in the middle of a call.
         if self.body.len() <= BODY_BYTES_MAX {
             return Ok(());
         }

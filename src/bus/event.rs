@@ -152,7 +152,10 @@ impl Directive {
         let version = Seq(rest.try_get_u64_le().map_err(|_| short())?);
         let mut part = || {
             let length = rest.try_get_u32_le().map_err(|_| short())?;
+            // Too large for this machine is also too large for the event.
             let length = usize::try_from(length).unwrap_or(usize::MAX);
+            // The length comes from outside, so it is compared with the bytes that are there before any memory is
+            // taken.
             let (part, behind) = rest.split_at_checked(length).ok_or_else(short)?;
             *rest = behind;
             Ok(part)
@@ -168,6 +171,7 @@ impl Directive {
                 _ => return Err(refused("names a schema version that is not one byte")),
             },
             8 => Invalidation::Everything,
+            // Skipping it would keep a value that it was to drop.
             _ => return Err(refused("holds a directive of an unknown kind")),
         };
         Ok(Directive::Invalidate(what, version))
@@ -205,6 +209,7 @@ impl Event {
             }
         }
         out.put_u32_le(crc32c::crc32c(&out));
+        // Refused at the publisher: a listener would refuse it too, again and again at the same position.
         if out.len() > BODY_BYTES_MAX {
             let context = format!("an event of {} bytes; the limit is {BODY_BYTES_MAX}", out.len());
             return Err(Error::new(ErrorKind::TooLarge, context));
@@ -217,6 +222,7 @@ impl Event {
     /// # Errors
     /// [`ErrorKind::Refused`] if the bytes are not an event, or of a format or kind that this version does not know.
     pub fn decode(bytes: &Bytes) -> Result<Event> {
+        // Before the checksum is computed, which would cost time for whatever a stranger sends.
         if bytes.len() > BODY_BYTES_MAX {
             return Err(refused("is larger than any event"));
         }
@@ -236,17 +242,20 @@ impl Event {
         let kind = rest.get_u8();
         let (epoch, after) = (Epoch(rest.get_u64_le()), Seq(rest.get_u64_le()));
         let (until, as_of_us) = (Seq(rest.get_u64_le()), rest.get_u64_le());
+        // A range that runs backwards has no place in a follower's order.
         if after > until {
             return Err(refused("ends before it begins"));
         }
         let payload = match kind {
             DIRECTIVES => {
                 let (mut directives, mut keys) = (Vec::new(), KeyDecoder::within(rest.len()));
+                // Bounded by the body: each directive takes at least nine bytes of it.
                 while !rest.is_empty() {
                     directives.push(Directive::decode(bytes, &mut rest, &mut keys)?);
                 }
                 Payload::Directives(directives)
             }
+            // Further bytes would be of a later version and may change what the event says.
             HEARTBEAT if rest.is_empty() => Payload::Heartbeat,
             SEEN if (1..=FOLLOWER_BYTES_MAX).contains(&rest.len()) => Payload::Seen(text(rest)?),
             HEARTBEAT | SEEN => return Err(refused("has a body of a wrong length")),

@@ -63,6 +63,7 @@ impl LocalBus {
     /// Makes a bus whose channels keep so many messages, at least one.
     #[must_use]
     pub fn new(retained: usize) -> LocalBus {
+        // With none retained no listener would ever get a message.
         LocalBus { channels: Arc::default(), retained: retained.max(1) }
     }
 
@@ -72,6 +73,7 @@ impl LocalBus {
         let mut held = log.held();
         let count = held.messages.len();
         held.messages.clear();
+        // The numbers go on: a position before the trim must be found lost and not be filled by new messages.
         held.first += u64::try_from(count).unwrap_or(u64::MAX);
     }
 
@@ -104,6 +106,7 @@ impl Bus for LocalBus {
                 let mut held = log.held();
                 for message in messages {
                     held.messages.push_back(message.body.clone());
+                    // The oldest goes, because a publisher must not wait for a listener that has stopped.
                     if held.messages.len() > self.retained {
                         held.messages.pop_front();
                         held.first += 1;
@@ -171,6 +174,8 @@ impl Subscription for LocalListener {
                     }
                     held.end()
                 };
+                // Waits past the end that was read under the lock, so a message that came since ends the wait at
+                // once.
                 let mut ends = self.log.end.subscribe();
                 let waited = ends.wait_for(|known| *known > end).await;
                 waited.map_err(|_| Error::new(ErrorKind::Closed, "the local bus is gone"))?;

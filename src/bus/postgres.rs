@@ -153,6 +153,7 @@ impl PostgresBus {
             let mut lease = client.lease().await?;
             let session = lease.session();
             let trim = client.outbox.prepare_trim(session).await?;
+            // In one transaction, because the lock of the channel has to last until its rows are gone.
             session.run("trimming a channel", "BEGIN").await?;
             trim.run(session, &channel, retention).await?;
             session.run("trimming a channel", "COMMIT").await?;
@@ -175,6 +176,7 @@ impl PostgresBus {
             let rows = session.rows("reading the backlog of a channel", &statement, &[&channel]).await?;
             let mut held = OutboxBacklog::default();
             if let Some(row) = rows.first() {
+                // A clock that was set back gives negative ages, which `Duration` refuses.
                 let seconds = |at| column::<Option<f64>>(row, at).map(|s| s.map(|s| s.max(0.0)));
                 held.rows = u64::try_from(column::<i64>(row, 0)?).unwrap_or_default();
                 held.row_age =
@@ -239,8 +241,10 @@ impl Bus for PostgresBus {
                     bytes += message.body.len();
                     bytes <= PUBLISH_BYTES_MAX
                 });
+                // At least one, or a single large message would never be sent.
                 let (some, later) = rest.split_at(count.count().max(1));
                 rest = later;
+                // The call outlives its future, so it needs messages of its own.
                 let (channel, some) = (channel.as_str().to_owned(), some.to_vec());
                 self.call("publishing", move |client| async move {
                     let rows: Vec<_> = some

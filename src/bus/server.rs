@@ -58,6 +58,7 @@ impl ServerLabel {
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> Error {
         let context = format!("{}: {doing}", self.name);
+        // The whole chain is searched, because a driver's source may quote the command that held the password.
         let mut chain = source.to_string();
         let mut next = std::error::Error::source(&source);
         while let Some(cause) = next {
@@ -94,6 +95,8 @@ pub(crate) async fn lock_within<'a, T>(
     timeout: Duration,
     server: &ServerLabel,
 ) -> Result<MutexGuard<'a, T>> {
+    // The other call may hang on a dead server for its own timeout; without a limit, callers would queue up behind
+    // each other's.
     tokio::time::timeout(timeout, connection.lock()).await.map_err(|_| {
         let why = format!("another call has been at it for {} ms", timeout.as_millis());
         server.error(ErrorKind::Transient, "connecting", why)

@@ -64,6 +64,7 @@ impl Tracker {
 
     /// Records an event of this epoch that covers the numbers after `after` and up to `until`.
     pub fn observe(&mut self, epoch: Epoch, after: Seq, until: Seq) -> Continuity {
+        // A late event of an owner that was followed must not move the position past numbers of its successor.
         if epoch < self.epoch && Safeguard::OldOwnerRefused.holds() {
             return Continuity::OldEpoch;
         }
@@ -77,6 +78,7 @@ impl Tracker {
             }
             return Continuity::Gap;
         }
+        // A repeated event changes nothing, because a position never goes back.
         self.raise(until);
         Continuity::InOrder
     }

@@ -35,6 +35,7 @@ impl Disk for OsDisk {
             };
         }
         if let Some(parent) = parent {
+            // Top down, and each entry is synced: a durable directory in a lost parent is lost too.
             self.create_dir_all(parent)?;
         }
         match platform::dir_builder().create(path) {
@@ -80,9 +81,11 @@ impl Disk for OsDisk {
     /// Takes the lock on a file, which is created if it is missing, and stays. Such a lock belongs to an open file, not
     /// to a process, so a second one is refused within the same process too.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
+        // Never truncated and never removed: a second process could lock a new file of that name beside us.
         let file = platform::open_options().create(true).truncate(false).open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Box::new(OsLock(file))),
+            // `WouldBlock` and other errors stay apart, because the first names an owner, and a caller says so.
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
             Err(TryLockError::Error(error)) => Err(error),
         }
@@ -96,8 +99,10 @@ impl DiskFile for OsFile {
         let mut done = 0;
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
             match platform::read_some(&self.0, rest, offset + done as u64) {
+                // The end of the file, which callers take for a short read and judge by their checksums.
                 Ok(0) => break,
                 Ok(n) => done += n,
+                // A signal interrupts a call without an effect, so it is no failure of the disk.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -109,6 +114,7 @@ impl DiskFile for OsFile {
         let mut done = 0;
         while let Some(rest) = buf.get(done..).filter(|rest| !rest.is_empty()) {
             match platform::write_some(&self.0, rest, offset + done as u64) {
+                // Zero bytes without an error would make this loop spin for ever.
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => done += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -119,6 +125,8 @@ impl DiskFile for OsFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        // `fdatasync` and never `sync_file_range`, which leaves the disk's write cache and the metadata out (sled
+        // #1351, #1452).
         self.0.sync_data()
     }
 
@@ -142,6 +150,7 @@ impl Drop for OsLock {
 /// Returns the directory that holds the entry of `path`; `None` for a root.
 fn parent_of(path: &Path) -> Option<&Path> {
     match path.parent() {
+        // A relative path without a directory lies in the working directory, whose entry has to be synced too.
         Some(parent) if parent.as_os_str().is_empty() => Some(Path::new(".")).filter(|dot| *dot != path),
         other => other,
     }
@@ -154,6 +163,7 @@ mod platform {
     use super::*;
 
     pub(super) fn open_options() -> OpenOptions {
+        // Journals hold users' data, so nobody else may read them, whatever the umask says.
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o600);
         options
@@ -166,6 +176,7 @@ mod platform {
     }
 
     pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
+        // `fsync` and not `fdatasync`: the content of a directory is its metadata.
         File::open(path)?.sync_all()
     }
 

@@ -78,6 +78,7 @@ impl SimDisk {
 
     /// Removes and drops the observer.
     pub fn unobserve(&self) {
+        // Dropped without the lock: its destructor is a test's code and may use the disk.
         let observer = self.state().observer.take();
         drop(observer);
     }
@@ -204,6 +205,7 @@ impl SyncGate {
 
 impl Drop for SyncGate {
     fn drop(&mut self) {
+        // Before the wake-up, because a waiter looks at the gates again and would sleep on.
         self.disk.state().gates.remove(&self.id);
         self.disk.shared.gate.notify_all();
     }

@@ -209,6 +209,7 @@ impl<S: Sink> Committer<S> {
             syncing: Mutex::new(()),
             blocking_callers: Mutex::new(()),
         });
+        // Unjournaled there is nothing to sync on a timer, and callers commit their own submissions.
         let thread = match mode {
             CommitMode::Sync => Some(spawn(&core, "forebay-commit", CommitterCore::commit_groups)?),
             CommitMode::Buffered(interval) => {
@@ -239,6 +240,7 @@ impl<S: Sink> Committer<S> {
 
     fn enqueue(&self, submission: Submission<S::Ticket>, may_block: bool) {
         let core = &*self.core;
+        // Before the queue, so that a bad submission cannot fail the group of its neighbours.
         if let Err(error) = core.check(&submission) {
             return core.refuse(submission.ticket, &error);
         }
@@ -324,6 +326,8 @@ impl<S: Sink> CommitterCore<S> {
         loop {
             queue.idle = true;
             queue = self.wait_for(queue, 1, None);
+            // Cleared before the token is taken: a caller that finds it set would commit beside this thread and
+            // split the group.
             queue.idle = false;
             if queue.waiting.is_empty() {
                 return;
@@ -344,6 +348,7 @@ impl<S: Sink> CommitterCore<S> {
     /// rest. A lone writer is never delayed, because only its own submission is expected.
     fn linger<'a>(&'a self, mut queue: QueueGuard<'a, S>, expected: usize) -> QueueGuard<'a, S> {
         if expected > 1 {
+            // By the queue's length and not by a count of wake-ups: a condition variable may wake without cause.
             queue = self.wait_for(queue, expected.div_ceil(2), Some(LINGER_PARKED_MAX));
         }
         let until = clock::now() + LINGER_SPINNING_MAX;
@@ -392,6 +397,8 @@ impl<S: Sink> CommitterCore<S> {
                 queue = self.work.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
             }
             drop(queue);
+            // A failed sync has poisoned the committer for good, so a further try could only report a false
+            // success (ATC 2020).
             if self.sync().is_err() {
                 return;
             }
@@ -405,6 +412,8 @@ impl<S: Sink> CommitterCore<S> {
         let unsynced = mem::take(&mut token.unsynced);
         let point = token.journal.as_ref().filter(|_| unsynced).map(|(_, writer)| writer.sync_point());
         self.commit_queue_and_release(queue, token);
+        // Checked after the queue was committed: those submissions need their refusal even if nothing may be
+        // synced.
         self.check_usable()?;
         let Some(point) = point else { return Ok(()) };
         // Without the token, so that writers need not wait for the disk.
@@ -412,6 +421,8 @@ impl<S: Sink> CommitterCore<S> {
             return Err(self.poison(&error));
         }
         let (queue, mut token) = self.acquire(lock(&self.queue));
+        // Only now: a frame that promised an offset before its sync would turn a torn tail into damage. And after
+        // every sync, or damage would pass for a torn tail (Pebble #6031).
         if let Some((_, writer)) = &mut token.journal {
             writer.synced(point);
         }
@@ -434,6 +445,8 @@ impl<S: Sink> CommitterCore<S> {
         let Some((log, mut writer)) = journal else { return usable };
         // A poisoned journal gets no last frame, which would vouch for writes whose outcome is unknown.
         let closed = usable.and_then(|()| guarded("closing the journal", || writer.close()));
+        // Before `shutdown` releases the lock: no write of ours may reach a directory that another process owns by
+        // then.
         drop(writer);
         log.shutdown();
         match closed {
@@ -465,6 +478,7 @@ impl<S: Sink> CommitterCore<S> {
         mut queue: QueueGuard<'a, S>,
         mut token: Box<WriteToken<S::Ticket>>,
     ) {
+        // The bound counts groups for other callers, so it starts over with each holder.
         queue.groups = 0;
         while !queue.waiting.is_empty() && (queue.groups == 0 || queue.token_waiters == 0) {
             queue = self.commit_group(queue, &mut token);
@@ -495,6 +509,7 @@ impl<S: Sink> CommitterCore<S> {
         queue.groups = queue.groups.saturating_add(1);
         drop(queue);
         self.commit(token);
+        // After every group, because one burst would otherwise keep its memory for the life of the layer.
         token.shrink();
         lock(&self.queue)
     }
@@ -524,9 +539,12 @@ impl<S: Sink> CommitterCore<S> {
             // unjournaled ones move up, which leaves no gap where a refused frame was.
             number(token.last, &mut token.group);
         }
+        // Only what was written or numbered moves the counter: the numbers of refused frames are free again, which
+        // keeps numbers dense.
         if let Some(last) = token.group.last() {
             token.last = last.last();
         }
+        // Readers are shown journaled frames only; what was never in the journal cannot be read from it.
         let published = token.group.iter().rev().find(|one| one.location.is_some());
         if let (Some((_, writer)), Some(published)) = (&token.journal, published) {
             writer.publish(published.last());
@@ -538,6 +556,8 @@ impl<S: Sink> CommitterCore<S> {
     }
 
     fn report_committed(&self, committed: &mut Vec<Committed<S::Ticket>>) {
+        // A sink is not ours: its panic must not unwind through the token, or no later caller would ever get it
+        // back.
         let reported = guarded("reporting a committed group", || {
             self.sink.committed(committed);
             if committed.is_empty() {
@@ -558,6 +578,7 @@ impl<S: Sink> CommitterCore<S> {
             self.sink.refused(ticket, error);
             Ok(())
         });
+        // A sink that cannot answer one waiter cannot be trusted with the next.
         if let Err(cause) = reported {
             self.poison(&cause);
         }
@@ -574,6 +595,7 @@ impl<S: Sink> CommitterCore<S> {
                 Ok(())
             }));
         }
+        // The first reason counts. A later one is most often its consequence and would hide the cause.
         self.poison.get().cloned().unwrap_or(error)
     }
 
@@ -586,6 +608,7 @@ impl<S: Sink> CommitterCore<S> {
             let context = "a batch without records has no place in the order";
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
+        // Acknowledging it as journaled would promise that it survives a crash.
         if submission.journaled && self.mode == CommitMode::Unjournaled {
             let context = "a write is to be journaled, but there is no journal";
             return Err(Error::new(ErrorKind::Unsupported, context));
@@ -617,6 +640,7 @@ impl<T> WriteToken<T> {
     /// Returns the error of a full disk, if it was full. Submissions at the end that were not written have no location
     /// then.
     fn write(&mut self, sync: bool) -> Result<Option<Error>> {
+        // Also without a journal: a submission that is only numbered takes its place in the same order.
         number(self.last, &mut self.group);
         self.locations.clear();
         let Some((_, writer)) = &mut self.journal else { return Ok(None) };
@@ -639,6 +663,7 @@ impl<T> WriteToken<T> {
             one.location = Some(*location);
         }
         if !self.locations.is_empty() {
+            // An answer before the sync would acknowledge a write that a power cut takes back.
             if sync && Safeguard::AcknowledgeAfterSync.holds() {
                 writer.sync()?;
             } else {

@@ -164,6 +164,7 @@ impl Cursors {
         let file = self.file()?;
         {
             let state = self.state();
+            // Its subscriber would go on acknowledging a position that no longer holds the journal.
             if state.open.contains(name) {
                 let context = format!("cursor \"{name}\" has a subscriber, which has to end first");
                 return Err(Error::new(ErrorKind::Locked, context));
@@ -191,6 +192,8 @@ impl Cursors {
     /// # Errors
     /// As for [`Log::trim`].
     pub(crate) fn trim(&self, log: &Log, passed: Seq) -> Result<()> {
+        // `fetch_max`, because the flusher and a retry can arrive in either order, and trimming must never go
+        // back.
         self.passed.fetch_max(passed.0, Ordering::SeqCst);
         self.trim_again(log)
     }
@@ -232,6 +235,8 @@ impl Cursors {
     fn change(&self, _file: &MutexGuard<'_, bool>, change: impl FnOnce(&mut Positions)) -> Result<()> {
         let mut positions = self.state().positions.clone();
         change(&mut positions);
+        // The disk first: a position that only memory has moved would let `trim` remove records that a restart
+        // asks for.
         self.write(&encode(self.journal, &positions))?;
         self.state().positions = positions;
         Ok(())
@@ -252,6 +257,7 @@ impl Cursors {
         if Safeguard::CursorSync.holds() {
             file.sync_data().map_err(|error| cannot("sync", &made, error))?;
         }
+        // By a rename, so that a crash leaves the old list or the new one and never a mixture.
         self.disk.rename(&made, &path).map_err(|error| cannot("rename", &made, error))?;
         self.disk.sync_dir(&self.dir).map_err(|error| cannot("sync", &self.dir, error))
     }
@@ -296,6 +302,7 @@ fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<(JournalId, Positions)>> {
         Error::new(ErrorKind::Damaged, context)
     };
     match bytes.first() {
+        // The version before the checksum, which a later version may place or compute differently.
         Some(&FORMAT) => {}
         Some(format) => {
             let context = format!(
@@ -335,6 +342,7 @@ fn decode(mut rest: &[u8]) -> Option<(JournalId, Positions)> {
     let mut journal = [0; 16];
     rest.try_copy_to_slice(&mut journal).ok()?;
     let count = usize::try_from(rest.try_get_u32_le().ok()?).ok()?;
+    // A count that the writer cannot have written. It also bounds the loop for a file that is no list.
     if count > CURSORS_MAX {
         return None;
     }
@@ -346,6 +354,7 @@ fn decode(mut rest: &[u8]) -> Option<(JournalId, Positions)> {
         let name = NamespaceName::parse(std::str::from_utf8(name).ok()?).ok()?;
         positions.insert(name, Seq(rest.try_get_u64_le().ok()?));
     }
+    // Bytes that are left over, or a name that came twice, are damage that the checksum did not see.
     (rest.is_empty() && positions.len() == count).then_some((JournalId(journal), positions))
 }
 

@@ -119,6 +119,7 @@ impl FrameHeader {
         if self.first <= self.prev {
             return Err(format!("starts with record {}, which is not after {prev}", self.first));
         }
+        // A length above the cap is a bug or a forgery; memory must not be reserved for it.
         if u64::from(self.body_len) > FRAME_BODY_BYTES_MAX {
             return Err(format!("claims a body of {} bytes", self.body_len));
         }

@@ -115,6 +115,8 @@ impl Log {
                     self.segments_mut().insert(kept.header.number, kept);
                     return Err(error);
                 }
+                // Without a sync of the directory it is unknown which segments a restart finds, so writing on
+                // would be a guess.
                 Err((None, error)) => return Err(self.poison(error)),
             }
         }
@@ -127,6 +129,7 @@ impl Log {
     pub(crate) fn beyond_bytes(&self, up_to: Seq, bytes_max: u64) -> Seq {
         let segments = self.segments();
         let mut bytes = 0_u64;
+        // Newest first, because the oldest are the ones to give up.
         for segment in segments.values().rev().skip(1).filter(|segment| segment.last() <= up_to) {
             bytes = bytes.saturating_add(segment.bytes_on_disk());
             if bytes > bytes_max {
@@ -176,6 +179,8 @@ impl Log {
         let Some(file) = self.open_segment(&segment)? else {
             return Ok(None);
         };
+        // The bound comes from what was written; the length in the header is checked against it before any body is
+        // read.
         let room = segment.end().saturating_sub(at.offset);
         let head = read_exactly(&*file, at.offset, FRAME_HEADER_BYTES.min(room))
             .map_err(|error| cannot("read", &segment.path, error))?;
@@ -192,6 +197,8 @@ impl Log {
     /// The writer must be closed before. Also done on drop; a second call does nothing.
     pub fn shutdown(&self) {
         self.pool.stop();
+        // Joined before the lock is released: the thread still creates files in the directory, which may have a
+        // new owner then.
         let thread = self.spare_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         // A panic of that thread was reported by the panic hook, and no writer waits for a spare any more.
         drop(thread.map(JoinHandle::join));
@@ -200,6 +207,8 @@ impl Log {
 
     /// Returns the last sequence number that readers may see.
     pub(crate) fn published(&self) -> Seq {
+        // Pairs with the release in `publish`: a reader that sees the number also sees the frame's bytes and its
+        // segment's end.
         Seq(self.published.load(Ordering::Acquire))
     }
 
@@ -242,6 +251,7 @@ impl Log {
     }
 
     pub(crate) fn check_usable(&self) -> Result<()> {
+        // The same error for everybody: a later call must not look as if it had failed for a reason of its own.
         self.poison.get().map_or(Ok(()), |error| Err(error.clone()))
     }
 
@@ -385,6 +395,7 @@ impl ReaderPosition {
         let head = self.read_ahead(self.offset, FRAME_HEADER_BYTES)?;
         let head = self.ahead.get(head).unwrap_or_default();
         let header = check_header(&self.segment, self.offset, head)?;
+        // A checksum cannot see a frame that is whole and out of place; only continuity can.
         let follows = header.follows(self.prev);
         follows.map_err(|why| damaged_frame(&self.segment, self.offset, &why, Some(&header)))?;
         Ok(header)
@@ -403,6 +414,8 @@ impl ReaderPosition {
         let room = self.segment.end().saturating_sub(offset);
         let len = len.min(room);
         let skip = offset.saturating_sub(self.ahead_at);
+        // A reader that goes backwards, or past what is buffered, reads again instead of handing out bytes of
+        // another offset.
         if offset < self.ahead_at || skip + len > self.ahead.len() as u64 {
             let read = read_exactly(&*self.file, offset, len.max(READ_AHEAD_BYTES).min(room));
             self.ahead = Bytes::from(read.map_err(|error| cannot("read", &self.segment.path, error))?);
@@ -421,9 +434,11 @@ pub(crate) fn check_header(segment: &Segment, offset: u64, bytes: &[u8]) -> Resu
     let Some((header, _)) = FrameHeader::decode(bytes) else {
         return Err(damaged_frame(segment, offset, "no sound frame header", None));
     };
+    // A recycled file still holds frames of its last use that are sound in themselves (Pebble #580).
     if header.nonce != segment.header.nonce {
         return Err(damaged_frame(segment, offset, "a frame of another use of this file", None));
     }
+    // Compared with what was written before memory is reserved for a body of that length.
     if header.bytes_on_disk() > segment.end().saturating_sub(offset) {
         return Err(damaged_frame(
             segment,
@@ -452,6 +467,8 @@ pub(crate) fn damaged_frame(
 pub(crate) fn read_exactly(file: &dyn DiskFile, offset: u64, len: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; len as usize];
     let read = file.read_at(&mut bytes, offset)?;
+    // A shorter read is left to the checksums, which name the place; an error here would only say that the file
+    // ended.
     bytes.truncate(read);
     Ok(bytes)
 }

@@ -34,6 +34,8 @@ impl Durability {
     /// # Errors
     /// [`ErrorKind::InvalidOption`] naming the option, the value and the range.
     pub fn validate(&self) -> Result<()> {
+        // Refused here and not clamped: an interval that was silently changed would be a weaker promise than the
+        // one asked for.
         match self {
             Durability::Sync => Ok(()),
             Durability::Buffered { sync_interval } => {

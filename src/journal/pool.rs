@@ -89,6 +89,7 @@ impl SparePool {
 
     /// Starts the thread that keeps one spare ready; returns `None` if these options leave it no work.
     pub(crate) fn start(self: &Arc<Self>) -> Result<Option<JoinHandle<()>>> {
+        // Without zero-filling a new file costs one `create`, and no thread needs to prepare that.
         if !self.options.zero_fill || self.options.spares_max == 0 {
             return Ok(None);
         }
@@ -131,6 +132,7 @@ impl SparePool {
             }
             None => self.make(if self.options.zero_fill { capacity } else { 0 }, &|| false)?,
         };
+        // Only a take asks for the next spare, so an attempt that failed is not repeated in a loop.
         self.state().wanted = true;
         self.changed.notify_all();
         Ok(taken)
@@ -147,12 +149,15 @@ impl SparePool {
         capacity: u64,
         predecessor: Seal,
     ) -> Result<(Segment, Arc<dyn DiskFile>)> {
+        // Fresh for every use of a file: with the old nonce, frames of the last use would continue this segment
+        // (Pebble #580).
         let mut nonce = [0; 8];
         random::fill(&mut nonce)
             .map_err(|error| Error::new(ErrorKind::Io, format!("cannot draw a segment's nonce: {error}")))?;
         let TakenFile { path: taken, file } = self.take(capacity)?;
         let path = self.dir.join(segment_name(number));
         let named = || -> std::io::Result<SegmentHeader> {
+            // The length in the header shows a file that is cut short later, which a torn write never does.
             let prepared = file.len()?.max(SEGMENT_HEADER_BYTES);
             let nonce = u64::from_le_bytes(nonce);
             let header = SegmentHeader { journal, number, nonce, capacity, prepared, predecessor };
@@ -161,6 +166,8 @@ impl SparePool {
             if Safeguard::SegmentSync.holds() {
                 file.sync_data()?;
             }
+            // The rename makes the segment exist. Before it, a crash leaves a spare or a temporary file, and no
+            // segment.
             self.disk.rename(&taken, &path)?;
             Ok(header)
         };
@@ -194,6 +201,8 @@ impl SparePool {
             Spare { path: self.dir.join(spare_name(self.number())), bytes }
         });
         let moved = match &spare {
+            // Renamed before it is overwritten: under its old name a crash would show a segment with foreign
+            // content.
             Some(spare) => self.disk.rename(&segment.path, &spare.path),
             None => self.disk.remove(&segment.path),
         };
@@ -205,6 +214,7 @@ impl SparePool {
         if Safeguard::TrimSync.holds() {
             self.disk.sync_dir(&self.dir).map_err(|error| (None, cannot("sync", &self.dir, error)))?;
         }
+        // Only now may a writer take it: a spare whose rename is not durable could come back as a segment.
         self.state().ready.extend(spare);
         self.changed.notify_all();
         Ok(())

@@ -72,6 +72,7 @@ impl Journal {
         options: JournalOptions,
         durability: Durability,
     ) -> Result<Journal> {
+        // Before the files are touched, so that a refused option leaves no journal behind.
         durability.validate()?;
         let opened = recovery::open(disk, dir.as_ref(), &options)?;
         let log = opened.log;
@@ -155,6 +156,7 @@ impl Journal {
         let slot = Arc::new(AppendSlot { answer: OnceLock::new(), waiter: thread::current() });
         let ticket = AppendTicket(Arc::clone(&slot));
         self.committer.submit_blocking(Submission { body, journaled: true, ticket });
+        // The answer may come before this thread parks; `unpark` then makes the next `park` return at once.
         loop {
             if let Some(answer) = slot.answer.get() {
                 return answer.clone();
@@ -178,6 +180,7 @@ struct AppendTicket(Arc<AppendSlot>);
 
 impl AppendTicket {
     fn answer(&self, answer: Result<Seq>) {
+        // The first answer counts: a panic after it must not change what the caller has read.
         if self.0.answer.set(answer).is_ok() {
             self.0.waiter.unpark();
         }

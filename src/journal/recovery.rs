@@ -107,6 +107,7 @@ pub(crate) fn open_visiting<V: FrameVisitor>(
 ) -> Result<(Opened, Vec<V>)> {
     options.validate()?;
     disk.create_dir_all(dir).map_err(|error| cannot("create", dir, error))?;
+    // The lock comes before everything that reads: a running owner changes the files meanwhile.
     let lock = disk.lock(&dir.join(LOCK_NAME)).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => {
             let context =
@@ -128,8 +129,11 @@ pub(crate) fn open_visiting<V: FrameVisitor>(
         disk.remove(&path).map_err(|error| cannot("remove", &path, error))?;
     }
     let pool = SparePool::adopt(Arc::clone(&disk), dir.to_owned(), options.clone(), &files.spares)?;
+    // A new journal only if there is no segment at all; the store's watermark shows a journal that has lost all of
+    // them.
     let Some(recovered) = recovered else {
         let id = draw_id()?;
+        // The segment's name is durable before the journal has an identity that a store may record.
         let made = pool.make_segment(id, 1, options.segment_bytes, Seal::default())?;
         let segment = Arc::new(made.0);
         let segments = BTreeMap::from([(1, Arc::clone(&segment))]);
@@ -171,12 +175,15 @@ pub(crate) fn check_neighbours(dir: &Path, before: &SegmentHeader, header: &Segm
         let why = format!("it belongs to journal {}, its neighbour to {}", header.journal, before.journal);
         return Err(damage(&path, 0, &why, &stake));
     }
+    // Compared by number: a file that is missing in the middle would otherwise let the next one continue as if
+    // nothing were lost.
     let expected = before.number.saturating_add(1);
     if header.number != expected {
         let missing = dir.join(segment_name(expected));
         let stake = format!("the records up to {} that it held are lost", header.predecessor.last);
         return Err(damage(&missing, 0, "the file is missing between two others", &stake));
     }
+    // Its header was written for another place, as after a file was renamed by hand.
     if header.predecessor.number != before.number {
         let why = format!("it names segment {} as its predecessor", header.predecessor.number);
         return Err(damage(&path, 0, &why, &stake));
@@ -305,6 +312,7 @@ fn join<V>(headers: &[SegmentHeader], parts: Vec<CheckedPart<V>>) -> Result<(Opt
     if Safeguard::TailWrittenAgain.holds() {
         scan.write_tail_again()?;
     }
+    // The writer starts a new segment behind it: an append here could tear frames that were served already.
     let tail = scan.found;
     sealed.push(Segment::new(*header, scan.path, tail.end, tail.last));
     let segments = sealed.into_iter().map(|segment| (segment.header.number, Arc::new(segment))).collect();

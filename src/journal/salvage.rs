@@ -97,6 +97,7 @@ pub fn salvage(
             format!("{}: no segment has a sound header, so nothing can be salvaged", from.display());
         Error::new(ErrorKind::Damaged, context)
     })?;
+    // The numbering goes on, so that the locations in messages still name the segment that an operator sees.
     let number = survey.segments().first().map_or(1, |first| first.number);
     let mut base = survey.segments().first().and_then(|first| first.after);
     let mut writer = None;
@@ -124,6 +125,8 @@ pub fn salvage(
                 let held = until.filter(|until| *until <= options.watermark);
                 // Beyond a hole that is a loss, the store would no longer hold a prefix of the history.
                 stopped |= held.is_none() && !options.past_holes;
+                // The new journal's first header has to name the number before it; a hole with a known end gives
+                // it.
                 if base.is_none() {
                     base = Some(held.unwrap_or(Seq::ZERO));
                 }
@@ -140,6 +143,7 @@ pub fn salvage(
         Some(writer) => writer,
         None => create(disk, to, id, number, done.first_prev, options)?,
     };
+    // A clean end writes the synced offset, so that a later damage of the copy is told from a torn tail.
     writer.close()?;
     Ok(done)
 }
@@ -164,12 +168,14 @@ fn create(
     options: &SalvageOptions,
 ) -> Result<Writer> {
     disk.create_dir_all(dir).map_err(|error| cannot("create", dir, error))?;
+    // Among foreign segments the result would be neither of the two journals.
     if !disk.list(dir).map_err(|error| cannot("list", dir, error))?.is_empty() {
         let context =
             format!("{} is not empty; a salvaged journal needs a directory of its own", dir.display());
         return Err(Error::new(ErrorKind::InvalidOption, context));
     }
     let lock = lock(&**disk, dir)?;
+    // No spares: the copy is written once and closed.
     let journal = JournalOptions { spares_max: 0, ..options.journal.clone() };
     let pool = SparePool::adopt(Arc::clone(disk), dir.to_owned(), journal.clone(), &[])?;
     let before = Seal { number: number.saturating_sub(1), last: base, end: 0, chain: 0 };

@@ -42,6 +42,8 @@ impl JournalFiles {
     pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<JournalFiles> {
         let mut listing = JournalFiles::default();
         for name in disk.list(dir).map_err(|error| cannot("list", dir, error))? {
+            // Other names are left alone: a directory may hold the cursors and files of the layer, and nobody
+            // asked us to delete those.
             if let Some(number) = parse_segment_name(&name) {
                 listing.segments.push(number);
             } else if let Some(number) = parse_spare_name(&name, "seg") {
@@ -52,6 +54,7 @@ impl JournalFiles {
                 listing.lock = true;
             }
         }
+        // A file system lists in any order, and the checks of neighbours need that of the numbers.
         listing.segments.sort_unstable();
         listing.spares.sort_unstable();
         Ok(listing)
@@ -152,6 +155,7 @@ impl Scan {
 
     /// Checks a segment up to the end that its successor records.
     pub(crate) fn sealed(&mut self, seal: &Seal, visitor: &mut dyn FrameVisitor) -> Result<()> {
+        // Sealed segments were synced before their successor was made, so here even a torn frame is damage.
         if let Some(ScanStop::Unsound(why) | ScanStop::Broken(why)) = self.walk(seal.end, visitor)? {
             return Err(self.damaged(&why, seal.end));
         }
@@ -211,6 +215,7 @@ impl Scan {
             self.found = before;
         }
         let mut at = self.promised;
+        // What a promise covers was synced by a process that saw the sync succeed.
         if at >= self.found.end {
             return Ok(());
         }
@@ -261,6 +266,7 @@ impl Scan {
         };
         // A recycled file holds old frames, which are sound in themselves.
         if header.nonce != self.nonce && Safeguard::Nonce.holds() {
+            // Unsound and not broken: an intact tail may end exactly where the old content begins.
             return unsound("a frame of another use of this file");
         }
         // Sound and of this use of the file, but out of order: records between the two are lost.
@@ -269,6 +275,7 @@ impl Scan {
         }
         // The length is compared with the bytes that are there before a body of that length is read.
         if header.content_bytes() > limit.min(self.window.len).saturating_sub(at) {
+            // Unsound and not broken: a file that grew by appends may end within the frame that a crash tore.
             return unsound("a frame that runs beyond the end");
         }
         let body = self.window.body(at, &header).map_err(unread)?;
@@ -320,6 +327,7 @@ impl Scan {
                 continue;
             }
             let body = self.window.body(at, &header).map_err(|error| cannot("read", &self.path, error))?;
+            // The header alone proves nothing here: bytes of a record can look like one.
             if crc32c::crc32c(body) == header.body_crc {
                 self.found.end = at;
                 self.found.last = header.prev;
@@ -342,6 +350,7 @@ impl Scan {
         let (mut from, mut promised, mut torn_end) = (end, None, end);
         while let Some((at, header)) = self.next_header(from)? {
             from = at + FRAME_ALIGN_BYTES;
+            // For people only: the promises alone decide what these bytes are.
             torn_end = torn_end.saturating_add(header.bytes_on_disk()).min(self.window.len);
             // A promise for bytes before the end says nothing about what is missing after it.
             if header.synced_offset > end {

@@ -115,6 +115,7 @@ impl SegmentHeader {
     }
 
     fn decode(mut rest: &[u8]) -> Option<SegmentHeader> {
+        // The fields were only split here; the comparison in `read` decides whether they are true.
         let journal = *rest.split_first_chunk::<16>()?.0;
         rest = rest.get(journal.len()..)?;
         let mut next = || take_u64(&mut rest);
@@ -147,6 +148,7 @@ impl Segment {
     }
 
     pub(crate) fn end(&self) -> u64 {
+        // Pairs with `advance`: what lies before this end is wholly written.
         self.end.load(Ordering::Acquire)
     }
 
@@ -156,6 +158,7 @@ impl Segment {
 
     /// Everything before `end` has been written and may be read.
     pub(crate) fn advance(&self, end: u64, last: Seq) {
+        // `last` first: a reader that sees the new end must find its numbers too.
         self.last.store(last.0, Ordering::Release);
         self.end.store(end, Ordering::Release);
     }
@@ -170,6 +173,7 @@ impl Segment {
     }
 
     pub(crate) fn open(&self, disk: &dyn Disk) -> io::Result<Arc<dyn DiskFile>> {
+        // Held while the file is opened, so that two readers do not open it twice.
         let mut shared = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = shared.as_ref().and_then(Weak::upgrade) {
             return Ok(file);

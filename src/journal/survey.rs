@@ -139,6 +139,7 @@ impl Survey {
             let bytes = file.len().map_err(|error| cannot("read", &path, error))?;
             let segment = match header {
                 Ok(header) => SurveyedSegment::Sound(header),
+                // Damage is a finding and no error: the survey exists to go on behind it.
                 Err(error) if error.kind() == ErrorKind::Damaged => damaged(&path, 0, error),
                 Err(error) => return Err(error),
             };
@@ -149,6 +150,7 @@ impl Survey {
         let mut summaries = Vec::with_capacity(seen.len());
         let mut before: Option<u64> = None;
         for (number, path, bytes, segment) in seen {
+            // Reported in its place, so that a reader sees the hole between the two files and not at the end.
             if let Some(missing) = before.map(|before| before + 1).filter(|missing| *missing != number) {
                 let path = dir.join(segment_name(missing));
                 let stake = format!("segments {missing} to {} are lost", number - 1);
@@ -164,6 +166,7 @@ impl Survey {
         }
         let mut following: Option<(u64, Seq)> = None;
         for summary in summaries.iter_mut().rev() {
+            // Only a direct neighbour knows where this segment ended.
             summary.last = following.filter(|(next, _)| *next == summary.number + 1).map(|(_, last)| last);
             following = summary.after.map(|after| (summary.number, after));
         }
@@ -188,6 +191,7 @@ impl Survey {
         let holds_older = |segment: &SurveyedSegment| {
             segment.header().is_some_and(|header| header.predecessor.last <= after)
         };
+        // The last segment that begins at or before the start is the first that can hold a number after it.
         self.next = self.segments.iter().rposition(holds_older).unwrap_or(0);
         self
     }
@@ -226,6 +230,7 @@ impl Survey {
             } else if self.next < self.segments.len() {
                 self.begin_next()?;
             } else if std::mem::take(&mut self.open_end) {
+                // Once only, after everything that could be read.
                 let after = self.last.unwrap_or(Seq::ZERO);
                 self.ready.push_back(Finding::Hole(Hole { after, until: None }));
             } else {
@@ -252,6 +257,7 @@ impl Survey {
         };
         let path = self.dir.join(segment_name(header.number));
         let Some((file, now)) = open_segment(&*self.disk, &path, header.number)? else {
+            // The number before it is unknown now, so no hole may be derived from it.
             self.last = None;
             return Ok(());
         };
@@ -285,6 +291,7 @@ impl Survey {
         scan.rewind(&header);
         let walk = SegmentWalk { scan, header, seal, is_last, limit };
         match other {
+            // The file may have been recycled between the two reads; then its content is no finding.
             Some((why, last)) if self.still_there(&walk)? => {
                 let path = &walk.scan.path;
                 let error = damage(path, SEGMENT_HEADER_BYTES, &why, "none of its records can be trusted");
@@ -308,6 +315,7 @@ impl Survey {
             Ok(header) => return self.take_frame(walk, &header),
             Err(stop) => stop,
         };
+        // Below a seal a torn write is impossible, so every stop is damage.
         let why = if walk.seal.is_some() {
             match stop {
                 ScanStop::Unsound(why) | ScanStop::Broken(why) => why,
@@ -369,6 +377,7 @@ impl Survey {
                 }
                 Err(_) => return Ok(()),
             }
+            // Also for a frame that was damaged: the hole before it was reported, and must not be reported again.
             self.last = Some(header.last());
         }
         self.walk = Some(walk);
@@ -386,6 +395,7 @@ impl Survey {
     fn still_there(&mut self, walk: &SegmentWalk) -> Result<bool> {
         let there = match open_segment(&*self.disk, &walk.scan.path, walk.header.number)? {
             Some((_, Ok(header))) => header == walk.header,
+            // A damaged header under the same name is still this segment; only another sound one shows a new use.
             Some((_, Err(error))) if error.kind() == ErrorKind::Damaged => true,
             Some((_, Err(error))) => return Err(error),
             None => false,

@@ -153,9 +153,12 @@ impl Writer {
     /// Moves the synced offset after [`SyncPoint::sync`] succeeded.
     #[allow(clippy::needless_pass_by_value, reason = "a point counts once")]
     pub fn synced(&mut self, point: SyncPoint) {
+        // By nonce: the writer may have moved to another segment, whose offsets have nothing to do with this
+        // point.
         if let Some(active) = &mut self.active
             && active.segment.header.nonce == point.nonce
         {
+            // Never back: another sync may have gone further than this point meanwhile.
             active.synced = active.synced.max(point.end);
         }
     }
@@ -183,6 +186,7 @@ impl Writer {
         if self.closed {
             return Ok(());
         }
+        // The promise must not speak of bytes that are not synced yet.
         self.sync()?;
         // Before the promise is written: if that fails, the journal must not be written any more either.
         self.closed = true;
@@ -196,6 +200,7 @@ impl Writer {
         let mut staged = Staged { tail: self.tail, frames: Vec::new() };
         self.stage(self.tail.last.next(), &FrameBuilder::new().finish(), &mut staged)?;
         self.flush(&mut staged, &mut Vec::new())?;
+        // The promise itself has to survive, or damage below it would pass for a torn write.
         self.sync()
     }
 
@@ -212,11 +217,14 @@ impl Writer {
         check_order(self.tail.last, group.clone())?;
         for GroupFrame { first, body } in group {
             let need = body.len_on_disk();
+            // One frame never spans two segments: recovery would have to trust a file to complete another.
             if !self.fits(staged.tail.end, need) {
+                // What belongs to the old segment goes out first, because its end becomes part of the next header.
                 self.flush(staged, written)?;
                 self.rotate(need)?;
                 staged.tail = self.tail;
             }
+            // Copying a large body would double its memory for one write less.
             if body.padded().len() > COPIED_BODY_BYTES_MAX {
                 // The body comes first: without its header a crash leaves nothing that looks like a frame.
                 self.flush(staged, written)?;
@@ -237,6 +245,7 @@ impl Writer {
             return Err(no_segment());
         };
         let tail = &mut staged.tail;
+        // The offset as it is now: a frame must not promise a sync that has not happened.
         let header = body.header(first, tail.last, active.segment.header.nonce, active.synced);
         let end = self.buffer.len() as u64 + header.content_bytes();
         let crc = header.encode(&mut self.buffer);
@@ -256,7 +265,10 @@ impl Writer {
         let result = self.write(&self.buffer, self.tail.end);
         let whole = match &result {
             Ok(()) => self.buffer.len(),
+            // A full disk takes a prefix, and frames in it would come back after a crash. They have to be counted
+            // as written.
             Err(error) if error.kind() == ErrorKind::DiskFull => self.written_of_buffer()?,
+            // After any other error nothing may be counted: the log is poisoned, and the outcome is unknown.
             Err(_) => 0,
         };
         self.count_frames(whole, staged, written);
@@ -290,6 +302,7 @@ impl Writer {
     fn written_of_buffer(&self) -> Result<usize> {
         let active = self.active.as_ref().ok_or_else(no_segment)?;
         let mut found = vec![0; self.buffer.len()];
+        // If the file cannot be read either, it is unknown what a recovery would find.
         let read = active.file.read_at(&mut found, self.tail.end);
         let read = read.map_err(|error| self.log.poison(cannot("read", &active.segment.path, error)))?;
         let same = found.iter().take(read).zip(&self.buffer).take_while(|(found, meant)| found == meant);
@@ -308,6 +321,8 @@ impl Writer {
             written.push(Location { segment: self.tail.number, offset: self.tail.end });
             self.tail.end += bytes_on_disk;
             self.tail.last = *last;
+            // In the order of the file, because the successor's seal compares the chain of all frames (RocksDB
+            // #13226).
             self.tail.chain = crc32c::crc32c_append(self.tail.chain, &crc.to_le_bytes());
         }
         staged.frames.clear();
@@ -326,6 +341,7 @@ impl Writer {
             self.sync()?;
         }
         let wanted = SEGMENT_HEADER_BYTES.saturating_add(need).saturating_add(FRAME_HEADER_BYTES);
+        // A batch larger than a segment gets one of its own size, which is never recycled.
         let capacity = wanted.max(self.log.options.segment_bytes);
         let (number, predecessor) = if self.tail.end == SEGMENT_HEADER_BYTES {
             // An empty segment gets no successor: the new one takes its name and its predecessor, in one rename.

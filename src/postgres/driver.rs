@@ -23,6 +23,7 @@ impl Driver {
     /// # Errors
     /// [`ErrorKind::Io`] if the system refuses the thread.
     pub(crate) fn start() -> Result<Driver> {
+        // A thread of its own: a current-thread runtime makes progress only while somebody blocks on it.
         let built = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("forebay-postgres")
@@ -51,6 +52,7 @@ impl Driver {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T> {
+        // A panic ends its task only, so the other calls of the client go on.
         self.begin(work).await.map_err(|_| ended())
     }
 

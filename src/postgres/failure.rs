@@ -62,6 +62,7 @@ impl PostgresError {
 
     fn class(&self) -> ErrorClass {
         match (self.0.code(), self.io_error()) {
+            // The server's code is exact. Texts and I/O errors are looked at only if it never answered.
             (Some(code), _) => class_of_sqlstate(code.code()),
             (None, failed) if self.0.to_string() == TLS => class_of_tls(failed.map(io::Error::kind)),
             (None, Some(_)) => ErrorClass::Transient,
@@ -80,6 +81,7 @@ impl fmt::Display for PostgresError {
                 Some(source) => write!(f, "{error}: {source}"),
                 None => write!(f, "{error}"),
             },
+            // Only the kind, which cannot quote anything that was sent.
             (None, Some(failed)) => write!(f, "{error}: {}", failed.kind()),
             (None, None) => write!(f, "{error}"),
         }
@@ -123,6 +125,7 @@ impl CallFailure {
     /// Turns a rejection into a permanent failure, for statements whose data is not a record's.
     pub(crate) fn not_rejected(self) -> CallFailure {
         match self.class {
+            // No record is to blame, and none may be parked for it.
             ErrorClass::Rejected => CallFailure { class: ErrorClass::Permanent, ..self },
             ErrorClass::Transient | ErrorClass::Permanent => self,
         }
@@ -184,14 +187,17 @@ fn class_of_sqlstate(code: &str) -> ErrorClass {
 fn write_answer(answer: &DbError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let code = answer.code().code();
     match code.get(..2).unwrap_or_default() {
+        // The server's message names the role, which no error may show.
         "28" => write!(f, "the server refuses the credentials (SQLSTATE {code})")?,
         // Messages of these classes quote values.
         "22" | "P0" => write!(f, "the server refuses what was sent (SQLSTATE {code}; its log says why)")?,
         _ => {
+            // Bounded, because a message may be as long as the statement that it quotes.
             let message: String = answer.message().chars().take(MESSAGE_CHARS_MAX).collect();
             write!(f, "the server says \"{message}\" (SQLSTATE {code})")?;
         }
     }
+    // The name of a constraint is part of the schema and no user's value.
     match answer.constraint() {
         Some(constraint) => write!(f, ", constraint \"{constraint}\""),
         None => Ok(()),

@@ -96,6 +96,7 @@ impl Outbox {
         );
         let doing = "looking for the outbox";
         let found = session.query(doing, &there).await?;
+        // Looked up first, because `CREATE` needs privileges that an ordinary role lacks even if all tables exist.
         if !found.first().map(|row| column(row, 0)).transpose()?.unwrap_or(false) {
             session.run("making the outbox", &create_sql(schema)).await?;
         }
@@ -106,6 +107,7 @@ impl Outbox {
                 let sentence = format!("the outbox has layout {other}, which is unknown");
                 Err(CallFailure::new(ErrorClass::Permanent, sentence))
             }
+            // Without its incarnation no position can be told from one of an earlier outbox of this name.
             None => Err(CallFailure::new(ErrorClass::Permanent, "the outbox has lost its incarnation")),
         }
     }

@@ -58,6 +58,7 @@ impl ConnectionPool {
 
     /// Takes an idle connection or opens a new one. Waits while all are in use.
     pub(crate) async fn lease(&self) -> Result<Lease<'_>, CallFailure> {
+        // The slot before the connection, so that callers that wait open none.
         let slot = Arc::clone(&self.slots).acquire_owned().await;
         let slot = slot.map_err(|_| CallFailure::new(ErrorClass::Transient, "the connections are closed"))?;
         let idle = {
@@ -89,6 +90,8 @@ impl Lease<'_> {
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
+        // The call failed or was dropped midway: a transaction may be open, and the next call's statements would
+        // become part of it.
         if let Some(session) = &self.session {
             session.connection.abort();
         }
@@ -112,6 +115,7 @@ impl Session {
             }
             Ok(spawn_connection(config.connect(NoTls).await?))
         };
+        // The driver's own timeout covers the TCP connection to each host, and neither TLS nor the authentication.
         let connected = tokio::time::timeout(server.connect_timeout, connecting).await;
         let Ok(connected) = connected else {
             let sentence = format!("connecting took longer than {:?}", server.connect_timeout);
@@ -144,6 +148,7 @@ impl Session {
         let row = self.client.query_one(&settings, &[]).await;
         let row = row.map_err(|error| CallFailure::of("setting a connection up", error))?;
         let version: i32 = row.try_get(5).map_err(|error| CallFailure::of("reading its version", error))?;
+        // Version 13 brought `xid8` and `pg_current_snapshot`, without which the outbox has no safe order.
         if version < SERVER_VERSION_MIN {
             let sentence =
                 format!("its version is {version}; {SERVER_VERSION_MIN} is the oldest that will do");
@@ -200,6 +205,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    // A counter and no queue: a listener needs to know only that it has to read, and a burst must not take memory.
     let (sender, notifications) = watch::channel(0);
     let task = tokio::spawn(async move {
         // An error ends the task. Running and later calls then fail because their connection is closed.
@@ -222,6 +228,7 @@ pub(crate) async fn within<T>(
     match tokio::time::timeout(limit, pin!(work)).await {
         Ok(done) => done,
         Err(_) => {
+            // The connection may be in the middle of an answer, so its holder has to close it.
             Err(CallFailure::new(ErrorClass::Transient, format!("{doing}: no answer within {limit:?}")))
         }
     }
@@ -237,6 +244,7 @@ pub(crate) fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
 
 /// Reads a transaction number (`xid8`), which is selected as text.
 pub(crate) fn xid(row: &Row, at: usize) -> Result<u64, CallFailure> {
+    // Selected as text, because the driver has no type for it.
     let text: &str = column(row, at)?;
     text.parse().map_err(|_| {
         CallFailure::new(ErrorClass::Permanent, "reading an answer: a transaction number is malformed")

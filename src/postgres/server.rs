@@ -43,12 +43,14 @@ impl PostgresServer {
             let context = "the connection string of a Postgres server cannot be read (it is not shown here)";
             Error::new(ErrorKind::InvalidOption, context)
         })?;
+        // Refused here, because the driver would say so only at the first connection.
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             let context = "the connection string of a Postgres server names no host";
             return Err(Error::new(ErrorKind::InvalidOption, context));
         }
         // A standby refuses writes.
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        // So that an operator recognises our sessions in `pg_stat_activity`.
         if config.get_application_name().is_none() {
             config.application_name("forebay");
         }
@@ -107,6 +109,7 @@ impl PostgresServer {
         for (name, timeout) in
             [("connect_timeout", self.connect_timeout), ("call_timeout", self.call_timeout)]
         {
+            // A shorter one would fail every call on a busy machine, and a longer one would hide a dead server.
             if !(TIMEOUT_MIN..=TIMEOUT_MAX).contains(&timeout) {
                 return refuse(format!("{name} is {timeout:?}, and must be from 10 ms to an hour"));
             }
@@ -134,6 +137,7 @@ impl PostgresServer {
 
     /// Returns the name of the server in errors: host, port, database and schema.
     pub(crate) fn label(&self) -> String {
+        // Neither user nor password: this text is in every error and log line.
         let host = match self.config.get_hosts().first() {
             Some(Host::Tcp(name)) => name.clone(),
             #[cfg(unix)]

@@ -43,12 +43,15 @@ pub(crate) fn trigger_sql(
     namespace: &str,
     channel: &str,
 ) -> Result<String> {
+    // Each part is quoted by itself, because a dot within quotes would be a part of the name.
     let parts: Vec<String> = table.split('.').map(quoted).collect::<Result<_>>()?;
     if parts.len() > 2 {
         return Err(refused("a table is named by itself or with its schema in front"));
     }
     let (on, column, (target, kind)) = (parts.join("."), quoted(key.name())?, key.target());
     let identity = [table, key.name(), target, namespace, channel].join("\n");
+    // Derived from what the trigger does: the same script again replaces its triggers, and one for another key
+    // adds its own.
     let tag = format!("{:08x}", crc32c::crc32c(identity.as_bytes()));
     let function = format!("\"{schema}\".told_{tag}");
     let insert = format!(
@@ -58,6 +61,8 @@ pub(crate) fn trigger_sql(
     let of = |rows: &str| format!("SELECT {column}::{kind} AS key FROM {rows}");
     let (old, new) = (of("forebay_old"), of("forebay_new"));
     let mut script = script_sql(schema);
+    // `SECURITY DEFINER`, because those who write the table need no right to the outbox. The fixed `search_path`
+    // keeps them from putting functions of their own in place of ours.
     script.push_str(&format!(
         "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger\n\
          LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $told$\n\
@@ -75,6 +80,7 @@ pub(crate) fn trigger_sql(
          RETURN NULL;\n\
          END $told$;\n"
     ));
+    // One trigger for each event: Postgres allows transition tables only for a trigger of a single event.
     for (event, rows) in [
         ("INSERT", "REFERENCING NEW TABLE AS forebay_new "),
         ("UPDATE", "REFERENCING OLD TABLE AS forebay_old NEW TABLE AS forebay_new "),
@@ -92,6 +98,7 @@ pub(crate) fn trigger_sql(
 }
 
 fn quoted(name: &str) -> Result<String> {
+    // Postgres would cut a longer name, and the rest may name another column.
     if !(1..=IDENTIFIER_BYTES_MAX).contains(&name.len()) || name.contains('\0') {
         return Err(refused("a name has 1 to 63 bytes"));
     }

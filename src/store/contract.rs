@@ -214,6 +214,7 @@ impl StoreError {
     /// Converts the failure into the error that the layer returns, with the store's own error as its source.
     #[must_use]
     pub fn into_error(self) -> Error {
+        // The text is taken before the error moves, so that the caller sees the store's sentence above its cause.
         let context = self.to_string();
         match self {
             StoreError::Transient(error) => error.wrap(ErrorKind::Transient, context),

@@ -137,6 +137,7 @@ impl<D: Database> Store for Embedded<D> {
 
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
+            // On this thread, which the contract allows to block; a panic must not reach the flusher.
             caught(|| self.0.shared.with_state(|database, state| apply(database, state, batch)))
         })
     }
@@ -182,6 +183,7 @@ pub(crate) use embedded_store;
 impl<D: Database> GuardedDatabase<D> {
     /// Returns the database, unless a failure has ended the store.
     pub(crate) fn usable(&self) -> Result<&D, StoreError> {
+        // A panic may have come between the data and the tenure in memory, so nothing here may be believed.
         if self.state.is_poisoned() {
             self.failed
                 .get_or_init(|| Error::new(ErrorKind::StoreFailed, "a call of the store panicked midway"));
@@ -205,6 +207,7 @@ impl<D: Database> GuardedDatabase<D> {
         // write.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let result = work(self.usable()?, &mut state);
+        // Only fatal errors end the store. A rejected or fenced batch has changed nothing.
         if let Err(StoreError::Fatal(error)) = &result {
             self.failed.get_or_init(|| error.clone());
         }
@@ -218,6 +221,7 @@ impl<D: Database> GuardedDatabase<D> {
 
 impl<D: Database> Drop for GuardedDatabase<D> {
     fn drop(&mut self) {
+        // A poisoned state is closed all the same, or its files would stay locked for this process.
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         self.database.close(&mut state.writer);
     }
@@ -230,6 +234,8 @@ fn claim<D: Database>(
 ) -> Result<Tenure, StoreError> {
     let epoch = Epoch(state.tenure.epoch.0.saturating_add(1));
     let claimed = Tenure { epoch, journal, ..state.tenure };
+    // Durable before anybody learns the new epoch: a claim that a power cut takes back would let the old owner
+    // write again.
     database.write(&mut state.writer, &[], &claimed)?;
     state.tenure = claimed;
     Ok(claimed)
@@ -237,6 +243,7 @@ fn claim<D: Database>(
 
 fn apply<D: Database>(database: &D, state: &mut WriterState<D>, batch: &Batch) -> Result<(), StoreError> {
     let held = state.tenure;
+    // Before the watermark is compared, because an old owner must not even be told that its batch was applied.
     if batch.epoch < held.epoch && Safeguard::EpochFence.holds() {
         return Err(StoreError::Fenced { current: held.epoch });
     }
@@ -247,6 +254,7 @@ fn apply<D: Database>(database: &D, state: &mut WriterState<D>, batch: &Batch) -
     }
     // Only the last change of each key is written.
     let mut changes: Vec<&Op> = batch.ops.iter().filter(|op| op.seq > watermark).collect();
+    // The sort is stable, so that of two changes of a key the one with the greater number stays last.
     changes.sort_by(|a, b| a.key.cmp(&b.key));
     changes.dedup_by(|later, kept| {
         let is_same = later.key == kept.key;
@@ -262,6 +270,7 @@ fn apply<D: Database>(database: &D, state: &mut WriterState<D>, batch: &Batch) -
     }
     let applied = Tenure { progress: batch.progress, ..held };
     database.write(&mut state.writer, &changes, &applied)?;
+    // Only after the write. If it fails, memory must not claim more than the disk has.
     state.tenure = applied;
     Ok(())
 }
@@ -290,6 +299,7 @@ impl Workers {
         let mut workers = Workers { sender: Some(sender), threads: Vec::with_capacity(count) };
         for _ in 0..count {
             let receiver: Receiver<Job> = receiver.clone();
+            // A worker ends when the last sender is gone, and only after all jobs that were queued before.
             let thread = std::thread::Builder::new()
                 .name(name.to_owned())
                 .spawn(move || receiver.iter().for_each(|job| job()))
@@ -310,6 +320,7 @@ impl Workers {
         &self,
         job: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        // One answer for one job; the channel outlives a caller that stopped waiting.
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move || {
             // Sending fails if the caller has dropped its future; the job was done all the same.
@@ -323,6 +334,7 @@ impl Workers {
 
 impl Drop for Workers {
     fn drop(&mut self) {
+        // Closes the channel, without which the threads would wait for jobs for ever and `join` with them.
         self.sender = None;
         for thread in self.threads.drain(..) {
             // A thread cannot have panicked: it runs only jobs, and `caught` catches their panics.
@@ -339,6 +351,7 @@ pub(crate) fn caught<T>(call: impl FnOnce() -> Result<T, StoreError>) -> Result<
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> StoreError {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    // Panics carry `&str` or `String`; anything else has no text that could be shown.
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     let text = text.unwrap_or_else(|| "without a message".to_owned());
     StoreError::Fatal(Error::new(ErrorKind::StoreFailed, format!("a call of the store panicked: {text}")))

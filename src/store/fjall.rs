@@ -78,6 +78,7 @@ impl FjallOptions {
     /// # Errors
     /// Those of [`FjallStore::open`], and [`ErrorKind::InvalidOption`].
     pub fn open(&self, path: impl AsRef<Path>) -> Result<FjallStore> {
+        // Before the directory is made or locked, so that a refused option leaves nothing behind.
         for (option, bytes, min) in [
             ("cache_bytes", self.cache_bytes, CACHE_BYTES_MIN),
             ("memtable_bytes", self.memtable_bytes, MEMTABLE_BYTES_MIN),
@@ -92,6 +93,7 @@ impl FjallOptions {
         let reading =
             |error| fjall_error(format!("opening the store in {}", directory.path().display()), error);
         let meta = opened.keyspace.get(META_KEY).map_err(reading)?;
+        // Only a database without the meta record has to be looked through.
         let is_empty = meta.is_none() && opened.keyspace.is_empty().map_err(reading)?;
         let tenure = layout::decode_meta(meta.as_deref(), is_empty, directory.path())?;
         Ok(FjallStore(Embedded::start(Fjall { opened: Some(opened) }, directory, tenure)?))
@@ -170,6 +172,7 @@ impl Database for Fjall {
     fn write(&self, _: &mut Directory, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
         let (db, keyspace) = self.opened();
         let durable = Safeguard::StoreSync.holds();
+        // `SyncData`, because fjall's default leaves a commit in the page cache, and a power cut takes it back.
         let mode = if durable { PersistMode::SyncData } else { PersistMode::Buffer };
         let mut batch = db.batch().durability(Some(mode));
         for op in changes {
@@ -184,6 +187,8 @@ impl Database for Fjall {
                 }
             }
         }
+        // In the same batch as the data: apart from it, a crash between the two would apply records twice or lose
+        // them.
         batch.insert(keyspace, META_KEY, layout::encode_meta(tenure));
         batch
             .commit()
@@ -191,6 +196,7 @@ impl Database for Fjall {
     }
 
     fn close(&mut self, _: &mut Directory) {
+        // Before the directory's lock goes, because fjall's threads write until its last handle is dropped.
         drop(self.opened.take());
     }
 }
@@ -224,9 +230,12 @@ fn open_database(directory: &Directory, cache_bytes: u64, memtable_bytes: u64) -
             damaged(directory.path(), "fjall's version file is missing"),
         ));
     }
+    // Before fjall opens it, because fjall cuts at the first bad byte, and what lies behind would be lost in
+    // silence.
     journal::repair(&path)?;
     let opened = checked(|| {
         let db = Db::builder(&path).cache_size(cache_bytes).open()?;
+        // Creating it here would turn a database that lost its data into an empty one.
         if !db.keyspace_exists(KEYSPACE_NAME) {
             return Ok(None);
         }
@@ -248,6 +257,7 @@ fn checked<T>(work: impl FnOnce() -> ::fjall::Result<T>) -> Result<T, OpenFailur
 
 fn convert(failure: OpenFailure, path: &Path) -> Error {
     match failure {
+        // A panic while reading means contents that fjall did not expect.
         None => Error::new(ErrorKind::Damaged, damaged(path, "fjall gave up on it")),
         Some(::fjall::Error::Locked) => locked(path),
         Some(error @ ::fjall::Error::InvalidVersion(_)) => {

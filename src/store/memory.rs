@@ -65,6 +65,7 @@ impl MemoryState {
     }
 
     fn apply(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        // Before anything else: a fenced owner must not learn that its batch was applied.
         if batch.epoch < self.tenure.epoch && Safeguard::EpochFence.holds() {
             return Err(StoreError::Fenced { current: self.tenure.epoch });
         }
@@ -73,6 +74,8 @@ impl MemoryState {
         if batch.progress.applied <= watermark && Safeguard::ApplyOnce.holds() {
             return Ok(());
         }
+        // A doubtful batch may come again with more records; those at or below the watermark took effect the first
+        // time.
         for op in batch.ops.iter().filter(|op| op.seq > watermark || !Safeguard::ApplyOnce.holds()) {
             match &op.value {
                 Some(value) => {
@@ -84,6 +87,7 @@ impl MemoryState {
                 }
             }
         }
+        // Under the same lock as the data, so that no reader sees one without the other.
         self.tenure.progress = batch.progress;
         self.history.push(batch.progress);
         Ok(())
@@ -102,6 +106,7 @@ impl Store for MemoryStore {
     fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             let mut state = self.state();
+            // An old owner that ends must not mark the tenure of its successor as free.
             if epoch < state.tenure.epoch {
                 return Err(StoreError::Fenced { current: state.tenure.epoch });
             }

@@ -72,6 +72,7 @@ impl fmt::Debug for PostgresStoreOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let channel = self.outbox.as_ref().map(|(channel, _)| channel);
         let mut shown = f.debug_struct("PostgresStoreOptions");
+        // The label of the server and not its configuration, which holds the password.
         shown.field("server", &self.server).field("load_connections", &self.load_connections);
         shown.field("outbox", &channel).field("retention", &self.retention).finish()
     }
@@ -137,6 +138,7 @@ impl PostgresStoreOptions {
     }
 
     fn start(self) -> Result<PostgresStore> {
+        // Refused here and not at the first call, where a layer would retry a mistake for ever.
         self.server.check()?;
         self.retention.check()?;
         if !(1..=LOAD_CONNECTIONS_MAX).contains(&self.load_connections) {
@@ -154,6 +156,7 @@ impl PostgresStoreOptions {
                 retention: self.retention,
                 untrimmed: AtomicU64::new(0),
             }),
+            // One connection, because applies and claims wait for the lock of one row anyway.
             applies: ConnectionPool::new(self.server.clone(), 1),
             loads: ConnectionPool::new(self.server.clone(), self.load_connections),
             call_timeout: self.server.call_timeout,
@@ -242,6 +245,7 @@ impl PostgresStore {
         let shared = Arc::clone(&self.0.shared);
         let limit = shared.call_timeout;
         let work = work(Arc::clone(&shared));
+        // On the driver's task: dropping the future must not leave a transaction open in the middle.
         let done = self.0.driver.run(async move { within(doing, limit, work).await }).await;
         match done {
             Ok(done) => done.map_err(|failure| shared.store_error(failure)),
@@ -260,6 +264,8 @@ impl StoreClient {
                 outbox.table.ensure(lease.session()).await?;
             }
             let layout = self.sql.layout(lease.session()).await?;
+            // Only after success is the connection given back. After an error it may be within a transaction or an
+            // answer.
             lease.keep();
             Ok(layout)
         };
@@ -271,6 +277,7 @@ impl StoreClient {
             };
             failure.within(&self.label).into_error(kind)
         })?;
+        // Writing into tables of a later version could destroy what it relies on.
         if !self.sql.knows(found) {
             let context = format!("{}: the store has layout {found}, which is unknown", self.label);
             return Err(Error::new(ErrorKind::UnknownFormat, context));
@@ -306,6 +313,8 @@ impl StoreClient {
     }
 
     async fn renew(&self, epoch: Epoch, ends: bool) -> Result<Option<Epoch>, CallFailure> {
+        // Not behind the applies that wait for their connection. On the server it still waits for the row of the
+        // tenure.
         let mut lease = self.loads.lease().await?;
         let current = self.heartbeat.renew(lease.session(), epoch, ends).await?;
         lease.keep();
@@ -313,6 +322,7 @@ impl StoreClient {
     }
 
     async fn owner_status(&self) -> Result<OwnerStatus, CallFailure> {
+        // Not behind an apply, because the asker has to see a living owner while that one applies.
         let mut lease = self.loads.lease().await?;
         let status = self.heartbeat.owner_status(lease.session()).await?;
         lease.keep();
@@ -330,6 +340,7 @@ impl StoreClient {
     async fn apply(&self, batch: &Batch) -> Result<ApplyOutcome, CallFailure> {
         let mut lease = self.applies.lease().await?;
         let session = lease.session();
+        // Before the transaction begins, because the row of the tenure is locked from then on.
         let writes = self.sql.prepare_writes(session).await?;
         let outbox_write = match &self.outbox {
             Some(outbox) => Some(OutboxWrite::prepare(outbox, session).await?),
@@ -354,6 +365,7 @@ impl StoreClient {
         batch: &Batch,
     ) -> Result<ApplyOutcome, CallFailure> {
         let (ops, events) = match self.locked(session, batch).await? {
+            // The lock must not stay: the transaction is ended before the answer is given.
             Remaining::Nothing(applied) => return undone(session, applied).await,
             Remaining::Changes { ops, events } => (ops, events),
         };
@@ -383,10 +395,13 @@ impl StoreClient {
             },
             session.run("committing a batch", "COMMIT"),
         );
+        // The records first: their failure is the cause, and what the server says of the later statements its
+        // consequence.
         written?;
         // These statements contain no record, so none is to blame for their failure.
         advanced.and(inserted).map_err(CallFailure::not_rejected)?;
         committed?;
+        // Only after the commit, or rows that were rolled back would count towards the next trim.
         if let Some(outbox_write) = outbox_write {
             outbox_write.committed(events.len());
         }
@@ -400,10 +415,12 @@ impl StoreClient {
         batch: &'a Batch,
     ) -> Result<Remaining<'a>, CallFailure> {
         let held = self.sql.lock(session).await?;
+        // The row is locked, so no claim can come between this comparison and the commit.
         if batch.epoch < held.epoch {
             return Ok(Remaining::Nothing(ApplyOutcome::Fenced(held.epoch)));
         }
         let watermark = held.progress.applied;
+        // The answer to the first attempt was lost; applying again would repeat the events of the outbox too.
         if batch.progress.applied <= watermark {
             return Ok(Remaining::Nothing(ApplyOutcome::Done));
         }
@@ -419,6 +436,8 @@ impl StoreClient {
                 };
                 match (outbox.events)(&applying) {
                     Ok(events) => events,
+                    // Events that cannot be made must stop the apply: without them followers would keep old values
+                    // for good.
                     Err(error) => return Ok(Remaining::Nothing(ApplyOutcome::NoEvents(error))),
                 }
             }
@@ -440,6 +459,7 @@ impl StoreClient {
         let ops = match self.locked(session, batch).await? {
             Remaining::Nothing(applied) => return undone(session, applied).await,
             Remaining::Changes { mut ops, .. } => {
+                // By number, so that the search names the first bad record and not the first key.
                 ops.sort_by_key(|op| op.seq);
                 ops
             }
@@ -449,6 +469,8 @@ impl StoreClient {
         while rest.len() > 1 {
             let (first, second) = rest.split_at(rest.len() / 2);
             match accepts(session, writes, first).await? {
+                // Accepted changes stay in the transaction, because a later record may depend on an earlier one of
+                // its table.
                 Ok(()) => rest = second,
                 Err(failure) => (rest, why) = (first, failure),
             }
@@ -460,6 +482,7 @@ impl StoreClient {
         session.run("ending a transaction", "ROLLBACK").await?;
         match found {
             Some((seq, failure)) => Ok(ApplyOutcome::Refused(seq, failure)),
+            // Naming a record on a guess would park a healthy one for good.
             None => Err(why.within("every record is accepted now").transient()),
         }
     }
@@ -509,6 +532,7 @@ impl Store for PostgresStore {
 
     fn load_many<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Versioned>>, StoreError>> {
         Box::pin(async move {
+            // An empty query would still cost a connection and a round trip.
             if keys.is_empty() {
                 return Ok(Vec::new());
             }
@@ -576,6 +600,7 @@ impl<'a> OutboxWrite<'a> {
         session: &mut Session,
     ) -> Result<OutboxWrite<'a>, CallFailure> {
         let insert = outbox.table.prepare_insert(session).await?;
+        // A trim costs an index scan and a lock of the channel, so only some applies do it.
         let trim = match outbox.untrimmed.load(Ordering::Relaxed) >= TRIM_EVERY_ROWS {
             true => Some(outbox.table.prepare_trim(session).await?),
             false => None,
@@ -601,6 +626,7 @@ impl<'a> OutboxWrite<'a> {
     }
 
     fn committed(&self, rows: usize) {
+        // `Relaxed`: the counter only decides when to trim, and one apply more or less does no harm.
         match self.trim {
             Some(_) => self.outbox.untrimmed.store(0, Ordering::Relaxed),
             None => drop(self.outbox.untrimmed.fetch_add(rows as u64, Ordering::Relaxed)),

@@ -82,6 +82,7 @@ impl RedbOptions {
         builder.set_cache_size(usize::try_from(self.cache_bytes).unwrap_or(usize::MAX));
         let directory = Directory::open(path.as_ref())?;
         let file = directory.database(DATABASE_NAME, |file| {
+            // Created by us first, because redb would take the mode from the umask.
             drop(open_private(file)?);
             // Closing the database syncs the file, and so did the transaction.
             drop(checked(&directory, || create(&builder, file))?);
@@ -158,6 +159,7 @@ impl Redb {
     fn commit(&self, changes: &[&Op], tenure: &Tenure) -> Result<(), ::redb::Error> {
         let mut transaction = self.db().begin_write()?;
         let durable = Safeguard::StoreSync.holds();
+        // Without it redb returns before the sync, and a power cut takes back what was acknowledged.
         transaction.set_durability(if durable { Durability::Immediate } else { Durability::None })?;
         // Set for each transaction: redb does not keep it.
         transaction.set_quick_repair(self.quick_repair);
@@ -174,6 +176,8 @@ impl Redb {
                 header.copy_from_slice(&layout::value_header(INLINE, op.seq));
                 content.copy_from_slice(value);
             }
+            // In the same transaction as the data: apart from it, a crash between the two would apply records
+            // twice or lose them.
             table.insert(META_KEY, layout::encode_meta(tenure).as_slice())?;
         }
         Ok(transaction.commit()?)
@@ -231,6 +235,7 @@ fn create(builder: &Builder, file: &Path) -> Result<Db, ::redb::Error> {
     let db = builder.create(file)?;
     let transaction = db.begin_write()?;
     transaction.open_table(TABLE)?;
+    // The table exists before the database has its name, so that a database without it is not one of ours.
     transaction.commit()?;
     Ok(db)
 }
@@ -253,6 +258,8 @@ fn read_tenure(db: &Db, directory: &Directory) -> Result<Tenure> {
 /// Runs a call that reads the file. redb has assertions on what it reads, so a damaged file may make it panic.
 fn checked<T>(directory: &Directory, work: impl FnOnce() -> Result<T, ::redb::Error>) -> Result<T> {
     let path = directory.path();
+    // redb's panic is caught, because a damaged file must be an error that names it and not the end of the
+    // process.
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(::redb::Error::DatabaseAlreadyOpen)) => Err(locked(path)),

@@ -151,6 +151,7 @@ impl SledStore {
         let db = files::open(&mut files, options.cache_bytes, segment_bytes)?;
         let read = db.get(META_KEY).map_err(|error| open_failed(&files, error))?;
         let tenure = read_tenure(&db, read.as_ref(), files.path())?;
+        // Found out once: while there are no chunks, an apply need not read the values that it replaces.
         let chunked = db.scan_prefix([TAG_CHUNK]).next().is_some();
         let writer = SledWriter { files, chunked, progress: tenure.progress };
         Ok(SledStore(Embedded::start(Sled { db: Some(db) }, writer, tenure)?))
@@ -198,6 +199,7 @@ impl Database for Sled {
     fn write(&self, writer: &mut SledWriter, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
         let db = self.db();
         match changes {
+            // A claim or an empty batch has only the meta record, which a single insert writes atomically.
             [] => drop(db.insert(META_KEY, layout::encode_meta(tenure)).map_err(apply_failed)?),
             [op] if !writer.chunked && fits_single_change(op) => write_single_change(db, writer, op, tenure)?,
             _ => write_batch(db, writer, changes, tenure)?,
@@ -207,6 +209,7 @@ impl Database for Sled {
         if Safeguard::StoreSync.holds() {
             writer.files.sync().map_err(StoreError::Fatal)?;
         }
+        // Only after the sync: the next single change names this progress as the one before it.
         writer.progress = tenure.progress;
         Ok(())
     }
@@ -216,6 +219,7 @@ impl Database for Sled {
         // sled syncs when it closes and panics if the sync fails. All acknowledged batches are durable already, so
         // this failure concerns nobody.
         let closed = catch_unwind(AssertUnwindSafe(|| drop(db)));
+        // After a panic sled may keep its lock, and waiting for it would never end.
         if closed.is_ok() {
             // This fails only where files cannot be locked, and then there is no lock to wait for.
             drop(writer.files.wait_released());
@@ -271,6 +275,7 @@ fn write_batch(db: &Db, writer: &mut SledWriter, changes: &[&Op], tenure: &Tenur
             }
         }
     }
+    // Also if the write fails below: claiming too many chunks costs a read, and too few would leak them.
     writer.chunked = chunked;
     batch.insert(META_KEY, layout::encode_meta(tenure));
     db.apply_batch(batch).map_err(apply_failed)
@@ -333,9 +338,12 @@ impl Chunks {
     fn read(self, db: &Db) -> Result<Option<Bytes>, StoreError> {
         let mut value = Vec::new();
         for index in 0..self.count() {
+            // A load runs beside applies, so a chunk may go between two reads. The caller looks whether the value
+            // has changed.
             let Some(chunk) = db.get(self.key(index)).map_err(load_failed)? else { return Ok(None) };
             value.extend_from_slice(&chunk);
         }
+        // A value of the wrong length is never served.
         Ok((value.len() as u64 == self.bytes).then(|| Bytes::from(value)))
     }
 }
@@ -422,6 +430,7 @@ fn read_tenure(db: &Db, stored: Option<&IVec>, path: &Path) -> Result<Tenure> {
 fn decode_single_meta(db: &Db, stored: &[u8], path: &Path) -> Result<Tenure> {
     let broken = || Error::new(ErrorKind::Damaged, damaged(path, "its watermark and epoch are unreadable"));
     let (fields, checksum) = stored.split_last_chunk::<CHECKSUM_BYTES>().ok_or_else(broken)?;
+    // The key's length is what is left, so the checksum has to hold before anything is cut.
     if stored.len() < FRAME_BYTES || crc32c::crc32c(fields) != u32::from_le_bytes(*checksum) {
         return Err(broken());
     }
@@ -435,6 +444,7 @@ fn decode_single_meta(db: &Db, stored: &[u8], path: &Path) -> Result<Tenure> {
     // A crash may have lost the change and kept its meta record; see the head of the module.
     let is_there = match found {
         None => removes,
+        // By version: an older value of the same key is what the lost change was to replace.
         Some(value) => !removes && version(&value) == Some(seq),
     };
     Ok(if is_there { after } else { Tenure { progress: before, ..after } })

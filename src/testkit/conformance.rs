@@ -146,6 +146,7 @@ async fn a_claim_starts_a_newer_epoch_for_good(subject: &impl Subject) -> Verdic
     hold!(second.progress == progress(1), "a claim returned {:?} after watermark 1", second.progress);
     let seen_now = store.tenure().await.map_err(seen)?;
     hold!(seen_now == second, "the claim returned {second:?}, and the tenure is {seen_now:?}");
+    // Up to here a tenure that lives in memory only would pass.
     drop(store);
     let store = opened(subject).await?;
     let kept = store.tenure().await.map_err(seen)?;
@@ -217,6 +218,7 @@ async fn a_claim_stops_what_is_under_way(subject: &impl Subject) -> Verdict {
             Ok(())
         };
         let claim = async {
+            // At another moment in each round, so that the claim meets an apply in different states.
             for _ in 0..round % BATCHES {
                 tokio::task::yield_now().await;
             }
@@ -238,6 +240,7 @@ async fn data_and_progress_are_kept_together(subject: &impl Subject) -> Verdict 
     let store = opened(subject).await?;
     let tenure = store.claim(None).await.map_err(seen)?;
     let mut sent = batch(tenure, [put(1, "a", "1"), put(2, "b", "2"), put(3, "c", "3")]);
+    // Other than the watermark, so that a store that keeps one number for both is found.
     sent.progress.journaled = Seq(2);
     store.apply(&sent).await.map_err(seen)?;
     let before = store.tenure().await.map_err(seen)?.progress;
@@ -306,6 +309,7 @@ async fn a_longer_batch_may_follow_a_doubtful_one(subject: &impl Subject) -> Ver
 async fn the_last_change_of_a_key_wins(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
     let tenure = store.claim(None).await.map_err(seen)?;
+    // Put, remove and put again in one batch, whose order a store that sorts by key may lose.
     let ops = [put(1, "a", "1"), put(2, "b", "2"), remove(3, "a"), put(4, "a", "4"), remove(5, "b")];
     store.apply(&batch(tenure, ops)).await.map_err(seen)?;
     expect(&store, "a", Some((4, "4"))).await?;
@@ -316,6 +320,7 @@ async fn a_removed_key_is_absent(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
     let tenure = store.claim(None).await.map_err(seen)?;
     store.apply(&batch(tenure, [put(1, "a", "1"), put(2, "b", "2")])).await.map_err(seen)?;
+    // Removing what is not there is no error: coalescing may leave nothing but the removal.
     store.apply(&batch(tenure, [remove(3, "a"), remove(4, "never there")])).await.map_err(seen)?;
     expect(&store, "a", None).await?;
     drop(store);
@@ -327,6 +332,7 @@ async fn a_removed_key_is_absent(subject: &impl Subject) -> Verdict {
 async fn a_value_carries_the_number_that_wrote_it(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
     let tenure = store.claim(None).await.map_err(seen)?;
+    // Around the sizes of integers at which a store may cut the number or take it for a negative one.
     let seqs = [1, 2, 0xFF, 0x100, u64::from(u32::MAX), u64::from(u32::MAX) + 1, u64::MAX - 1];
     for seq in seqs {
         store.apply(&batch(tenure, [put(seq, "a", "same")])).await.map_err(seen)?;
@@ -339,6 +345,7 @@ async fn load_many_answers_in_the_order_of_its_keys(subject: &impl Subject) -> V
     let store = opened(subject).await?;
     let tenure = store.claim(None).await.map_err(seen)?;
     store.apply(&batch(tenure, [put(1, "a", "1"), put(2, "b", "2"), put(3, "c", "")])).await.map_err(seen)?;
+    // Twice, missing and out of order.
     let keys = ["c", "none", "a", "b", "a", "nor this"].map(|name| key(name.as_bytes()));
     let found = store.load_many(&keys).await.map_err(seen)?;
     let expected = [Some((3, "")), None, Some((1, "1")), Some((2, "2")), Some((1, "1")), None];
@@ -401,6 +408,7 @@ async fn a_dropped_apply_leaves_all_or_nothing(subject: &impl Subject) -> Verdic
         let sent = batch(tenure, [put(one.0, "a", &value), put(two.0, "b", &value)]);
         let before = (loaded(&store, "a").await?, loaded(&store, "b").await?);
         let mut future = store.apply(&sent);
+        // Dropped after none, one or two polls: before the apply began, within it, or after its end.
         for _ in 0..round % 3 {
             if poll_once(&mut future).await {
                 break;
@@ -423,6 +431,7 @@ async fn keys_are_any_bytes(subject: &impl Subject) -> Verdict {
     let tenure = store.claim(None).await.map_err(seen)?;
     let longest = KEY_BYTES_MAX - NAMESPACE.len() - 1;
     let mut keys: Vec<Key> = (0..=u8::MAX).map(|byte| key(&[byte])).collect();
+    // Bytes that a store may take for its own separators, quotes, prefixes or wildcards.
     keys.extend(
         [&b""[..], b"\0\0", b"\0a", b"a\0", b"\xFF\xFF", b"\xC3\x28", b"k\0", b"meta", b"%_'\";--"].map(key),
     );
@@ -449,6 +458,7 @@ async fn a_batch_of_many_ops_is_one(subject: &impl Subject) -> Verdict {
     const OPS: u64 = 2000;
     let store = opened(subject).await?;
     let tenure = store.claim(None).await.map_err(seen)?;
+    // Three times the same keys, so that replacing many at once is checked too.
     for round in 0..3 {
         let ops = (1..=OPS).map(|place| put(round * OPS + place, &format!("k{place}"), &format!("{round}")));
         store.apply(&batch(tenure, ops)).await.map_err(seen)?;

@@ -116,6 +116,7 @@ impl<B: Bus> FaultyBus<B> {
     /// stay connected: wrap it once for each part of the network that is disconnected separately.
     pub fn cut(&self) {
         self.shared.cuts.send_if_modified(|cuts| {
+            // A second cut changes nothing, so the count stays odd until the bus is mended.
             let mended = cuts.is_multiple_of(2);
             *cuts += u64::from(mended);
             mended
@@ -160,6 +161,7 @@ enum PublishFate {
 
 impl FaultyBusState {
     fn publish(&mut self, messages: usize) -> PublishFate {
+        // All are drawn each time, so that one fault does not shift the others.
         let (before, after) = (
             self.publishes.hits(self.faults.publish_before_percent),
             self.publishes.hits(self.faults.publish_after_percent),
@@ -180,6 +182,7 @@ impl FaultyBusState {
 impl<B: Bus> Bus for FaultyBus<B> {
     fn publish<'a>(&'a self, channel: &'a Channel, messages: &'a [Message]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
+            // As a real bus does, before any fault: a body that is too large must not look like a network failure.
             messages.iter().try_for_each(Message::check)?;
             self.shared.refuse_if_cut("publishing")?;
             let fate = self.shared.state().publish(messages.len());
@@ -204,10 +207,12 @@ impl<B: Bus> Bus for FaultyBus<B> {
             let (draw, lost) = {
                 let mut state = self.shared.state();
                 let mut draw = Draw::new(state.seed.next());
+                // Only a resumed subscription has a position to lose.
                 let lost = matches!(from, StartPosition::After(_)) && draw.hits(state.faults.lose_percent);
                 state.counts.lost += u64::from(lost);
                 (draw, lost)
             };
+            // What lies between the position and now is what such a bus has lost.
             let inner = self.inner.subscribe(channel, if lost { StartPosition::Now } else { from }).await?;
             let ready = lost.then_some(Delivery::PositionLost).into_iter().collect();
             let cuts = self.shared.cuts.subscribe();
@@ -265,6 +270,7 @@ impl DelayedDeliveries {
             state.counts.dropped += 1;
             return self.passed();
         }
+        // Bounded, or a test with a high percentage would hold every message.
         if is_message && reordered && self.overtaken.len() < HELD_MAX {
             state.counts.reordered += 1;
             self.passed();
@@ -288,6 +294,7 @@ impl DelayedDeliveries {
     /// One more has come: what waited for it is ready.
     fn passed(&mut self) {
         self.waits_for = self.waits_for.saturating_sub(1);
+        // Beyond the bound the delay ends early, because memory must not grow with the test.
         if self.waits_for == 0 || self.behind.len() > HELD_MAX {
             self.waits_for = 0;
             self.ready.append(&mut self.behind);
@@ -304,6 +311,7 @@ impl Subscription for FaultyListener {
             loop {
                 let current = *self.cuts.borrow_and_update();
                 if !current.is_multiple_of(2) {
+                    // Once for each cut, after which the listener waits as a real one does.
                     if self.told < current {
                         self.told = current;
                         self.shared.state().counts.refused += 1;
@@ -317,6 +325,7 @@ impl Subscription for FaultyListener {
                     return Ok(delivery);
                 }
                 tokio::select! {
+                    // The cut is looked at first, so that a run with the same seed takes the same way.
                     biased;
                     changed = self.cuts.changed() => changed.map_err(|_| failure("the faulty bus is gone"))?,
                     delivery = self.inner.next() => self.held.take(delivery?, &self.shared),

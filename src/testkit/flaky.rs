@@ -163,6 +163,7 @@ impl<S: Store> FlakyStore<S> {
     async fn wait_while_stalled(&self) {
         let mut stalled = self.shared.stalled.subscribe();
         if *stalled.borrow_and_update() {
+            // A guard, so that a future that is dropped while it stalls is no longer counted.
             let _waiting = StalledApply::new(&self.shared.waiting);
             stalled.wait_for(|now| !now).await.expect("this store holds the sender");
         }
@@ -172,6 +173,7 @@ impl<S: Store> FlakyStore<S> {
         self.wait_while_stalled().await;
         let fault = {
             let mut state = self.state();
+            // Before the script, because a rejection must not use up a scripted fault.
             if let Some(op) = batch.ops.iter().find(|op| state.rejected.contains(&op.key)) {
                 let error = Error::new(ErrorKind::Rejected, "the test rejects this key");
                 let rejected = StoreError::Rejected { seq: op.seq, error };
@@ -192,6 +194,7 @@ impl<S: Store> FlakyStore<S> {
             Some(Fault::TransientAfter) | None => {
                 let result = self.inner.apply(batch).await;
                 self.state().record(batch, fault, result.is_ok());
+                // Only a success can be hidden; another error of the store is shown as it is.
                 if fault.is_some() && result.is_ok() {
                     let why = "the test hides that this apply worked";
                     return Err(StoreError::Transient(Error::new(ErrorKind::Transient, why)));
@@ -212,16 +215,19 @@ impl<S: Store> FlakyStore<S> {
 
 impl FlakyState {
     fn next_fault(&mut self) -> Option<Fault> {
+        // The script comes first, so that a test can fix single applies within random ones.
         if let Some(fault) = self.script.pop_front() {
             return fault;
         }
         let random = self.random.as_mut()?;
+        // Both are drawn each time, so that one outcome does not shift all later ones.
         let hit = random.draw.hits(random.percent);
         let after = random.draw.next().is_multiple_of(2);
         hit.then_some(if after { Fault::TransientAfter } else { Fault::TransientBefore })
     }
 
     fn record(&mut self, batch: &Batch, fault: Option<Fault>, applied: bool) {
+        // A repetition is applied by the contract without a change, so it adds none here.
         if applied && batch.progress.applied > self.progress.applied {
             let watermark = self.progress.applied;
             self.changes.extend(batch.ops.iter().filter(|op| op.seq > watermark).cloned());
@@ -266,6 +272,7 @@ impl<S: Store> Store for FlakyStore<S> {
     fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
         Box::pin(async move {
             let claimed = self.inner.claim(journal).await?;
+            // The store may have been filled past this wrapper.
             self.state().progress = claimed.progress;
             Ok(claimed)
         })

@@ -26,6 +26,7 @@ async fn rule<S: Subject>(subject: &S) -> Result<(), String> {
     let claimed = expect("a claim", status().await?, true)?;
     store.renew(first, false).await.map_err(text)?;
     let renewed = expect("a renewal", status().await?, true)?;
+    // An owner whose renewals do not show looks dead, and is taken over while it writes.
     if renewed == claimed {
         return Err(format!("a renewal is not seen: {claimed:?} before and after"));
     }

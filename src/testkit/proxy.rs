@@ -98,6 +98,7 @@ impl Proxy {
             network.cut = true;
             network.cuts += 1;
         });
+        // The sockets are closed by their tasks, and until then a client could still get an answer.
         let mut open = self.open.subscribe();
         open.wait_for(|open| *open == 0).await.expect("this proxy holds the sender");
     }
@@ -134,12 +135,15 @@ async fn accept(
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
+            // Removes the connections that have ended, which the set would keep.
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => {
                 // An error means that the client has disconnected already.
                 let Ok((client, _)) = accepted else { continue };
+                // Read once, because the state and the number of the cut have to belong together.
                 let now = *network.borrow();
                 if !now.cut {
+                    // Counted before it runs, because a cut right after this has to wait for it.
                     let counted = OpenConnection::new(&open);
                     connections.spawn(connection(client, server, now.cuts, network.clone(), counted));
                 }
@@ -222,6 +226,7 @@ async fn send(
         let mut chunk = Vec::with_capacity(CHUNK_BYTES);
         // For the other side a broken connection is a closed one.
         let Ok(1..) = from.read_buf(&mut chunk).await else { return };
+        // Read for each chunk, so that a change holds for what is sent from now on.
         let delay = network.borrow().clone().way(direction).delay;
         if on_its_way.send((Instant::now() + delay, chunk)).await.is_err() {
             return;

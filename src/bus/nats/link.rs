@@ -44,6 +44,7 @@ impl NatsClient {
     pub(super) async fn link(&self) -> Result<Arc<Link>> {
         let link = {
             let settings = &self.settings;
+            // Locked while it connects, so that many first callers open one connection.
             let mut opened =
                 server::lock_within(&self.link, settings.options.timeout, &settings.server).await?;
             match &*opened {
@@ -51,6 +52,7 @@ impl NatsClient {
                 None => Arc::clone(opened.insert(Arc::new(Link::connect(Arc::clone(settings)).await?))),
             }
         };
+        // Without the lock: a caller that waits for a reconnect must not keep the others from their own timeouts.
         link.ready().await?;
         Ok(link)
     }
@@ -91,10 +93,12 @@ impl ConnectionEvents {
     fn record(&mut self, event: &Event) {
         let words = match event {
             Event::Disconnected => {
+                // A number and no flag, because a listener that slept through a reconnect has to notice it.
                 self.disconnects += 1;
                 return;
             }
             Event::Connected => {
+                // Whatever was refused before, the server accepts us now.
                 self.refusal = None;
                 return;
             }
@@ -163,6 +167,7 @@ impl Link {
             connecting = connecting.add_root_certificates(path.clone());
         }
         let client = connecting.connect(settings.addresses.clone()).await.map_err(|error| {
+            // No retry mends these, and endless reconnects would hide a wrong password.
             let kind = match error.kind() {
                 ConnectErrorKind::Authentication
                 | ConnectErrorKind::AuthorizationViolation
@@ -203,6 +208,7 @@ impl Link {
 
     /// Makes the error of a call without an error of the driver; see [`Link::error_from`].
     pub(super) fn error(&self, doing: impl fmt::Display, why: impl fmt::Display) -> Error {
+        // Taken once, so that an old refusal does not make a later, passing failure permanent.
         match self.take_refusal() {
             Some(words) => self.settings.failed(doing, format_args!("{why}; the server says: {words}")),
             None => self.settings.transient(doing, why),
@@ -226,6 +232,7 @@ impl Link {
         let mut refusal = None;
         self.events.send_if_modified(|events| {
             refusal = events.refusal.take();
+            // Taking it is no event that anybody has to wake up for.
             false
         });
         refusal

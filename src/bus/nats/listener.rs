@@ -84,12 +84,14 @@ impl NatsListener {
         wanted: Option<StreamPosition>,
     ) -> Result<NatsListener> {
         let link = client.link().await?;
+        // Before the state is read: without a stream, what is published right after this call would be lost.
         stream::ensure(&link, &client.settings, channel).await?;
         let holding = stream::read_state(&link, &client.settings, channel).await?;
         let (place, lost) = match wanted {
             Some(place) if follows(&link, &client.settings, channel, &holding, &place).await? => {
                 (place, false)
             }
+            // Goes on with what is left, and says so.
             Some(_) => (holding.start(), true),
             None if *from == StartPosition::Oldest => (holding.start(), false),
             None => (holding.end(), false),
@@ -109,6 +111,7 @@ impl NatsListener {
             }
             if received.sequence > self.place.sequence.saturating_add(1) {
                 if !std::mem::replace(&mut self.is_second, true) {
+                    // They come again from the new consumer, in order.
                     self.received.clear();
                     self.consumer = None;
                     return None;
@@ -147,6 +150,7 @@ impl Subscription for NatsListener {
                     ))
                 });
                 let found = step.await;
+                // Before `?`: a finished future must not be polled again.
                 self.step = None;
                 let PullStep { consumer, received, lost, gone } = found?;
                 // A consumer that answers without a message works.
@@ -211,6 +215,7 @@ async fn step(
     let (received, lost) = match consumer.pull(&client.settings, &channel).await? {
         PullResult::Received(received) => (received, None),
         PullResult::Nothing => {
+            // A pull looks the same for an idle stream and for one whose newest messages were lost.
             let holding = stream::read_state(&consumer.link, &client.settings, &channel).await?;
             (VecDeque::new(), (!holding.follows(&place)).then(|| holding.start()))
         }
@@ -244,6 +249,7 @@ impl NatsConsumer {
     ) -> Result<NatsConsumer> {
         let name = stream::name(settings, channel);
         let doing = format!("making a consumer of stream {name}");
+        // Before the consumer is made: if this connection is lost meanwhile, so are the answers to its inbox.
         let connection = link.connection();
         let address = link.client.new_inbox();
         let subscribed = link.client.subscribe(format!("{address}.*")).await;
@@ -295,6 +301,7 @@ impl NatsConsumer {
                     None => {
                         self.outstanding = 0;
                         self.silent = if self.heard { 0 } else { self.silent.saturating_add(1) };
+                        // Its server may have been restarted, which takes a consumer in memory without a word.
                         if self.silent >= SILENT_PULLS_MAX {
                             return Ok(PullResult::Gone("the consumer does not answer".into()));
                         }
@@ -302,6 +309,7 @@ impl NatsConsumer {
                     }
                 }
             } else {
+                // Only what has arrived: waiting for a full pull would delay the first message.
                 match self.inbox.next().now_or_never().flatten() {
                     Some(message) => message,
                     None => break,

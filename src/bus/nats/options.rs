@@ -48,6 +48,7 @@ impl Default for NatsBusOptions {
 
 impl fmt::Debug for NatsBusOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Token and credentials are left out.
         let mut shown = f.debug_struct("NatsBusOptions");
         shown
             .field("retained", &self.retained)
@@ -175,6 +176,7 @@ impl Settings {
         let named: Vec<String> =
             addresses.iter().map(|address| format!("{}:{}", address.host(), address.port())).collect();
         let login = addresses.iter().find_map(Login::of);
+        // In the encoded form too, because drivers and servers quote the URL as it was given.
         let encoded = addresses.iter().filter_map(|address| address.password()).map(String::from);
         let given = options.token.iter().chain(&options.credentials).cloned();
         let given = given.chain(login.iter().map(|login| login.secret().to_string()));
@@ -218,5 +220,6 @@ impl Login {
 
 fn address(text: &str) -> Option<ServerAddr> {
     let address: ServerAddr = text.trim().parse().ok()?;
+    // The parser accepts a URL without a host.
     (!address.host().is_empty()).then_some(address)
 }

@@ -40,6 +40,7 @@ impl StreamPosition {
     /// Parses the text of [`Received::position`].
     pub(super) fn parse(position: &Position) -> Result<StreamPosition> {
         let parsed = || {
+            // The creation time comes last, because it holds colons itself.
             let mut parts = position.as_str().splitn(3, ':');
             let (sequence, nanoseconds) = (parts.next()?.parse().ok()?, parts.next()?.parse::<u64>().ok()?);
             let created = parts.next().filter(|created| parse_rfc3339(created).is_ok())?.to_string();
@@ -130,6 +131,7 @@ impl StreamState {
 
     /// Returns true if the stream has all messages behind `place`, judging by the numbers.
     pub(super) fn follows(&self, place: &StreamPosition) -> bool {
+        // A stream that was deleted and made again counts from one, so its numbers alone prove nothing.
         self.created == place.created
             && place.sequence <= self.state.last_seq
             && place.sequence.saturating_add(1) >= self.state.first_seq
@@ -217,6 +219,8 @@ pub(super) async fn publish(client: &NatsClient, channel: &Channel, messages: &[
     }
     let link = client.link().await?;
     let connection = link.connection();
+    // Remembered, because a look costs a round trip for each call. A stream that was deleted fails the publish,
+    // and is made again.
     if !client.knows_stream(channel) {
         ensure(&link, &client.settings, channel).await?;
         client.note_stream(channel, true);
@@ -261,6 +265,7 @@ async fn send(client: &NatsClient, link: &Link, channel: &Channel, messages: &[M
             continue;
         }
         let Some(first) = in_flight.pop_front() else { return Ok(()) };
+        // In the order of sending, so that nothing behind a failed message is taken for published.
         let acknowledged = first.await.map_err(fail)?;
         // If another stream has the subject, JetStream acknowledges too, and no listener of ours would get the message.
         if acknowledged.stream != name {
@@ -282,6 +287,7 @@ pub(super) fn kind_of(error: &jetstream::Error) -> ErrorKind {
     use async_nats::jetstream::ErrorCode;
     let disabled = [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT]
         .contains(&error.kind());
+    // A code of 500 and more is a missing leader or a restart; 404 is a stream that the next call makes again.
     let passes = !disabled && (error.code() >= 500 || error.code() == 404);
     if passes { ErrorKind::Transient } else { ErrorKind::BusFailed }
 }

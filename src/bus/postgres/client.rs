@@ -70,6 +70,7 @@ impl PostgresClient {
         let mut lease = self.lease().await?;
         let session = lease.session();
         let insert = self.outbox.prepare_insert(session).await?;
+        // `Relaxed`, and before the insert: a failed one only brings the next trim forward.
         let written = self.untrimmed.fetch_add(rows.len() as u64, Ordering::Relaxed);
         // A single insert is a transaction of its own and saves two round trips.
         if written < TRIM_EVERY_ROWS {
@@ -80,6 +81,7 @@ impl PostgresClient {
             outbox::insert(session, &insert, channel, rows).await?;
             trim.run(session, channel, self.retention).await?;
             session.run(DOING, "COMMIT").await?;
+            // Only after the commit: a trim that was rolled back is still due.
             self.untrimmed.store(0, Ordering::Relaxed);
         }
         lease.keep();

@@ -75,6 +75,7 @@ impl OutboxPosition {
             stamp: stamp.parse().ok()?,
             of_row: true,
         };
+        // Text with more parts is a position of another bus.
         (parts.next().is_none() && !place.incarnation.is_empty()).then_some(place)
     }
 }
@@ -104,6 +105,8 @@ impl OutboxReader {
                 let statement = session.statement(&self.client.read.now).await?;
                 let rows = session.rows(DOING, &statement, &[&self.channel]).await?;
                 let row = rows.first().ok_or_else(no_answer)?;
+                // Behind all rows of transactions that have ended: whatever commits from now on has a number of at
+                // least `xmin`.
                 edge(column(row, 0)?, xid(row, 1)?.saturating_sub(1), i64::MAX, column(row, 2)?)
             }
         };
@@ -117,8 +120,10 @@ impl OutboxReader {
         if let Some(session) = self.session.take() {
             return Ok(session);
         }
+        // A connection of its own, because `LISTEN` belongs to a connection.
         let session = Session::open(&self.client.server).await?;
         self.client.outbox.ensure(&session).await?;
+        // Before the first read: a row that is committed in between is then notified, and read.
         session.run("ordering wake-ups", &self.client.read.listen).await?;
         Ok(session)
     }
@@ -153,6 +158,7 @@ impl OutboxReader {
             // Marked before the read: a notification that comes during the read must cause another one.
             notifications.mark_unchanged();
             let read = within("reading", limit, self.read(&mut session)).await;
+            // Kept before `?`, so that `run` can close it after an error.
             self.session = Some(session);
             let (ready, is_blocked) = read?;
             if !ready.is_empty() {
@@ -195,6 +201,7 @@ impl OutboxReader {
         }
         let mut ready = VecDeque::with_capacity(rows.len());
         for row in &rows {
+            // The left join gives one row without an event if there is nothing to read.
             let Some(id) = column(row, 7)? else { continue };
             let body = body(row)?;
             (place.xid, place.id, place.stamp, place.of_row) = (xid(row, 6)?, id, column(row, 15)?, true);
@@ -224,6 +231,7 @@ impl Subscription for PostgresListener {
                 let reading = self.reading.as_mut().ok_or_else(ended)?;
                 // If the future is dropped here, the read stays in `self`.
                 let read = reading.await;
+                // Before the result is looked at: a finished task must not be awaited again.
                 self.reading = None;
                 let (reader, read) = read.map_err(|_| ended())?;
                 self.reader = Some(reader);
@@ -235,6 +243,7 @@ impl Subscription for PostgresListener {
 
 impl Drop for PostgresListener {
     fn drop(&mut self) {
+        // Nobody takes the result any more, and the read would keep its connection until the next message.
         if let Some(reading) = &self.reading {
             reading.abort();
         }
@@ -260,6 +269,7 @@ fn body(row: &Row) -> Result<Bytes, CallFailure> {
     let version = column::<Option<i64>>(row, 14)?.and_then(|version| u64::try_from(version).ok());
     let directive = directive(operation, namespace, key.as_deref(), Seq(version.unwrap_or_default()));
     let payload = Payload::Directives(vec![directive]);
+    // Outside of an owner's chain: the row of a trigger has no place in the order of its numbers.
     let event = Event { epoch: Epoch(0), after: Seq::ZERO, until: Seq::ZERO, as_of_us: 0, payload };
     event.encode().map_err(|error| CallFailure::new(ErrorClass::Permanent, format!("{error:#}")))
 }
@@ -279,6 +289,7 @@ fn directive(
     match (operation, key) {
         (Some("invalidate"), Some(Ok(key))) => Directive::Invalidate(Invalidation::Key(key), version),
         (Some("remove"), Some(Ok(key))) => Directive::Remove(key, version),
+        // An operation of a later version, or a bad key: rather too much is invalidated than too little.
         _ => Directive::Invalidate(Invalidation::Namespace(name), version),
     }
 }

@@ -154,6 +154,7 @@ impl RedisClient {
     }
 
     pub(super) async fn connect_to_listen(&self) -> Result<MultiplexedConnection> {
+        // A read blocks for the idle time before it answers, and that is no timeout.
         self.connect(self.options.idle + self.options.timeout).await
     }
 
@@ -179,6 +180,7 @@ impl RedisClient {
         let keys = ChannelKeys::new(&self.options.prefix, channel);
         let mut command = ::redis::cmd("XREAD");
         command.arg("COUNT").arg(READ_ENTRIES_MAX);
+        // Bounded, so that a dead server can be told from an idle channel.
         command.arg("BLOCK").arg(u64::try_from(self.options.idle.as_millis()).unwrap_or(u64::MAX));
         command.arg("STREAMS").arg(&keys.stream).arg(after.to_string());
         let read: Read = command
@@ -187,6 +189,7 @@ impl RedisClient {
             .map_err(|error| self.error(format_args!("reading channel {channel}"), error))?;
         let entries = read.into_iter().flatten().flat_map(|(_, entries)| entries);
         let own = entries.map(|(id, fields)| {
+            // Skipping it could skip a message of ours that was changed on the server.
             ChannelEntry::of(&id, &fields).ok_or_else(|| {
                 let why = format!("entry {} of stream {} is not of this bus", id.escape_debug(), keys.stream);
                 self.server.error(ErrorKind::BusFailed, format_args!("reading channel {channel}"), why)
@@ -239,6 +242,7 @@ fn call_len(messages: &[Message]) -> usize {
         bytes += message.body.len();
         bytes <= CALL_BYTES_MAX
     };
+    // At least one, or a single large message would never be sent.
     messages.iter().take(CALL_MESSAGES_MAX).take_while(fits).count().max(1)
 }
 
@@ -246,6 +250,7 @@ fn call_len(messages: &[Message]) -> usize {
 fn kind_of(error: &RedisError) -> ErrorKind {
     use ::redis::ErrorKind as Redis;
     let lasting = match error.kind() {
+        // A full server refuses with a plain error too, and that passes.
         Redis::Server(ServerErrorKind::ResponseError) => {
             !error.detail().is_some_and(|detail| detail.contains("max number of clients"))
         }

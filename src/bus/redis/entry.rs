@@ -60,6 +60,7 @@ impl EntryPosition {
         let parsed = || {
             let mut parts = position.as_str().split(':');
             let (incarnation, number, id) = (parts.next()?, parts.next()?, parts.next()?);
+            // The position of another bus may have three parts as well.
             let hexadecimal = incarnation.len() == 16 && incarnation.chars().all(|c| c.is_ascii_hexdigit());
             let mark = EntryNumber { incarnation: incarnation.into(), number: number.parse().ok()? };
             let place = EntryPosition { mark, id: EntryId::parse(id)? };
@@ -87,6 +88,7 @@ pub(super) struct ChannelEntry {
 impl ChannelEntry {
     /// Parses ID and fields; `None` if the entry was not written by this bus.
     pub(super) fn of(id: &str, fields: &[Bytes]) -> Option<ChannelEntry> {
+        // The order is part of the format, so an entry with other fields was written by another program.
         let [incarnation_name, incarnation, number_name, number, body_name, body] = fields else {
             return None;
         };

@@ -41,6 +41,7 @@ impl RedisListener {
         from: &StartPosition,
         wanted: Option<EntryPosition>,
     ) -> Result<RedisListener> {
+        // A connection of its own, because a blocking `XREAD` keeps it busy.
         let mut connection = client.connect_to_listen().await?;
         let id = wanted.as_ref().map_or_else(EntryId::default, |place| place.id);
         let holding = client.read_state(&mut connection, channel, id).await?;
@@ -57,6 +58,7 @@ impl RedisListener {
     /// Takes the next entry, or returns that entries are missing before it.
     fn take(&mut self) -> Option<Delivery> {
         let entry = self.entries.pop_front()?;
+        // By number and incarnation, because IDs have gaps anyway and show nothing.
         if entry.place.mark != self.place.mark.next() {
             // The entry stays queued, and the position moves right before it: the next call delivers it.
             self.place.mark = entry.place.mark.before();
@@ -89,8 +91,11 @@ impl Subscription for RedisListener {
                     ))
                 });
                 let found = step.await;
+                // Before `?`: a finished future must not be polled again.
                 self.step = None;
                 let ReadStep { connection, entries, lost } = found?;
+                // Only after success: an error may leave an unread answer on the connection, and the next read
+                // would take it for its own.
                 self.connection = Some(connection);
                 self.entries = entries;
                 if let Some(place) = lost {

@@ -125,6 +125,7 @@ impl Scripts {
 }
 
 fn holding(answer: &[String]) -> Option<ChannelState> {
+    // Another program or a proxy may answer in place of the script.
     if answer.len() != STATE_FIELDS {
         return None;
     }
@@ -158,11 +159,15 @@ impl ChannelState {
     /// Returns true if the stream has all entries behind `place`, whose entry was requested. Streams are trimmed from
     /// their start, so if the entry itself is there, all entries behind it are.
     pub(super) fn follows(&self, place: &EntryPosition) -> bool {
+        // The same ID with another number is of a stream that was deleted and filled again.
         if let Some(asked) = &self.asked {
             return asked.mark == place.mark;
         }
         match &self.first {
+            // The entry itself is trimmed and the next one is the oldest that is left, so nothing between the two
+            // is missing.
             Some(first) => first.mark == place.mark.next() && first.id > place.id,
+            // An empty stream has lost nothing if no entry was counted behind this one.
             None => self.counted == place.mark,
         }
     }

@@ -69,6 +69,7 @@ pub struct Unsynced {
 
 /// Returns the disk as a crash leaves it.
 pub(super) fn crash(state: &DiskState, policy: CrashPolicy) -> DiskState {
+    // A killed process loses nothing that the kernel has: its page cache stays, and so does what was never synced.
     if policy == CrashPolicy::ProcessKilled {
         return state.killed();
     }
@@ -113,6 +114,7 @@ impl Survival {
         let mut image = state.empty_image();
         for (path, dir) in &state.dirs {
             let entries = self.entries(dir);
+            // A file that keeps two names, as an unordered crash of a rename leaves it, has one content.
             for inode in entries.values() {
                 if let Some(file) = state.inodes.get(inode) {
                     image.inodes.entry(*inode).or_insert_with(|| self.content(file));
@@ -141,6 +143,7 @@ impl Survival {
 
     /// Returns a file's content after the crash.
     fn content(&mut self, file: &Inode) -> Inode {
+        // Nothing to decide, and sharing the content saves a copy for each image.
         if file.dirty.is_empty() && file.live.len() <= file.durable.len() {
             return Inode::durable(Arc::clone(&file.durable));
         }
@@ -152,6 +155,7 @@ impl Survival {
         for (&sector, written) in &file.dirty {
             let at = sector * SECTOR_BYTES;
             let new = sector_of(&file.live, sector);
+            // Rewritten with the same bytes, a sector cannot be lost, and must not count as one that can.
             if sector_of(&content, sector) == new {
                 continue;
             }

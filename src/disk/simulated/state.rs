@@ -141,6 +141,7 @@ impl DiskState {
 
     pub(super) fn create_new(&mut self, path: &Path) -> io::Result<u64> {
         let name = name_in(path);
+        // Counted before the name is checked, so that plans of faults do not depend on the outcome.
         self.begin(DiskOp::Create, &name)?;
         let inode = self.inodes_made + 1;
         let dir = self.dir(parent_of(path))?;
@@ -192,12 +193,14 @@ impl DiskState {
         if let Err(failure) = outcome {
             // A file system that stopped comes back with the durable entries only.
             if failure.failed_sync == FailedSync::PagesReverted {
+                // Names that were made since the last sync are gone, and with them files that nobody else holds.
                 dir.live = dir.durable.clone();
                 dir.changes.clear();
                 self.free_unused_files();
             }
             return Err(failure.error);
         }
+        // In order: a later change may undo an earlier one of the same name.
         for change in dir.changes.drain(..) {
             change.apply(&mut dir.durable);
         }
@@ -232,11 +235,13 @@ impl DiskState {
         let name = self.name_of(inode);
         let mut outcome = self.begin(DiskOp::Write, &name);
         let mut buf = buf;
+        // A failing write may still have an effect, as on a real disk.
         if let Err(failure) = &outcome {
             buf = failure.written.of(buf);
         }
         let offset = usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let room = self.room(inode, offset)?;
+        // What fits is written all the same: a full disk takes a prefix.
         if buf.len() > room {
             buf = buf.get(..room).unwrap_or(buf);
             outcome = outcome.and(Err(InjectedFailure {
@@ -277,6 +282,7 @@ impl DiskState {
         begun: Option<BegunSync>,
         outcome: Result<(), InjectedFailure>,
     ) -> io::Result<()> {
+        // Without a gate the sync covers what is there now; with one, what was there when it began.
         let begun = begun.unwrap_or_else(|| self.begin_sync(inode));
         let file = self.inode(inode)?;
         if let Err(failure) = outcome {
@@ -298,6 +304,7 @@ impl DiskState {
                 file.dirty.remove(&sector);
             }
         }
+        // Only successes count: tests derive from it how many syncs an operation costs.
         *self.syncs.entry(name.to_owned()).or_default() += 1;
         Ok(())
     }
@@ -324,6 +331,7 @@ impl DiskState {
     /// Puts a durable file under `path`, in place of one of that name, without counting an operation.
     pub(super) fn put_file(&mut self, path: &Path, content: Vec<u8>) {
         self.make_dirs(parent_of(path));
+        // A new file and not new content: handles that are open keep the old one.
         let inode = self.inodes_made + 1;
         self.inodes_made = inode;
         self.inodes.insert(inode, Inode::durable(Arc::new(content)));
@@ -338,6 +346,7 @@ impl DiskState {
     fn set_durable_entry(&mut self, path: &Path, inode: Option<u64>) {
         let name = name_in(path);
         if let Some(dir) = self.dirs.get_mut(parent_of(path)) {
+            // A change that is still pending would take the new entry back in a crash.
             dir.changes.retain(|change| !change.names().any(|changed| *changed == name));
             for entries in [&mut dir.live, &mut dir.durable] {
                 match inode {

@@ -26,9 +26,11 @@ impl Directory {
     /// # Errors
     /// [`ErrorKind::Locked`] if another store has the directory open; those of the file system.
     pub(crate) fn open(path: &Path) -> Result<Directory> {
+        // A later change of the working directory must not move the store.
         let path = std::path::absolute(path).map_err(|error| failed("finding", path, error))?;
         create_dir_durably(&path)?;
         let lock_path = path.join(LOCK_NAME);
+        // The database's own lock is not enough: it is taken only after its files were looked at.
         let lock = open_private(&lock_path)?;
         match lock.try_lock() {
             Ok(()) => Ok(Directory { path, lock }),
@@ -52,6 +54,8 @@ impl Directory {
         let database = self.path.join(name);
         let is_there = database.try_exists().map_err(|error| failed("looking for", &database, error))?;
         if is_there {
+            // An earlier process may have died between its rename and its sync; what is read now must survive a
+            // power cut.
             sync_dir(&self.path)?;
             return Ok(database);
         }
@@ -65,6 +69,7 @@ impl Directory {
                     self.path.display(),
                     found.to_string_lossy()
                 );
+                // Never removed: it may be the only copy of somebody's data.
                 return Err(Error::new(ErrorKind::UnknownFormat, context));
             }
         }
@@ -78,6 +83,7 @@ impl Directory {
     /// # Errors
     /// Those of the file system.
     pub(crate) fn make_staging(&self) -> Result<PathBuf> {
+        // A half-made database of a crash holds nothing that was ever acknowledged.
         self.remove_staging()?;
         let staging = self.path.join(STAGING_NAME);
         create_dir_durably(&staging)?;
@@ -93,6 +99,7 @@ impl Directory {
         // Everything must be durable before the rename makes it visible.
         sync_tree(&made)?;
         fs::rename(&made, &place).map_err(|error| failed("moving into place", &place, error))?;
+        // The name has to be durable before a batch is acknowledged, or a power cut takes the whole store.
         sync_dir(&self.path)?;
         self.remove_staging()
     }
@@ -136,12 +143,14 @@ pub(crate) fn open_private(path: &Path) -> Result<File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let file = options.open(path).map_err(|error| failed("opening", path, error))?;
+    // Also for a file that existed, which another umask may have left readable.
     set_mode(path, 0o600)?;
     Ok(file)
 }
 
 /// Creates a directory and its missing parents and makes their entries durable. The mode of the last becomes 0700.
 pub(crate) fn create_dir_durably(path: &Path) -> Result<()> {
+    // Only the missing ones: the mode of a parent that exists is not ours to change.
     let missing: Vec<&Path> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
     for directory in missing.iter().rev() {
         match std::fs::create_dir(directory) {
@@ -151,6 +160,7 @@ pub(crate) fn create_dir_durably(path: &Path) -> Result<()> {
             Err(error) => return Err(failed("creating", directory, error)),
         }
         if let Some(parent) = directory.parent() {
+            // Each level, because a durable directory in a lost parent is lost too.
             sync_dir(parent)?;
         }
     }
@@ -166,6 +176,7 @@ fn sync_tree(path: &Path) -> Result<()> {
     for entry in fs::read_dir(path).map_err(syncing)? {
         sync_tree(&entry.map_err(syncing)?.path())?;
     }
+    // After its files: an entry must not be durable before what it names.
     sync_dir(path)
 }
 

@@ -48,6 +48,7 @@ pub(crate) fn value_key(key: &Key) -> Vec<u8> {
 /// Writes the same as [`value_key`] into `buffer`, replacing its contents.
 pub(crate) fn write_value_key(key: &Key, buffer: &mut Vec<u8>) {
     buffer.clear();
+    // A tag before the key keeps users' keys apart from the meta record and from chunks.
     buffer.push(TAG_VALUE);
     buffer.extend_from_slice(key.as_bytes());
 }
@@ -86,6 +87,7 @@ pub(crate) fn encode_meta(tenure: &Tenure) -> Vec<u8> {
     meta.put_u64_le(tenure.progress.applied.0);
     meta.put_u64_le(tenure.progress.journaled.0);
     meta.put_slice(&tenure.journal.map_or([0; 16], |journal| journal.0));
+    // The watermark decides what is applied again, so a flipped bit in it would lose or repeat writes.
     let checksum = crc32c::crc32c(&meta);
     meta.put_u32_le(checksum);
     assert_eq!(meta.len(), META_BYTES, "the layout is fixed");
@@ -112,6 +114,7 @@ pub(crate) fn decode_meta(stored: Option<&[u8]>, is_empty: bool, path: &Path) ->
         let context = format!("the store in {} has format {format}, which is unknown", path.display());
         return Err(Error::new(ErrorKind::UnknownFormat, context));
     }
+    // An exact length, because the fields below are read without further checks.
     if stored.len() != META_BYTES {
         return Err(broken());
     }

@@ -37,6 +37,7 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// [`ErrorKind::Damaged`] with file and offset, and nothing was changed; those of the file system.
 pub(crate) fn repair(path: &Path) -> Result<()> {
     let mut journals = journals(path)?;
+    // By number, because only the newest journal may end in a torn batch.
     journals.sort();
     let newest = journals.pop();
     // fjall syncs a journal before it creates the next one, so older journals cannot be torn.
@@ -48,10 +49,13 @@ pub(crate) fn repair(path: &Path) -> Result<()> {
     let Some((_, newest)) = newest else { return Ok(()) };
     match first_broken(&newest)? {
         None => Ok(()),
+        // A batch behind it was written after it, so this one had been whole.
         Some(BrokenBatch { at, is_followed: true }) => Err(damaged(&newest, at)),
         Some(BrokenBatch { at, is_followed: false }) => {
             let cutting = |error| failed("cutting a torn batch off", &newest, error);
             let file = OpenOptions::new().write(true).open(&newest).map_err(cutting)?;
+            // The cut is synced, or a power cut would bring the torn bytes back behind a batch that is written
+            // next.
             file.set_len(at).and_then(|()| file.sync_all()).map_err(cutting)
         }
     }
@@ -96,6 +100,7 @@ fn first_broken(journal: &Path) -> Result<Option<BrokenBatch>> {
         match batch(&mut reader) {
             Ok(Some(bytes)) => at += bytes,
             Ok(None) => break,
+            // The file ends within a batch, as a crash leaves it.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
             Err(error) => return Err(reading(error)),
         }
@@ -107,6 +112,7 @@ fn first_broken(journal: &Path) -> Result<Option<BrokenBatch>> {
 /// Reads one batch and returns its length; `None` if it is broken.
 fn batch(reader: &mut impl BufRead) -> io::Result<Option<u64>> {
     let [tag, count @ .., _, _, _, _, _, _, _, _] = array::<13>(reader)?;
+    // Zeros of a preallocated file, or the remains of a torn batch; `scan_rest` tells them apart.
     if tag != START {
         return Ok(None);
     }
@@ -126,6 +132,7 @@ fn batch(reader: &mut impl BufRead) -> io::Result<Option<u64>> {
         bytes += 21 + content;
     }
     let [tag, sum @ .., t0, t1, t2, t3] = array::<13>(reader)?;
+    // The checksum alone does not cover the end mark, which is written last.
     let is_whole = tag == END && [t0, t1, t2, t3] == *TRAILER && u64::from_le_bytes(sum) == checksum.finish();
     Ok(is_whole.then_some(bytes + 13))
 }
@@ -140,6 +147,7 @@ fn read_through(reader: &mut impl BufRead, mut bytes: u64, mut see: impl FnMut(&
     while bytes > 0 {
         let buffer = reader.fill_buf()?;
         let taken = buffer.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
+        // Without this, a length that is too large would make the loop spin at the end of the file.
         if taken == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -165,8 +173,10 @@ fn scan_rest(reader: &mut BufReader<File>, at: u64) -> io::Result<(bool, bool)> 
             has_more = true;
             last.extend_from_slice(buffer);
             is_followed |= last.windows(SEAM.len()).any(|window| window == SEAM);
+            // The seam may lie across two buffers, so the last bytes are kept.
             last.drain(..last.len().saturating_sub(SEAM.len() - 1));
         } else {
+            // Zeros cannot be a part of a seam, and keeping them would only cost time.
             last.clear();
         }
         let taken = buffer.len();

@@ -117,6 +117,7 @@ impl Sql {
         let schema = &self.schema;
         let there = format!("SELECT to_regclass('\"{schema}\".tenure') IS NOT NULL");
         let found = session.query("looking for the store's tables", &there).await?;
+        // Looked up first, because `CREATE` needs privileges that an ordinary role lacks even if all tables exist.
         if found.first().map(|row| column(row, 0)).transpose()?.unwrap_or(false) {
             return Ok(());
         }
@@ -178,6 +179,8 @@ impl Sql {
         journal: Option<JournalId>,
     ) -> Result<Tenure, CallFailure> {
         let statement = session.statement(&self.claim).await?;
+        // Waits for an apply that is under way: after the claim, that one is either part of the progress or never
+        // applied.
         self.lock(session).await?;
         let journal = journal.map(|journal| journal.0.to_vec());
         let (claimed, committed) = tokio::join!(
@@ -186,6 +189,7 @@ impl Sql {
             session.run("claiming the store", "COMMIT"),
         );
         let claimed = tenure(&claimed?)?;
+        // A claim whose commit failed may have happened; the epoch is not given out then.
         committed.map(|()| claimed)
     }
 
@@ -206,6 +210,7 @@ impl Sql {
     ) -> Result<Vec<Option<Versioned>>, CallFailure> {
         let statement = session.statement(&self.load).await?;
         let mut answers = Vec::with_capacity(keys.len());
+        // Bounded, because the driver holds the whole answer of a query in memory.
         for some in keys.chunks(LOAD_KEYS_MAX) {
             let places: Vec<Cow<'_, [u8]>> = some.iter().map(|key| stored_key(key.as_bytes())).collect();
             let rows = session.rows("loading", &statement, &[&places]).await?;
@@ -229,6 +234,7 @@ impl Writes {
         part: &StatementChunk<'_>,
     ) -> Result<(), CallFailure> {
         const DOING: &str = "writing records";
+        // Both are sent before the first answer, which saves a round trip while the tenure is locked.
         let (put, removed) = tokio::join!(
             biased;
             async {
@@ -262,6 +268,7 @@ pub(super) fn no_tenure() -> CallFailure {
 }
 
 fn tenure(rows: &[tokio_postgres::Row]) -> Result<Tenure, CallFailure> {
+    // Without its row the store has no watermark; starting from zero would apply everything again.
     let row = rows.first().ok_or_else(no_tenure)?;
     let number = |at| column(row, at).map(unsigned);
     let journal: Option<&[u8]> = column(row, 3)?;
@@ -281,6 +288,7 @@ fn tenure(rows: &[tokio_postgres::Row]) -> Result<Tenure, CallFailure> {
 /// Returns the primary key under which a key is stored.
 fn stored_key(key: &[u8]) -> Cow<'_, [u8]> {
     match key.split_at_checked(PLAIN_KEY_BYTES_MAX) {
+        // A hash keeps two long keys with the same start apart; the whole key is stored beside it.
         Some((start, rest)) if !rest.is_empty() => {
             let mut stored = start.to_vec();
             stored.extend_from_slice(&Sha256::digest(key));
@@ -334,6 +342,7 @@ impl HeartbeatSql {
     ) -> Result<Option<Epoch>, CallFailure> {
         const DOING: &str = "renewing the tenure";
         let statement = session.statement(&self.renew).await?;
+        // The epoch is part of the statement, so that an old owner changes nothing, whatever it read before.
         if !session.rows(DOING, &statement, &[&signed(epoch.0), &ends]).await?.is_empty() {
             return Ok(None);
         }

@@ -62,6 +62,8 @@ impl Files {
     pub(crate) fn open(path: &Path) -> Result<Files> {
         let directory = Directory::open(path)?;
         let blobs = Blobs::open(directory.path())?;
+        // Opened before sled's first write, because a failed write-back is reported to descriptors that are open
+        // at that time.
         let database = open_private(&directory.path().join(DATABASE_NAME))?;
         let mut files = Files {
             database,
@@ -70,6 +72,7 @@ impl Files {
             #[cfg(test)]
             fails_next_sync: false,
         };
+        // Before sled opens, which would take such a file for its newest snapshot.
         files.remove_unfinished_snapshots()?;
         files.sync_opened()?;
         Ok(files)
@@ -143,6 +146,7 @@ impl Files {
         let config = self.path().join(CONFIG_NAME);
         match File::open(&config) {
             Ok(file) => {
+                // sled makes it with the mode of the umask.
                 set_mode(&config, 0o600)?;
                 file.sync_all().map_err(|error| failed("syncing", &config, error))?;
             }
@@ -237,12 +241,15 @@ impl Blobs {
     /// Those of the file system.
     pub(crate) fn sync(&mut self) -> Result<()> {
         let metadata = fs::metadata(&self.path).map_err(|error| failed("looking at", &self.path, error))?;
+        // Both are read before the listing: a change during it then has another time, and the next call lists
+        // again.
         let (changed, now) = (changed(&metadata), SystemTime::now());
         if let (Some(listed), Some(changed)) = (self.listed, changed)
             && listed.is_true(changed, now)
         {
             return Ok(());
         }
+        // Dropped before the sync: if it fails, no later call may take the old listing for true.
         self.listed = None;
         self.sync_new()?;
         self.listed = changed.and_then(|changed| listed(changed, now));
@@ -272,6 +279,7 @@ impl Blobs {
             present.insert(name);
         }
         self.synced = present;
+        // The names come after the files, whose content they must not precede.
         if is_new { sync_dir(&self.path) } else { Ok(()) }
     }
 
@@ -318,6 +326,7 @@ impl Blobs {
 /// Returns the listing of a directory whose last change was at `changed`, as seen at `at`, before it was listed. `None`
 /// if the change is too recent.
 fn listed(changed: SystemTime, at: SystemTime) -> Option<DirectoryListing> {
+    // A change time in the future, of a clock that was set back, counts as too recent.
     let age = at.duration_since(changed).unwrap_or_default();
     (age >= SETTLED_AFTER).then_some(DirectoryListing { at, changed })
 }
@@ -352,6 +361,7 @@ pub(crate) fn open(files: &mut Files, cache_bytes: u64, segment_bytes: usize) ->
     let bytes = files.database_bytes()?;
     if bytes == 0 {
         let elsewhere = files.make_staging()?;
+        // In a place of its own: sled syncs no configuration, and half of one would make the store unreadable.
         drop(attempt(files, &config(&elsewhere))?);
         files.adopt_config()?;
     }
@@ -364,6 +374,7 @@ pub(crate) fn open(files: &mut Files, cache_bytes: u64, segment_bytes: usize) ->
         if let Err(error) = stopped
             && error.kind() == ErrorKind::Locked
         {
+            // Another program has the database open, so the next attempt could only meet the same lock.
             return Err(error);
         }
         // The opening below meets any other failure again and returns it.

@@ -53,6 +53,7 @@ pub async fn several_publishers_and_listeners(fixture: &dyn BusFixture) {
     let mut listeners = Vec::new();
     for number in 0..3 {
         let own = fixture.connect().await;
+        // One listener shares its client with publishers, where a bus may block one by the other.
         let bus = if number == 0 { &shared } else { &own };
         let name = format!("several publishers, listener {number}");
         let mut listener = Listener::new(name, bus, &channel, StartPosition::Now, 0..PUBLISHERS).await;
@@ -104,6 +105,7 @@ pub async fn channels_are_apart(fixture: &dyn BusFixture) {
     let client = fixture.connect().await;
     let first = channel("apart");
     let longest = format!("{first}{}", "-x".repeat(64));
+    // Names that differ in case, by a suffix and in length: a bus that folds or cuts names mixes them up.
     let names =
         [first.to_string(), first.to_string().to_uppercase(), format!("{first}-2"), longest[..64].into()];
     let mut pairs = Vec::new();
@@ -149,6 +151,7 @@ pub async fn now_misses_nothing_that_comes_later(fixture: &dyn BusFixture) {
         let earlier: BTreeSet<Bytes> = (0..5 * round + 3).map(|number| body(1, number)).collect();
         let mut awaited = &first;
         loop {
+            // The listener may get earlier messages too, which the contract allows for this start.
             let what =
                 format!("a listener from now on, round {round}: what was published after it subscribed");
             match within(&what, subscription.next()).await {
@@ -173,6 +176,7 @@ pub async fn publishing_again_does_no_harm(fixture: &dyn BusFixture) {
     publisher.publish(10).await;
     let mut listener =
         Listener::new("publishing again", &listens, &channel, StartPosition::Oldest, [1]).await;
+    // In overlapping parts, as a publisher repeats a call whose answer was lost.
     publisher.again(0, 10).await;
     publisher.again(5, 10).await;
     publisher.again(9, 11).await;
@@ -184,6 +188,7 @@ pub async fn publishing_again_does_no_harm(fixture: &dyn BusFixture) {
         body: body(1, 20),
     };
     publish(&publishes, &channel, &[same("one"), same("another")]).await;
+    // By position, because a message that is delivered twice has the same contents as two equal ones.
     let mut places = BTreeSet::new();
     while places.len() < 2 {
         let what = "publishing again: two messages that say the same, of two identities";
@@ -214,6 +219,7 @@ pub async fn bodies_of_every_size(fixture: &dyn BusFixture) {
         [0, 1, 2, 255, 256, 257, 4_095, 4_096, 65_535, 65_536, 65_537, BODY_BYTES_MAX - 1, BODY_BYTES_MAX];
     let mut draw = Draw::new(7);
     let mut calls: Vec<Vec<Bytes>> = sizes.iter().map(|size| vec![noise(&mut draw, *size)]).collect();
+    // All byte values, and bytes with a meaning in text protocols.
     calls.push(vec![Bytes::from_iter(0..=u8::MAX), Bytes::from_static(b"\r\n\0'\"$ *3\r\n")]);
     calls.push((0..6).map(|_| noise(&mut draw, BODY_BYTES_MAX)).collect());
     calls.push(Vec::new());
@@ -263,6 +269,7 @@ pub async fn too_large_is_refused_as_a_whole(fixture: &dyn BusFixture) {
     let channel = channel("large");
     let mut listener = Listener::new("too large", &listens, &channel, StartPosition::Now, [1, 2]).await;
     let large = known(0, 0, &Bytes::from(vec![7; BODY_BYTES_MAX + 1]));
+    // The large body alone, last, first and in the middle: a bus that checks while it sends publishes a part.
     let calls = [
         vec![large.clone()],
         vec![message(1, 0), message(2, 0), large.clone()],
@@ -321,6 +328,7 @@ pub async fn waits_while_nothing_is_published(fixture: &dyn BusFixture) {
                 panic!("nothing was published, and a listener that waits got {came:?}");
             }
             publisher.publish(1).await;
+            // The same future goes on: a long wait must still end with the message.
             within("a message, after a while without any", next).await
         };
         let delivery = delivery.expect("listening, with nothing wrong around");

@@ -41,6 +41,7 @@ pub async fn cuts_lose_nothing(fixture: &dyn BusFixture) {
     if !fixture.cut().await {
         return;
     }
+    // The first cut only asked whether the fixture can cut.
     fixture.mend().await;
     let mut run = FailureRun::begin(fixture, "cut", Losses::Allowed).await;
     for _ in 0..CUTS {

@@ -38,6 +38,8 @@ pub(super) async fn all(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
     let mut ends: JoinSet<Result<(), JoinError>> = tasks.into_iter().collect();
     while let Some(ended) = ends.join_next().await {
         if let Err(error) = ended.and_then(|ended| ended) {
+            // The others would wait for messages that nobody publishes any more, and hide the cause behind a
+            // timeout.
             others.iter().for_each(AbortHandle::abort);
             std::panic::resume_unwind(error.into_panic());
         }
@@ -64,6 +66,7 @@ pub(super) fn body(publisher: u32, number: u64) -> Bytes {
 fn read(body_read: &Bytes) -> Option<(u32, u64)> {
     let mut rest = body_read.clone();
     let (publisher, number) = (rest.try_get_u32_le().ok()?, rest.try_get_u64_le().ok()?);
+    // Made again and compared, so that a single changed byte is noticed.
     (body(publisher, number) == *body_read).then_some((publisher, number))
 }
 
@@ -109,6 +112,7 @@ impl Publisher {
         let published = async {
             // With a timeout: a call may wait for a server that is down, and dropping its future is allowed.
             while let Err(error) = attempt(self.bus.publish(&self.channel, &messages)).await {
+                // Only what the contract lets a caller repeat; after another error the message would be lost.
                 assert!(passes(&error), "publishing while the bus fails: {error:?} is not for repeating");
                 failures.send_modify(|failures| *failures += 1);
                 sleep(PAUSE).await;
@@ -266,6 +270,7 @@ impl Listener {
                     "{name}: told that its position is lost; nothing was lost"
                 );
                 self.times_lost += 1;
+                // It is not known whose messages were lost.
                 self.may_jump.extend(self.next.keys());
                 return Judgement::Lost;
             }
@@ -280,7 +285,10 @@ impl Listener {
             assert!(self.repeats, "{name}: message {number} of publisher {publisher} came again");
             return Judgement::Again;
         }
+        // Asked for each publisher, because one lost position may concern several of them.
         let may_jump = self.may_jump.remove(&publisher);
+        // A gap without a lost position is what the contract forbids: a cache would keep a value that an event
+        // should drop.
         assert!(
             number == *next || may_jump,
             "{name}: message {number} of publisher {publisher} came, and message {next} did not come before it"

@@ -14,6 +14,7 @@ use crate::testkit::bus_conformance::listening::{
 pub async fn oldest_brings_all_that_is_held(fixture: &dyn BusFixture) {
     let (publishes, listens) = (fixture.connect().await, fixture.connect().await);
     let channel = channel("oldest");
+    // An empty channel has no message that could be the oldest, and a bus may take that for an error or for now.
     let mut early =
         Listener::new("oldest, of an empty channel", &listens, &channel, StartPosition::Oldest, [1]).await;
     let mut publisher = Publisher::new(&publishes, &channel, 1);
@@ -77,6 +78,7 @@ pub async fn a_position_resumes_in_another_client(fixture: &dyn BusFixture) {
     }
     let mut from = StartPosition::Oldest;
     let mut next = 0;
+    // Each client goes on where another one stood, so a position may not depend on its client.
     for client in clients.iter().cycle() {
         let name = format!("a client that goes on with message {next} where another one stood");
         let listener = Listener::new(name, client, &channel, from, [1]).await;
@@ -191,6 +193,7 @@ pub async fn what_is_no_position_is_told(fixture: &dyn BusFixture) {
     let client = fixture.connect().await;
     let channel = channel("none");
     Publisher::new(&client, &channel, 1).publish(3).await;
+    // Texts that a bus may take for a number, for its own start or end, or for the end of a command.
     for text in ["", "no position", "-1", "\r\n$0"] {
         let what = format!("listening after {text:?}, which is no position");
         let first = match within(&what, client.subscribe(&channel, StartPosition::After(Position::new(text))))
