@@ -159,6 +159,7 @@ impl Builder {
     /// # Errors
     /// As [`Builder::open`].
     pub fn open_blocking(self) -> Result<Forebay> {
+        // There is no layer yet, and so no runtime of its own that could be entered.
         block_on(None, self.open())
     }
 }

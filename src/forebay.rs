@@ -162,6 +162,7 @@ impl Forebay {
     /// [`ErrorKind::InvalidName`].
     pub fn invalidate_tag(&self, tag: &str) -> Result<()> {
         check_name("a tag", tag, TAG_BYTES_MAX)?;
+        // A write that was acknowledged before, and entered memory after, would lie above the new floor and stay.
         self.layer.catch_up();
         self.layer.views().carry_out(&Invalidation::Tag(tag.to_owned()));
         Ok(())
@@ -187,6 +188,7 @@ impl Forebay {
     /// As [`Forebay::invalidate_namespace`]; [`ErrorKind::InvalidOption`] unless the version is 1 to 127.
     pub async fn announce_schema(&self, name: &str, version: u8) -> Result<Receipt> {
         let name = NamespaceName::parse(name)?;
+        // No stored value can have another one: the byte's eighth bit marks tags.
         if !(1..=SCHEMA_MAX).contains(&version) {
             let context = format!("schema version {version}; allowed are 1 to {SCHEMA_MAX}");
             return Err(Error::new(ErrorKind::InvalidOption, context));

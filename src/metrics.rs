@@ -305,6 +305,7 @@ impl CellLease {
         // Acquires what the cell's former thread released, so that this thread goes on from its last count.
         let before = TAKEN.fetch_update(Ordering::AcqRel, Ordering::Acquire, lowest_free);
         let number = before.map_or(OWNED, |taken| taken.trailing_ones() as usize);
+        // Set even without a cell, so that the thread does not ask again at each increment.
         OWN.set(number);
         CellLease { number }
     }

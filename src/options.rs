@@ -182,8 +182,11 @@ impl LayerOptions {
         within_time("batch_linger", self.batch_linger, Duration::ZERO, Duration::from_secs(60))?;
         within_time("drain_delay_max", self.drain_delay_max, Duration::ZERO, hour)?;
         within_time("retry_backoff (first)", self.retry_first, Duration::from_millis(1), hour)?;
+        // A cap below the first wait would cut every wait to less than the first.
         within_time("retry_backoff (cap)", self.retry_cap, self.retry_first, hour)?;
+        // Zero would put each write-through in doubt before the store could answer.
         within_time("through_timeout", self.through_timeout, Duration::from_millis(1), 24 * hour)?;
+        // Zero is a wish: to stop without draining, and leave the queue to the next open.
         within_time("close_deadline", self.close_deadline, Duration::ZERO, 24 * hour)?;
         within_time("renew_interval", self.renew_interval, Duration::from_millis(1), hour)?;
         if let Durability::Buffered { sync_interval } = self.durability {

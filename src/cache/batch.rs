@@ -106,6 +106,7 @@ impl WriteBatch {
         key: &K,
         value: Option<V>,
     ) -> Result<&mut Self> {
+        // A frame is atomic in one journal. The record would reach this layer's store and never the cache's own.
         if !Arc::ptr_eq(&cache.layer, &self.layer) {
             let context =
                 format!("cache \"{}\" and the batch belong to different layers", cache.view.namespace);
@@ -120,10 +121,12 @@ impl WriteBatch {
         let (policy, view, layer) = (cache.view.policy, Arc::clone(&cache.view), Arc::clone(&self.layer));
         let key = key.clone();
         let drop_key = Box::new(move || {
+            // An acknowledged older write may not be in memory yet; after the drop it would come back.
             layer.catch_up();
             view.invalidate(&key);
         });
         self.drops.push(KeyDrop { drop_key, around: policy == WritePolicy::Around });
+        // A batch has one policy for all its records: the cache that promises most decides.
         self.through |= policy != WritePolicy::Behind;
         Ok(self)
     }
@@ -155,11 +158,13 @@ impl WriteBatch {
     /// # Errors and cancellation
     /// As [`Cache::put`].
     pub async fn commit(mut self) -> Result<Receipt> {
+        // Nothing has to be written, so the receipt promises only what is committed already.
         if self.is_empty() {
             return Ok(Receipt::new(self.layer.last_committed()));
         }
         let default = if self.through { WritePolicy::Through } else { WritePolicy::Behind };
         let policy = self.policy.unwrap_or(default);
+        // Only rules need the old values, and with them the locks of the keys.
         if !self.changes.is_empty() {
             let invalidation = rules::begin(&self.layer, &self.changes).await?;
             // The tokens come after the writes here, so the effects keep the places of their records.
@@ -169,6 +174,7 @@ impl WriteBatch {
                 self.effects.push(rules::then_invalidate(last, invalidation));
             }
         }
+        // Before the write, as for a single one: if the outcome stays unknown, memory must not keep the older values.
         self.drops.iter().filter(|dropped| dropped.around).for_each(|dropped| (dropped.drop_key)());
         let body = self.frame.finish();
         let effects = Effects::Many(last_of_each_key(&body, self.effects)?);
@@ -184,9 +190,11 @@ impl WriteBatch {
 /// Leaves out the effect of every write that a later one of the same key replaces: nobody may see a value that was
 /// never in the store.
 fn last_of_each_key(body: &FrameBody, effects: Vec<Box<dyn Effect>>) -> Result<Vec<Option<Box<dyn Effect>>>> {
+    // By the stored bytes: the typed keys are of many types, hidden in the effects.
     let keys = body.records().map(|bytes| Record::parse(&bytes).map(|record| record.key));
     let keys = keys.collect::<Result<Vec<_>>>()?;
     let mut seen = HashSet::with_capacity_and_hasher(keys.len(), HashBuilder::default());
+    // From the back: memory gets the write of a key that the store ends up with.
     let mut kept: Vec<_> = effects
         .into_iter()
         .zip(&keys)

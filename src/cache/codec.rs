@@ -115,6 +115,7 @@ impl Codec for Bincode {
             return append_vector(bytes, bytes_max, out);
         }
         let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX);
+        // The limit stops the encoder early: a value that is refused anyway must not fill memory first.
         let options = bincode::DefaultOptions::new().with_fixint_encoding().with_limit(limit);
         options.serialize_into(out, value).map_err(|error| match &*error {
             bincode::ErrorKind::SizeLimit => EncodeError::TooLong,
@@ -130,8 +131,10 @@ impl Codec for Bincode {
         if let Some(vector) = decoded {
             return Ok(vector);
         }
+        // A damaged length must not allocate more than the bytes that are there.
         let limit = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let options = bincode::DefaultOptions::new().with_fixint_encoding().with_limit(limit);
+        // A longer type may begin like a shorter one, and would decode to a wrong value.
         options.reject_trailing_bytes().deserialize(bytes).map_err(|error| error as BoxError)
     }
 }
@@ -140,6 +143,7 @@ impl Codec for Bincode {
 /// tell a vector of bytes from another sequence, and that would be most of what a put of a long value costs.
 #[cfg(feature = "bincode")]
 fn append_vector(bytes: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    // The prefix counts towards the limit, as it does for bincode; a test compares the two.
     if bytes.len().checked_add(LENGTH_BYTES).is_none_or(|all| all > bytes_max) {
         return Err(EncodeError::TooLong);
     }
@@ -152,6 +156,7 @@ fn append_vector(bytes: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<()
 /// Returns the vector that these bytes encode; `None` if they encode none, and then bincode finds out why.
 #[cfg(feature = "bincode")]
 fn vector_in(bytes: &[u8]) -> Option<Vec<u8>> {
+    // What does not fit is left to bincode, so that both ways fail with the same error.
     let (length, vector) = bytes.split_first_chunk::<LENGTH_BYTES>()?;
     (u64::from_le_bytes(*length) == vector.len() as u64).then(|| vector.to_vec())
 }
@@ -178,6 +183,7 @@ impl Codec for Postcard {
         // postcard extends a vector that it owns. If it fails, the bytes before are lost, and so is the whole write.
         let taken = std::mem::take(out);
         *out = postcard::to_extend(value, taken).map_err(|error| EncodeError::Failed(error.into()))?;
+        // postcard knows no limit, so the length is looked at afterwards.
         if out.len() - start > bytes_max {
             return Err(EncodeError::TooLong);
         }
@@ -187,6 +193,7 @@ impl Codec for Postcard {
     fn decode<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, BoxError> {
         match postcard::take_from_bytes(bytes) {
             Ok((value, [])) => Ok(value),
+            // postcard ignores them, so a longer type would decode to a wrong value.
             Ok((_, left)) => Err(format!("{} bytes are left over", left.len()).into()),
             Err(error) => Err(error.into()),
         }
@@ -247,6 +254,7 @@ impl<K, V: 'static> Coder<K, V> {
         let encode = self.encode_value;
         Box::new(move |one, other| {
             let (mut first, mut second) = (Vec::new(), Vec::new());
+            // Longer values give no answer, and their reload no advice: comparing them would cost too much.
             encode(one, COMPARED_BYTES_MAX, &mut first).ok()?;
             encode(other, COMPARED_BYTES_MAX, &mut second).ok()?;
             Some(first == second)
@@ -291,6 +299,7 @@ impl<K, V> Coder<K, V> {
         if tagged {
             out.push(check_tags(tags)?);
             for tag in tags {
+                // `check_tags` refuses longer tags, so the fallback is never written.
                 out.push(u8::try_from(tag.len()).unwrap_or(u8::MAX));
                 out.extend_from_slice(tag.as_bytes());
             }
@@ -336,6 +345,7 @@ impl<K, V> Coder<K, V> {
                     format!("upgrading a stored value from schema version {schema} to {}", self.schema);
                 Error::with_source(ErrorKind::Decode, context, error)
             })?,
+            // Bytes of another schema may decode without an error, so they are refused, not tried.
             None => {
                 return Err(refused(format!(
                     "the stored value has schema version {schema}; the cache was opened with {}, and without an \

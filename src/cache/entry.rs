@@ -177,6 +177,7 @@ impl ReadOptions {
             max_staleness,
             on_unverified,
             has_loader,
+            // An `Entry` shows its age, so the clock is read even where it decides nothing.
             measures_age: true,
             progress: LoadProgress::NotStarted,
         }
@@ -254,6 +255,7 @@ impl WriteOptions {
         for (option, life) in [("time_to_live", self.time_to_live), ("time_to_idle", self.time_to_idle)] {
             life.map_or(Ok(()), |life| within_time(option, life, LIFE_MIN, LIFE_MAX))?;
         }
+        // Before anything is encoded: the stored form has one byte for the count and one for each length.
         check_tags(&self.tags).map(drop)
     }
 

@@ -96,6 +96,7 @@ struct FlightSlotsGuard<K: Hash + Eq, T> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A key whose `Hash` or `Eq` panics must not stop the loads of all others.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -136,6 +137,8 @@ impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> FlightBuilder<K, 
         suits: impl FnOnce(&LoadStart) -> bool,
     ) -> Join<T> {
         let mut slots = lock(&self.flights.slots);
+        // Equal marks: any move of the fence in between is a change that the other load may have missed. A flight that
+        // all waiters have left is dead, and its slot is taken over.
         if let Some(slot) = slots.get(key)
             && (slot.start.mark == start.mark || !Safeguard::JoinNoOlderLoad.holds())
             && suits(&slot.start)
@@ -145,6 +148,7 @@ impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> FlightBuilder<K, 
         }
         let index = self.keys.len();
         let flight = Arc::downgrade(&self.flight);
+        // An older flight may lose its slot here. It goes on for those who wait, and does not free the new slot.
         slots.insert(key.clone(), FlightSlot { start: *start, flight, index });
         self.keys.push(key.clone());
         Join::Lead(Waiter::new(Arc::clone(&self.flight), index))
@@ -153,6 +157,7 @@ impl<K: Hash + Eq + Clone + Send + 'static, T: Send + 'static> FlightBuilder<K, 
     /// Starts the load of the keys that were added; it has to end with one outcome for each, in their order.
     pub(crate) fn start(mut self, load: impl Future<Output = Vec<T>> + Send + 'static) {
         let keys = mem::take(&mut self.keys);
+        // Weak: the flight owns its load, and the load this guard. A strong reference would keep all three for ever.
         let guard = FlightSlotsGuard {
             flights: Arc::clone(&self.flights),
             flight: Arc::downgrade(&self.flight),
@@ -176,6 +181,7 @@ impl<K: Hash + Eq, T> Drop for FlightBuilder<K, T> {
         // Never started: readers who joined would wait for ever.
         if matches!(*state, FlightState::Collecting) {
             *state = FlightState::Panicked;
+            // A woken reader may poll at once, which takes this lock.
             drop(state);
             self.flights.free(&self.keys, &Arc::downgrade(&self.flight));
             self.flight.wakers.wake_all();
@@ -191,6 +197,7 @@ impl<K: Hash + Eq, T> Drop for FlightSlotsGuard<K, T> {
 
 impl Wakers {
     fn wake_all(&self) {
+        // Woken without the lock: a waker runs foreign code, which may drop a waiter, and that takes the lock.
         let wakers = mem::take(&mut *lock(&self.by_waiter));
         wakers.into_values().for_each(Waker::wake);
     }
@@ -198,6 +205,7 @@ impl Wakers {
 
 impl Wake for Wakers {
     fn wake(self: Arc<Self>) {
+        // Before the wake-ups: a poll that ends meanwhile has to see that it needs another one.
         self.woken.store(true, Ordering::SeqCst);
         self.wake_all();
     }
@@ -205,6 +213,7 @@ impl Wake for Wakers {
 
 impl<T> Waiter<T> {
     fn new(flight: Arc<Flight<T>>, index: usize) -> Waiter<T> {
+        // Never given twice, so that a waiter that goes away cannot remove the waker of another.
         let number = flight.waiters.fetch_add(1, Ordering::SeqCst);
         Waiter { flight, index, number }
     }
@@ -233,6 +242,7 @@ impl<T: Clone> Future for Waiter<T> {
         };
         // The load runs without the lock: it may read keys of this cache, and other waiters may come and go.
         drop(state);
+        // Before the poll: each wake-up from here on has to be seen after it.
         flight.wakers.woken.store(false, Ordering::SeqCst);
         let waker = Waker::from(Arc::clone(&flight.wakers));
         let polled = catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(&mut Context::from_waker(&waker))));
@@ -265,6 +275,7 @@ impl<T: Clone> Future for Waiter<T> {
 
 impl<T> Drop for Waiter<T> {
     fn drop(&mut self) {
+        // Or the wakers of readers who gave up would pile up during a long load.
         lock(&self.flight.wakers.by_waiter).remove(&self.number);
     }
 }

@@ -51,6 +51,7 @@ impl Group {
     /// # Errors and cancellation
     /// As there.
     pub async fn invalidate(&self) -> Result<Receipt> {
+        // Durable before it is acknowledged (`Safeguard::TokenIsDurable`): other processes go by the token.
         self.layer.invalidate(Invalidation::group(&self.namespace, &self.name)).await.map(Receipt::new)
     }
 

@@ -78,7 +78,9 @@ where
     let runtime = runtime.clone();
     move |asked| {
         Box::pin(async move {
+            // Not on the runtime's only worker: a loader that sleeps would stop the layer's timers.
             let loaded = runtime.spawn_blocking(move || load(asked).map_err(Into::into)).await;
+            // The join fails after a panic, or when the runtime shuts down: an error, so that no reader waits for ever.
             loaded.unwrap_or_else(|_| Err("the loader panicked, or the layer closed".into()))
         })
     }

@@ -297,6 +297,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
     pub fn open(mut self) -> Result<Cache<K, V>> {
         let namespace = NamespaceName::parse(&self.name)?;
         let has_journal = self.layer.has_journal();
+        // Without a journal an acknowledged write-behind would be lost in a crash.
         let default = if has_journal { WritePolicy::Behind } else { WritePolicy::Through };
         let policy = self.policy.unwrap_or(default);
         // A follower writes nothing, so the policy means nothing there, and one program text may serve both roles.
@@ -304,6 +305,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             let context = format!("cache \"{namespace}\": write-behind needs a layer with a journal");
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
+        // Each look-up of a follower needs the bound on its lag, so memory keeps it with its other times.
         let following = self.layer.follower.as_ref().map(|follower| follower.following());
         let freshness = Freshness { following, ..self.freshness()? };
         let Some(coder) = self.coder.take() else {
@@ -313,6 +315,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             );
             return Err(Error::new(ErrorKind::InvalidOption, context));
         };
+        // Checked before a view is made: a bad option must not leave the namespace open.
         let described = self.describe(policy, coder.id(), &freshness)?;
         let (bound, coalesce, time_to_live) = (self.bound, self.coalesce, self.time_to_live);
         let coder = coder.with_schema(self.schema, self.upgrade);
@@ -327,6 +330,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         let view = self.layer.views().open(&namespace, schema, || {
             let throttle = Throttle::new(freshness.load_throttle);
             let resident = Resident::new(bound, freshness, ticker)?;
+            // The layer's ticks from the first entry on: generations of another order could not be compared.
             let resident = resident.with_scopes(scopes).with_comparison(coder.comparison());
             resident.set_time_to_live(time_to_live);
             let view: TypedView<K, V> = TypedView {
@@ -354,6 +358,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
                 Ok(Cache { open: OpenCache { layer: self.layer, view } })
             }
             Ok(view) => Err(in_use(&namespace, &view.described, &described)),
+            // Two memories of one namespace would not see each other's writes, so the first opening decides the types.
             Err(_) => Err(in_use(&namespace, "other types", &described)),
         }
     }
@@ -381,6 +386,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         for (option, window) in windows {
             within_time(option, window, Duration::ZERO, LIFE_MAX)?;
         }
+        // NaN is in no range, so this refuses it, too.
         if !(0.0..=1.0).contains(&self.jitter) {
             return Err(out_of_range("time_to_live_jitter", self.jitter, "0 to 1"));
         }
@@ -397,6 +403,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
     /// Checks the other options, and puts all into words, so that two openings of a namespace can be compared.
     fn describe(&self, policy: WritePolicy, codec: u8, freshness: &Freshness) -> Result<String> {
         let bound = match &self.bound {
+            // A cache that can hold nothing would load on every read: more likely a mistake than a wish.
             Capacity::Entries(0) | Capacity::Weight(0, _) => {
                 let context = format!("cache \"{}\": capacity is 0; it has to be at least 1", self.name);
                 return Err(Error::new(ErrorKind::InvalidOption, context));
@@ -404,6 +411,7 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
             Capacity::Entries(entries) => format!("{entries} entries"),
             Capacity::Weight(weight, _) => format!("weight {weight}"),
         };
+        // The eighth bit of the stored byte marks a value with tags.
         if !(1..=SCHEMA_MAX).contains(&self.schema) {
             let context = format!("schema_version is {}; allowed are 1 to {SCHEMA_MAX}", self.schema);
             return Err(Error::new(ErrorKind::InvalidOption, context));

@@ -52,6 +52,7 @@ impl<K: CacheKey, V: CacheValue> Future for Get<'_, K, V> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // Memory is asked once: a second look would count the read twice.
         if self.beyond_memory.is_none()
             && let Poll::Ready(answer) = self.cache.get_in_memory(self.key)
         {
@@ -68,6 +69,7 @@ impl<'a, K: CacheKey, V: CacheValue> Get<'a, K, V> {
 
     #[cold]
     fn poll_beyond_memory(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<V>>> {
+        // Boxed only here, so that the future of a hit is small and allocates nothing.
         let (cache, key) = (self.cache, self.key);
         self.beyond_memory
             .get_or_insert_with(|| Box::pin(cache.get_beyond_memory(key)))
@@ -98,6 +100,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     /// Returns the value in memory if no time limits it, and counts the hit; else what is to be judged.
     #[inline]
     fn glance(&self, key: &K) -> Result<Option<V>, Candidate<V>> {
+        // Writes that were acknowledged before this read may not be in memory yet (`Safeguard::MemoryCatchesUp`).
         self.layer.catch_up();
         let value = self.view.resident.get(key)?;
         self.view.metrics.memory_hits.increment();
@@ -111,6 +114,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         match self.view.resident.check(found, &ReadConstraints::default()) {
             Ok(held) => {
                 self.view.count_hit(&held);
+                // This reader has its value. Waiting for the reload would give away what the stale window is for.
                 if held.reload {
                     self.load_in_background(key, None);
                 }
@@ -118,6 +122,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             }
             Err(reason) => {
                 self.view.count_miss(reason);
+                // `None` sends the reader on to the store; only a follower that has to fail ends here.
                 self.check_verifiable(reason, &ReadConstraints::default()).err().map(Err)
             }
         }
@@ -131,12 +136,14 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         has_loader: bool,
         loader: impl FnOnce() -> Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
+        // First, as it may wait for the write of a receipt: memory has to be looked at after that.
         let constraints = self.constraints(options, has_loader).await?;
         self.layer.catch_up();
         match self.view.resident.lookup(key, &constraints) {
             Ok(held) => {
                 self.view.count_hit(&held);
                 if held.reload {
+                    // The loader is boxed only when it is needed: most hits need none.
                     self.load_in_background(key, loader());
                 }
                 Ok(entry_in_memory(held, None))
@@ -158,7 +165,9 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         loader: Option<Loader<K, V>>,
     ) -> Result<Entry<V>> {
         let OpenCache { layer, view } = self;
+        // Before the fences: a key that cannot be encoded must not move one.
         let stored = view.stored_key(key)?;
+        // The mark is taken before anything is looked at, so a change during the load wins (`Safeguard::FenceOnFill`).
         let start = self.start(key, constraints);
         // A pending value that is in memory needs no flight: nobody has to wait for it. A pending removal answers only
         // a reader without a loader; the key is absent then, and a loader has to be asked.
@@ -171,6 +180,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             let done = done.map_err(|error| view.in_namespace(error))?;
             return Ok(self.entry_loaded(done, &start, constraints));
         }
+        // Before a flight begins: a source that is down would get a load for every reader.
         if let Some(error) = view.throttle.recent(key, start.since) {
             view.metrics.throttled_loads.add(1);
             return self.stale_or(key, constraints, error);
@@ -183,7 +193,9 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
                 (waiter, None)
             }
             Join::Follow(waiter) => {
+                // It has no keys, and this reader may wait for long.
                 drop(flight);
+                // Only for readers who join. If the one who leads took the old value, too, nobody would load.
                 if let Some(most) = instead_of_waiting {
                     let waiting = ReadConstraints {
                         progress: LoadProgress::InFlight(most),
@@ -203,7 +215,9 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             // Tags and read keys of a value are known only when it is loaded. If one of them was invalidated before
             // this reader came, the load that it joined is too old for it.
             (Ok(done), Some((stored, loader))) if view.is_invalidated(&done) => {
+                // With a new mark from after the invalidation: with the first one the value could not be kept.
                 let load = KeyLoad { key: key.clone(), stored, start: self.start(key, constraints) };
+                // Boxed, so that this rare way does not enlarge the future of every miss.
                 Box::pin(self.read_alone(load, constraints, loader)).await
             }
             (Ok(done), _) => Ok(self.entry_loaded(done, &start, constraints)),
@@ -220,6 +234,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     ) -> Result<Entry<V>> {
         let (key, start) = (load.key.clone(), load.start);
         let mut flight = self.flights(loader.as_ref()).builder();
+        // No flight suits, so this reader always leads and cannot join a broken load again.
         let (Join::Lead(waiter) | Join::Follow(waiter)) = flight.join_or_add(&key, &start, |_| false);
         self.start_load(flight, load, loader);
         match waiter.await.unwrap_or_else(|| Err(load_panicked())) {
@@ -242,6 +257,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         let constraints = ReadConstraints { measures_age: false, ..constraints };
         let mut values = Vec::with_capacity(keys.len());
         let mut missing = Vec::new();
+        // Once for all keys: what was acknowledged before the call is in memory from here on.
         layer.catch_up();
         // All that can fail comes before a flight is joined or begun: a flight that has keys has to be started.
         for (at, key) in keys.iter().enumerate() {
@@ -262,6 +278,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             match view.throttle.recent(key, view.resident.ticker().now()) {
                 Some(error) => {
                     view.metrics.throttled_loads.add(1);
+                    // A throttled key fails the call, as the load that it stands for would.
                     values.push(self.stale_or(key, &constraints, error)?.value);
                 }
                 None => {
@@ -273,6 +290,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         if missing.is_empty() {
             return Ok(values);
         }
+        // A plain load ends with an absence where a loader would be asked, so loaders have flights of their own.
         let flights = if loader.is_some() { &view.loader_flights } else { &view.flights };
         let mut flight = flights.builder();
         // The tags of a value are known only when it is loaded, so a load is joined only if no tag or group at all was
@@ -301,6 +319,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             let (view, reads) = (Arc::clone(view), Arc::clone(layer.reads()));
             flight.start(async move { view.load_many(&reads, loads, loader).await });
         }
+        // One after the other is enough: the keys that this call leads share one flight, which the first wait drives.
         for (at, key, start, waiter) in waiters {
             let entry = match waiter.await.unwrap_or_else(|| Err(load_panicked())) {
                 Ok(done) => self.entry_loaded(done, &start, &constraints),
@@ -315,6 +334,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
 
     /// Returns what memory would serve; neither counted nor a use.
     pub(crate) fn peek(&self, key: &K) -> Option<Entry<V>> {
+        // As for a read: a write that was acknowledged before the call has to show.
         self.layer.catch_up();
         self.view.resident.peek(key, &ReadConstraints::default()).ok().map(|held| entry_in_memory(held, None))
     }
@@ -325,13 +345,16 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
         // entry's time is up.
         let Ok(stored) = self.view.stored_key(key) else { return };
         let start = self.view.resident.start(key);
+        // The reader has a value, so a source that has just failed is left alone.
         if self.view.throttle.recent(key, start.since).is_some() {
             return;
         }
         let mut flight = self.flights(loader.as_ref()).builder();
+        // Any load under way will do, however old: the reader has its answer.
         if let Join::Lead(waiter) = flight.join_or_add(key, &start, |_| true) {
             self.start_load(flight, KeyLoad { key: key.clone(), stored, start }, loader);
             self.view.metrics.background_loads.add(1);
+            // Flights are driven by their waiters, and this reader does not wait.
             self.layer.tasks().spawn(async move { drop(waiter.await) });
         }
     }
@@ -348,6 +371,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     fn flights(&self, loader: Option<&Loader<K, V>>) -> &Arc<Flights<K, LoadOutcome<V>>> {
         match loader {
             None => &self.view.flights,
+            // Apart from plain loaders: their values carry no read set that would show a change of a source.
             Some(loader) if loader.derives => &self.view.derived_flights,
             Some(_) => &self.view.loader_flights,
         }
@@ -368,6 +392,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
     async fn constraints(&self, options: &ReadOptions, has_loader: bool) -> Result<ReadConstraints> {
         let constraints = options.constraints(has_loader);
         let past_memory = match options.least() {
+            // True if the store has the write and memory may still be behind it: then memory must not answer.
             Some(least) => self.layer.reach(least).await?,
             None => false,
         };
@@ -405,6 +430,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
                 self.view.count_hit(&held);
                 Ok(entry_in_memory(held, Some(error)))
             }
+            // The load's failure tells the caller more than the reason why memory cannot help.
             Err(_) => Err(error),
         }
     }
@@ -419,6 +445,7 @@ impl<K: CacheKey, V: CacheValue> OpenCache<K, V> {
             (_, Source::Loader) => metrics.loader_hits.add(1),
             _ => metrics.store_hits.add(1),
         }
+        // A pending write is newer than the store, and a load that began later saw all that the reader could expect.
         let bound = if source == Source::Pending || since >= start.since {
             StalenessBound::Current
         } else {

@@ -75,6 +75,7 @@ impl Stale {
                 let context = format!("a rule makes more than {TARGETS_MAX} things stale by one write");
                 self.refused = Some(Error::new(ErrorKind::TooLarge, context));
             }
+            // A rule returns nothing, so its error waits here until it has ended.
             Err(error) => self.refused = Some(error),
         }
     }
@@ -86,11 +87,13 @@ pub(crate) fn on_directive(
 ) -> impl Fn(&event::Directive, &Views) -> Result<Vec<RuleTarget>> + Send + Sync + 'static {
     move |directive, views| {
         let mut stale = Stale { targets: Vec::new(), refused: None };
+        // A panic of the user's rule must not unwind into the task that carries out a bus's events.
         let ran = catch_unwind(AssertUnwindSafe(|| rule(directive, &mut stale)));
         let failed = |context| Error::new(ErrorKind::RuleFailed, context);
         ran.map_err(|_panic| failed("a rule on directives panicked"))?;
         let checked = match stale.refused {
             Some(error) => Err(error),
+            // All are checked before the first is carried out, so none is done by halves.
             None => stale.targets.iter().try_for_each(|target| target.check(views)),
         };
         let refused =
@@ -110,6 +113,7 @@ pub(crate) fn run<K, V>(
     change: &Replacement<'_, K, V>,
 ) -> Result<Vec<RuleTarget>> {
     let mut stale = Stale { targets: Vec::new(), refused: None };
+    // Nothing is written yet, so the write can still fail with an error of its own instead of unwinding.
     let ran = catch_unwind(AssertUnwindSafe(|| rules.iter().for_each(|rule| rule(change, &mut stale))));
     let failed = |context| Error::new(ErrorKind::RuleFailed, context);
     ran.map_err(|_panic| failed(format!("a rule of cache \"{namespace}\" panicked")))?;
@@ -134,6 +138,7 @@ pub(crate) trait RuledChange: Send + Sync {
 /// stale; what is returned does so again when it is dropped, and holds the keys until then.
 pub(crate) async fn begin(layer: &Layer, changes: &[Box<dyn RuledChange>]) -> Result<PostCommitInvalidation> {
     let (wait, keys) = (layer.options().through_timeout, changes.iter().map(|change| change.stored_key()));
+    // Bounded: the writer before may wait for a store that is down, and this one can still fail cleanly.
     let key_guard = layer.within(wait, layer.key_locks.lock(keys)).await.ok_or_else(|| {
         let context =
             format!("another write of the key has been under way for {wait:?}; nothing was written");
@@ -172,6 +177,7 @@ pub(crate) fn then_invalidate(
 
 /// The effects of a frame that begins with so many tokens, which have none.
 pub(crate) fn after_tokens(tokens: usize, effect: Box<dyn Effect>) -> Effects {
+    // Effects are matched to records by place, and the tokens have none in memory.
     let none = std::iter::repeat_with(|| None).take(tokens);
     Effects::Many(none.chain([Some(effect)]).collect())
 }

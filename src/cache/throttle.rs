@@ -35,6 +35,7 @@ impl<K: Hash + Eq + Clone> Throttle<K> {
 
     /// Returns the failure of the last load of `key`, if that is so short ago that no load may be tried.
     pub(crate) fn recent(&self, key: &K, now: Moment) -> Option<Error> {
+        // A cache whose loads succeed pays for no hashing of the key.
         let (at, error) = self.failures.as_ref().filter(|failures| !failures.is_empty())?.get(key)?;
         let short_ago = now.since(at) < self.interval && Safeguard::LoadThrottle.holds();
         short_ago.then_some(error)

@@ -311,6 +311,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// * [`ErrorKind::Unsupported`]: the cache keeps versions, so values come by [`Cache::put_version`].
     pub async fn put(&self, key: &K, value: V) -> Result<Receipt> {
         check_unversioned(&self.open, PUT_VERSION)?;
+        // Without a rule the frame is built at the first poll, before anything is awaited, and needs no box.
         let begun =
             KeyWrite::new(&self.open, key, self.open.view.policy).begin(Some(value), &WriteOptions::new());
         writing::end(&self.open, key, begun).await
@@ -324,6 +325,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     pub async fn put_with(&self, key: &K, value: V, options: impl Into<WriteOptions>) -> Result<Receipt> {
         check_unversioned(&self.open, PUT_VERSION)?;
         let options = options.into();
+        // Nothing is encoded or written if a time or a tag is out of range.
         options.check()?;
         let policy = options.chosen_policy().unwrap_or(self.open.view.policy);
         let begun = KeyWrite::new(&self.open, key, policy).begin(Some(value), &options);
@@ -352,6 +354,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         if self.open.view.versions_kept.is_some() {
             return versions::remove(&self.open, key, policy).await;
         }
+        // Only the policy counts: there is no value that tags or lives could belong to.
         let begun = KeyWrite::new(&self.open, key, policy).begin(None, &WriteOptions::from(policy));
         writing::end(&self.open, key, begun).await
     }
@@ -408,6 +411,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
 
     /// Drops a key from memory to make room. Says nothing about its value: loads under way are kept.
     pub fn evict(&self, key: &K) {
+        // Or an acknowledged write that is not in memory yet would bring the entry back after the call.
         self.open.layer.catch_up();
         self.open.view.resident.evict(key);
     }
@@ -417,6 +421,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// No load that began before the call is kept, and no read that begins after it joins one. Pending writes stay:
     /// they are newer than the store.
     pub fn invalidate(&self, key: &K) {
+        // As for `evict`: the call means everything that was acknowledged before it.
         self.open.layer.catch_up();
         self.open.view.invalidate(key);
     }
@@ -441,6 +446,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
 
     /// Invalidates every key as [`Cache::invalidate`] does, present or absent, at the cost of one.
     pub fn invalidate_all(&self) {
+        // A write that entered memory later would have a generation above the floor, and stay.
         self.open.layer.catch_up();
         self.open.view.resident.invalidate_all();
     }
@@ -506,6 +512,7 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// # Errors
     /// [`ErrorKind::InvalidOption`] unless `wanted` is above 0 and below 1.
     pub fn ttl_advice(&self, wanted: f64) -> Result<TtlAdvice> {
+        // NaN fails both comparisons, and is refused.
         if wanted > 0.0 && wanted < 1.0 {
             return Ok(self.open.view.resident.advise(wanted));
         }
@@ -623,6 +630,7 @@ impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
         T: Into<Loaded<V>> + Send + 'static,
         E: LoadError,
     {
+        // Not on this thread: the load is polled by whichever reader drives the flight, async ones included.
         let load = on_blocking_thread(&self.inner.open.layer.runtime, load);
         self.run(self.inner.get_or_load_with(key, options, load))
     }

@@ -58,10 +58,12 @@ impl VersionList {
         let (count, rest) = rest.split_first_chunk::<4>()?;
         let count = usize::try_from(u32::from_le_bytes(*count)).ok()?;
         let (versions, left) = rest.as_chunks::<8>();
+        // A damaged list must not pass for a shorter one: the next write would orphan the versions that it lacks.
         if format != LIST_FORMAT || count > VERSIONS_KEPT_MAX || versions.len() != count || !left.is_empty() {
             return None;
         }
         let versions: Vec<u64> = versions.iter().map(|version| u64::from_le_bytes(*version)).collect();
+        // `take` searches by halving, and each version has one record.
         versions.is_sorted_by(|a, b| a < b).then_some(VersionList(versions))
     }
 
@@ -75,6 +77,7 @@ impl VersionList {
 
     /// Adds `version`, and returns where it stands and which versions have to be removed to keep `kept` of them.
     fn take(&mut self, version: u64, kept: usize) -> (VersionPlace, Vec<u64>) {
+        // A version that is put again replaces its value and is not listed twice.
         if let Err(at) = self.0.binary_search(&version) {
             self.0.insert(at, version);
         }
@@ -102,6 +105,7 @@ pub(crate) async fn put<K: CacheKey, V: CacheValue>(
     let stored = view.stored_key(key)?;
     let (key_guard, mut list) = begin(cache, &stored, view.policy).await?;
     let (place, dropped) = list.take(version, kept(cache)?);
+    // The versions that are kept are as before, so there is nothing to write.
     if place == VersionPlace::NotKept {
         return Ok(VersionReceipt { place, seq: None });
     }
@@ -160,6 +164,7 @@ async fn begin<K: CacheKey, V: CacheValue>(
     stored: &Key,
     policy: WritePolicy,
 ) -> Result<(KeyGuard, VersionList)> {
+    // Before the lock: a cache without versions need not wait to learn that.
     kept(cache)?;
     let begun = async {
         let key_guard = cache.layer.key_locks.lock(iter::once(stored)).await;

@@ -96,6 +96,7 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
     fn invalidate_key(&self, key: &AnyKey) {
         match key.downcast_ref::<K>() {
             Some(key) => self.invalidate(key),
+            // The entry that such a key means cannot be found. To drop too much costs reloads, too little a stale read.
             None => self.resident.invalidate_all(),
         }
     }
@@ -103,6 +104,7 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
     fn changed_elsewhere(&self, key: &[u8], version: Seq, value: Option<&[u8]>) {
         // The owner's cache has keys of another type: nobody can say which entry changed.
         let Ok(key) = self.coder.decode_key(key) else { return self.resident.invalidate_all() };
+        // A value that does not decode counts as unknown: the next read gets the store's error, not an older value.
         let decoded = value.and_then(|value| self.coder.decode(value).ok());
         let outcome = match decoded {
             Some(Decoded { value, tags }) => {
@@ -114,6 +116,7 @@ impl<K: CacheKey, V: CacheValue> View for TypedView<K, V> {
             }
             // Without a version nobody can say that what memory has is newer.
             None if version == Seq::ZERO => self.resident.invalidate(&key),
+            // A copy that was loaded at this version or later may stay.
             None => self.resident.invalidate_version(&key, version).map(drop),
         };
         if outcome.is_err() {
@@ -156,6 +159,7 @@ struct CacheEffect<K, V> {
 impl<K: CacheKey, V: CacheValue> Effect for CacheEffect<K, V> {
     fn publish(self: Box<Self>, seq: Seq) {
         let CacheEffect { view, key, value, since, overrides } = *self;
+        // The write has taken effect, so a panic of the user's code costs the entry and must not fail the write.
         if view.resident.apply_write(key, value, seq, since, overrides).is_err() {
             view.memory_failed();
         }
@@ -185,10 +189,12 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         options: &WriteOptions,
     ) -> Result<Box<dyn Effect>> {
         let tags = options.chosen_tags();
+        // Before the frame is touched: `group_of` is the user's, and must not leave half a record if it panics.
         let dependencies = self.dependencies(key, tags, ReadSet::default());
         with_scratch(|stored_key, encoded| {
             Key::write_prefix(&self.namespace, stored_key);
             self.coder.key(key, stored_key)?;
+            // With the namespace in front: the limit is that of the whole stored key.
             ids::check_key_length(stored_key.len())?;
             let operation = match &value {
                 Some(value) => {
@@ -215,6 +221,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         tags: &[impl AsRef<str>],
         read: ReadSet,
     ) -> Option<Arc<Dependencies>> {
+        // The usual case, which hashes and allocates nothing.
         if self.group_of.is_none() && tags.is_empty() && read.is_empty() {
             return None;
         }
@@ -260,6 +267,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
                 _ => self.keep_answer(reads, &key, answer, &start),
             }
         };
+        // A panic of a loader or of `Deserialize` becomes an outcome that every waiter and the throttle see.
         let result = span.around(catch_panic(done)).await.map_err(|error| self.in_namespace(error));
         self.note_end(&key, &result);
         note_in_span(&span, std::slice::from_ref(&result));
@@ -274,6 +282,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         loader: Option<ManyLoader<K, V>>,
     ) -> Vec<LoadOutcome<V>> {
         let span = Span::load(self.namespace.as_str(), loads.len());
+        // One request for all keys; their typed forms stay behind for memory and the loader.
         let stored: Vec<Key> = loads.iter().map(|load| load.stored.clone()).collect();
         let found = catch_panic(async {
             let answers = reads.load_many(&stored).await?;
@@ -287,6 +296,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         });
         let (answers, mut loaded) = match span.around(found).await {
             Ok((answers, loaded)) => (answers.into_iter().map(Ok).collect(), loaded),
+            // Each key has waiters of its own, who all need an outcome.
             Err(error) => (vec![Err(error); loads.len()], None),
         };
         let results = loads.iter().zip::<Vec<Result<LookupAnswer>>>(answers).map(
@@ -295,6 +305,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
                     // The loader answers in the order of the keys that it was asked for, which is this one.
                     Some(loaded) if answer.value.is_none() => {
                         let loaded = loaded.as_mut().map_err(|error| error.clone())?;
+                        // `many_loader` has compared the counts, so none is missing; an absence is harmless.
                         let loaded = loaded.next().unwrap_or_else(Loaded::absent);
                         self.keep_loaded(reads, key, loaded, start)
                     }
@@ -331,12 +342,14 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
         };
         let (value, version, overrides) = match answer.value {
             Some(Versioned { value, version }) => {
+                // Before memory: what does not decode is an error for its readers and never an entry.
                 let Decoded { value, tags } = self.coder.decode(&value)?;
                 (Some(value), version, with_tags(&tags))
             }
             None => (None, Seq::ZERO, with_tags(&[])),
         };
         let load_result = LoadResult { value: value.as_ref(), version, of_loader: false, overrides };
+        // If memory refuses it, this load's readers still get the value: they began before the change that won.
         self.keep(reads, key, &load_result, start);
         let (dependencies, generation) = (load_result.overrides.dependencies, start.generation);
         Ok(LoadDone { value, version, since: start.since, source, generation, dependencies })
@@ -345,8 +358,10 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     /// Keeps what a loader brought likewise.
     fn keep_loaded(&self, reads: &Lookup, key: &K, loaded: Loaded<V>, start: &LoadStart) -> LoadOutcome<V> {
         let Loaded { value, overrides, tags, read } = loaded;
+        // A longer tag could never be invalidated: `invalidate_tag` refuses it.
         check_tags(&tags)?;
         let overrides = EntryOverrides { dependencies: self.dependencies(key, &tags, read), ..overrides };
+        // Without a version: those of the loader's source cannot be compared with the layer's.
         let load_result =
             LoadResult { value: value.as_ref(), version: Seq::ZERO, of_loader: true, overrides };
         self.keep(reads, key, &load_result, start);
@@ -365,6 +380,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
                 reads.metrics().refused_fills.add(1);
                 self.metrics.refused_fills.add(1);
             }
+            // The user's code panicked while the entry was made; the loaded value is still the readers' answer.
             Err(_) => self.memory_failed(),
         }
     }
@@ -372,6 +388,7 @@ impl<K: CacheKey, V: CacheValue> TypedView<K, V> {
     /// True if something that the value depends on was invalidated since its load began.
     pub(crate) fn is_invalidated(&self, done: &LoadDone<V>) -> bool {
         let scopes = self.resident.fences().scopes();
+        // Compared with the start of the load: what was invalidated while it ran counts, too.
         let broken = |dependencies: &Arc<Dependencies>| dependencies.have_changed(scopes, done.generation);
         done.dependencies.as_ref().is_some_and(broken) && Safeguard::JoinNoBrokenLoad.holds()
     }
@@ -412,6 +429,7 @@ fn note_in_span<V>(span: &Span, results: &[LoadOutcome<V>]) {
 async fn catch_panic<T>(load: impl Future<Output = Result<T>>) -> Result<T> {
     let mut load = pin!(load);
     poll_fn(|context| {
+        // Around each poll, which runs on the task of whichever waiter drives the flight: it must not unwind there.
         let polled = catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(context)));
         polled.unwrap_or_else(|_panic| Poll::Ready(Err(load_panicked())))
     })

@@ -45,6 +45,7 @@ impl<'a, K: CacheKey, V: CacheValue> KeyWrite<'a, K, V> {
                 Begun::Now(effect.and_then(begin))
             }
             Ok(Some(change)) => {
+                // The future outlives the borrow of the caller's options.
                 let options = options.clone();
                 Begun::Later(Box::pin(async move {
                     let OpenCache { layer, view } = self.cache;
@@ -102,6 +103,7 @@ pub(crate) async fn end<K: CacheKey, V: CacheValue>(
     let in_doubt = written.as_ref().is_err_and(|error| error.kind() == ErrorKind::InDoubt);
     // Memory may have the value from before, which the store may have replaced: the next read has to ask the store.
     if in_doubt && Safeguard::DropWhatIsInDoubt.holds() {
+        // First, or an older write that is not in memory yet would come back after the drop.
         cache.layer.catch_up();
         cache.view.invalidate(key);
     }
@@ -114,6 +116,7 @@ pub(crate) fn ruled_change<K: CacheKey, V: CacheValue>(
     key: &K,
     new: Option<&V>,
 ) -> Result<Option<Box<dyn RuledChange>>> {
+    // A put without rules pays for no second encoding, no clone of its value and no lock.
     if cache.view.rules.is_empty() {
         return Ok(None);
     }
@@ -148,6 +151,7 @@ impl<K: CacheKey, V: CacheValue> RuledChange for KeyChange<K, V> {
     fn stale_targets(&self) -> BoxFuture<'_, Result<Vec<RuleTarget>>> {
         Box::pin(async move {
             let KeyChange { cache, key, new, .. } = self;
+            // Through the cache: the old value is what readers get, pending writes included, not what the store has.
             let old = cache.read(key, &ReadOptions::new(), false, || None).await?.value;
             let change = Replacement { key, old: old.as_ref(), new: new.as_ref() };
             rules::run(&cache.view.namespace, &cache.view.rules, &change)

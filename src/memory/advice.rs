@@ -145,6 +145,7 @@ struct PooledAges {
 impl PooledAges {
     /// True if a smaller share of it is stale.
     fn is_below(&self, other: &PooledAges) -> bool {
+        // In whole numbers: rounded quotients could order two equal shares either way.
         u128::from(self.stale) * u128::from(other.serves) < u128::from(other.stale) * u128::from(self.serves)
     }
 
@@ -194,6 +195,7 @@ impl Staleness {
             (0..LIVES).map(|one| life_s * (1.0 - self.jitter * (f64::from(one) + 0.5) / f64::from(LIVES)));
         let (stale_s, all_s) = lives
             .fold((0.0, 0.0), |(stale_s, all_s), life_s| (stale_s + self.stale_s(life_s), all_s + life_s));
+        // A life of zero serves nothing, stale or not.
         if all_s > 0.0 { (stale_s / all_s).clamp(0.0, 1.0) } else { 0.0 }
     }
 
@@ -203,6 +205,7 @@ impl Staleness {
         for pair in self.corners.windows(2) {
             let &[from, to] = pair else { continue };
             let until = to.0.min(life_s);
+            // Also passes over two corners of one age, between which the slope would divide by zero.
             if until > from.0 {
                 stale_s += stale_within(from.1, (to.1 - from.1) / (to.0 - from.0), until - from.0);
             }
@@ -287,6 +290,7 @@ impl<V> Default for ReloadWatch<V> {
 impl<V: Clone> ReloadWatch<V> {
     /// True if the serves of a copy that comes now are to be counted.
     pub(crate) fn watches_next(&self) -> bool {
+        // Relaxed: it does not matter which copy of eight is watched.
         self.copies.fetch_add(1, Ordering::Relaxed).is_multiple_of(WATCHED_ONE_IN)
     }
 
@@ -304,6 +308,7 @@ impl<V: Clone> ReloadWatch<V> {
             // Versions decide without the user's code.
             _ if have_versions => Changed::Known(there.version != loaded.version),
             (None, None) => Changed::Known(false),
+            // Cloned for later: the comparison encodes both values, and the fence's lock is held here.
             (Some(value), Some(_)) if self.same.is_some() => Changed::IfDifferentFrom(value.clone()),
             (Some(_), Some(_)) => return None,
             _ => Changed::Known(true),
@@ -316,6 +321,7 @@ impl<V: Clone> ReloadWatch<V> {
         let changed = match (replaced.changed, loaded, &self.same) {
             (Changed::Known(changed), _, _) => Some(changed),
             (Changed::IfDifferentFrom(value), Some(loaded), Some(same)) => {
+                // A panic of the user's `Serialize` costs this answer, not the load.
                 catch_unwind(AssertUnwindSafe(|| same(&value, loaded))).ok().flatten().map(|same| !same)
             }
             _ => None,

@@ -86,11 +86,13 @@ impl ReadSet {
         }
         // What the value was read from in turn: nobody looks at that value again before this one is served.
         read.reads.iter().for_each(|read| self.add_read(read.clone()));
+        // Spoilt, not cut: a set that lacks one read would serve a value whose source has changed.
         self.spoilt |= read.spoilt || self.scopes.len() > READS_MAX;
     }
 
     fn add_read(&mut self, read: KeyRead) {
         let same = |known: &&KeyRead| Arc::ptr_eq(&known.fences, &read.fences) && known.mark == read.mark;
+        // A key that was read at two marks is kept twice, so that the older mark counts.
         if self.reads.iter().any(|known| same(&known)) {
             return;
         }

@@ -212,6 +212,7 @@ impl<V> MemoryEntry<V> {
     }
 
     pub(crate) fn without_value(&self) -> MemoryEntry<()> {
+        // The value stays behind: to clone it would run the user's code under the fence's lock.
         let &MemoryEntry { ref value, since, written, origin, ref extra } = self;
         MemoryEntry { value: value.as_ref().map(|_| ()), since, written, origin, extra: extra.clone() }
     }
@@ -253,6 +254,7 @@ impl EntryExtra {
     }
 
     fn detached(&self) -> Arc<EntryExtra> {
+        // A copy of the time: what the caller does with the entry must not count as a use.
         let used = AtomicU64::new(self.used.load(Ordering::Relaxed));
         Arc::new(EntryExtra { overrides: self.overrides.clone(), used, serves: None })
     }
@@ -273,6 +275,7 @@ impl EntryExtra {
     /// Adds what it knows to the facts of its entry. Not inlined: most entries have no extra.
     #[inline(never)]
     fn add_to(&self, facts: &mut EntryFacts, scopes: &Scopes) {
+        // Relaxed: the time orders nothing else, and an older one only expires the entry a little early.
         facts.used = Moment::of_nanos(self.used.load(Ordering::Relaxed));
         facts.time_to_live = self.overrides.time_to_live;
         facts.time_to_idle = self.overrides.time_to_idle;

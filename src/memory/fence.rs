@@ -69,6 +69,7 @@ impl Fences {
         // The floor first: a bulk invalidation between the two reads then makes the mark too old, never too young.
         let floor = self.highest_floor();
         let stripe = self.stripe(hash);
+        // Under the lock, so that no mark falls into the middle of a change.
         let _locked = stripe.lock();
         FenceMark { hash, moves: stripe.moves(), floor }
     }
@@ -80,6 +81,7 @@ impl Fences {
         let floor = self.highest_floor();
         let stripe = self.stripe(hash);
         let _locked = stripe.lock();
+        // `oldest` stays where it is: this load may fail, and then an older one may still land.
         stripe.moves.fetch_add(u64::from(Safeguard::RefreshBarsOlderLoads.holds()), Ordering::SeqCst);
         FenceMark { hash, moves: stripe.moves(), floor }
     }
@@ -87,6 +89,7 @@ impl Fences {
     /// True if anything has moved since `mark`. Takes no lock.
     #[must_use]
     pub fn has_moved(&self, mark: &FenceMark) -> bool {
+        // No lock: a hit on a derived value compares each of its reads, and must not wait for writers.
         self.stripe(mark.hash).moves() != mark.moves || self.highest_floor() != mark.floor
     }
 
@@ -118,11 +121,13 @@ impl Fences {
 
     /// Moves every fence at once and makes all entries unservable.
     pub fn change_all(&self) {
+        // The maximum: of two calls at once, the one with the older tick must not lower the floor.
         self.floor.fetch_max(self.scopes.advance().0, Ordering::SeqCst);
     }
 
     /// As [`Fences::change_all`], for the invalidation of a namespace that the cache is or is below of.
     pub fn change_namespace(&self, floor: Generation) {
+        // A floor of its own, so that a miss can tell the reason; as above, it never falls.
         self.namespace_floor.fetch_max(floor.0, Ordering::SeqCst);
     }
 

@@ -101,6 +101,7 @@ impl LiveDuration {
     #[must_use]
     #[inline]
     pub fn value(&self) -> Option<Duration> {
+        // One word for value and absence: a reader never sees half of a change.
         let nanos = self.0.load(Ordering::SeqCst);
         (nanos != NONE).then(|| Duration::from_nanos(nanos))
     }

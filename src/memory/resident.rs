@@ -222,8 +222,10 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// # Errors
     /// The reason why nothing may be served.
     pub fn peek(&self, key: &K, constraints: &ReadConstraints) -> Result<MemoryHit<V>, MissReason> {
+        // Before the look-up: see `verified`.
         let verified = self.verified();
         let Some(entry) = self.entries.peek(key) else { return Err(MissReason::Absent) };
+        // Detached, because the decision notes a use in the entry's extra, and a peek is none.
         self.check_timed(entry.detached(), constraints, verified)
     }
 
@@ -255,6 +257,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         verified: Moment,
     ) -> Result<MemoryHit<V>, MissReason> {
         let (facts, limits) = (&self.facts(&entry), &self.limits(verified));
+        // One reading for the decision and the age, so that the two agree.
         let now = self.ticker.now();
         let (age, stale, reload) = match servable(facts, limits, now, constraints) {
             Servable::Fresh { age, left } => (age, None, left.is_some_and(|left| self.is_due(&entry, left))),
@@ -336,6 +339,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     /// stand.
     #[must_use]
     pub fn may_join(&self, since: Moment, now: Moment, constraints: &ReadConstraints) -> bool {
+        // No proof of a follower's is counted: the load's value is as old as its start.
         let limits = self.limits(Moment::default());
         // The fences have not moved since the load started, so its value would be of the present generation.
         let generation = limits.floor.max(limits.namespace_floor);
@@ -410,6 +414,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
             let since = self.fences.scopes().verified();
             let (share, extra) = (self.share(), self.extra(overrides, since));
             self.fences.change(self.hasher.hash_one(key), || {
+                // A follower's memory holds what its own readers asked for. The fence has moved all the same.
                 let Some(there) = self.inspect(key, |_| {}) else { return };
                 // Neither an absence nor a loader's value has a version that could be compared.
                 if !self.is_current(&there) || there.version() == Seq::ZERO {
@@ -436,6 +441,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         share: u16,
         extra: Option<Arc<EntryExtra>>,
     ) {
+        // The tick of now: a write that takes effect after an invalidation is newer than it.
         let generation = self.fences.scopes().now();
         let (took_us, of_loader) = (0, false);
         let metadata = EntryMetadata { version, generation, since, weight, took_us, share, of_loader };
@@ -464,6 +470,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
     pub fn invalidate_version(&self, key: &K, version: Seq) -> Result<bool, MemoryFailed> {
         self.guarded(|| {
             self.fences.change(self.hasher.hash_one(key), || {
+                // An entry that is unservable already proves nothing.
                 let there = self.inspect(key, |_| {}).filter(|there| self.is_current(there));
                 let proven =
                     there.is_some_and(|there| there.version() > Seq::ZERO && there.version() >= version);
@@ -553,6 +560,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 
     fn loaded_entry(&self, key: &K, result: &LoadResult<'_, V>, start: &LoadStart) -> MemoryEntry<V> {
         let &LoadResult { value, version, of_loader, ref overrides } = result;
+        // An absence takes a place in memory, too, and counts as the lightest value.
         let weight = value.map_or(1, |value| self.weight(key, value));
         // The clock is read only where the duration of a load matters.
         let took_us = match self.freshness.early_refresh {
@@ -621,6 +629,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
 #[cold]
 #[inline(never)]
 fn unchecked<V>(found: Option<MemoryEntry<V>>) -> Result<Option<V>, Candidate<V>> {
+    // Without a proof: the fast path is only for caches that follow nobody.
     Err(Candidate(found, Moment::default()))
 }
 

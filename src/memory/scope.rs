@@ -60,6 +60,7 @@ impl Scopes {
     /// Makes scopes of which nothing was invalidated yet.
     #[must_use]
     pub fn new(stripes: StripeCounts) -> Scopes {
+        // At least one: a tag is placed by the remainder of its hash.
         let floors = (0..stripes.floors.max(1)).map(|_| AtomicU64::new(0)).collect();
         let (tick, newest, verified) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
         Scopes { tick, newest, floors, verified, hasher: HashBuilder::default(), stripes }
@@ -79,11 +80,13 @@ impl Scopes {
     /// Takes the next tick. Later generations are at or above it, earlier ones are below.
     #[must_use]
     pub fn advance(&self) -> Generation {
+        // Sequentially consistent, as all ticks and floors: threads compare ticks that others took.
         Generation(self.tick.fetch_add(1, Ordering::SeqCst) + 1)
     }
 
     /// Notes that every change until this moment has been received.
     pub fn verify(&self, until: Moment) {
+        // Proofs may be noted out of order: an older one must not take back what is known.
         self.verified.fetch_max(until.nanos(), Ordering::SeqCst);
     }
 

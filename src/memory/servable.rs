@@ -218,6 +218,7 @@ pub fn servable(
 /// True if an entry of this age is too old for a reader. A bound of zero is met by no entry in memory.
 #[inline(always)]
 fn is_too_old(age: Duration, most: Duration) -> bool {
+    // At the bound is too old, so that a bound of zero accepts nothing.
     age >= most && (!most.is_zero() || Safeguard::ZeroToleranceReadsTheStore.holds())
 }
 
@@ -279,6 +280,7 @@ pub fn is_due_early(left: Duration, took: Duration, beta: f64, draw: impl FnOnce
     if reach * -least_u.ln() < left.as_secs_f64() {
         return false;
     }
+    // Never zero, whose logarithm would make any entry due.
     let u = (f64::from(draw()) + 1.0) * least_u;
     reach * -u.ln() >= left.as_secs_f64()
 }

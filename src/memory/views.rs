@@ -128,6 +128,7 @@ impl Views {
             {
                 return Ok(Arc::clone(view));
             }
+            // Under the lock: two openings at once would make two memories, and one would miss the other's writes.
             let view = make()?;
             let past = views.insert(namespace.clone(), Arc::clone(&view));
             // The layer's count of hits must not fall when a cache is replaced.
@@ -151,6 +152,7 @@ impl Views {
         match what {
             Invalidation::Key(key) => {
                 if let Some(view) = self.view(key.namespace()) {
+                    // Without a version: the key is dropped, however new the copy in memory is.
                     view.changed_elsewhere(key.key(), Seq::ZERO, None);
                 }
             }
@@ -164,6 +166,7 @@ impl Views {
                     }
                 }
             }
+            // One floor serves all caches, so none of them is visited.
             Invalidation::Tag(tag) => self.scopes.invalidate(self.scopes.tag(tag)),
             Invalidation::Everything => self.invalidate_everything(),
         }
@@ -176,6 +179,7 @@ impl Views {
 
     /// Returns the open view of a namespace.
     pub fn view(&self, namespace: &str) -> Option<Arc<dyn View>> {
+        // Cloned out: a view runs the user's hash and comparison, and other caches must not wait for those.
         self.lock().get(namespace).map(Arc::clone)
     }
 
@@ -199,12 +203,14 @@ impl Views {
 
     /// Returns the number of reads answered from memory, by all caches that were ever open.
     pub fn memory_hits(&self) -> u64 {
+        // Held over both sums: a cache that is replaced in between would be counted twice.
         let views = self.lock();
         let open: u64 = views.values().map(|view| view.memory_hits()).sum();
         open + self.past_memory_hits.value()
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, BTreeMap<NamespaceName, Arc<dyn View>>> {
+        // A panic leaves the map as it was: a view enters it only when it is complete.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

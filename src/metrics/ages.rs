@@ -110,8 +110,10 @@ impl StaleAges {
     #[must_use]
     pub fn value(&self) -> AgeSummary {
         let counts: Vec<u64> = self.buckets.iter().map(Counter::value).collect();
+        // Summed from the buckets that were read, so that the ranks fit the count while others count on.
         let (count, longest_us) = (counts.iter().sum(), self.longest_us.load(Ordering::Relaxed));
         let percentile = |percent: u64| {
+            // In 128 bits: a count times a hundred may not fit into 64.
             let (rank, mut seen) = ((u128::from(count) * u128::from(percent)).div_ceil(100), 0_u128);
             let reaches = |&(_, some): &(usize, &u64)| {
                 seen += u128::from(*some);

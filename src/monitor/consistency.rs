@@ -92,6 +92,7 @@ impl MonitorBuilder {
         let seed = random::u32().map_err(|error| {
             Error::with_source(ErrorKind::Io, "drawing what a monitor looks at", error.to_string())
         })?;
+        // Each sample holds a permit, so the channel is as bounded as they are.
         let (samples, arriving) = mpsc::unbounded_channel();
         let tally = Tally::new(self.delays.clone(), self.offenders_max);
         // Of 2^64 drawn numbers this many are sampled.
@@ -188,6 +189,7 @@ impl Monitor {
         if *state.closed.borrow() {
             return;
         }
+        // Relaxed: the number only has to be drawn once.
         let number = state.seen.fetch_add(1, Ordering::Relaxed);
         if drawn(state.seed, number) > state.threshold {
             return;
@@ -215,6 +217,7 @@ impl Monitor {
     pub async fn run(&self, observers: Vec<Arc<dyn Observer>>) -> Result<()> {
         check_names(&observers)?;
         let state = &*self.0;
+        // One run at a time: two would share the samples out, and each write would be asked of one run's followers.
         let mut arriving = state.arriving.lock().await;
         let places: Vec<usize> = {
             let mut tally = lock(&state.tally);
@@ -224,6 +227,7 @@ impl Monitor {
         let mut closed = state.closed.subscribe();
         let mut asking = JoinSet::new();
         loop {
+            // Marked as seen before it is judged, so that a close from here on ends the wait below.
             let is_closed = *closed.borrow_and_update();
             // Closed alone is not the end: the writes in flight are still to be asked for.
             if is_closed && self.in_flight() == 0 {
@@ -353,6 +357,7 @@ impl CheckedWrite {
 impl Drop for CheckedWrite {
     fn drop(&mut self) {
         let rounds = self.rounds.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // A panic of an observer, or a run that was dropped: the write must not vanish from the counts.
         if rounds.iter().any(|(left, _)| *left > 0) {
             lock(&self.tally).abandoned += 1;
         }
@@ -369,11 +374,13 @@ async fn ask(
 ) {
     let nexts = delays.iter().skip(1).map(Some).chain([None]);
     for (round, (delay, next)) in delays.iter().zip(nexts).enumerate() {
+        // From the apply, not from the last answer: a slow follower must not shift its later delays.
         let due = write.sample.applied + *delay;
         sleep_until(due).await;
         let late = due.elapsed();
         // An answer that takes longer would count for the next delay.
         let patience = next.map_or(patience, |next| patience.min(next.saturating_sub(*delay)));
+        // A follower that hangs must not keep its sample's permit for ever.
         let answered = timeout(patience, observer.observe(&write.sample.key)).await;
         let observed = answered.unwrap_or_else(|_| {
             let context =
@@ -404,6 +411,7 @@ fn judge(seq: Seq, observed: Result<Observation>) -> FollowerAnswer {
         _ if state == Served::Store => return FollowerAnswer::Consistent,
         Some(version) if version >= seq => return FollowerAnswer::Consistent,
         Some(_) => {}
+        // Without a version nobody can say whether it is older.
         None => return FollowerAnswer::Unknown,
     }
     let lag = heard_until.map_or(0, |heard_until| seq.0.saturating_sub(heard_until.0));

@@ -122,6 +122,7 @@ impl fmt::Display for MonitorReport {
         let delays = self.overall.iter().map(|share| seconds(share.delay));
         let mut rows = vec![["consistent after".to_owned()].into_iter().chain(delays).collect::<Vec<_>>()];
         let row = |name: &str, shares: &[Share], reasons: String| {
+            // Names come from outside: control characters must not reach a terminal or break the table.
             let name = name.escape_debug().to_string();
             let shares = shares.iter().map(|share| percent(share.consistent, share.asked));
             [name].into_iter().chain(shares).chain([reasons]).collect::<Vec<_>>()

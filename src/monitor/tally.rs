@@ -85,6 +85,7 @@ fn shares(delays: &[Duration]) -> Vec<Share> {
 }
 
 fn count(share: &mut Share, verdict: AnswerVerdict) {
+    // An unknown answer counts neither way: it would hide staleness, or invent it.
     share.asked += u64::from(verdict != AnswerVerdict::Unknown);
     share.consistent += u64::from(verdict == AnswerVerdict::Consistent);
     share.unknown += u64::from(verdict == AnswerVerdict::Unknown);
@@ -111,6 +112,7 @@ impl Tally {
         if let Some(place) = self.followers.iter().position(|follower| follower.name == name) {
             return Ok(place);
         }
+        // Runs under ever new names would otherwise grow the counts without an end.
         if self.followers.len() >= FOLLOWERS_MAX {
             let context = format!("a monitor that has had {FOLLOWERS_MAX} followers cannot have another one");
             return Err(Error::new(ErrorKind::InvalidOption, context));
@@ -156,6 +158,7 @@ impl Tally {
             // An unknown answer heals nothing.
             let known = known.filter(|_| finding.answer == FollowerAnswer::Consistent);
             if let Some(known) = known.and_then(|at| self.offenders.get_mut(at)) {
+                // The first delay at which it was healed stays: later answers say nothing new.
                 known.healed.get_or_insert(delay);
             }
             return;
@@ -197,6 +200,7 @@ impl Tally {
 
 /// The order of offenders: a wrong answer is worse than none, then by delay, then by how old the answer was.
 fn badness(offender: &Offender) -> (bool, Duration, u64) {
+    // A version that is newer than the write's must not underflow.
     let behind = offender.seq.0 - offender.served.unwrap_or_default().0.min(offender.seq.0);
     (offender.reason != Reason::Unreachable, offender.delay, behind)
 }

@@ -27,6 +27,7 @@ impl Backoff {
 
     /// Returns the delay after so many failures in a row.
     pub(crate) fn delay(self, failures: u64) -> Duration {
+        // Bounded, since the shift below would overflow; `max` caps the delay.
         let doublings = u32::try_from(failures.saturating_sub(1)).unwrap_or(u32::MAX).min(DOUBLINGS_MAX);
         self.first.saturating_mul(1 << doublings).min(self.max)
     }
@@ -44,6 +45,7 @@ impl Backoff {
     pub(crate) fn jittered(self, failures: u64) -> Duration {
         // Without a source of randomness the delay is the longest one.
         let drawn = random::u32().unwrap_or(u32::MAX);
+        // Spread, so that processes that failed together do not retry together; never at once.
         self.delay(failures).mul_f64(0.1 + 0.9 * f64::from(drawn) / f64::from(u32::MAX))
     }
 }

@@ -37,6 +37,7 @@ impl Moment {
     #[must_use]
     #[inline]
     pub fn since(self, earlier: Moment) -> Duration {
+        // Two threads may read the clock in either order, and an age below zero would be a panic or an eternity.
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
@@ -148,6 +149,7 @@ mod real {
 
     /// Makes the runtime of a layer, which drives the timers and runs calls that may block.
     pub(crate) fn runtime() -> io::Result<Runtime> {
+        // One worker is enough: what runs here mostly waits. Work that blocks has threads of its own.
         Builder::new_multi_thread().worker_threads(1).thread_name("forebay-timers").enable_all().build()
     }
 
@@ -173,6 +175,7 @@ mod real {
 
     impl Drop for Blocked {
         fn drop(&mut self) {
+            // Restored, not cleared: a future that is driven may make a blocking call itself.
             BLOCKED.set(self.before);
         }
     }

@@ -43,6 +43,7 @@ fn on_threads<J: Send, T: Send>(
     jobs: Vec<J>,
     work: impl Fn(J) -> T + Sync,
 ) -> io::Result<Vec<T>> {
+    // A place for each job from the start: results keep the order of their jobs, whichever thread ends first.
     let mut results: Vec<Option<T>> = jobs.iter().map(|_| None).collect();
     let queue = Mutex::new(jobs.into_iter().zip(&mut results));
     // A function of its own, so that the lock is released before the job is done.
@@ -53,6 +54,7 @@ fn on_threads<J: Send, T: Send>(
         }
     };
     thread::scope(|scope| {
+        // The calling thread is one of them. If one cannot be made, the others still end the queue.
         for _ in 1..threads {
             thread::Builder::new().name("forebay-check".into()).spawn_scoped(scope, work_some)?;
         }

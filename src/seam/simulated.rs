@@ -99,6 +99,7 @@ pub fn drive<T>(until: impl Future<Output = T>) -> T {
                 world.driver = Some(context.waker().clone());
                 return None;
             };
+            // Never back: looks at the clock may have passed the end of this wait.
             world.elapsed = world.elapsed.max(next.key().0);
             // A condition variable's wait stays until its thread, once scheduled, removes it.
             Some(if next.get().stays { next.get().waker.clone() } else { next.remove().waker })
@@ -128,6 +129,7 @@ fn wait_until(at: Duration, wait: Wait) -> Due {
         world.waits.insert(due, wait);
         (due, world.driver.take())
     });
+    // Woken after the borrow: a waker may look at this world again, and the `RefCell` would panic.
     if let Some(driver) = driver {
         driver.wake();
     }

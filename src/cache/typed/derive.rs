@@ -92,8 +92,10 @@ impl LoadContext {
         // value that was read after them look outdated.
         cache.layer.catch_up();
         let resident = &cache.view.resident;
+        // Before the read, so that a change between the two shows as a move of the fence.
         let mark = resident.start(key).mark;
         let entry = read.await;
+        // Locked after the wait only: a loader may read several keys at once.
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let dependencies = entry.as_ref().ok().and_then(|entry| entry.dependencies.as_deref());
         // A failed read is a dependency, too: the loader may answer without it.
@@ -159,6 +161,7 @@ where
     let load = Box::new(move |key| -> Loading<Loaded<V>> {
         Box::pin(async move {
             let loaded = load(key, context.clone()).await.map_err(loader_failed)?;
+            // After the loader has ended: earlier notes would lack its last reads.
             Ok(Loaded { read: context.take(), ..loaded.into() })
         })
     });
