@@ -128,6 +128,7 @@ impl ChangeSource {
             return Ok(committed());
         }
         let mut watched = self.core.status.subscribe();
+        // A halted flusher is not the end, since it can be resumed.
         let over = |state| matches!(state, HealthState::Fenced | HealthState::Failed | HealthState::Closed);
         let status = watched.wait_for(|status| status.watermark > seq || over(status.state)).await;
         let status = status.map_err(|_| Error::layer_closed())?;
@@ -383,6 +384,7 @@ fn change(seq: Seq, record: Record, parked: bool) -> Option<Change> {
     };
     let stale_key = |key: &Key| ChangeKind::Invalidate(Invalidation::Key(key.clone()));
     let kind = match (Invalidation::of_token(&key, &record.value), record.operation, version) {
+        // A token is stored as a put, but its bytes mean nothing to a subscriber.
         (Some(what), ..) => ChangeKind::Invalidate(what),
         // The store refused the record, so its value must not reach a subscriber.
         _ if parked => stale_key(&key),

@@ -153,6 +153,7 @@ impl Follower {
             if self.ask().await? >= seq {
                 return Ok(Safeguard::ReceiptReadsPastMemory.holds());
             }
+            // The event may be lost. Then the next probe of the store ends the wait.
             tokio::select! {
                 biased;
                 reached = self.core.wait_applied(seq) => return reached.map(|()| false),
@@ -201,6 +202,7 @@ impl Follower {
                     }
                 };
                 match (next, at) {
+                    // Moves only past handled messages, so a new subscription repeats the others.
                     (Next::On, at) => from = at.map_or(from, StartPosition::After),
                     // The bus does not have the missing events, or there is no position yet to subscribe from.
                     (Next::Gap(stands), at) if asked_at == Some(stands) || from == StartPosition::Now => {
@@ -220,6 +222,7 @@ impl Follower {
     /// Handles a message of a bus.
     async fn hear(&self, body: &Bytes) -> Next {
         self.figures.events.add(1);
+        // If this was an event of the owner, the next one shows the gap.
         let Ok(event) = Event::decode(body) else {
             self.figures.refused.add(1);
             return Next::On;
@@ -228,6 +231,7 @@ impl Follower {
         let said = match payload {
             Payload::Directives(directives) => directives,
             Payload::Heartbeat => Vec::new(),
+            // Reports of followers have a channel of their own.
             Payload::Seen(_) => {
                 self.figures.refused.add(1);
                 return Next::On;
@@ -343,6 +347,7 @@ impl Follower {
             state.proofs.pop_front();
             self.views.scopes().verify(at);
         }
+        // Duplicates and heartbeats do not move the position, and must not wake every waiting reader.
         self.core.status.send_if_modified(|status| {
             let moved = status.watermark != position;
             status.watermark = position;
@@ -385,6 +390,7 @@ impl Follower {
         let (mut said, mut quiet) = (Seq::ZERO, SEEN_EVERY);
         loop {
             match self.ask().await {
+                // Only after an answer: an unreachable store could not say where to go on.
                 Ok(_) => self.lose_place_if_stalled().await,
                 Err(error) => self.state().store_error = Some(error),
             }
@@ -459,6 +465,7 @@ impl Follower {
                         state.tracker = Tracker::new(tenure.epoch, applied);
                     }
                     state.tracker.learn_epoch(tenure.epoch);
+                    // Memory is empty, so no event up to this number is missing any more.
                     state.tracker.raise(applied);
                     (state.store_at, state.store_error) = (applied, None);
                     state.proofs.clear();

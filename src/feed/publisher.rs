@@ -267,6 +267,7 @@ impl Publication {
             let known = self.followers();
             let stands = |name: &&str| {
                 let found = known.iter().find(|follower| follower.name == *name).cloned();
+                // A follower that has never reported counts as behind everything.
                 found.unwrap_or_else(|| FollowerStatus {
                     name: (*name).to_owned(),
                     seen: Seq::ZERO,
@@ -282,6 +283,7 @@ impl Publication {
             while !behind().is_empty() && heard.changed().await.is_ok() {}
         };
         let deadline = {
+            // The caller may have no runtime, so the timer runs on the layer's.
             let _entered = self.shared.reads.runtime.enter();
             clock::sleep(patience)
         };
@@ -318,6 +320,7 @@ impl BlockingPublication {
 impl Publishers {
     fn add(&self, publisher: &Arc<PublisherShared>) {
         let mut publishers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Dropped publications leave dead entries, which nothing else removes.
         publishers.retain(|other| other.strong_count() > 0);
         publishers.push(Arc::downgrade(publisher));
     }
@@ -445,6 +448,7 @@ impl Work {
                     clock::sleep(RETRY.max()).await;
                     continue;
                 }
+                // Any other error is the end of the layer or of its ownership.
                 Some(Err(error)) => return self.shared.state().error = Some(error),
             };
             let until = self.stream.told();
@@ -525,6 +529,7 @@ impl Work {
             }
             ChangeKind::Remove => Directive::Remove(key, seq),
             ChangeKind::Invalidate(what) => Directive::Invalidate(what, seq),
+            // A put without its value, a version, or a kind that comes later: dropping the key is always safe.
             _ => Directive::Invalidate(Invalidation::Key(key), seq),
         }
     }
@@ -563,6 +568,7 @@ impl Work {
         loop {
             match self.bus.publish(&self.channel, &message).await {
                 Ok(()) => break,
+                // A closed bus takes nothing any more. The cursor stays, so a later publisher goes on from there.
                 Err(error) if error.kind() == ErrorKind::Closed => return Err(Error::layer_closed()),
                 Err(error) => {
                     self.shared.state().error = Some(error);

@@ -69,6 +69,7 @@ impl Future for Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
+        // The future may hold the last handle of its layer, whose drop ends the tasks from here.
         inside(|| drop(self.work.take()));
     }
 }

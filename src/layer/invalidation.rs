@@ -37,6 +37,7 @@ impl PostCommitInvalidation {
         targets: Vec<RuleTarget>,
         key_guard: KeyGuard,
     ) -> Result<PostCommitInvalidation> {
+        // Checked before any of them is carried out, so that a bad target does not leave the others half done.
         targets.iter().try_for_each(|target| target.check(layer.views()))?;
         // A write that is acknowledged and not yet in memory would put its value there after the invalidation.
         layer.catch_up();

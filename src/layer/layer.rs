@@ -251,6 +251,7 @@ impl Layer {
     }
 
     fn hand_over(&self, submission: Submission<Option<WriteTicket>>) {
+        // On a thread that may block, an idle committer lets the caller commit, which saves a change of threads.
         match clock::may_block() {
             true => self.committer.submit_blocking(submission),
             false => self.committer.submit(submission),
@@ -293,6 +294,7 @@ impl Layer {
 
     /// Waits for room. A halted flusher makes none, so its error ends the wait.
     async fn enter_or_halt(&self, records: u32, bytes: u32) -> Result<Result<(), NotEntered>> {
+        // The flusher may be lingering for a larger batch. A waiting writer makes it drain at once.
         let _waiting = self.core.wait_for_room();
         let mut status = self.core.status.subscribe();
         let halted = status.wait_for(|status| status.state == HealthState::Halted);
@@ -314,6 +316,7 @@ impl Layer {
         tokio::pin!(timer);
         tokio::pin!(future);
         tokio::select! {
+            // The output wins over the timer: a write that has just ended must not be reported as in doubt.
             biased;
             output = &mut future => Some(output),
             () = &mut timer => None,
@@ -401,6 +404,7 @@ impl Layer {
     /// [`ErrorKind::Rejected`] if the store still refuses; the letters stay in the list then.
     pub async fn settle_dead_letters(&self, keys: &[Key], discard: bool) -> Result<()> {
         self.letters()?;
+        // An empty frame has no number to wait for.
         if keys.is_empty() {
             return Ok(());
         }
@@ -486,6 +490,7 @@ impl Layer {
         // The committer ends first. Otherwise a write could be committed after the flush below has read its target, and
         // would be left in the queue.
         let ended = self.on_thread(|layer| layer.committer.close()).await?;
+        // A stopped layer has no flusher that drains, so a flush would wait in vain.
         let drained = if self.flusher.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
             Ok(())
         } else {

@@ -88,6 +88,8 @@ async fn claim_and_start(
     options.validate()?;
     await_turn(&*store, on_owned).await?;
     let tenure = store.tenure().await.map_err(StoreError::into_error)?;
+    // The journal is read before the claim, so that a damaged journal leaves a live owner undisturbed. Records that
+    // this owner applies meanwhile are removed from the backlog below.
     let (journal, backlog) = match &options.journal_dir {
         Some(dir) => {
             let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal_options.clone());
@@ -160,6 +162,7 @@ fn check_identity(tenure: &Tenure, journal: Option<&Opened>, replace: bool) -> R
             None => format!("journal {} holds records, and the store was not fed from it", journal.id),
         });
     } else if let Some(id) = tenure.journal.filter(|_| !replace) {
+        // The new directory is empty: most likely the path is wrong, or the old journal is lost.
         return refuse(mismatch(journal.id, id, watermark));
     }
     // The journal trims only what the store holds. If it begins later than the store ends, the store was replaced or
@@ -353,6 +356,7 @@ impl Backlog {
             return Ok(self);
         };
         self.begins = None;
+        // The backlog has hashes and no keys, so the frames are read again to remove theirs.
         let mut reader = journal.log.read_after(self.applied);
         while let Some(frame) = reader.next_frame()? {
             if frame.last() > applied {

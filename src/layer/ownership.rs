@@ -74,6 +74,7 @@ pub(crate) async fn await_turn(store: &dyn Store, on_owned: OnOwned) -> Result<(
             silent = silent.saturating_add(interval);
             continue;
         }
+        // A changed count shows a live owner. `Wait` begins to count the silence anew.
         if let (OnOwned::Refuse(_), OwnerStatus::Owned(_)) = (on_owned, now) {
             return Err(Error::new(ErrorKind::Locked, "the store has an owner, and that lives"));
         }
