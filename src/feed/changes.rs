@@ -168,7 +168,7 @@ impl ChangeSource {
                     return Ok(());
                 }
             };
-            let told = self.tell(&frame, read.to)?;
+            let told = self.changes_of(&frame, read.to)?;
             // A hole before the frame: a trimmed segment, or writes that left nothing in the journal.
             read.ready.extend(lost(read.to, Seq(frame.first.0.saturating_sub(1))));
             read.ready.extend(told.into_iter().map(|outcome| (outcome, None)));
@@ -182,7 +182,7 @@ impl ChangeSource {
     }
 
     /// Returns the changes of a frame that come after `after`.
-    fn tell(&self, frame: &Frame, after: Seq) -> Result<Vec<ChangeOutcome>> {
+    fn changes_of(&self, frame: &Frame, after: Seq) -> Result<Vec<ChangeOutcome>> {
         // Parking comes before the watermark passes the frame, so this answer is final.
         let parked = self.letters.as_ref().is_some_and(|letters| letters.holds(frame.first));
         let mut told = Vec::new();

@@ -109,10 +109,10 @@ impl Follower {
             let (follower, bus, channel) = (Arc::clone(&follower), Arc::clone(bus), channel.clone());
             tasks.spawn(async move { follower.listen(&*bus, &channel).await });
         }
-        let asking = Arc::clone(&follower);
+        let probing = Arc::clone(&follower);
         let answers = channels.into_iter().map(|(bus, channel)| Ok((bus, seen_channel(&channel)?)));
         let answers = answers.collect::<Result<Vec<_>>>()?;
-        tasks.spawn(async move { asking.keep_asking(&answers).await });
+        tasks.spawn(async move { probing.keep_probing(&answers).await });
         Ok(follower)
     }
 
@@ -150,7 +150,7 @@ impl Follower {
                 return Ok(false);
             }
             // The store may hold the write though its event has not arrived. Then memory may hold an older value.
-            if self.ask().await? >= seq {
+            if self.probe().await? >= seq {
                 return Ok(Safeguard::ReceiptReadsPastMemory.holds());
             }
             // The event may be lost. Then the next probe of the store ends the wait.
@@ -167,7 +167,7 @@ impl Follower {
         let mut from = StartPosition::Now;
         let mut failures = 0;
         // The position at the last gap. A second gap there shows that the bus does not have the missing events.
-        let mut asked_at = None;
+        let mut gap_at = None;
         let mut begun = false;
         loop {
             let mut subscription = match bus.subscribe(channel, from.clone()).await {
@@ -189,7 +189,7 @@ impl Follower {
                 let (at, next) = match subscription.next().await {
                     Ok(Delivery::Message(position, body)) => {
                         failures = 0;
-                        (Some(position), self.hear(&body).await)
+                        (Some(position), self.receive(&body).await)
                     }
                     Ok(Delivery::PositionLost) => {
                         failures = 0;
@@ -205,13 +205,13 @@ impl Follower {
                     // Moves only past handled messages, so a new subscription repeats the others.
                     (Next::On, at) => from = at.map_or(from, StartPosition::After),
                     // The bus does not have the missing events, or there is no position yet to subscribe from.
-                    (Next::Gap(stands), at) if asked_at == Some(stands) || from == StartPosition::Now => {
+                    (Next::Gap(position), at) if gap_at == Some(position) || from == StartPosition::Now => {
                         self.lose_place().await;
                         from = at.map_or(from, StartPosition::After);
                     }
-                    (Next::Gap(stands), _) => {
+                    (Next::Gap(position), _) => {
                         self.figures.gaps.add(1);
-                        asked_at = Some(stands);
+                        gap_at = Some(position);
                         break;
                     }
                 }
@@ -220,7 +220,7 @@ impl Follower {
     }
 
     /// Handles a message of a bus.
-    async fn hear(&self, body: &Bytes) -> Next {
+    async fn receive(&self, body: &Bytes) -> Next {
         self.figures.events.add(1);
         // If this was an event of the owner, the next one shows the gap.
         let Ok(event) = Event::decode(body) else {
@@ -228,7 +228,7 @@ impl Follower {
             return Next::On;
         };
         let Event { epoch, after, until, payload, .. } = event;
-        let said = match payload {
+        let directives = match payload {
             Payload::Directives(directives) => directives,
             Payload::Heartbeat => Vec::new(),
             // Reports of followers have a channel of their own.
@@ -241,7 +241,7 @@ impl Follower {
         // Such directives have no number, so nobody could notice that one is missing. The user has to ask for them.
         if !chained {
             match self.follow.takes_outside_directives() {
-                true => self.carry_out(&said),
+                true => self.carry_out(&directives),
                 false => self.figures.refused.add(1),
             }
             return Next::On;
@@ -253,22 +253,22 @@ impl Follower {
         // First the directives, then the position: a proof for this position may count at once in another task, and
         // would make entries current that these directives drop.
         if Safeguard::DirectivesBeforePosition.holds() {
-            self.carry_out(&said);
+            self.carry_out(&directives);
         }
-        let heard = {
+        let continuity = {
             let mut state = self.state();
             (state.heard_at, state.bus_error) = (Some(self.ticker.now()), None);
             let before = state.tracker.position();
-            let heard = state.tracker.observe(epoch, after, until);
+            let continuity = state.tracker.observe(epoch, after, until);
             // Duplicates and heartbeats add no numbers, and would distort the estimate of missing bytes.
-            if heard == Continuity::InOrder && until > before {
+            if continuity == Continuity::InOrder && until > before {
                 self.figures.numbers_heard.add(until.0 - before.0);
                 self.figures.bytes_heard.add(body.len() as u64);
             }
             self.settle(&mut state);
-            (heard, state.tracker.position())
+            (continuity, state.tracker.position())
         };
-        match heard {
+        match continuity {
             (Continuity::InOrder, _) => Next::On,
             (Continuity::Gap, position) => Next::Gap(position),
             (Continuity::OldEpoch, _) => {
@@ -289,7 +289,7 @@ impl Follower {
             if epoch <= known || !Safeguard::OldOwnerRefused.holds() {
                 return epoch >= known || !Safeguard::OldOwnerRefused.holds();
             }
-            match self.ask().await {
+            match self.probe().await {
                 Ok(_) => return self.state().tracker.epoch() == epoch,
                 Err(error) => self.state().store_error = Some(error),
             }
@@ -356,7 +356,7 @@ impl Follower {
     }
 
     /// Reads the owner's progress from the store, and keeps it as a proof.
-    async fn ask(&self) -> Result<Seq> {
+    async fn probe(&self) -> Result<Seq> {
         let (at, known) = (self.ticker.now(), self.known());
         let tenure = self.reads.tenure().await?;
         let applied = tenure.progress.applied;
@@ -386,25 +386,25 @@ impl Follower {
     }
 
     /// Probes the store at each interval, and reports this layer's position to the owner.
-    async fn keep_asking(&self, answers: &[(Arc<dyn Bus>, Channel)]) {
-        let (mut said, mut quiet) = (Seq::ZERO, SEEN_EVERY);
+    async fn keep_probing(&self, answers: &[(Arc<dyn Bus>, Channel)]) {
+        let (mut reported, mut quiet) = (Seq::ZERO, SEEN_EVERY);
         loop {
-            match self.ask().await {
+            match self.probe().await {
                 // Only after an answer: an unreachable store could not say where to go on.
                 Ok(_) => self.lose_place_if_stalled().await,
                 Err(error) => self.state().store_error = Some(error),
             }
             let position = self.state().tracker.position();
-            if position != said || quiet >= SEEN_EVERY {
-                self.tell_position(answers, position).await;
-                (said, quiet) = (position, 0);
+            if position != reported || quiet >= SEEN_EVERY {
+                self.report_position(answers, position).await;
+                (reported, quiet) = (position, 0);
             }
             quiet += 1;
             clock::sleep(self.follow.interval()).await;
         }
     }
 
-    async fn tell_position(&self, answers: &[(Arc<dyn Bus>, Channel)], position: Seq) {
+    async fn report_position(&self, answers: &[(Arc<dyn Bus>, Channel)], position: Seq) {
         let Some(name) = self.follow.known_as() else { return };
         let epoch = self.state().tracker.epoch();
         let payload = Payload::Seen(name.to_owned());

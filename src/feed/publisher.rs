@@ -211,7 +211,7 @@ impl Publication {
             tokio::select! {
                 biased;
                 _ = ended_too.changed() => {}
-                () = listening.hear_followers(&*bus, &answers) => {}
+                () = listening.receive_reports(&*bus, &answers) => {}
             }
         });
         Ok(Publication { shared, _running: running })
@@ -366,7 +366,7 @@ impl PublisherShared {
 
     /// Receives the reports of followers. Only the newest report of each counts, so a lost position on the bus is
     /// harmless.
-    async fn hear_followers(&self, bus: &dyn Bus, channel: &Channel) {
+    async fn receive_reports(&self, bus: &dyn Bus, channel: &Channel) {
         let mut failures = 0;
         loop {
             let mut subscription = match bus.subscribe(channel, StartPosition::Now).await {
@@ -456,7 +456,7 @@ impl Work {
                 drop(self.stream.acknowledge(until).await);
             }
             let is_heartbeat = payload == Payload::Heartbeat;
-            if let Err(error) = self.say(after, until, payload).await {
+            if let Err(error) = self.publish_event(after, until, payload).await {
                 return self.shared.state().error = Some(error);
             }
             // An acknowledgement costs two syncs, so not for every event. Events published twice are harmless.
@@ -551,7 +551,7 @@ impl Work {
 
     /// Publishes an event, and retries until the bus has taken it. A heartbeat carries a proof of time, if the store
     /// answers.
-    async fn say(&self, after: Seq, until: Seq, payload: Payload) -> Result<()> {
+    async fn publish_event(&self, after: Seq, until: Seq, payload: Payload) -> Result<()> {
         let (as_of_us, directives) = match &payload {
             Payload::Directives(directives) => (0, directives.len()),
             _ => match self.proof(until).await {
@@ -562,6 +562,7 @@ impl Work {
         };
         let epoch = self.shared.source.core.epoch;
         let event = Event { epoch, after, until, as_of_us, payload };
+        // Made from the event alone, so that the bus recognises a message that a retry publishes twice.
         let identity = Identity::parse(&format!("{epoch}.{after}.{until}.{as_of_us}"))?;
         let message = [Message { identity, body: event.encode()? }];
         let mut failures = 0_u64;

@@ -39,7 +39,7 @@ use crate::seam::sync::Mutex;
 use crate::seam::sync::thread::{self, JoinHandle};
 
 /// The time that a closing layer spends on marking itself as gone in the store.
-const GOODBYE: Duration = Duration::from_secs(1);
+const CLOSE_NOTICE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The flusher's thread and how to stop it.
 pub(crate) struct FlusherThread {
@@ -501,7 +501,7 @@ impl Layer {
         };
         if let Some(heartbeat) = &self.heartbeat {
             // Best effort: if the store does not answer, the next owner sees the silence instead.
-            let _ = self.within(GOODBYE, heartbeat.end()).await;
+            let _ = self.within(CLOSE_NOTICE_TIMEOUT, heartbeat.end()).await;
         }
         self.on_thread(Layer::stop).await?;
         let queued = self.core.pending.lock().size().records;
