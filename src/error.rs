@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// What kind of failure an [`Error`] is. New kinds may come.
+/// The kind of failure of an [`Error`]. Later versions may add kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -37,7 +37,7 @@ pub enum ErrorKind {
     Poisoned,
     /// The queue is full, and the write was not to wait, or not longer.
     QueueFull,
-    /// Whether the write took effect is unknown; it may still do so.
+    /// The outcome of the write is unknown: it may have taken effect, or may still do so.
     InDoubt,
     /// The store refused this write. It is not in the store.
     Rejected,
@@ -57,8 +57,8 @@ pub enum ErrorKind {
     RuleFailed,
     /// The bus failed in a way that does not pass by itself: it refused the credentials, or is not what was asked for.
     BusFailed,
-    /// What came over a bus is not to be believed: it is malformed, oversized, of an unknown kind or of an owner that
-    /// another one has followed. Nothing of it was carried out.
+    /// A message of a bus was refused: it is malformed, oversized, of an unknown kind, or of an owner that was
+    /// succeeded by another one. Nothing of it was carried out.
     Refused,
     /// The layer follows another process, which alone may write.
     ReadOnly,
@@ -69,7 +69,7 @@ pub enum ErrorKind {
     Closed,
     /// The namespace is open already with other types or other options.
     NamespaceInUse,
-    /// What was asked for needs something that this layer was opened without.
+    /// The call needs something that this layer was opened without.
     Unsupported,
 }
 
@@ -134,13 +134,13 @@ impl Error {
         std::iter::successors(std::error::Error::source(self), |cause| cause.source())
     }
 
-    /// What kind of failure this is.
+    /// Returns the kind of failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// Whether the same call may work later without anybody mending anything but the outside world.
+    /// Returns true if the same call may succeed later, once the store, the bus, the disk or the queue has recovered.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self.kind(), ErrorKind::Transient | ErrorKind::DiskFull | ErrorKind::QueueFull)

@@ -20,7 +20,7 @@ const TOKEN_FORMAT: u8 = 1;
 /// The longest name of a group, in bytes.
 pub(crate) const GROUP_BYTES_MAX: usize = 255;
 
-/// What has become stale: no entry of it that is older is served from memory any more. Later versions may add kinds.
+/// A set of entries that have become stale. Memory no longer serves older entries of it. Later versions may add kinds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Invalidation {

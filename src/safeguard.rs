@@ -1,4 +1,4 @@
-//! What keeps the promises, one by one, so that each can be left out to see which test notices.
+//! The safeguards that keep the promises, one by one. Each can be left out to see which test notices.
 //!
 //! In an ordinary build all of them hold, and the compiler knows it. Only under `--cfg forebay_mutation`, which the
 //! repository's own cargo configuration sets, may the environment variable `FOREBAY_WITHOUT` name one that does not,
@@ -47,7 +47,7 @@ safeguards! {
     SyncedOffset,
     /// A journal of an unknown format is refused.
     FormatVersion,
-    /// What may be readable and not durable is written again and synced before it is served.
+    /// A journal tail that may be readable and not durable is written again and synced before it is served.
     TailWrittenAgain,
     /// A segment is synced before it gets a successor.
     SyncBeforeSuccessor,
@@ -69,7 +69,7 @@ safeguards! {
     MemoryCatchesUp,
     /// Once frames are left to the journal, later ones are, too, until the flusher has caught up.
     SpillInOrder,
-    /// What the store shows of a key is not believed while a write-through of it is under way.
+    /// The store's value of a key is not trusted while a write-through of the key is in flight.
     UnsettledReads,
     /// A write-through is seen once the store holds it.
     ThroughUnseenUntilApplied,
@@ -97,21 +97,21 @@ safeguards! {
     AroundDropsBefore,
     /// A key that is written around memory leaves it when the store has taken the write.
     AroundDropsAfter,
-    /// What is invalidated with a namespace lies in the namespaces below it, too.
+    /// An invalidation of a namespace covers the namespaces below it, too.
     NamespaceBelow,
     /// An invalidation of a namespace or a group is journaled, or in the store, before it is acknowledged.
     TokenIsDurable,
     /// The group of a key is among the tags of its entry.
     GroupTag,
-    /// What is below the floor of one of its tags is not served.
+    /// An entry below the floor of one of its tags is not served.
     TagFloor,
     /// A value's tags are stored with it.
     TagsAreStored,
-    /// What was derived from something that has changed is neither kept nor served.
+    /// A value that was derived from something that has changed is neither kept nor served.
     ReadSetChecked,
     /// A read does not take what another one's load brought if what that hangs on was invalidated meanwhile.
     JoinNoBrokenLoad,
-    /// What a rule names is dropped again when the write has taken effect.
+    /// The targets of a rule are dropped again when the write has taken effect.
     DirectivesAgain,
     /// Writers of a key take turns where one looks at what it replaces.
     WritersTakeTurns,
@@ -125,17 +125,17 @@ safeguards! {
     ChangesBehindWatermark,
     /// The journal keeps what a named cursor has not passed.
     CursorHoldsJournal,
-    /// What the journal cannot tell any more is told as lost.
+    /// Changes that the journal no longer holds are reported as lost.
     LostPlaceIsTold,
     /// A write-through leaves a notice in the journal, where changes are told.
     ThroughLeavesNotice,
     /// A cursor's place is durable before the journal is trimmed for it.
     CursorSync,
-    /// What comes behind a gap in an owner's events does not count as heard in order.
+    /// Events after a gap in an owner's events do not count as received in order.
     GapIsNoticed,
     /// A listener believes no owner that another one has followed, and none that the store does not know.
     OldOwnerRefused,
-    /// What a follower may have missed is not served from its memory.
+    /// Entries whose changes a follower may have missed are not served from its memory.
     LostPlaceEmptiesMemory,
     /// Where a bus lost its position, directives of no chain may be missing.
     OutsideMayBeMissing,
@@ -143,7 +143,7 @@ safeguards! {
     DirectivesBeforePosition,
     /// A follower's proof counts for an entry if it was there before the entry was looked up.
     ProofBeforeLook,
-    /// What no proof covers any more is not taken for current by a follower.
+    /// A follower does not take an entry for current that no proof covers any more.
     SilenceIsStaleness,
     /// A follower reads past memory what it has not heard of yet and is asked for.
     ReceiptReadsPastMemory,
@@ -160,13 +160,13 @@ safeguards! {
 }
 
 impl Safeguard {
-    /// Whether it holds.
+    /// Returns true if the safeguard is in place.
     #[cfg(not(all(forebay_mutation, debug_assertions)))]
     pub(crate) const fn holds(self) -> bool {
         true
     }
 
-    /// Whether it holds.
+    /// Returns true if the safeguard is in place.
     #[cfg(all(forebay_mutation, debug_assertions))]
     #[inline]
     pub(crate) fn holds(self) -> bool {

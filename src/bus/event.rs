@@ -83,7 +83,7 @@ pub enum Directive {
     Put(Key, Seq, Bytes),
     /// The key has no value since this version.
     Remove(Key, Seq),
-    /// What is named may have changed up to this version.
+    /// The named entries may have changed up to this version.
     Invalidate(Invalidation, Seq),
 }
 

@@ -188,9 +188,9 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
     /// Adds a rule that names what becomes stale elsewhere when a key of this cache is written or removed: a pure
     /// function of the key, the old value and the new one.
     ///
-    /// What it names is dropped from memory before the write, and again when the write has taken effect. Invalidations
-    /// do not run rules, since they do not say what changed. A rule must not hold a handle of the layer or of its
-    /// caches: it would keep the layer open for ever.
+    /// The named entries are dropped from memory before the write, and again when the write has taken effect.
+    /// Invalidations do not run rules, since they do not say what changed. A rule must not hold a handle of the layer
+    /// or of its caches: it would keep the layer open for ever.
     ///
     /// With a rule, writing a key that is not in memory costs a load, and writes of one key wait for each other. A
     /// write that has waited for [`through_timeout`](crate::Builder::through_timeout) fails with

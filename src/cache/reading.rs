@@ -1,6 +1,6 @@
 //! Lookup: memory, then pending writes, then the store, then the reader's loader; one load per key at a time.
 //!
-//! Whether an entry in memory may be served is decided by `memory::servable` alone. This file acts on the answer: it
+//! Only `memory::servable` decides if an entry in memory may be served. This file acts on the answer: it
 //! serves, loads, loads in the background, or, when a load fails, looks for a stale entry to serve in its stead.
 
 use std::future::Future;

@@ -43,7 +43,7 @@ use crate::store::contract::Versioned;
 pub(crate) struct LoadDone<V> {
     pub(crate) value: Option<V>,
     pub(crate) version: Seq,
-    /// When the load began: the value was current then.
+    /// The start of the load: the value was current then.
     pub(crate) since: Moment,
     pub(crate) source: Source,
     pub(crate) generation: Generation,

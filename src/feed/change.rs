@@ -1,4 +1,4 @@
-//! What a change stream tells and is asked: plain values.
+//! The values that a change stream takes and returns: changes, start positions, lag. No logic.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use bytes::Bytes;
 use crate::ids::{Key, Seq};
 use crate::invalidation::Invalidation;
 
-/// Where a change stream begins.
+/// The start position of a change stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChangesFrom {
-    /// After this number. Nothing remembers how far the stream came, and nothing is kept for it.
+    /// Right after this number. The stream's position is not stored, and the journal keeps nothing for it.
     After(Seq),
-    /// Where the durable cursor of this name stands; a new one stands before everything.
+    /// The position of the durable cursor of this name. A new cursor stands before all changes.
     Cursor(String),
 }
 
@@ -21,48 +21,53 @@ pub enum ChangesFrom {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Change {
-    /// Its place in the layer's order, and the version of the value.
+    /// Its sequence number in the layer's order, and the version of the value.
     pub seq: Seq,
     /// The key. Printing it shows a bounded, escaped prefix.
     pub key: Key,
-    /// What happened to it.
+    /// The kind of change, with the new value if there is one.
     pub kind: ChangeKind,
 }
 
-/// What happened to a key. New kinds may come.
+/// The kind of a change of a key. Later versions may add kinds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChangeKind {
-    /// It has this value, as its cache encoded it. (A slice of some hundred KiB: copy what is kept for long.)
+    /// The key has this value, as its cache encoded it.
+    ///
+    /// The bytes are a slice of a buffer of some hundred KiB: copy them if you keep them for long.
     Put(Bytes),
-    /// It was removed.
+    /// The key was removed.
     Remove,
-    /// One version of it has this value; see [`Cache::put_version`](crate::Cache::put_version). If a plain read returns
-    /// it, a [`ChangeKind::Put`] follows.
+    /// One version of the key has this value; see [`Cache::put_version`](crate::Cache::put_version).
+    ///
+    /// If a plain read returns this version, a [`ChangeKind::Put`] follows.
     PutVersion(u64, Bytes),
-    /// One version of it is no longer kept.
+    /// One version of the key is no longer kept.
     RemoveVersion(u64),
-    /// Something became stale. The key of the change alone, if the journal does not hold its value because it was
-    /// written through or parked; else what was invalidated, and the key is the token's.
+    /// Older values of the named keys are stale.
+    ///
+    /// Names the key of the change alone if the journal does not hold its value, because it was written through or
+    /// parked. Otherwise it is a user's invalidation, and the key of the change is that of its token.
     Invalidate(Invalidation),
 }
 
-/// What a change stream tells. Both have to be dealt with.
+/// An item of a change stream: a change, or a range of numbers whose changes are lost. Handle both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChangeOutcome {
     /// A change.
     Change(Change),
-    /// What happened after the first and up to the second number cannot be told: take every key as changed, then go on.
+    /// The changes of a range of numbers cannot be read any more. Treat every key as changed, then go on.
     PlaceLost {
-        /// What was told before it.
+        /// The last number before the range.
         after: Seq,
-        /// Where the stream goes on.
+        /// The last number of the range. The stream goes on after it.
         until: Seq,
     },
 }
 
 impl ChangeOutcome {
-    /// Its number: who has dealt with it acknowledges this.
+    /// Returns the number to acknowledge once this item has been handled.
     #[must_use]
     pub fn seq(&self) -> Seq {
         match self {
@@ -72,30 +77,32 @@ impl ChangeOutcome {
     }
 }
 
-/// How far somebody is behind the store: a subscriber of the change stream, a publisher, or a follower.
+/// The lag of a subscriber of the change stream, a publisher or a follower behind the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct ChangeLag {
-    /// Numbers of records that the store has passed and the subscriber has not.
+    /// The count of sequence numbers that the store has passed and the subscriber has not.
     pub records: u64,
-    /// What they took in the journal, in bytes, whether it still has them or not; in whole batches where the exact
-    /// place is not known, and of what was applied before the layer opened in whole segments that are still there.
+    /// The bytes that those records took in the journal, whether it still holds them or not.
+    ///
+    /// Counted in whole batches where the exact place is not known. Records that were applied before the layer opened
+    /// are counted in whole segments that still exist.
     pub bytes: u64,
-    /// How long ago the first of them was applied; since the layer opened, if it was before that.
+    /// The time since the first of those records was applied, or since the layer opened if that is shorter.
     pub age: Duration,
 }
 
-/// A named cursor and how far behind it is.
+/// A named cursor of the change stream: its position and its lag.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct CursorStatus {
     /// Its name.
     pub name: String,
-    /// What its subscriber has acknowledged: this number and all before it.
+    /// The last acknowledged number. All before it are acknowledged, too.
     pub acknowledged: Seq,
-    /// Whether it has a subscriber now.
+    /// True if the cursor has a subscriber now.
     pub open: bool,
-    /// What is not acknowledged.
+    /// The lag of the acknowledged position behind the store.
     pub lag: ChangeLag,
 }
 

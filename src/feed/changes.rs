@@ -1,8 +1,9 @@
-//! The change stream: what the store has been given, in the layer's order, read from the journal behind the watermark.
+//! The change stream: the changes that the store holds, in the layer's order. They are read from the journal, up to the
+//! watermark.
 //!
-//! Numbers are the proof that nothing is left out: every number up to the watermark is told as a change, or within a
-//! range of numbers that cannot be told, which is what a lost place is. So neither a trimmed segment nor a write that
-//! left nothing in the journal can be missed silently.
+//! Sequence numbers prove that nothing is left out. Every number up to the watermark is covered by a frame of the
+//! journal or by a range that is reported as lost. So neither a trimmed segment nor a write that left nothing in the
+//! journal can be missed silently. A change is never reported before the store holds it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,10 +25,10 @@ use crate::safeguard::Safeguard;
 use crate::seam::blocking::blocking_calls;
 use crate::seam::clock::{Handle, block_on};
 
-/// How much of the journal is read at once; what is ready to be told takes about that.
+/// The bytes of the journal that are read at once. The changes that are ready take about as much memory.
 const READ_AHEAD_BYTES: u64 = 256 << 10;
 
-/// What the streams of a layer need of it. Keeps no layer open.
+/// The parts of a layer that its change streams read from. Does not keep the layer open.
 pub(crate) struct ChangeSource {
     pub(crate) core: Arc<Core>,
     pub(crate) log: Arc<Log>,
@@ -37,35 +38,35 @@ pub(crate) struct ChangeSource {
     pub(crate) runtime: Handle,
 }
 
-/// The changes of a layer, in their order. Ends with the layer, and does not keep it open.
+/// A stream of the changes of a layer that the store holds, in the layer's order.
 ///
-/// Made by [`Forebay::changes`](crate::Forebay::changes).
+/// Made by [`Forebay::changes`](crate::Forebay::changes). It ends with the layer and does not keep it open.
 pub struct ChangeStream {
     source: Arc<ChangeSource>,
     subscription: Option<CursorSubscription>,
     ahead: Option<Ahead>,
     read: Read,
     told: Seq,
-    /// What lies in the journal behind what was told, if that is known.
+    /// The place in the journal right after the last returned change, if it is known.
     told_end: Option<Location>,
 }
 
-/// The journal from some place on. Lost without harm: the stream knows how far it has read.
+/// A reader of the journal at some place. It can be dropped: the stream knows how far it has read.
 struct Ahead {
     reader: Reader,
-    /// What was read and is not applied yet.
+    /// A frame that was read and that the store does not hold yet.
     frame: Option<Frame>,
 }
 
-/// What is ready to be told. Of a frame the last knows what lies behind the frame.
+/// The outcomes that are read and not returned yet. The last outcome of a frame has the place after the frame.
 struct Read {
     ready: VecDeque<(ChangeOutcome, Option<Location>)>,
-    /// How far that reaches.
+    /// The last number that they cover.
     to: Seq,
 }
 
 impl ChangeSource {
-    /// A stream from there on.
+    /// Opens a stream that begins at `from`.
     pub(crate) async fn stream(self: &Arc<Self>, from: ChangesFrom) -> Result<ChangeStream> {
         let (subscription, after) = match from {
             ChangesFrom::After(seq) => (None, seq),
@@ -80,19 +81,20 @@ impl ChangeSource {
         Ok(ChangeStream { source, subscription, ahead: None, read, told: after, told_end: None })
     }
 
-    /// Gives a cursor up.
+    /// Removes a cursor. Returns true if there was one.
     pub(crate) async fn forget(&self, name: &str) -> Result<bool> {
         let (cursors, log, core) = (Arc::clone(&self.cursors), Arc::clone(&self.log), Arc::clone(&self.core));
         let name = cursor_name(name)?;
         self.aside(move || {
             let known = cursors.remove(&name)?;
+            // The journal may have kept segments for this cursor alone.
             trim(&core, &cursors, &log);
             Ok(known)
         })
         .await
     }
 
-    /// The named cursors.
+    /// Returns the named cursors.
     pub(crate) fn cursors(&self) -> Vec<CursorStatus> {
         let listed = self.cursors.list().into_iter();
         let status = listed.map(|(CursorSummary { name, acknowledged }, open)| {
@@ -102,12 +104,14 @@ impl ChangeSource {
         status.collect()
     }
 
-    /// How far one is behind the store who stands at this number and, if that is known, here in the journal.
+    /// Returns the lag of a position behind the store. `from` is its place in the journal, if it is known.
     pub(crate) fn lag(&self, told: Seq, from: Option<Location>) -> ChangeLag {
         let watermark = self.core.status.borrow().watermark;
         if told >= watermark {
             return ChangeLag::default();
         }
+        // With a known place the journal gives the exact bytes. Without one the history of applies does, back to the
+        // opening of the layer.
         let held = || self.applied.end().map_or(0, |end| self.log.bytes_between(told, from, end));
         let counted = if from.is_none() { self.applied.bytes_after(told) } else { None };
         ChangeLag {
@@ -117,28 +121,31 @@ impl ChangeSource {
         }
     }
 
-    /// Waits until the store holds something after `seq`; returns how far that goes.
+    /// Waits until the store holds a number after `seq`. Returns the watermark.
     async fn wait_beyond(&self, seq: Seq) -> Result<Seq> {
         let committed = || self.core.pending.lock().last_committed();
         if !Safeguard::ChangesBehindWatermark.holds() && committed() > seq {
             return Ok(committed());
         }
         let mut watched = self.core.status.subscribe();
+        // A halted flusher is not the end, since it can be resumed.
         let over = |state| matches!(state, HealthState::Fenced | HealthState::Failed | HealthState::Closed);
         let status = watched.wait_for(|status| status.watermark > seq || over(status.state)).await;
         let status = status.map_err(|_| Error::layer_closed())?;
+        // Before the error: what was applied before the layer ended is still delivered.
         if status.watermark > seq {
             return Ok(status.watermark);
         }
         Err(status.error.clone().unwrap_or_else(Error::layer_closed))
     }
 
-    /// Reads what comes next up to the watermark: all of it, or about as much as is read at once. An error comes when
-    /// what lies before it has been told.
+    /// Reads on up to the watermark, at most about [`READ_AHEAD_BYTES`]. An error is returned only once everything
+    /// before it has been delivered.
     fn read(&self, mut ahead: Ahead, after: Seq, watermark: Seq) -> Result<(Option<Ahead>, Read)> {
         let mut read = Read { ready: VecDeque::new(), to: after };
         match self.read_on(&mut ahead, &mut read, watermark) {
             Ok(()) => Ok((Some(ahead), read)),
+            // The reader is dropped, so the next read meets the same error, with nothing ready before it.
             Err(_) if !read.ready.is_empty() => Ok((None, read)),
             Err(error) => Err(error),
         }
@@ -153,7 +160,7 @@ impl ChangeSource {
             };
             let frame = match next {
                 Some(frame) if frame.last() <= watermark => frame,
-                // Nothing in the journal explains the numbers up to the watermark.
+                // The journal holds nothing for the numbers up to the watermark, so they are lost.
                 later => {
                     ahead.frame = later;
                     read.ready.extend(lost(read.to, watermark));
@@ -161,7 +168,8 @@ impl ChangeSource {
                     return Ok(());
                 }
             };
-            let told = self.tell(&frame, read.to)?;
+            let told = self.changes_of(&frame, read.to)?;
+            // A hole before the frame: a trimmed segment, or writes that left nothing in the journal.
             read.ready.extend(lost(read.to, Seq(frame.first.0.saturating_sub(1))));
             read.ready.extend(told.into_iter().map(|outcome| (outcome, None)));
             if let Some((_, end)) = read.ready.back_mut() {
@@ -173,15 +181,16 @@ impl ChangeSource {
         Ok(())
     }
 
-    /// What a frame says, as far as it comes after `after`.
-    fn tell(&self, frame: &Frame, after: Seq) -> Result<Vec<ChangeOutcome>> {
-        // The watermark has passed it: if it was parked, that was before.
+    /// Returns the changes of a frame that come after `after`.
+    fn changes_of(&self, frame: &Frame, after: Seq) -> Result<Vec<ChangeOutcome>> {
+        // Parking comes before the watermark passes the frame, so this answer is final.
         let parked = self.letters.as_ref().is_some_and(|letters| letters.holds(frame.first));
         let mut told = Vec::new();
         for (bytes, at) in frame.records().zip(0_u64..) {
             let (seq, record) = (frame.first.plus(at), Record::parse(&bytes)?);
             if record.is_control() {
-                // Only the flusher knew which keys share a batch with those that it names.
+                // A replay or discard also covers keys that share a batch with the named ones. The journal does not say
+                // which, so the whole frame is reported as lost.
                 let after = after.max(Seq(frame.first.0.saturating_sub(1)));
                 return Ok(vec![ChangeOutcome::PlaceLost { after, until: frame.last() }]);
             }
@@ -192,23 +201,23 @@ impl ChangeSource {
         Ok(told)
     }
 
-    /// Runs blocking file access on the layer's own runtime, not on the caller's.
+    /// Runs blocking file access on the layer's own runtime, since the caller may have none.
     async fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
         self.runtime.spawn_blocking(work).await.map_err(|_| Error::layer_closed())?
     }
 }
 
 impl ChangeStream {
-    /// The next change, or the range that cannot be told; waits until the store holds it.
+    /// Returns the next change or lost range, and waits until the store holds one.
     ///
-    /// In order, and each at least once: after a restart a stream with a cursor begins again behind what was
-    /// acknowledged. Dropping the future loses nothing: what it would have returned is returned by the next call. Costs
-    /// a read of the journal, on the layer's own threads, for some hundred KiB of it at a time.
+    /// Changes come in order, and each at least once: after a restart a stream with a cursor begins again after the
+    /// last acknowledged number. If the future is dropped, the next call returns the same item. Costs a read of the
+    /// journal on the layer's own threads, for some hundred KiB at a time.
     ///
     /// # Errors
-    /// When all that is applied has been told: why the layer has ended ([`ErrorKind::Closed`], [`ErrorKind::Fenced`],
-    /// its failure), or [`ErrorKind::Closed`] some changes before that. [`ErrorKind::Damaged`] or [`ErrorKind::Io`] if
-    /// the journal cannot be read; the next call tries again.
+    /// The reason why the layer has ended ([`ErrorKind::Closed`], [`ErrorKind::Fenced`], its failure), after all
+    /// applied changes have been returned; [`ErrorKind::Closed`] may come some changes earlier.
+    /// [`ErrorKind::Damaged`] or [`ErrorKind::Io`] if the journal cannot be read; the next call tries again.
     pub async fn next(&mut self) -> Result<ChangeOutcome> {
         loop {
             if let Some(outcome) = self.ready() {
@@ -219,15 +228,15 @@ impl ChangeStream {
         }
     }
 
-    /// Waits until the store holds more than what has been read, which is to have been told; returns how far that
-    /// goes. Dropping the future loses nothing, not even time.
+    /// Waits until the store holds more than has been read, and returns the watermark. All that was read must have been
+    /// returned before. Dropping the future loses nothing.
     pub(crate) async fn more(&mut self) -> Result<Seq> {
         self.told = self.read.to;
         self.source.wait_beyond(self.read.to).await
     }
 
-    /// Reads on, up to there or about as much as is read at once. What is read may be nothing that is told. If the
-    /// future is dropped, it has to be read again.
+    /// Reads on, up to `watermark` or about [`READ_AHEAD_BYTES`]. The frames may hold nothing to deliver. If the future
+    /// is dropped, they are read again by the next call.
     pub(crate) async fn read_to(&mut self, watermark: Seq) -> Result<()> {
         let after = self.read.to;
         let anew = || Ahead { reader: self.source.log.read_after(after), frame: None };
@@ -238,10 +247,11 @@ impl ChangeStream {
         Ok(())
     }
 
-    /// The next of what has been read already.
+    /// Returns the next outcome that has been read already.
     pub(crate) fn ready(&mut self) -> Option<ChangeOutcome> {
         let (outcome, end) = self.read.ready.pop_front()?;
         self.told_end = end.or(self.told_end);
+        // The end of a read may lie behind its last change: the records in between have nothing to deliver.
         self.told = if self.read.ready.is_empty() { self.read.to } else { outcome.seq() };
         let metrics = &self.source.core.metrics;
         match &outcome {
@@ -251,18 +261,20 @@ impl ChangeStream {
         Some(outcome)
     }
 
-    /// Moves the durable cursor: what has this number or a lower one need not be told again. Durable on return; costs
-    /// two syncs, so acknowledge some changes together where that does. Whether it happened is open if the future is
-    /// dropped.
+    /// Moves the durable cursor to `seq`: changes up to this number are not delivered again.
+    ///
+    /// Durable on return. Costs two syncs, so acknowledge several changes together where you can. If the future is
+    /// dropped, the cursor may or may not have moved.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] if that was not told yet; [`ErrorKind::Unsupported`] without a cursor;
-    /// [`ErrorKind::Closed`]; the file system's, and then the cursor is where it was.
+    /// [`ErrorKind::InvalidOption`] if `seq` was not returned yet; [`ErrorKind::Unsupported`] without a cursor;
+    /// [`ErrorKind::Closed`]; a failure of the file system, which leaves the cursor in place.
     pub async fn acknowledge(&self, seq: Seq) -> Result<()> {
         let Some(subscription) = &self.subscription else {
             let context = "only a stream with a named cursor can acknowledge: nothing remembers another one";
             return Err(Error::new(ErrorKind::Unsupported, context));
         };
+        // The journal would be trimmed for changes that the subscriber has never seen.
         if seq > self.told {
             let context = format!("acknowledged up to {seq}, and told up to {}", self.told);
             return Err(Error::new(ErrorKind::InvalidOption, context));
@@ -277,37 +289,38 @@ impl ChangeStream {
         acknowledged.await
     }
 
-    /// How far what was told is behind the store.
+    /// Returns the lag of the last returned change behind the store.
     #[must_use]
     pub fn lag(&self) -> ChangeLag {
         self.source.lag(self.told, self.told_end)
     }
 
-    /// How far it has told.
+    /// Returns the last number that the stream has delivered or passed over.
     #[must_use]
     pub fn told(&self) -> Seq {
         self.told
     }
 
-    /// Where that ends in the journal, if that is known.
+    /// Returns the place in the journal right after that number, if it is known.
     pub(crate) fn told_end(&self) -> Option<Location> {
         self.told_end
     }
 
-    /// What it is made of.
+    /// Returns the source that the stream reads from.
     pub(crate) fn source(&self) -> &Arc<ChangeSource> {
         &self.source
     }
 
-    /// The same stream for a caller without a runtime.
+    /// Converts this into a blocking iterator, for callers without a runtime.
     #[must_use]
     pub fn blocking(self) -> BlockingChangeStream {
         BlockingChangeStream { inner: self, ended: false }
     }
 }
 
-/// A [`ChangeStream`] for callers without a runtime: an iterator, each step of which waits as [`ChangeStream::next`]
-/// does. It ends behind the error that ends the layer.
+/// A [`ChangeStream`] for callers without a runtime: an iterator whose steps wait as [`ChangeStream::next`] does.
+///
+/// It ends after the error that ends the layer.
 pub struct BlockingChangeStream {
     inner: ChangeStream,
     ended: bool,
@@ -322,6 +335,7 @@ impl Iterator for BlockingChangeStream {
         }
         let runtime = self.inner.source.runtime.clone();
         let next = block_on(Some(&runtime), self.inner.next());
+        // Those pass, and the next step reads again. Any other error would repeat for ever, so the iterator ends.
         let again = |error: &Error| matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io);
         self.ended = next.as_ref().is_err_and(|error| !again(error));
         Some(next)
@@ -337,7 +351,7 @@ impl BlockingChangeStream {
         fn acknowledge(seq: Seq) -> Result<()>;
     }
 
-    /// The stream itself.
+    /// Returns the stream itself.
     #[must_use]
     pub fn stream(&self) -> &ChangeStream {
         &self.inner
@@ -349,7 +363,7 @@ fn cursor_name(name: &str) -> Result<NamespaceName> {
     NamespaceName::parse(name).map_err(bad)
 }
 
-/// That a segment stays is not the subscriber's trouble: it costs room, and the next trim tries again.
+/// Trims the journal for its cursors. A failure is only a warning: a segment stays, and the next trim tries again.
 fn trim(core: &Core, cursors: &Cursors, log: &Log) {
     if let Err(error) = cursors.trim_for_cursor(log) {
         core.warn(Some(error));
@@ -361,7 +375,7 @@ fn lost(after: Seq, until: Seq) -> Option<(ChangeOutcome, Option<Location>)> {
     is_lost.then_some((ChangeOutcome::PlaceLost { after, until }, None))
 }
 
-/// What a record says to a subscriber. Which versions there are it hears from the versions themselves.
+/// Returns the change that a record makes. A list of versions is none: the versions themselves are reported.
 fn change(seq: Seq, record: Record, parked: bool) -> Option<Change> {
     let (key, version) = match record.key.stored_kind() {
         StoredKind::Value => (record.key.clone(), None),
@@ -370,13 +384,15 @@ fn change(seq: Seq, record: Record, parked: bool) -> Option<Change> {
     };
     let stale_key = |key: &Key| ChangeKind::Invalidate(Invalidation::Key(key.clone()));
     let kind = match (Invalidation::of_token(&key, &record.value), record.operation, version) {
+        // A token is stored as a put, but its bytes mean nothing to a subscriber.
         (Some(what), ..) => ChangeKind::Invalidate(what),
-        // The store did not take it, so its value is nobody's.
+        // The store refused the record, so its value must not reach a subscriber.
         _ if parked => stale_key(&key),
         (None, Operation::Put, None) => ChangeKind::Put(record.value),
         (None, Operation::Put, Some(version)) => ChangeKind::PutVersion(version, record.value),
         (None, Operation::Remove, None) => ChangeKind::Remove,
         (None, Operation::Remove, Some(version)) => ChangeKind::RemoveVersion(version),
+        // The journal holds no value of a write-through.
         (None, Operation::Notice | Operation::Replay | Operation::Discard, _) => stale_key(&key),
     };
     Some(Change { seq, key, kind })

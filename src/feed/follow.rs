@@ -1,4 +1,4 @@
-//! How a layer follows another process, and how it says that it goes: plain values.
+//! The options and the status of a layer that follows another process. No logic beyond checking the options.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use crate::memory::views::{RuleTarget, Views};
 use crate::metrics::Counter;
 use crate::options::within_time;
 
-/// What a channel of followers' answers is named behind the owner's channel.
+/// The suffix of the channel on which followers report their positions.
 const SEEN_SUFFIX: &str = "-seen";
 
-/// How a layer follows the owner of its store: over which buses, and what holds while it cannot hear the owner.
+/// The options of a layer that follows the owner of its store: the buses, and the reads while the owner is unreachable.
 ///
-/// Given to [`Builder::follow`](crate::Builder::follow). The layer is read-only then. Its caches keep what they load
-/// from the store until a directive of the owner says that it changed.
+/// Given to [`Builder::follow`](crate::Builder::follow), which makes the layer read-only. Its caches keep the values
+/// that they load from the store until a directive of the owner invalidates or replaces them.
 #[derive(Clone)]
 #[must_use = "it does nothing until a layer is opened with it"]
 pub struct Follow {
@@ -31,11 +31,11 @@ pub struct Follow {
     derive: Option<Derive>,
 }
 
-/// What else becomes stale by a directive.
+/// A rule that returns the further targets that a directive makes stale.
 pub(crate) type Derive = Arc<dyn Fn(&Directive, &Views) -> Result<Vec<RuleTarget>> + Send + Sync>;
 
 impl Follow {
-    /// Over this channel of this bus.
+    /// Follows over this channel of this bus.
     pub fn new(bus: impl Bus, channel: &str) -> Follow {
         Follow {
             buses: vec![(Arc::new(bus), channel.to_owned())],
@@ -48,42 +48,45 @@ impl Follow {
         }
     }
 
-    /// Over this channel of this bus, too: the owner publishes to both, and what one of them loses comes over the
-    /// other.
+    /// Follows over this channel of this bus, too. The owner publishes to both, so an event that one loses arrives over
+    /// the other.
     pub fn and(mut self, bus: impl Bus, channel: &str) -> Follow {
         self.buses.push((Arc::new(bus), channel.to_owned()));
         self
     }
 
-    /// Tells the owner under this name (1 to 64 bytes) how far this layer has come. Default: it does not.
+    /// Reports this layer's position to the owner under this name (1 to 64 bytes). Default: no reports.
     pub fn name(mut self, name: impl Into<String>) -> Follow {
         self.name = Some(name.into());
         self
     }
 
-    /// How long what is in memory counts as current without a proof: longer, and the layer has missed what it should
-    /// have heard, or cannot tell. Default: 5 s.
+    /// Sets the time for which memory counts as current without a new proof. Default: 5 s.
+    ///
+    /// After that the layer has missed an event, or cannot know: [`on_unverified`](Follow::on_unverified) applies.
     pub fn lag_max(mut self, lag: Duration) -> Follow {
         self.lag_max = lag;
         self
     }
 
-    /// What a read gets of an entry that is not known to be current any more. Default: what the store has.
+    /// Sets the answer to a read of an entry that is no longer known to be current. Default: the store's value.
     pub fn on_unverified(mut self, wanted: OnUnverified) -> Follow {
         self.on_unverified = wanted;
         self
     }
 
-    /// How often the store is asked how far the owner has come, which is what proves that nothing was missed. One small
-    /// read of the store each. Default: 500 ms.
+    /// Sets the interval at which the owner's progress is read from the store. Default: 500 ms.
+    ///
+    /// The store's answer proves that no event was missed. Each probe costs one small read of the store.
     pub fn probe_interval(mut self, interval: Duration) -> Follow {
         self.probe_interval = interval;
         self
     }
 
-    /// Whether directives are carried out that belong to no owner's chain: those of a trigger in the store's database,
-    /// or of an operator's script. Whoever may publish to the channel can empty the memory with them, and no more.
-    /// Default: no; they are refused and counted.
+    /// Accepts directives outside of the owner's chain of events, as from a database trigger or an operator's script.
+    ///
+    /// With them, anyone who may publish to the channel can empty this layer's memory, and nothing worse. Default: no;
+    /// such directives are refused and counted.
     pub fn outside_directives(mut self, wanted: bool) -> Follow {
         self.outside_directives = wanted;
         self
@@ -134,60 +137,61 @@ impl Follow {
     }
 }
 
-/// The channel on which followers answer.
+/// Returns the channel on which followers report their positions to the publisher of `channel`.
 pub(crate) fn seen_channel(channel: &Channel) -> Result<Channel> {
     Channel::parse(&format!("{channel}{SEEN_SUFFIX}"))
 }
 
-/// How a layer that follows another process is.
+/// The status of a layer that follows another process.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 #[non_exhaustive]
 pub struct FollowStatus {
-    /// Whether it listens to all of its buses: from then on memory is not emptied for having just begun.
+    /// True once it listens to all of its buses. Memory is emptied when it begins to listen to each of them.
     pub listening: bool,
-    /// Everything up to here has been heard and carried out.
+    /// The number up to which all directives have been received and carried out.
     pub position: Seq,
-    /// The newest epoch of an owner that is known.
+    /// The newest known epoch of an owner.
     pub epoch: Epoch,
-    /// How long ago everything that had happened was known to have been heard.
+    /// The time since memory was last proved to be current.
     pub unverified_for: Duration,
-    /// How many numbers of records the store was ahead when it was asked last.
+    /// The count of sequence numbers that the store was ahead at the last probe.
     pub behind_records: u64,
-    /// About how many bytes of events that is: as many for each number as the events that were heard took. What it is
-    /// in the owner's journal the owner knows: see [`FollowerStatus`](crate::FollowerStatus).
+    /// The estimated bytes of events for these numbers, from the average of the events received so far.
+    ///
+    /// The owner knows the bytes in its journal: see [`FollowerStatus`](crate::FollowerStatus).
     pub behind_bytes: u64,
-    /// How long ago anything was heard over a bus; never, if it was not.
+    /// The time since the last event of the owner arrived over a bus; `None` if none has.
     pub silent_for: Option<Duration>,
     /// The last failure of a bus or of the store, until the next success.
     #[serde(serialize_with = "crate::metrics::error_as_text")]
     pub error: Option<Error>,
-    /// Events heard, duplicates and heartbeats included.
+    /// Events received, duplicates and heartbeats included.
     pub events: u64,
     /// Directives carried out.
     pub directives: u64,
-    /// How often the rule on directives failed, so that memory was emptied.
+    /// Failures of the rule on directives. Each emptied memory.
     pub rules_failed: u64,
-    /// Directives about namespaces of which no cache is open.
+    /// Directives about namespaces without an open cache.
     pub directives_elsewhere: u64,
-    /// Events that were not to be believed: malformed, oversized, of an unknown kind, or outside of the owner's chain.
+    /// Refused events: malformed, oversized, of an unknown kind, or outside of the owner's chain.
     pub refused: u64,
-    /// Events of an owner that another one has followed, or that the store does not know.
+    /// Refused events of a fenced owner, or of an owner that the store does not know.
     pub refused_owner: u64,
-    /// Whether something is missing before what has been heard.
+    /// True while an event is missing before the last one received.
     pub has_gap: bool,
-    /// How often something was missing and asked for again.
+    /// Gaps in the events. Each made the layer subscribe again from the last position.
     pub gaps: u64,
-    /// How often a bus said that it could not deliver what followed. If nothing did, memory stays as it is.
+    /// Positions that a bus could not go on from. Memory is kept unless events turn out to be missing.
     pub positions_lost: u64,
-    /// How often something missing could not be had, so that memory was emptied.
+    /// Times that missing events could not be recovered. Each emptied memory.
     pub places_lost: u64,
 }
 
-/// What a follower counts.
+/// The counters of a follower.
 #[derive(Default)]
 pub(crate) struct FollowFigures {
     pub(crate) events: Counter,
-    /// How many numbers were heard of in their order, and how many bytes the events took that told them.
+    /// The sequence numbers that arrived in order, and the bytes of their events: the base of an estimate.
     pub(crate) numbers_heard: Counter,
     pub(crate) bytes_heard: Counter,
     pub(crate) directives: Counter,
@@ -201,7 +205,7 @@ pub(crate) struct FollowFigures {
 }
 
 impl FollowFigures {
-    /// What was counted, as it is told.
+    /// Returns the counters as a status whose other fields are empty.
     pub(crate) fn told(&self) -> FollowStatus {
         FollowStatus {
             events: self.events.value(),
@@ -217,7 +221,7 @@ impl FollowFigures {
         }
     }
 
-    /// About how many bytes events take that tell of so many numbers; nothing if none was heard yet.
+    /// Estimates the bytes of events for so many sequence numbers; zero before the first event.
     pub(crate) fn bytes_of(&self, numbers: u64) -> u64 {
         let (bytes, heard) = (self.bytes_heard.value(), self.numbers_heard.value().max(1));
         let about = u128::from(numbers) * u128::from(bytes) / u128::from(heard);

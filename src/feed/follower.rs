@@ -1,11 +1,11 @@
-//! A layer that follows another process: hears its directives over buses, carries them out in memory, and knows how
-//! far it has come.
+//! The follower of another process: receives its directives over buses, carries them out in memory, and tracks its own
+//! position.
 //!
-//! What it has heard is proved by the store, not by the bus and not by a clock: the store is asked how far the owner
-//! has come, and once everything up to that number has been carried out, memory is known to be as current as the store
-//! was when it was asked. Events are published only after the store holds what they tell, so whoever loads after that
-//! loads nothing older. Where something is missing and cannot be had again, memory is emptied at once, at a cost that
-//! does not depend on how much there is, and the store's number is where it goes on.
+//! The store proves that memory is current, not the bus and not a clock. The follower reads the owner's progress from
+//! the store. Once it has carried out everything up to that number, memory is as current as the store was at the time
+//! of the read. Events are published only after the store holds their changes, so a load after an event reads nothing
+//! older. If events are missing and cannot be recovered, memory is emptied at once, at a cost that does not depend on
+//! its size, and the follower goes on from the store's number.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -30,32 +30,32 @@ use crate::seam::clock::{self, Moment, Ticker};
 use crate::seam::sync::{Mutex, MutexGuard};
 use crate::store::contract::Tenure;
 
-/// How many of the store's answers may wait for what they prove.
+/// The most answers of the store that may wait until the events up to their number have arrived.
 const PROOFS_MAX: usize = 64;
-/// After so many probes a follower tells the owner where it stands though it has not moved.
+/// The count of probes after which a follower reports an unchanged position again.
 const SEEN_EVERY: u32 = 10;
 
-/// A follower, shared by what listens, what asks the store, and the layer.
+/// A follower, shared by its listeners, the probe of the store, and the layer.
 pub(crate) struct Follower {
     follow: Follow,
     core: Arc<Core>,
     reads: Arc<Lookup>,
     views: Arc<Views>,
     ticker: Ticker,
-    state: Mutex<State>,
+    state: Mutex<FollowerState>,
     figures: FollowFigures,
-    /// How many channels there are.
+    /// The number of channels.
     channels: usize,
 }
 
 #[derive(Default)]
-struct State {
-    /// How many of the channels are listened to.
+struct FollowerState {
+    /// The number of channels that are being listened to.
     begun: usize,
     tracker: Tracker,
-    /// What the store said, and when it was asked; not reached yet.
+    /// The numbers that the store returned, with the time of each read. Only those that are not reached yet.
     proofs: VecDeque<(Seq, Moment)>,
-    /// The last number that the store said.
+    /// The last number that the store returned.
     store_at: Seq,
     heard_at: Option<Moment>,
     bus_error: Option<Error>,
@@ -63,30 +63,30 @@ struct State {
     store_error: Option<Error>,
 }
 
-/// What a listener does next.
+/// The next step of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
-    /// It goes on.
+    /// Go on with the next message.
     On,
-    /// Something is missing: the listener stands at this number.
+    /// Events are missing after this number: subscribe again from the last position.
     Gap(Seq),
 }
 
-/// What a follower knew of the store.
+/// The state of the store as a follower knew it before a probe.
 struct Known {
     epoch: Epoch,
     position: Seq,
 }
 
 impl Known {
-    /// Whether the store is behind what it was: restored from a copy, or another one.
+    /// True if the store is behind its earlier state: it was restored from a copy, or is another store.
     fn is_of_another_history(&self, tenure: &Tenure) -> bool {
         tenure.epoch < self.epoch || tenure.progress.applied < self.position
     }
 }
 
 impl Follower {
-    /// Starts to follow. The store was at this tenure a moment ago.
+    /// Starts to follow. `tenure` was read from the store before.
     pub(crate) fn start(
         follow: Follow,
         (core, reads, views): (&Arc<Core>, &Arc<Lookup>, &Arc<Views>),
@@ -97,7 +97,11 @@ impl Follower {
         let channels = follow.channels()?;
         let tracker = Tracker::new(tenure.epoch, tenure.progress.applied);
         let (core, reads, views) = (Arc::clone(core), Arc::clone(reads), Arc::clone(views));
-        let state = Mutex::new(State { tracker, store_at: tenure.progress.applied, ..State::default() });
+        let state = Mutex::new(FollowerState {
+            tracker,
+            store_at: tenure.progress.applied,
+            ..FollowerState::default()
+        });
         let (figures, count) = (FollowFigures::default(), channels.len());
         let follower =
             Arc::new(Follower { follow, core, reads, views, ticker, state, figures, channels: count });
@@ -105,19 +109,19 @@ impl Follower {
             let (follower, bus, channel) = (Arc::clone(&follower), Arc::clone(bus), channel.clone());
             tasks.spawn(async move { follower.listen(&*bus, &channel).await });
         }
-        let asking = Arc::clone(&follower);
+        let probing = Arc::clone(&follower);
         let answers = channels.into_iter().map(|(bus, channel)| Ok((bus, seen_channel(&channel)?)));
         let answers = answers.collect::<Result<Vec<_>>>()?;
-        tasks.spawn(async move { asking.keep_asking(&answers).await });
+        tasks.spawn(async move { probing.keep_probing(&answers).await });
         Ok(follower)
     }
 
-    /// What holds of entries whose currency is not proved.
+    /// Returns the rules for entries that are not proved to be current.
     pub(crate) fn following(&self) -> Following {
         self.follow.following()
     }
 
-    /// How it goes.
+    /// Returns the status.
     pub(crate) fn status(&self) -> FollowStatus {
         let state = self.state();
         let now = self.ticker.now();
@@ -139,15 +143,17 @@ impl Follower {
         }
     }
 
-    /// Waits until the store holds everything up to `seq`; says whether memory may not show that yet.
+    /// Waits until the store holds everything up to `seq`. Returns true if memory may not show that yet.
     pub(crate) async fn reach(&self, seq: Seq) -> Result<bool> {
         loop {
             if self.core.status.borrow().watermark >= seq {
                 return Ok(false);
             }
-            if self.ask().await? >= seq {
+            // The store may hold the write though its event has not arrived. Then memory may hold an older value.
+            if self.probe().await? >= seq {
                 return Ok(Safeguard::ReceiptReadsPastMemory.holds());
             }
+            // The event may be lost. Then the next probe of the store ends the wait.
             tokio::select! {
                 biased;
                 reached = self.core.wait_applied(seq) => return reached.map(|()| false),
@@ -160,8 +166,8 @@ impl Follower {
     async fn listen(&self, bus: &dyn Bus, channel: &Channel) {
         let mut from = StartPosition::Now;
         let mut failures = 0;
-        // Where the listener stood when it asked for what is missing.
-        let mut asked_at = None;
+        // The position at the last gap. A second gap there shows that the bus does not have the missing events.
+        let mut gap_at = None;
         let mut begun = false;
         loop {
             let mut subscription = match bus.subscribe(channel, from.clone()).await {
@@ -172,7 +178,8 @@ impl Follower {
                 }
             };
             if from == StartPosition::Now {
-                // What was published before it is not heard; what was applied before it is in the store.
+                // Events from before the subscription never arrive here, but their changes are in the store. So memory
+                // is emptied, and the follower goes on from the store's number.
                 self.begin_anew().await;
             }
             if !std::mem::replace(&mut begun, true) {
@@ -182,7 +189,7 @@ impl Follower {
                 let (at, next) = match subscription.next().await {
                     Ok(Delivery::Message(position, body)) => {
                         failures = 0;
-                        (Some(position), self.hear(&body).await)
+                        (Some(position), self.receive(&body).await)
                     }
                     Ok(Delivery::PositionLost) => {
                         failures = 0;
@@ -195,15 +202,16 @@ impl Follower {
                     }
                 };
                 match (next, at) {
+                    // Moves only past handled messages, so a new subscription repeats the others.
                     (Next::On, at) => from = at.map_or(from, StartPosition::After),
-                    // It was asked for, and is still missing; or nothing remembers from where to ask.
-                    (Next::Gap(stands), at) if asked_at == Some(stands) || from == StartPosition::Now => {
+                    // The bus does not have the missing events, or there is no position yet to subscribe from.
+                    (Next::Gap(position), at) if gap_at == Some(position) || from == StartPosition::Now => {
                         self.lose_place().await;
                         from = at.map_or(from, StartPosition::After);
                     }
-                    (Next::Gap(stands), _) => {
+                    (Next::Gap(position), _) => {
                         self.figures.gaps.add(1);
-                        asked_at = Some(stands);
+                        gap_at = Some(position);
                         break;
                     }
                 }
@@ -211,26 +219,29 @@ impl Follower {
         }
     }
 
-    /// Takes in what came over a bus.
-    async fn hear(&self, body: &Bytes) -> Next {
+    /// Handles a message of a bus.
+    async fn receive(&self, body: &Bytes) -> Next {
         self.figures.events.add(1);
+        // If this was an event of the owner, the next one shows the gap.
         let Ok(event) = Event::decode(body) else {
             self.figures.refused.add(1);
             return Next::On;
         };
         let Event { epoch, after, until, payload, .. } = event;
-        let said = match payload {
+        let directives = match payload {
             Payload::Directives(directives) => directives,
             Payload::Heartbeat => Vec::new(),
+            // Reports of followers have a channel of their own.
             Payload::Seen(_) => {
                 self.figures.refused.add(1);
                 return Next::On;
             }
         };
         let chained = until > Seq::ZERO;
+        // Such directives have no number, so nobody could notice that one is missing. The user has to ask for them.
         if !chained {
             match self.follow.takes_outside_directives() {
-                true => self.carry_out(&said),
+                true => self.carry_out(&directives),
                 false => self.figures.refused.add(1),
             }
             return Next::On;
@@ -239,23 +250,25 @@ impl Follower {
             self.figures.refused_owner.add(1);
             return Next::On;
         }
+        // First the directives, then the position: a proof for this position may count at once in another task, and
+        // would make entries current that these directives drop.
         if Safeguard::DirectivesBeforePosition.holds() {
-            self.carry_out(&said);
+            self.carry_out(&directives);
         }
-        let heard = {
+        let continuity = {
             let mut state = self.state();
             (state.heard_at, state.bus_error) = (Some(self.ticker.now()), None);
             let before = state.tracker.position();
-            let heard = state.tracker.observe(epoch, after, until);
-            // What is told again, and heartbeats, say nothing of how much is missing.
-            if heard == Continuity::InOrder && until > before {
+            let continuity = state.tracker.observe(epoch, after, until);
+            // Duplicates and heartbeats add no numbers, and would distort the estimate of missing bytes.
+            if continuity == Continuity::InOrder && until > before {
                 self.figures.numbers_heard.add(until.0 - before.0);
                 self.figures.bytes_heard.add(body.len() as u64);
             }
             self.settle(&mut state);
-            (heard, state.tracker.position())
+            (continuity, state.tracker.position())
         };
-        match heard {
+        match continuity {
             (Continuity::InOrder, _) => Next::On,
             (Continuity::Gap, position) => Next::Gap(position),
             (Continuity::OldEpoch, _) => {
@@ -265,9 +278,10 @@ impl Follower {
         }
     }
 
-    /// Whether an owner of this epoch is the one that the store knows. A newer one than is known here is asked for, so
-    /// that nobody can silence the owner by claiming an epoch that never was.
-    /// While the store does not answer, nothing can be believed, and what comes behind waits on the bus.
+    /// Returns true if the store's owner has this epoch.
+    ///
+    /// An epoch that is newer than the known one is checked at the store. Otherwise a forged epoch could make this
+    /// layer refuse the real owner. While the store does not answer, this waits, and later messages wait on the bus.
     async fn knows_owner(&self, epoch: Epoch) -> bool {
         let mut failures = 0;
         loop {
@@ -275,7 +289,7 @@ impl Follower {
             if epoch <= known || !Safeguard::OldOwnerRefused.holds() {
                 return epoch >= known || !Safeguard::OldOwnerRefused.holds();
             }
-            match self.ask().await {
+            match self.probe().await {
                 Ok(_) => return self.state().tracker.epoch() == epoch,
                 Err(error) => self.state().store_error = Some(error),
             }
@@ -308,7 +322,8 @@ impl Follower {
         }
     }
 
-    /// Carries out what the user's rule makes of a directive. If it cannot say, anything may be stale.
+    /// Carries out the targets that the user's rule derives from a directive. If the rule fails, memory is emptied,
+    /// since anything may be stale.
     fn derive(&self, directive: &Directive) {
         let Some(derive) = self.follow.derive() else { return };
         match derive(directive, &self.views) {
@@ -323,8 +338,8 @@ impl Follower {
         }
     }
 
-    /// Takes what is proved by now, and tells who waits where the layer stands.
-    fn settle(&self, state: &mut State) {
+    /// Applies the proofs that the position has reached, and publishes the position to waiting readers.
+    fn settle(&self, state: &mut FollowerState) {
         let position = state.tracker.position();
         while let Some((proved, at)) = state.proofs.front().copied()
             && proved <= position
@@ -332,6 +347,7 @@ impl Follower {
             state.proofs.pop_front();
             self.views.scopes().verify(at);
         }
+        // Duplicates and heartbeats do not move the position, and must not wake every waiting reader.
         self.core.status.send_if_modified(|status| {
             let moved = status.watermark != position;
             status.watermark = position;
@@ -339,12 +355,13 @@ impl Follower {
         });
     }
 
-    /// Asks the store how far the owner has come.
-    async fn ask(&self) -> Result<Seq> {
+    /// Reads the owner's progress from the store, and keeps it as a proof.
+    async fn probe(&self) -> Result<Seq> {
         let (at, known) = (self.ticker.now(), self.known());
         let tenure = self.reads.tenure().await?;
         let applied = tenure.progress.applied;
         let mut state = self.state();
+        // Its numbers do not continue the known ones, so a gap would not be noticed and no entry can be trusted.
         if known.is_of_another_history(&tenure) {
             self.views.invalidate_everything();
             state.tracker = Tracker::new(tenure.epoch, applied);
@@ -353,6 +370,7 @@ impl Follower {
         }
         state.tracker.learn_epoch(tenure.epoch);
         (state.store_at, state.store_error) = (applied, None);
+        // A full list keeps its oldest proofs: they show how long the follower has been stalled.
         if state.proofs.len() < PROOFS_MAX {
             state.proofs.push_back((applied, at));
         }
@@ -360,32 +378,33 @@ impl Follower {
         Ok(applied)
     }
 
-    /// What is known. To be taken before the store is asked: while its answer is on its way, events and other answers
-    /// may tell more.
+    /// Returns the known state of the store. Call it before the store is read: events that arrive during the read may
+    /// raise the position above the answer, which would look like another history.
     fn known(&self) -> Known {
         let state = self.state();
         Known { epoch: state.tracker.epoch(), position: state.tracker.position() }
     }
 
-    /// Asks the store again and again, and tells the owner where this layer stands.
-    async fn keep_asking(&self, answers: &[(Arc<dyn Bus>, Channel)]) {
-        let (mut said, mut quiet) = (Seq::ZERO, SEEN_EVERY);
+    /// Probes the store at each interval, and reports this layer's position to the owner.
+    async fn keep_probing(&self, answers: &[(Arc<dyn Bus>, Channel)]) {
+        let (mut reported, mut quiet) = (Seq::ZERO, SEEN_EVERY);
         loop {
-            match self.ask().await {
+            match self.probe().await {
+                // Only after an answer: an unreachable store could not say where to go on.
                 Ok(_) => self.lose_place_if_stalled().await,
                 Err(error) => self.state().store_error = Some(error),
             }
             let position = self.state().tracker.position();
-            if position != said || quiet >= SEEN_EVERY {
-                self.tell_position(answers, position).await;
-                (said, quiet) = (position, 0);
+            if position != reported || quiet >= SEEN_EVERY {
+                self.report_position(answers, position).await;
+                (reported, quiet) = (position, 0);
             }
             quiet += 1;
             clock::sleep(self.follow.interval()).await;
         }
     }
 
-    async fn tell_position(&self, answers: &[(Arc<dyn Bus>, Channel)], position: Seq) {
+    async fn report_position(&self, answers: &[(Arc<dyn Bus>, Channel)], position: Seq) {
         let Some(name) = self.follow.known_as() else { return };
         let epoch = self.state().tracker.epoch();
         let payload = Payload::Seen(name.to_owned());
@@ -396,14 +415,14 @@ impl Follower {
                     Identity::parse(&format!("{}.{position}.{}", epoch.0, crc32c::crc32c(name.as_bytes())))?;
                 bus.publish(channel, &[Message { identity, body: event.encode()? }]).await
             };
-            // Told again in a moment; the owner sees who is silent.
+            // Not retried here: the position is reported again soon, and the owner sees the silence.
             if let Err(error) = told.await {
                 self.state().bus_error = Some(error);
             }
         }
     }
 
-    /// If what the store has said was not reached for too long, it will not come any more.
+    /// Gives up on missing events if a number of the store was not reached within `lag_max`.
     async fn lose_place_if_stalled(&self) {
         let lag_max = self.follow.following().lag_max;
         let oldest = self.state().proofs.front().map(|(_, at)| *at);
@@ -412,9 +431,10 @@ impl Follower {
         }
     }
 
-    /// A bus cannot deliver what followed. Whether anything did, the owner's chain says with its next event, a
-    /// heartbeat at the latest; till then the store proves nothing that was not heard. Only what belongs to no chain
-    /// may be missing without a sign.
+    /// Handles a position from which the bus cannot go on.
+    ///
+    /// If the owner published anything meanwhile, its next event or heartbeat shows the gap. Until then no proof of the
+    /// store counts for events that did not arrive. Only directives outside of the chain can be missing unnoticed.
     async fn lose_position(&self) {
         self.figures.positions_lost.add(1);
         if self.follow.takes_outside_directives() && Safeguard::OutsideMayBeMissing.holds() {
@@ -427,14 +447,15 @@ impl Follower {
         self.begin_anew().await;
     }
 
-    /// Empties memory and goes on where the store is. Repeated until the store answers; until then nothing is known to
-    /// be current.
+    /// Empties memory and goes on from the store's number. Tries until the store answers; until then nothing in memory
+    /// gets a new proof.
     async fn begin_anew(&self) {
         let mut failures = 0;
         loop {
             let (at, known) = (self.ticker.now(), self.known());
             match self.reads.tenure().await {
                 Ok(tenure) => {
+                    // After the read: a load that began before it may hold a value older than the store's number.
                     if Safeguard::LostPlaceEmptiesMemory.holds() {
                         self.views.invalidate_everything();
                     }
@@ -444,6 +465,7 @@ impl Follower {
                         state.tracker = Tracker::new(tenure.epoch, applied);
                     }
                     state.tracker.learn_epoch(tenure.epoch);
+                    // Memory is empty, so no event up to this number is missing any more.
                     state.tracker.raise(applied);
                     (state.store_at, state.store_error) = (applied, None);
                     state.proofs.clear();
@@ -465,7 +487,7 @@ impl Follower {
         clock::sleep(RETRY.delay(*failures)).await;
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, FollowerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Telling others about changes: change streams, publishers, followers, the outbox.
+//! Sends changes to other processes: change streams, publishers, followers, the outbox.
 
 pub mod change;
 pub mod changes;

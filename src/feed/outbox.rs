@@ -1,9 +1,8 @@
-//! What a store writes in its outbox of a batch that it applies: the same as a publisher tells of a layer's changes.
+//! The events that a store writes to its outbox for each batch that it applies. They match those of a publisher.
 //!
-//! A batch is one event, and never several that follow each other. A layer applies only the last of several changes
-//! of a key: so no part of a batch says all that happened up to a number within it, which is what an event in the
-//! owner's chain claims. What does not fit is said more shortly instead: without the value, of the namespaces, of
-//! everything.
+//! A batch makes exactly one event. A layer applies only the last of several changes of a key, so no part of a batch
+//! covers all changes up to a number within it, as an event of the owner's chain must. A batch that does not fit is
+//! shortened instead: values are left out first, then keys are replaced by their namespaces, then all by "everything".
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,37 +18,38 @@ use crate::invalidation::Invalidation;
 use crate::store::contract::Op;
 use crate::store::postgres::{Applying, PostgresStoreOptions};
 
-/// How many bytes of directives fit into one event.
+/// The bytes of directives that fit into one event.
 const DIRECTIVES_BYTES_MAX: usize = BODY_BYTES_MAX - 64;
 
-/// What is said of a key that was put. New kinds may come.
+/// The directive that an outbox event holds for a key that was put. Later versions may add kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OutboxPuts {
-    /// That it has another value: whoever needs it reads the store.
+    /// An invalidation of the key. Followers load the value from the store when they need it.
     #[default]
     Invalidate,
-    /// The value, as far as the values of a batch fit into one event of 512 KiB; of the others that they have changed.
+    /// The new value, as far as the values of a batch fit into one event of 512 KiB. An invalidation for the others.
     Value,
 }
 
 impl PostgresStoreOptions {
-    /// Has each apply say, in its own transaction, on this channel of the schema's outbox what it did: who listens to a
-    /// [`PostgresBus`](crate::PostgresBus) over the same schema hears of every change that is in the database, and of
-    /// no other.
+    /// Writes an event to this channel of the schema's outbox with each apply, in the same transaction.
+    ///
+    /// Subscribers of a [`PostgresBus`](crate::PostgresBus) over the same schema receive every change that is in the
+    /// database, and no other.
     #[must_use]
     pub fn outbox(self, channel: &Channel, puts: OutboxPuts) -> PostgresStoreOptions {
         self.outbox_events(channel.as_str(), Arc::new(move |applying| events(applying, puts)))
     }
 }
 
-/// The event of a batch.
+/// Returns the event of a batch, encoded.
 ///
 /// # Errors
 /// None that a layer's batch could cause.
 pub fn events(applying: &Applying<'_>, puts: OutboxPuts) -> Result<Vec<Bytes>> {
     let directives = said(applying, puts);
-    // The store's watermark is locked: it holds nothing beyond what it held before.
+    // The row of the watermark is locked, so at this time the store holds nothing beyond this batch.
     let as_of_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
     let event = Event {
         epoch: applying.epoch,
@@ -61,13 +61,14 @@ pub fn events(applying: &Applying<'_>, puts: OutboxPuts) -> Result<Vec<Bytes>> {
     Ok(vec![event.encode()?])
 }
 
-/// What is said of a batch: what fits into one event.
+/// Returns the directives of a batch, shortened until they fit into one event.
 fn said(applying: &Applying<'_>, puts: OutboxPuts) -> Vec<Directive> {
     let bytes_of = |said: &[Directive]| said.iter().map(Directive::encoded_len).sum::<usize>();
     let (ops, mut said): (Vec<_>, Vec<_>) =
         applying.ops.iter().filter_map(|op| directive(op).map(|said| (*op, said))).unzip();
     let bytes = bytes_of(&said);
     if bytes > DIRECTIVES_BYTES_MAX {
+        // Less exact directives are safe: they only cost followers reloads.
         let names: BTreeMap<NamespaceName, Seq> = said.iter().filter_map(named).collect();
         said.retain(|directive| named(directive).is_none());
         said.extend(
@@ -82,6 +83,7 @@ fn said(applying: &Applying<'_>, puts: OutboxPuts) -> Vec<Directive> {
     for (op, directive) in ops.into_iter().zip(&mut said) {
         let is_of_key =
             matches!(directive, Directive::Invalidate(Invalidation::Key(key), _) if *key == op.key);
+        // Neither a token nor a version may travel as the value of a key.
         let Some(value) = op.value.as_ref().filter(|_| is_of_key) else { continue };
         let with_value = Directive::Put(op.key.clone(), op.seq, value.clone());
         let more = with_value.encoded_len() - directive.encoded_len();
@@ -93,7 +95,7 @@ fn said(applying: &Applying<'_>, puts: OutboxPuts) -> Vec<Directive> {
     said
 }
 
-/// The namespace of the key that a directive is about, and its version.
+/// Returns the namespace of a directive's key and its version, if the directive is about one key.
 fn named(directive: &Directive) -> Option<(NamespaceName, Seq)> {
     let (Directive::Invalidate(Invalidation::Key(key), seq) | Directive::Remove(key, seq)) = directive else {
         return None;
@@ -101,18 +103,18 @@ fn named(directive: &Directive) -> Option<(NamespaceName, Seq)> {
     NamespaceName::parse(key.namespace()).ok().map(|name| (name, *seq))
 }
 
-/// What a change says to whoever has read the key, without the value; nothing if nobody can have.
+/// Returns the directive of a change, without its value; `None` if no reader can have cached the key.
 fn directive(op: &Op) -> Option<Directive> {
     let key = match op.key.stored_kind() {
         StoredKind::Value => op.key.clone(),
-        // Of a version nothing can be said but that its key is another. If a plain read returns it, that follows.
+        // A version is reported as a change of its key. If a plain read returns it, a change of the key itself follows.
         StoredKind::Version(key, _) => key,
         StoredKind::VersionList => return None,
     };
     let value = op.value.as_deref().unwrap_or_default();
     let what = match Invalidation::of_token(&key, value) {
         Some(what) => what,
-        // A key in a namespace that no cache can have, and no token that this version knows.
+        // No cache can have such a namespace, and this is no token of a known kind. It may be a newer version's token.
         None if NamespaceName::parse(key.namespace()).is_err() => Invalidation::Everything,
         None if op.value.is_none() && key == op.key => return Some(Directive::Remove(key, op.seq)),
         None => Invalidation::Key(key),

@@ -1,9 +1,9 @@
-//! A publisher: carries the change stream of a layer to a bus, at least once and in order.
+//! The publisher: sends the change stream of a layer to a bus, at least once and in order.
 //!
-//! Its place is a named cursor of the change stream, so it survives every crash, and nothing is published that the
-//! store does not hold. It reads the journal and costs the writers nothing. What it published and had not acknowledged
-//! is published again after a restart, which does no harm; what the journal could not keep for it is published as
-//! "anything may have changed".
+//! Its position is a named cursor of the change stream, which survives crashes. It publishes nothing that the store
+//! does not hold. It reads the journal, so writers do not wait for it. Events that were published and not acknowledged
+//! are published again after a restart, which is harmless. Changes that the journal could not keep are published as
+//! "everything may have changed".
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,16 +31,16 @@ use crate::seam::blocking::blocking_calls;
 use crate::seam::clock::{self, Moment, Ticker, block_on};
 use crate::seam::sync::{Mutex, MutexGuard};
 
-/// How many bytes of directives go into one event, unless one alone is larger.
+/// The bytes of directives in one event, unless one directive alone is larger.
 const EVENT_BYTES: usize = 64 << 10;
-/// How many directives at the most.
+/// The most directives in one event.
 const EVENT_DIRECTIVES_MAX: usize = 1024;
-/// What an event takes beside its directives, at the most.
+/// The most bytes of an event beside its directives.
 const EVENT_OVERHEAD: usize = 64;
-/// How many followers are kept in mind.
+/// The most followers whose positions are kept.
 const FOLLOWERS_MAX: usize = 4096;
 
-/// How a layer publishes what changes in its store.
+/// The options of a publisher: the channel, the cursor, the heartbeat, and the use of values.
 #[derive(Clone, Debug)]
 #[must_use = "it does nothing until it is given to `publish`"]
 pub struct Publish {
@@ -65,7 +65,7 @@ impl Publish {
         within_time("heartbeat", self.heartbeat, Duration::from_millis(1), Duration::from_secs(3600))
     }
 
-    /// To this channel.
+    /// Publishes to this channel.
     pub fn to(channel: &str) -> Publish {
         Publish {
             channel: channel.to_owned(),
@@ -75,36 +75,40 @@ impl Publish {
         }
     }
 
-    /// Under this name among the [cursors](crate::Forebay::cursors) of the change stream. Default: the channel's name.
-    /// Who publishes to several buses needs a name for each.
+    /// Sets the name of the publisher's [cursor](crate::Forebay::cursors). Default: the channel's name.
+    ///
+    /// Publishers to several buses need one name each.
     pub fn cursor(mut self, name: &str) -> Publish {
         self.cursor = Some(name.to_owned());
         self
     }
 
-    /// How often is said that nothing happened, so that silence means something. Default: 1 s.
+    /// Sets the interval of heartbeats, which are sent while nothing changes. Default: 1 s.
+    ///
+    /// With them followers can tell a silent owner from a broken bus.
     pub fn heartbeat(mut self, interval: Duration) -> Publish {
         self.heartbeat = interval;
         self
     }
 
-    /// Whether new values travel along, so that followers replace what they have instead of dropping it. A value that
-    /// is too large for an event is told without it. Default: no.
+    /// Sends new values along, so that followers replace their entries instead of dropping them. Default: no.
+    ///
+    /// A value that is too large for an event is left out, and followers drop the entry.
     pub fn values(mut self, wanted: bool) -> Publish {
         self.values = wanted;
         self
     }
 }
 
-/// How a publisher is.
+/// The status of a publisher.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 #[non_exhaustive]
 pub struct PublishStatus {
-    /// What it is known by: the name of its cursor.
+    /// The name of the publisher, which is that of its cursor.
     pub name: String,
-    /// The bus has everything up to here.
+    /// The number up to which the bus has taken everything.
     pub published: Seq,
-    /// How far that is behind the store now.
+    /// The lag of that number behind the store.
     pub lag: ChangeLag,
     /// The last failure, until the next success.
     #[serde(serialize_with = "crate::metrics::error_as_text")]
@@ -113,58 +117,60 @@ pub struct PublishStatus {
     pub events: u64,
     /// Directives published.
     pub directives: u64,
-    /// How often its place was lost, so that it published that anything may have changed.
+    /// Ranges of changes that were lost. Each was published as an invalidation of everything.
     pub places_lost: u64,
 }
 
-/// A follower that has told its owner where it stands.
+/// The status of a follower, as it last reported its position to the owner.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct FollowerStatus {
     /// Its name.
     pub name: String,
-    /// Everything up to here has been carried out by it.
+    /// The number up to which it has carried out everything.
     pub seen: Seq,
-    /// How far that is behind the store: what is not published yet, and what is still on its way.
+    /// The lag of that number behind the store. Includes changes that are not published yet, or not yet received.
     pub lag: ChangeLag,
-    /// How long ago it said so.
+    /// The time since its last report.
     pub silent_for: Duration,
 }
 
-/// A publisher at work. Dropping it ends it, and its cursor stays; so does the end of the layer.
+/// A running publisher. Dropping this ends the publisher and keeps its cursor.
+///
+/// The publisher also ends with its layer.
 pub struct Publication {
-    shared: Arc<Shared>,
+    shared: Arc<PublisherShared>,
     _running: watch::Sender<()>,
 }
 
-pub(crate) struct Shared {
+pub(crate) struct PublisherShared {
     name: String,
     source: Arc<ChangeSource>,
     reads: Arc<Lookup>,
     ticker: Ticker,
-    state: Mutex<State>,
-    /// Counts what was heard of followers.
+    state: Mutex<PublisherState>,
+    /// The number of reports received from followers.
     heard: watch::Sender<u64>,
     events: Counter,
     directives: Counter,
     places_lost: Counter,
 }
 
-/// The publishers of a layer, as long as somebody holds them.
+/// The running publishers of a layer.
 #[derive(Default)]
-pub(crate) struct Publishers(Mutex<Vec<Weak<Shared>>>);
+pub(crate) struct Publishers(Mutex<Vec<Weak<PublisherShared>>>);
 
 #[derive(Default)]
-struct State {
+struct PublisherState {
     published: Seq,
-    /// Where that ends in the journal, if that is known.
+    /// The place in the journal right after that number, if it is known.
     published_end: Option<Location>,
     error: Option<Error>,
     followers: BTreeMap<String, (Seq, Moment)>,
 }
 
 impl Publication {
-    /// Starts a publisher of what the stream reports.
+    /// Starts a publisher of the stream's changes.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidName`].
@@ -176,8 +182,8 @@ impl Publication {
     ) -> Result<Publication> {
         let channel = Channel::parse(&publish.channel)?;
         let answers = seen_channel(&channel)?;
-        let state = State { published: stream.told(), ..State::default() };
-        let shared = Arc::new(Shared {
+        let state = PublisherState { published: stream.told(), ..PublisherState::default() };
+        let shared = Arc::new(PublisherShared {
             name: publish.cursor_name().to_owned(),
             source: Arc::clone(stream.source()),
             reads: Arc::clone(layer.reads),
@@ -193,7 +199,7 @@ impl Publication {
         let work = Work { shared: Arc::clone(&shared), bus: Arc::clone(&bus), channel, publish, stream };
         let listening = Arc::clone(&shared);
         let (mut ended, mut ended_too) = (running.subscribe(), running.subscribe());
-        // A sender that is gone is the publication's end.
+        // The sender is dropped with the publication, which ends both tasks.
         layer.tasks.spawn(async move {
             tokio::select! {
                 biased;
@@ -205,7 +211,7 @@ impl Publication {
             tokio::select! {
                 biased;
                 _ = ended_too.changed() => {}
-                () = listening.hear_followers(&*bus, &answers) => {}
+                () = listening.receive_reports(&*bus, &answers) => {}
             }
         });
         Ok(Publication { shared, _running: running })
@@ -227,37 +233,41 @@ impl fmt::Debug for Publication {
 }
 
 impl Publication {
-    /// How it goes.
+    /// Returns the publisher's status.
     #[must_use]
     pub fn status(&self) -> PublishStatus {
         self.shared.status()
     }
 
-    /// The same publication for a caller without a runtime.
+    /// Converts this into a publication for callers without a runtime.
     #[must_use]
     pub fn blocking(self) -> BlockingPublication {
         BlockingPublication { inner: self }
     }
 
-    /// The followers that have said where they stand, in the order of their names.
+    /// Returns the followers that have reported a position, in the order of their names.
     #[must_use]
     pub fn followers(&self) -> Vec<FollowerStatus> {
         self.shared.followers()
     }
 
-    /// Forgets a follower that will not come back, so that it counts as behind no more; says whether it was known. If
-    /// it speaks again, it is known again.
+    /// Removes a follower that will not come back from the list. Returns true if it was known.
+    ///
+    /// It is added again with its next report.
     pub fn forget_follower(&self, name: &str) -> bool {
         self.shared.state().followers.remove(name).is_some()
     }
 
-    /// Waits until all followers of these names have carried out everything up to `seq`; returns those that have not
-    /// within `patience`, with where they stand.
+    /// Waits until all followers of these names have carried out everything up to `seq`, for at most `patience`.
+    ///
+    /// Returns the followers that have not, with their positions; none if all have. Dropping the future only ends the
+    /// wait.
     pub async fn seen_by_all(&self, names: &[&str], seq: Seq, patience: Duration) -> Vec<FollowerStatus> {
         let behind = || {
             let known = self.followers();
             let stands = |name: &&str| {
                 let found = known.iter().find(|follower| follower.name == *name).cloned();
+                // A follower that has never reported counts as behind everything.
                 found.unwrap_or_else(|| FollowerStatus {
                     name: (*name).to_owned(),
                     seen: Seq::ZERO,
@@ -273,6 +283,7 @@ impl Publication {
             while !behind().is_empty() && heard.changed().await.is_ok() {}
         };
         let deadline = {
+            // The caller may have no runtime, so the timer runs on the layer's.
             let _entered = self.shared.reads.runtime.enter();
             clock::sleep(patience)
         };
@@ -284,7 +295,7 @@ impl Publication {
     }
 }
 
-/// A [`Publication`] for callers without a runtime. Dropping it ends the publisher, as there.
+/// A [`Publication`] for callers without a runtime. Dropping it ends the publisher, too.
 #[derive(Debug)]
 pub struct BlockingPublication {
     inner: Publication,
@@ -295,7 +306,7 @@ impl BlockingPublication {
         block_on(Some(&self.inner.shared.reads.runtime), future)
     }
 
-    /// The publication itself, whose calls that do not wait are the same for both.
+    /// Returns the publication itself, for the calls that do not wait.
     #[must_use]
     pub fn publication(&self) -> &Publication {
         &self.inner
@@ -307,13 +318,14 @@ impl BlockingPublication {
 }
 
 impl Publishers {
-    fn add(&self, publisher: &Arc<Shared>) {
+    fn add(&self, publisher: &Arc<PublisherShared>) {
         let mut publishers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Dropped publications leave dead entries, which nothing else removes.
         publishers.retain(|other| other.strong_count() > 0);
         publishers.push(Arc::downgrade(publisher));
     }
 
-    /// How each goes, and its followers.
+    /// Returns the status of each publisher, and of its followers.
     #[cfg(feature = "metrics")]
     pub(crate) fn list(&self) -> Vec<(PublishStatus, Vec<FollowerStatus>)> {
         let publishers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -322,7 +334,7 @@ impl Publishers {
     }
 }
 
-impl Shared {
+impl PublisherShared {
     fn status(&self) -> PublishStatus {
         let state = self.state();
         PublishStatus {
@@ -348,18 +360,19 @@ impl Shared {
         state.followers.iter().map(status).collect()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PublisherState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Listens to what followers say. Only their newest word counts, so nothing is lost with a position.
-    async fn hear_followers(&self, bus: &dyn Bus, channel: &Channel) {
+    /// Receives the reports of followers. Only the newest report of each counts, so a lost position on the bus is
+    /// harmless.
+    async fn receive_reports(&self, bus: &dyn Bus, channel: &Channel) {
         let mut failures = 0;
         loop {
             let mut subscription = match bus.subscribe(channel, StartPosition::Now).await {
                 Ok(subscription) => subscription,
                 Err(_) => {
-                    // The publisher's own failures say the same, and are shown.
+                    // Not shown: the publisher meets the same failure, and its status shows it.
                     failures += 1;
                     clock::sleep(RETRY.delay(failures)).await;
                     continue;
@@ -389,10 +402,12 @@ impl Shared {
         let now = self.ticker.now();
         let mut state = self.state();
         let is_known = state.followers.contains_key(&name);
-        // What nobody can have seen is nobody's word.
+        // No follower can have reached an epoch or a number that does not exist yet. A forged report would let
+        // `seen_by_all` return too early.
         if epoch > self.source.core.epoch || seen > self.source.core.status.borrow().watermark {
             return;
         }
+        // Names come from the bus, so without a limit anyone who may publish could fill the memory.
         if is_known || state.followers.len() < FOLLOWERS_MAX {
             state.followers.insert(name, (seen, now));
         }
@@ -401,9 +416,9 @@ impl Shared {
     }
 }
 
-/// What a publisher works with.
+/// The task of a publisher.
 struct Work {
-    shared: Arc<Shared>,
+    shared: Arc<PublisherShared>,
     bus: Arc<dyn Bus>,
     channel: Channel,
     publish: Publish,
@@ -420,17 +435,20 @@ impl Work {
             let after = self.stream.told();
             let payload = match self.first(self.publish.heartbeat.saturating_sub(since(beat))).await {
                 Some(Ok(first)) => Payload::Directives(self.gather(first)),
-                // Nothing has ever happened.
+                // No heartbeat before the first change: an event up to number zero belongs to no owner's chain, and
+                // followers would refuse it.
                 None if self.stream.told() == Seq::ZERO => {
                     beat = clock::now();
                     continue;
                 }
                 None => Payload::Heartbeat,
+                // The journal may be readable again later. Skipping the range would hide changes from followers.
                 Some(Err(error)) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io) => {
                     self.shared.state().error = Some(error);
                     clock::sleep(RETRY.max()).await;
                     continue;
                 }
+                // Any other error is the end of the layer or of its ownership.
                 Some(Err(error)) => return self.shared.state().error = Some(error),
             };
             let until = self.stream.told();
@@ -438,10 +456,10 @@ impl Work {
                 drop(self.stream.acknowledge(until).await);
             }
             let is_heartbeat = payload == Payload::Heartbeat;
-            if let Err(error) = self.say(after, until, payload).await {
+            if let Err(error) = self.publish_event(after, until, payload).await {
                 return self.shared.state().error = Some(error);
             }
-            // Two syncs each, so not for every event; what is published again does no harm.
+            // An acknowledgement costs two syncs, so not for every event. Events published twice are harmless.
             if is_heartbeat || since(beat) >= self.publish.heartbeat {
                 if until > acknowledged {
                     match self.stream.acknowledge(until).await {
@@ -454,8 +472,9 @@ impl Work {
         }
     }
 
-    /// The next change; nothing if there is none for so long. A read of the journal is never broken off: one that takes
-    /// longer than the wait would begin again for ever.
+    /// Returns the next change, or `None` if there is none within `wait`.
+    ///
+    /// A read of the journal is never cancelled: a read that takes longer than `wait` would begin again for ever.
     async fn first(&mut self, wait: Duration) -> Option<Result<ChangeOutcome>> {
         let timer = clock::sleep(wait);
         tokio::pin!(timer);
@@ -478,7 +497,7 @@ impl Work {
         }
     }
 
-    /// What goes into one event: this, and what else is ready to be told, as far as there is room.
+    /// Returns the directives of one event: the first change, and further ones that are ready, as far as they fit.
     fn gather(&mut self, first: ChangeOutcome) -> Vec<Directive> {
         let (mut directives, mut bytes, mut next) = (Vec::new(), EVENT_OVERHEAD, Some(first));
         while let Some(outcome) = next {
@@ -491,6 +510,7 @@ impl Work {
             };
             bytes += directive.encoded_len();
             directives.push(directive);
+            // Checked before the next one is taken from the stream, since it could not be put back.
             let has_room = bytes < EVENT_BYTES && directives.len() < EVENT_DIRECTIVES_MAX;
             next = if has_room { self.stream.ready() } else { None };
         }
@@ -501,6 +521,7 @@ impl Work {
         match kind {
             ChangeKind::Put(value) if self.publish.values => {
                 let put = Directive::Put(key.clone(), seq, value);
+                // Added to an event that is almost full, it must not exceed the largest message of a bus.
                 match put.encoded_len() + EVENT_OVERHEAD > BODY_BYTES_MAX - EVENT_BYTES {
                     true => Directive::Invalidate(Invalidation::Key(key), seq),
                     false => put,
@@ -508,14 +529,18 @@ impl Work {
             }
             ChangeKind::Remove => Directive::Remove(key, seq),
             ChangeKind::Invalidate(what) => Directive::Invalidate(what, seq),
+            // A put without its value, a version, or a kind that comes later: dropping the key is always safe.
             _ => Directive::Invalidate(Invalidation::Key(key), seq),
         }
     }
 
-    /// The time, in microseconds of Unix time, at which the store held nothing beyond `until`; zero if it does now.
+    /// Returns a time at which the store held nothing beyond `until`, in microseconds of Unix time. Zero if it holds
+    /// more.
     async fn proof(&self, until: Seq) -> Result<u64> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // The clock is read before the store: the other way round, a change in between would be missed.
         let tenure = self.shared.reads.tenure().await?;
+        // A fenced owner does not know the changes of the newer one, so it must not prove anything.
         if tenure.epoch != self.shared.source.core.epoch {
             let context = format!("a newer owner holds the store, in epoch {}", tenure.epoch);
             return Err(Error::new(ErrorKind::Fenced, context));
@@ -524,24 +549,27 @@ impl Work {
         Ok(if is_all { u64::try_from(now.as_micros()).unwrap_or(u64::MAX) } else { 0 })
     }
 
-    /// Publishes an event, however often it takes. A heartbeat says when that was all, if the store can tell.
-    async fn say(&self, after: Seq, until: Seq, payload: Payload) -> Result<()> {
+    /// Publishes an event, and retries until the bus has taken it. A heartbeat carries a proof of time, if the store
+    /// answers.
+    async fn publish_event(&self, after: Seq, until: Seq, payload: Payload) -> Result<()> {
         let (as_of_us, directives) = match &payload {
             Payload::Directives(directives) => (0, directives.len()),
             _ => match self.proof(until).await {
                 Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
-                // The heartbeat says all the same that the owner is alive.
+                // Without the store's answer the heartbeat still shows that the owner is alive.
                 proof => (proof.unwrap_or(0), 0),
             },
         };
         let epoch = self.shared.source.core.epoch;
         let event = Event { epoch, after, until, as_of_us, payload };
+        // Made from the event alone, so that the bus recognises a message that a retry publishes twice.
         let identity = Identity::parse(&format!("{epoch}.{after}.{until}.{as_of_us}"))?;
         let message = [Message { identity, body: event.encode()? }];
         let mut failures = 0_u64;
         loop {
             match self.bus.publish(&self.channel, &message).await {
                 Ok(()) => break,
+                // A closed bus takes nothing any more. The cursor stays, so a later publisher goes on from there.
                 Err(error) if error.kind() == ErrorKind::Closed => return Err(Error::layer_closed()),
                 Err(error) => {
                     self.shared.state().error = Some(error);

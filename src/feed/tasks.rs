@@ -1,7 +1,7 @@
-//! Work in the background: it runs on the layer's own runtime, and ends with the layer.
+//! Background tasks of a layer: they run on the layer's own runtime and end with the layer.
 //!
-//! When a layer stops, its tasks are dropped wherever they stand, and the stop waits until they are: afterwards none of
-//! them holds the store any more.
+//! A layer that stops drops its tasks at their next await point and waits until they are dropped. Afterwards no task
+//! holds the store any more.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -20,11 +20,11 @@ pub struct Tasks {
 }
 
 thread_local! {
-    /// Whether this thread is inside a task, so that a stop from there does not wait for itself.
+    /// True while this thread runs a task, so that a stop from there does not wait for itself.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A task; what it holds is dropped before it is counted as gone.
+/// A task. Its future is dropped before the task counts as ended.
 struct Task {
     work: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _running: watch::Receiver<bool>,
@@ -35,24 +35,24 @@ impl Tasks {
         Tasks { runtime, stop: watch::Sender::new(false) }
     }
 
-    /// Runs `work` until it ends or the layer stops. Of a stopped layer it is dropped at once.
+    /// Runs `work` until it ends or the layer stops. A stopped layer drops it at once.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut stopped = self.stop.subscribe();
         let task = Task { work: Some(Box::pin(work)), _running: self.stop.subscribe() };
         drop(self.runtime.spawn(async move {
             tokio::select! {
                 biased;
-                // A sender that is gone means a layer that is gone, which is a stop as well.
+                // The sender is dropped only with the layer, so a closed channel is a stop as well.
                 _ = stopped.wait_for(|stopped| *stopped) => {}
                 () = task => {}
             }
         }));
     }
 
-    /// Ends all of them, and waits until they have ended. Idempotent.
+    /// Ends all tasks, and waits until they have ended. Idempotent.
     pub(crate) fn end(&self) {
         self.stop.send_replace(true);
-        // A task may have held the last handle of its layer.
+        // A task that drops the last handle of its layer gets here itself, and would wait for its own end.
         if !INSIDE.with(Cell::get) {
             block_on(None, self.stop.closed());
         }
@@ -69,6 +69,7 @@ impl Future for Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
+        // The future may hold the last handle of its layer, whose drop ends the tasks from here.
         inside(|| drop(self.work.take()));
     }
 }

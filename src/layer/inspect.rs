@@ -1,7 +1,7 @@
-//! A layer's files seen from outside: what a journal's records are about, its dead letters, and salvaging both.
+//! Reads and salvages a layer's files without opening the layer: journal records, dead letters, cursors.
 //!
-//! For operators' tools. Nothing here opens a layer, and nothing hands out a value: of a value its length is told.
-//! The reading functions take no lock and change nothing, as [`Survey`] does.
+//! For operators' tools. No function here returns a value, only the value's length. The reading functions take no lock
+//! and change nothing, as [`Survey`] does.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::journal::survey::{Damage, Finding, Survey};
 use crate::queue::dead_letters::{DeadLetter, FOLDER, LetterLog, resolution_at};
 use crate::queue::record::{Operation, Record};
 
-/// What a record does.
+/// The operation of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RecordKind {
@@ -29,7 +29,7 @@ pub enum RecordKind {
     Replay,
     /// Gives up the key's dead letters.
     Discard,
-    /// Says that the key was written through under this number, for the change stream.
+    /// Notes for the change stream that the key was written through under this number.
     Notice,
 }
 
@@ -39,25 +39,26 @@ pub enum RecordKind {
 pub struct RecordSummary {
     /// Its sequence number.
     pub seq: Seq,
-    /// What it does.
+    /// Its operation.
     pub kind: RecordKind,
     /// Its key. Printing it shows a bounded, escaped prefix.
     pub key: Key,
-    /// How long its encoded value is.
+    /// The length of its encoded value, in bytes.
     pub value_bytes: u64,
 }
 
-/// A dead letter as its file tells of it.
+/// A dead letter as read from the list's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LetterSummary {
     /// The letter.
     pub letter: DeadLetter,
-    /// If it was replayed or discarded: it has left the list if the store's watermark has reached this.
+    /// The number of the order that replays or discards it, if there is one. The letter has left the list once the
+    /// store's watermark has reached this number.
     pub resolved_at: Option<Seq>,
 }
 
-/// Which of a layer's two journals something is about.
+/// One of the two journals of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Part {
@@ -67,7 +68,7 @@ pub enum Part {
     DeadLetters,
 }
 
-/// What a frame of a layer's journal holds, in order.
+/// Returns the records of a frame of a layer's journal, in order.
 ///
 /// # Errors
 /// [`ErrorKind::Damaged`] if a record is not one that a layer writes.
@@ -88,14 +89,16 @@ pub fn records_of(frame: &Frame) -> Result<Vec<RecordSummary>> {
     summarized.collect()
 }
 
-/// The folder of the dead-letter list beside the journal in `journal_dir`.
+/// Returns the folder of the dead-letter list beside the journal in `journal_dir`.
 #[must_use]
 pub fn dead_letters_dir(journal_dir: &Path) -> PathBuf {
     journal_dir.join(FOLDER)
 }
 
-/// Reads the dead-letter list beside the journal in `journal_dir`, oldest letter first; `tell` hears of every finding
-/// on the way, damage and holes included. Without a list there are no letters. Blocking.
+/// Reads the dead-letter list beside the journal in `journal_dir`, and returns its letters, oldest first.
+///
+/// Calls `tell` with every finding on the way, damage and holes included. Returns no letters if there is no list.
+/// Blocking.
 ///
 /// # Errors
 /// As for [`Survey::open`] and [`Survey::next_finding`].
@@ -112,6 +115,7 @@ pub fn dead_letters(
     let mut letter_log = LetterLog::default();
     while let Some(finding) = survey.next_finding()? {
         tell(&finding);
+        // A frame can be sound for the journal and no letter: reported as damage, so that the other letters are read.
         if let Finding::Frame(frame) = &finding
             && let Err(error) = letter_log.add_frame(frame)
         {
@@ -127,8 +131,9 @@ pub fn dead_letters(
     Ok(letters.map(|(letter, resolved_at)| LetterSummary { letter, resolved_at }).collect())
 }
 
-/// Reads the named cursors of the change stream beside the journal in `journal_dir`; without their file there are none.
-/// Blocking.
+/// Reads the named cursors of the change stream beside the journal in `journal_dir`. Blocking.
+///
+/// Returns none if there is no file of cursors.
 ///
 /// # Errors
 /// [`ErrorKind::Damaged`], [`ErrorKind::UnknownFormat`], or the file system's; each names the file.
@@ -136,10 +141,11 @@ pub fn cursors(disk: &Arc<dyn Disk>, journal_dir: &Path) -> Result<Vec<CursorSum
     cursors::summaries(&**disk, journal_dir)
 }
 
-/// Salvages a layer's journal and the dead-letter list beside it; see [`salvage::salvage`], which this does for both.
+/// Salvages a layer's journal and the dead-letter list beside it, each as [`salvage::salvage`] does.
 ///
-/// A record that says that a letter was replayed or discarded is not written if the order to do so is lost: such a
-/// letter is in the list again. So look before replaying one. Returns what became of the journal and of the list.
+/// Returns the outcome for the journal and for the list, if there is a list. A letter's resolution is left out of the
+/// copy if the journal has lost the order to replay or discard it. Such a letter is in the list again, so look at it
+/// before you replay it.
 ///
 /// # Errors
 /// As for [`salvage::salvage`].
@@ -161,6 +167,8 @@ pub fn salvage_layer(
     if !is_there(&**disk, &dir)? {
         return Ok((journal, None));
     }
+    // A resolution counts once the watermark reaches its number. If the order under that number is lost, a later write
+    // could get the number, and the letter would leave the list without having been applied.
     let is_kept = |at: Seq| {
         let lost = at > journal.last || holes.iter().any(|(after, until)| *after < at && at <= *until);
         at <= options.watermark || !lost
@@ -171,7 +179,7 @@ pub fn salvage_layer(
         &dir,
         &dead_letters_dir(to),
         &list_options,
-        // What cannot be read is kept: an opening says what is wrong with it.
+        // An unreadable frame is kept, so that opening the copy reports the damage instead of hiding it.
         &mut |frame| resolution_at(frame).ok().flatten().is_none_or(is_kept),
         &mut |told| tell(Part::DeadLetters, told),
     )?;

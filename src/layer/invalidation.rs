@@ -1,8 +1,8 @@
-//! Invalidations by a layer: carried out in memory, made durable by a token, and carried out again after the write that
-//! they belong to.
+//! Carries out invalidations: in memory before the write that they belong to, durably by a token, and in memory again
+//! after the write.
 //!
-//! The second time is needed because a load may read the old value from the store until the write is applied there. An
-//! invalidation that is carried out once too often costs reloads and nothing else.
+//! The second time is needed because a load may read the old value from the store until the write is applied there. One
+//! invalidation too many costs reloads and nothing else.
 
 use std::sync::Arc;
 
@@ -18,8 +18,9 @@ use crate::queue::record::{Operation, push};
 use crate::queue::ticket::{Effect, Effects};
 use crate::safeguard::Safeguard;
 
-/// The invalidations that belong to a write. Carried out again when this is dropped, which is when the write has taken
-/// effect or has failed. Holds the locks of the write's keys until then.
+/// The invalidations that belong to a write. Dropping this carries them out again.
+///
+/// It is dropped when the write has taken effect or has failed. It holds the locks of the write's keys until then.
 pub(crate) struct PostCommitInvalidation {
     views: Arc<Views>,
     targets: Vec<RuleTarget>,
@@ -36,7 +37,9 @@ impl PostCommitInvalidation {
         targets: Vec<RuleTarget>,
         key_guard: KeyGuard,
     ) -> Result<PostCommitInvalidation> {
+        // Checked before any of them is carried out, so that a bad target does not leave the others half done.
         targets.iter().try_for_each(|target| target.check(layer.views()))?;
+        // A write that is acknowledged and not yet in memory would put its value there after the invalidation.
         layer.catch_up();
         let begun =
             PostCommitInvalidation { views: Arc::clone(layer.views()), targets, _key_guard: key_guard };
@@ -48,9 +51,9 @@ impl PostCommitInvalidation {
         self.targets.iter().for_each(|target| target.carry_out(&self.views));
     }
 
-    /// Adds the tokens of the namespaces among them to the frame of the write, and returns how many there are.
+    /// Adds the tokens of the invalidated namespaces to the frame of the write, and returns their count.
     ///
-    /// Keys and tags that a rule names have none: what a follower has to know of them follows from the write itself.
+    /// Keys and tags that a rule names get no token: a follower derives them from the write itself.
     pub(crate) fn push_tokens(&self, frame: &mut FrameBuilder) -> Result<usize> {
         let mut count = 0;
         for target in &self.targets {
@@ -80,10 +83,10 @@ impl Effect for PostCommitInvalidation {
 }
 
 impl Layer {
-    /// Invalidates in memory at once, and durably by a token before it returns.
+    /// Invalidates in memory at once, and writes a durable token before it returns. Returns the token's number.
     ///
     /// # Errors
-    /// As [`Layer::write`]; memory no longer serves what was invalidated all the same.
+    /// As [`Layer::write`]. The invalidation in memory has been carried out even then.
     pub async fn invalidate(&self, what: Invalidation) -> Result<Seq> {
         let token = what.token()?;
         let targets = vec![RuleTarget::Invalidation(what)];
@@ -93,20 +96,20 @@ impl Layer {
         };
         let mut frame = FrameBuilder::new();
         push(&mut frame, Operation::Put, true, key.as_bytes(), &value)?;
+        // A token needs no write-through to be durable. Without a journal only the store can hold it.
         let policy = if self.has_journal() { WritePolicy::Behind } else { WritePolicy::Through };
         self.write(frame.finish(), policy, Effects::One(Box::new(begun))).await
     }
 
-    /// The sequence number of the last invalidation of a namespace, or of one that it lies below; zero if there was
-    /// none.
+    /// Returns the number of the last invalidation of a namespace or of one of its ancestors; zero if there was none.
     ///
     /// # Errors
-    /// As a read's; a token that cannot be read is never taken for one that is not there.
+    /// As a read. A token that cannot be read is an error, never a missing token.
     pub async fn namespace_token(&self, name: &NamespaceName) -> Result<Seq> {
         self.newest_token(name.path().map(Invalidation::Namespace)).await
     }
 
-    /// The same for a group of a namespace.
+    /// Returns the number of the last invalidation of a group, of its namespace or of an ancestor of that.
     ///
     /// # Errors
     /// As [`Layer::namespace_token`].
@@ -120,6 +123,7 @@ impl Layer {
         let keys: Vec<_> = tokens.into_iter().flatten().map(|(key, _)| key).collect();
         let mut newest = Seq::ZERO;
         for token in self.reads().load_many(&keys).await?.into_iter().filter_map(|answer| answer.value) {
+            // A newer version of the crate may have written it. Skipping it would lose an invalidation.
             if !is_token_value(&token.value) {
                 let context = format!("a token of {} bytes is of an unknown format", token.value.len());
                 return Err(Error::new(ErrorKind::UnknownFormat, context));

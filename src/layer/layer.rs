@@ -1,4 +1,7 @@
-//! A layer: one journal, one store, one order. Speaks keys and bytes; the typed caches stand on it.
+//! The layer: one journal, one store, one order of writes. The typed caches are built on it.
+//!
+//! It handles keys and bytes only. It hands writes over, waits for their outcome, and starts and ends everything that
+//! runs in the background.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -35,8 +38,8 @@ use crate::seam::clock::{self, Handle, Runtime, Ticker};
 use crate::seam::sync::Mutex;
 use crate::seam::sync::thread::{self, JoinHandle};
 
-/// How long a closing layer tries to say that it has ended.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// The time that a closing layer spends on marking itself as gone in the store.
+const CLOSE_NOTICE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The flusher's thread and how to stop it.
 pub(crate) struct FlusherThread {
@@ -58,16 +61,16 @@ pub struct Layer {
     pub(crate) publishers: Publishers,
     pub(crate) views: Arc<Views>,
     pub(crate) key_locks: KeyLocks,
-    /// What says that the layer lives, if the store has an ear for it.
+    /// The owner's heartbeat, if the store supports one.
     pub(crate) heartbeat: Option<Heartbeat>,
-    /// What follows the store's owner, in a layer that is not that.
+    /// The follower of the store's owner, in a layer that does not own the store.
     pub(crate) follower: Option<Arc<Follower>>,
     /// The runtime of the flusher's thread: it drives the timers, so that callers need no runtime.
     pub(crate) runtime: Handle,
     pub(crate) flusher: Mutex<Option<FlusherThread>>,
 }
 
-/// A write that was handed over, or waits for room in the queue.
+/// A write that was handed to the committer, or waits for room in the queue.
 pub(crate) struct Writing {
     until: Until,
     answer: Answer,
@@ -81,25 +84,25 @@ struct Waiting {
     refused: NotEntered,
     records: u32,
     bytes: u32,
-    /// Whether it needs a flusher that moves.
+    /// True for a write-through: it needs a flusher that is not halted.
     through: bool,
     submission: Submission<Option<WriteTicket>>,
 }
 
 impl Layer {
-    /// Makes memory show every write that was acknowledged before the call. To be called before a cache's memory is
-    /// looked at or changed.
+    /// Makes memory show every write that was acknowledged before the call. Call it before a cache's memory is read or
+    /// changed.
     #[inline]
     pub fn catch_up(&self) {
         self.reads.catch_up();
     }
 
-    /// What is beyond memory.
+    /// The look-up beyond memory: pending writes, then the store.
     pub fn reads(&self) -> &Arc<Lookup> {
         &self.reads
     }
 
-    /// What goes on in the background.
+    /// The background tasks.
     pub fn tasks(&self) -> &Tasks {
         &self.tasks
     }
@@ -124,15 +127,16 @@ impl Layer {
         &self.core.options
     }
 
-    /// Whether there is a journal, which write-behind needs.
+    /// True if there is a journal, which write-behind needs.
     pub fn has_journal(&self) -> bool {
         self.log.is_some()
     }
 
-    /// Writes a frame: acknowledged when it is committed, or when the store holds it.
+    /// Writes a frame, and returns its number once it is committed (write-behind) or once the store holds it
+    /// (write-through).
     ///
-    /// Dropping the future before the frame was handed over does nothing; afterwards the frame happens wholly,
-    /// though nobody waits any more.
+    /// If the future is dropped before the frame is handed over, nothing is written. Later the whole frame is still
+    /// written.
     ///
     /// # Errors
     /// See [`ErrorKind`]; with [`ErrorKind::InDoubt`] the frame may still take effect.
@@ -141,8 +145,10 @@ impl Layer {
         self.end_write(writing).await
     }
 
-    /// Hands a frame over, unless it has to wait for room in the queue: then [`Layer::end_write`] does. `key_guard` is
-    /// released when the frame has ended, though its writer may be gone by then.
+    /// Hands a frame over. If it has to wait for room in the queue, [`Layer::end_write`] hands it over.
+    ///
+    /// `key_guard` is released when the frame has been written or has failed, even if the writer's future is gone by
+    /// then.
     ///
     /// # Errors
     /// As [`Layer::write`].
@@ -162,7 +168,7 @@ impl Layer {
         self.submit(body, until, behind, effects, key_guard)
     }
 
-    /// Waits for what comes of a write.
+    /// Waits for the outcome of a write, and returns its number.
     ///
     /// # Errors
     /// As [`Layer::write`].
@@ -173,6 +179,7 @@ impl Layer {
             return answer.await.map_err(|_| unanswered())?;
         }
         let timeout = self.core.options.through_timeout;
+        // The store may be unreachable for long. The frame cannot be taken back, so its outcome is in doubt.
         match self.within(timeout, answer).await {
             Some(answer) => answer.map_err(|_| unanswered())?,
             None => {
@@ -184,7 +191,8 @@ impl Layer {
         }
     }
 
-    /// No future: what a write consists of would be moved into it, and from there to where it is handed over.
+    /// Hands a frame over, or returns it as waiting for room. Not async, because the frame would be copied into the
+    /// future and out of it again.
     #[inline]
     fn submit(
         &self,
@@ -198,6 +206,7 @@ impl Layer {
         let records = body.count();
         let bytes = u32::try_from(body.len_on_disk())
             .map_err(|_| Error::new(ErrorKind::TooLarge, "a frame of 4 GiB or more"))?;
+        // It would wait for room for ever, because even the empty queue has too little.
         if u64::from(records) > self.core.options.queue_records_max
             || u64::from(bytes) > self.core.options.queue_bytes_max
         {
@@ -205,6 +214,7 @@ impl Layer {
                 format!("a write of {records} records and {bytes} bytes is larger than the whole queue");
             return Err(Error::new(ErrorKind::TooLarge, context));
         }
+        // The change stream reads the journal. Without a notice there, it would report a write-through as a lost place.
         let noticed = !journaled && self.core.options.changes && Safeguard::ThroughLeavesNotice.holds();
         let notice = noticed.then(|| notices_of(&body)).transpose()?;
         let (sender, answer) = oneshot::channel();
@@ -225,10 +235,10 @@ impl Layer {
         Ok(Writing { until, answer, waiting: None })
     }
 
-    /// Waits until a write is handed over; returns where its answer comes.
+    /// Waits until a write is handed over, and returns the receiver of its answer.
     async fn handed_over(&self, writing: Writing) -> Result<Answer> {
         if let Some(waiting) = writing.waiting {
-            // In a place of its own, so that a write that finds room does not carry that wait with it.
+            // Boxed, so that the future of a write that finds room does not grow by the size of this wait.
             let entering = async {
                 let Waiting { refused, records, bytes, through, submission } = *waiting;
                 self.enter(refused, records, bytes, through).await?;
@@ -241,6 +251,7 @@ impl Layer {
     }
 
     fn hand_over(&self, submission: Submission<Option<WriteTicket>>) {
+        // On a thread that may block, an idle committer lets the caller commit, which saves a change of threads.
         match clock::may_block() {
             true => self.committer.submit_blocking(submission),
             false => self.committer.submit(submission),
@@ -268,19 +279,22 @@ impl Layer {
                     }
                 }
             },
+            // The gate is shut by a close or a failure. Neither makes room again, so there is nothing to wait for.
             NotEntered::Shut => Err(NotEntered::Shut),
         };
         match entered {
             Ok(()) => Ok(()),
             Err(_) => {
+                // The layer's own failure says more than that it is closed.
                 self.core.check_writable(through)?;
                 Err(Error::layer_closed())
             }
         }
     }
 
-    /// Waits for room; a flusher that stands makes none, so its error ends the wait.
+    /// Waits for room. A halted flusher makes none, so its error ends the wait.
     async fn enter_or_halt(&self, records: u32, bytes: u32) -> Result<Result<(), NotEntered>> {
+        // The flusher may be lingering for a larger batch. A waiting writer makes it drain at once.
         let _waiting = self.core.wait_for_room();
         let mut status = self.core.status.subscribe();
         let halted = status.wait_for(|status| status.state == HealthState::Halted);
@@ -293,7 +307,7 @@ impl Layer {
         }
     }
 
-    /// Waits for `future` so long; the timer is the layer's own.
+    /// Waits for `future` for at most this long. The timer runs on the layer's runtime, since the caller may have none.
     pub(crate) async fn within<T>(&self, wait: Duration, future: impl Future<Output = T>) -> Option<T> {
         let timer = {
             let _entered = self.runtime.enter();
@@ -302,6 +316,7 @@ impl Layer {
         tokio::pin!(timer);
         tokio::pin!(future);
         tokio::select! {
+            // The output wins over the timer: a write that has just ended must not be reported as in doubt.
             biased;
             output = &mut future => Some(output),
             () = &mut timer => None,
@@ -311,13 +326,13 @@ impl Layer {
     /// Waits until the store holds everything up to `seq`.
     ///
     /// # Errors
-    /// Why it will not get there: halted, fenced, failed, closed.
+    /// The reason why the store will not reach it: the layer is halted, fenced, failed or closed.
     pub async fn wait_applied(&self, seq: Seq) -> Result<()> {
         self.core.wait_applied(seq).await
     }
 
-    /// Waits until a read can show the effect of the write with this number, or of a later one; says whether it has to
-    /// read past memory for that.
+    /// Waits until a read can show the write with this number or a later one. Returns true if the read has to bypass
+    /// memory for that.
     ///
     /// # Errors
     /// [`ErrorKind::Transient`] if that takes longer than a write-through may; else as [`Layer::wait_applied`].
@@ -326,6 +341,7 @@ impl Layer {
         let reached = async {
             match &self.follower {
                 Some(follower) => follower.reach(seq).await,
+                // Reads show pending writes, so the owner's own commits need not have reached the store.
                 None if self.last_committed() >= seq => Ok(false),
                 None => self.wait_applied(seq).await.map(|()| false),
             }
@@ -336,7 +352,7 @@ impl Layer {
         })
     }
 
-    /// Waits until the store holds what was committed before the call. Returns how far that was.
+    /// Waits until the store holds all that was committed before the call. Returns the last number of that.
     ///
     /// # Errors
     /// As [`Layer::wait_applied`].
@@ -356,25 +372,25 @@ impl Layer {
         self.core.status.borrow().watermark
     }
 
-    /// Lets a halted flusher go on.
+    /// Lets a halted flusher try again.
     pub fn resume(&self) {
         self.core.resumed.notify_waiters();
     }
 
-    /// How the layer is.
+    /// Returns the state of the layer: its queue, its journal, its last failure.
     pub fn health(&self) -> Health {
         let letters = self.letters.as_ref().map_or(0, |letters| letters.record_count());
         self.core.health(letters, self.log.as_ref().map_or(0, |log| log.bytes_on_disk()))
     }
 
-    /// What has been counted.
+    /// Returns the counters of the layer.
     pub fn stats(&self) -> Stats {
-        // Counted by the caches, each for itself, so that a hit counts once.
+        // Hits are counted by each cache and summed up here, so that a hit pays for one counter.
         let queue = self.core.pending.lock().stats(self.ticker.now());
         Stats { memory_hits: self.views.memory_hits(), queue, ..self.core.metrics.snapshot() }
     }
 
-    /// The dead-letter list, oldest first.
+    /// Returns the dead letters, oldest first.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] without a journal.
@@ -382,16 +398,18 @@ impl Layer {
         Ok(self.letters()?.list())
     }
 
-    /// Replays (or discards) the dead letters of these keys, and of all keys that share a batch with them.
+    /// Replays or discards the dead letters of these keys, and of all keys that share a batch with them.
     ///
     /// # Errors
-    /// [`ErrorKind::Rejected`] if the store still will not take them; they stay in the list then.
+    /// [`ErrorKind::Rejected`] if the store still refuses; the letters stay in the list then.
     pub async fn settle_dead_letters(&self, keys: &[Key], discard: bool) -> Result<()> {
         self.letters()?;
+        // An empty frame has no number to wait for.
         if keys.is_empty() {
             return Ok(());
         }
         let operation = if discard { Operation::Discard } else { Operation::Replay };
+        // The order is a frame of the journal, so that it has a number among the writes and survives a crash.
         let mut frame = FrameBuilder::new();
         for key in keys {
             push(&mut frame, operation, true, key.as_bytes(), &[])?;
@@ -409,11 +427,12 @@ impl Layer {
         })
     }
 
-    /// Opens a change stream from some place on.
+    /// Opens a change stream that begins at `from`.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] if the layer was opened without changes; else see [`ChangeStream`].
     pub async fn changes(&self, from: ChangesFrom) -> Result<ChangeStream> {
+        // Without that option a write-through leaves no notice in the journal, and every one would be a lost place.
         if !self.core.options.changes {
             let context =
                 "the layer was opened without changes(true), so its journal does not hold all changes";
@@ -430,7 +449,7 @@ impl Layer {
         Ok(self.change_source()?.cursors())
     }
 
-    /// Removes a named cursor, and returns whether there was one.
+    /// Removes a named cursor. Returns true if there was one.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] without a journal; [`ErrorKind::Locked`] if it has a subscriber.
@@ -460,16 +479,18 @@ impl Layer {
         Publication::start(bus, publish, stream, parts)
     }
 
-    /// Takes no more writes, drains until `deadline`, stops, and says what is left.
+    /// Refuses new writes, drains the queue for at most `deadline`, stops, and returns what is left in the queue.
     ///
-    /// Dropping the future leaves the layer closing: it takes no more writes, and stops when it is dropped.
+    /// If the future is dropped, the layer stays closing: it refuses writes, and stops when it is dropped.
     ///
     /// # Errors
-    /// A failure to bring the journal to a clean end. Nothing acknowledged is lost by it.
+    /// A failure to end the journal cleanly. No acknowledged write is lost by it.
     pub async fn close(self: &Arc<Self>, deadline: Duration) -> Result<Closed> {
         self.core.start_closing();
-        // The committer ends first: whatever was handed over is committed then, and counts as to be drained.
+        // The committer ends first. Otherwise a write could be committed after the flush below has read its target, and
+        // would be left in the queue.
         let ended = self.on_thread(|layer| layer.committer.close()).await?;
+        // A stopped layer has no flusher that drains, so a flush would wait in vain.
         let drained = if self.flusher.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
             Ok(())
         } else {
@@ -479,11 +500,13 @@ impl Layer {
             }
         };
         if let Some(heartbeat) = &self.heartbeat {
-            // A store that does not listen any more hears it by the silence.
-            let _ = self.within(GOODBYE, heartbeat.end()).await;
+            // Best effort: if the store does not answer, the next owner sees the silence instead.
+            let _ = self.within(CLOSE_NOTICE_TIMEOUT, heartbeat.end()).await;
         }
         self.on_thread(Layer::stop).await?;
         let queued = self.core.pending.lock().size().records;
+        // An empty queue is a complete close, even if the drain failed on the way. Records that are left are replayed
+        // from the journal at the next opening, so a failure is their reason and no error of the call.
         match (queued, ended, drained) {
             (0, ended, _) => ended.map(|()| Closed { queued, reason: None }),
             (_, Err(error), _) | (_, Ok(()), Err(error)) => Ok(Closed { queued, reason: Some(error) }),
@@ -499,7 +522,7 @@ impl Layer {
         }
     }
 
-    /// Runs what waits for threads on a thread of its own, so that no runtime's thread waits.
+    /// Runs blocking work on a thread of its own, so that no thread of the caller's runtime blocks.
     async fn on_thread<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Layer) -> T + Send + 'static,
@@ -507,24 +530,25 @@ impl Layer {
         let layer = Arc::clone(self);
         let (sender, done) = oneshot::channel();
         let spawned = thread::Builder::new().name("forebay-close".into()).spawn(move || {
-            // Nobody waiting any more is no error: the work is done all the same.
+            // The receiver may be gone, because the close was cancelled. The work is done all the same.
             drop(sender.send(work(&layer)));
         });
         spawned.map_err(|error| Error::io("starting the thread that closes the layer", error))?;
         done.await.map_err(|_| Error::layer_closed())
     }
 
-    /// Stops flusher and committer and waits for their threads. Idempotent.
+    /// Stops flusher, committer and tasks, waits for their threads, and releases store and files. Idempotent.
     pub(crate) fn stop(&self) {
         self.core.start_closing();
         let flusher = self.flusher.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(FlusherThread { stop, thread }) = flusher else { return };
         stop.send_replace(true);
         let runtime = thread.join();
-        // Its outcome was told by the close that asked for it, or is found by the next opening.
+        // A close has returned its outcome already. After a mere drop the next opening finds a failed sync.
         drop(self.committer.close());
         let panicked = Error::new(ErrorKind::StoreFailed, "the flusher's thread panicked");
         self.core.fail(HealthState::Closed, if runtime.is_err() { panicked } else { Error::layer_closed() });
+        // Tasks end before the store is released: they hold it, and it could not be opened again at once.
         self.tasks.end();
         self.reads.release_store();
         if let Some(cursors) = &self.cursors {
@@ -536,7 +560,7 @@ impl Layer {
         if let Some(letters) = &self.letters {
             letters.shutdown();
         }
-        // Last, because timers of those who have just been answered belong to it.
+        // Last, because callers that were answered above may still hold timers of this runtime.
         if let Ok(runtime) = runtime {
             runtime.shutdown_background();
         }
@@ -544,8 +568,10 @@ impl Layer {
 }
 
 impl Drop for Layer {
-    /// Loses nothing: what is pending is drained after the next open. Waits for the threads, so that the
-    /// journal and the store can be opened again at once; a failed last sync is found by that opening.
+    /// Stops the layer without draining it. Nothing is lost: pending writes are drained after the next opening.
+    ///
+    /// Waits for the threads, so that the journal and the store can be opened again at once. The next opening finds a
+    /// failed last sync.
     fn drop(&mut self) {
         self.stop();
     }

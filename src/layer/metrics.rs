@@ -1,9 +1,9 @@
-//! Exports the figures of a layer and of its caches to the recorder of the `metrics` facade. Names and units are listed
-//! in the manual, on its page on figures.
+//! Exports the figures of a layer and of its caches to the recorder of the `metrics` facade. The manual's page on
+//! figures lists names and units.
 //!
-//! Counters are exported as totals. So nothing is lost or counted twice however often this is called, and no read or
-//! write pays for it. The structures are taken apart without `..`: a new field does not compile before it is exported
-//! or named here as one that is not.
+//! Counters are exported as totals. So nothing is lost or counted twice, however often this is called, and no read or
+//! write pays for it. The structures are destructured without `..`, so that a new field does not compile until it is
+//! exported or listed here as left out.
 
 use ::metrics::{Label, Unit, counter, describe_counter, describe_gauge, gauge};
 
@@ -18,7 +18,7 @@ use crate::queue::health::Health;
 const DESCRIPTION: &str = "see the manual's page on figures";
 
 impl Layer {
-    /// Exports all figures of the layer and of its caches to the recorder that is installed.
+    /// Exports all figures of the layer and of its caches to the installed recorder.
     pub(crate) fn record_metrics(&self) {
         for (namespace, stats) in self.views.stats() {
             record(&stats.figures(), &[Label::new("namespace", namespace.as_str().to_owned())]);
@@ -40,7 +40,7 @@ impl Layer {
 }
 
 fn health_figures(health: &Health) -> Vec<Figure> {
-    // The queue's figures are exported with the counters; of the others no alert would know a unit.
+    // The queue's figures are exported with the counters. The other fields have no unit that an alert could use.
     let Health {
         state: _,
         error: _,
@@ -74,7 +74,7 @@ fn publisher_figures(status: &PublishStatus) -> Vec<Figure> {
     ]
 }
 
-/// The figures of a follower, as its owner knows them.
+/// The figures of a follower, as its owner last received them.
 fn follower_figures(status: &FollowerStatus) -> Vec<Figure> {
     let FollowerStatus { name: _, seen: _, lag, silent_for } = status;
     let ChangeLag { records, bytes, age } = *lag;
@@ -86,7 +86,7 @@ fn follower_figures(status: &FollowerStatus) -> Vec<Figure> {
     ]
 }
 
-/// The figures of a layer that follows another process, as it knows them itself.
+/// The figures of a layer that follows another process.
 fn following_figures(status: &FollowStatus) -> Vec<Figure> {
     let FollowStatus {
         listening: _,
@@ -134,7 +134,7 @@ fn plain(name: &'static str, value: FigureValue) -> Figure {
     Figure { name, label: None, value }
 }
 
-/// Exports figures under these labels and their own.
+/// Exports figures under the given labels and each figure's own.
 fn record(figures: &[Figure], labels: &[Label]) {
     for Figure { name, label, value } in figures {
         let own = label.map(|(key, value)| Label::from_static_parts(key, value));
@@ -142,6 +142,7 @@ fn record(figures: &[Figure], labels: &[Label]) {
         let (number, unit) = match *value {
             FigureValue::Total(total) => {
                 describe_counter!(*name, Unit::Count, DESCRIPTION);
+                // Absolute, because an increment would count everything again with each export.
                 counter!(*name, labels).absolute(total);
                 continue;
             }

@@ -1,4 +1,6 @@
-//! One journal, one store, one order: the only place that joins the rooms below. It knows keys and bytes, never types.
+//! The layer: joins one journal, one store and one order of writes. No other module joins the modules below.
+//!
+//! It handles keys and bytes, never the types of a cache.
 
 pub mod dead_letter_list;
 pub mod inspect;

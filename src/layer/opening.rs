@@ -1,8 +1,8 @@
-//! From validated options to a running layer: claims the store, replays the journal, starts the threads.
+//! Opens a layer: validates the options, claims the store, replays the journal, starts the threads.
 //!
-//! Nothing is written before it is certain that this journal and this store belong together. An existing
-//! journal is always replayed, whatever the caches' policies are. It is read once: what the store lacks of it is put
-//! into the pending view while its frames are checked, and that view is used when all of them are sound.
+//! Nothing is written before it is certain that this journal and this store belong together. An existing journal is
+//! always replayed, whatever the caches' policies are. It is read once: records that the store lacks enter the pending
+//! view while the frames are checked, and the view is used only if all frames are sound.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -45,8 +45,8 @@ use crate::seam::span::Span;
 use crate::seam::sync::{Mutex, RwLock, thread};
 use crate::store::contract::{Batch, OwnerStatus, Progress, Store, StoreError, Tenure};
 
-/// What a layer that starts is to its store.
-enum Part {
+/// The role of a layer whose store has been read.
+enum StartRole {
     Owner { supports_heartbeat: bool },
     Follower(Follow),
 }
@@ -54,7 +54,7 @@ enum Part {
 /// Opens a layer.
 ///
 /// # Errors
-/// A bad option; a journal that is locked, damaged, of an unknown format, or not this store's; the store's.
+/// A bad option; a journal that is locked, damaged, of an unknown format, or of another store; a failure of the store.
 pub(crate) async fn open(
     store: Arc<dyn Store>,
     options: LayerOptions,
@@ -88,6 +88,8 @@ async fn claim_and_start(
     options.validate()?;
     await_turn(&*store, on_owned).await?;
     let tenure = store.tenure().await.map_err(StoreError::into_error)?;
+    // The journal is read before the claim, so that a damaged journal leaves a live owner undisturbed. Records that
+    // this owner applies meanwhile are removed from the backlog below.
     let (journal, backlog) = match &options.journal_dir {
         Some(dir) => {
             let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal_options.clone());
@@ -100,13 +102,14 @@ async fn claim_and_start(
         }
         None => Default::default(),
     };
+    // Before the claim: a claim fences a live owner, which an opening with the wrong journal must not do.
     check_identity(&tenure, journal.as_ref(), options.replace_journal)?;
     let id = journal.as_ref().map(|journal| journal.id);
     let mut tenure = store.claim(id).await.map_err(StoreError::into_error)?;
     forget_lost_journal(&*store, &mut tenure, journal.as_ref()).await?;
     let supports_heartbeat =
         store.owner_status().await.map_err(StoreError::into_error)? != OwnerStatus::Unknown;
-    let part = Part::Owner { supports_heartbeat };
+    let part = StartRole::Owner { supports_heartbeat };
     blocking(move || {
         let backlog = backlog.without_applied(&tenure, journal.as_ref())?;
         start(store, options, disk, ticker, tenure, journal.map(|journal| (journal, backlog)), part)
@@ -114,7 +117,7 @@ async fn claim_and_start(
     .await
 }
 
-/// Without a claim: the store has another owner.
+/// Opens a layer that follows the store's owner. It does not claim the store and has no journal.
 async fn start_following(
     store: Arc<dyn Store>,
     options: LayerOptions,
@@ -126,10 +129,10 @@ async fn start_following(
     options.validate()?;
     follow.validate()?;
     let tenure = store.tenure().await.map_err(StoreError::into_error)?;
-    blocking(move || start(store, options, disk, ticker, tenure, None, Part::Follower(follow))).await
+    blocking(move || start(store, options, disk, ticker, tenure, None, StartRole::Follower(follow))).await
 }
 
-/// Whether this journal is the one that the store was fed from, and whole.
+/// Checks that the store was fed from this journal, and that the journal has lost neither its beginning nor its end.
 fn check_identity(tenure: &Tenure, journal: Option<&Opened>, replace: bool) -> Result<()> {
     let refuse = |context: String| Err(Error::new(ErrorKind::WrongJournal, context));
     let Some(journal) = journal else {
@@ -152,14 +155,18 @@ fn check_identity(tenure: &Tenure, journal: Option<&Opened>, replace: bool) -> R
             ));
         }
     } else if journal.last > Seq::ZERO && tenure.epoch > Epoch(0) {
-        // Its numbers say nothing about this store, so neither can its records be told from applied ones.
+        // The numbers of another journal say nothing about this store, so pending records could not be told from
+        // applied ones. `replace_journal` does not help here.
         return refuse(match tenure.journal {
             Some(id) => mismatch(journal.id, id, watermark),
             None => format!("journal {} holds records, and the store was not fed from it", journal.id),
         });
     } else if let Some(id) = tenure.journal.filter(|_| !replace) {
+        // The new directory is empty: most likely the path is wrong, or the old journal is lost.
         return refuse(mismatch(journal.id, id, watermark));
     }
+    // The journal trims only what the store holds. If it begins later than the store ends, the store was replaced or
+    // restored from an older copy.
     if journal.first_prev > watermark && journal.last > Seq::ZERO {
         return refuse(format!(
             "the store holds journaled records up to {watermark}, but journal {} begins after {}: the records in \
@@ -170,13 +177,15 @@ fn check_identity(tenure: &Tenure, journal: Option<&Opened>, replace: bool) -> R
     Ok(())
 }
 
-/// After a journal was replaced, the store must not go on expecting the old one's records in the new one.
+/// Lowers the store's journaled watermark to the end of the journal, after a journal was replaced.
+///
+/// Otherwise the next opening would take the new journal for one that has lost its end.
 async fn forget_lost_journal(store: &dyn Store, tenure: &mut Tenure, journal: Option<&Opened>) -> Result<()> {
     let last = journal.map_or(Seq::ZERO, |journal| journal.last);
     if tenure.progress.journaled <= last {
         return Ok(());
     }
-    // Only a batch changes the progress, and only one with a number of its own.
+    // Progress changes only with a batch, and a store ignores a batch at or below its watermark.
     let progress = Progress { applied: tenure.progress.applied.next(), journaled: last };
     let batch = Batch { epoch: tenure.epoch, ops: Vec::new(), progress };
     store.apply(&batch).await.map_err(StoreError::into_error)?;
@@ -198,7 +207,7 @@ fn start(
     ticker: Ticker,
     tenure: Tenure,
     journal: Option<(Opened, Backlog)>,
-    part: Part,
+    part: StartRole,
 ) -> Result<Arc<Layer>> {
     let watermark = tenure.progress.applied;
     let pending = PendingView::new(options.pending_memory_bytes_max, ticker.clone());
@@ -210,6 +219,7 @@ fn start(
         }
         _ => None,
     };
+    // Numbers go on after both ends: write-throughs have numbers that the journal may not hold.
     let (mut last, mut recovered, mut applied_end) = (watermark, Seq::ZERO, None);
     let journal = journal.map(|(journal, backlog)| {
         recovered = journal.last;
@@ -226,6 +236,7 @@ fn start(
             let records_max = options.dead_letter_records_max;
             let letters =
                 DeadLetters::open(disk, dir, options.journal_options.segment_bytes, watermark, records_max)?;
+            // Reads show parked values, and later writes of their keys have to be parked behind them.
             letters.add_to(&mut pending.lock());
             Some(Arc::new(letters))
         }
@@ -277,11 +288,11 @@ fn start(
     let (flusher, tasks) = (Mutex::new(Some(thread)), Tasks::new(runtime.clone()));
     let key_locks = KeyLocks::new(core.options.sizes.key_locks);
     let (heartbeat, follower) = match part {
-        Part::Follower(follow) => {
+        StartRole::Follower(follow) => {
             let parts = (&core, &reads, &views);
             (None, Some(Follower::start(follow, parts, ticker.clone(), &tenure, &tasks)?))
         }
-        Part::Owner { supports_heartbeat } => {
+        StartRole::Owner { supports_heartbeat } => {
             (supports_heartbeat.then(|| Heartbeat::start(heartbeat_store, Arc::clone(&core), &tasks)), None)
         }
     };
@@ -305,18 +316,20 @@ fn start(
     }))
 }
 
-/// What a journal has that the store lacked when it was asked.
+/// The records of a journal that the store lacked when its watermark was read.
 #[derive(Default)]
 struct Backlog {
     pending: Pending,
-    /// Where it begins, if there is any.
+    /// The place of the first of them in the journal, if there is one.
     begins: Option<Location>,
-    /// The watermark that the store told.
+    /// The watermark that the store returned.
     applied: Seq,
 }
 
-/// Opens a journal, and takes what lies behind `applied` from it while it is checked: the keys' hashes and places into
-/// memory, values stay on the disk. Nothing of that is to be used before the store is known to be this journal's.
+/// Opens a journal, and collects the records after `applied` while its frames are checked.
+///
+/// Memory holds the keys' hashes and places; values stay on disk. The result may be used only once the store is known
+/// to be the one of this journal.
 fn open_journal(
     disk: Arc<dyn Disk>,
     dir: &Path,
@@ -334,14 +347,16 @@ fn open_journal(
 }
 
 impl Backlog {
-    /// Without what the store took between telling its watermark and being claimed: an older owner's last apply may
-    /// have been under way.
+    /// Removes the records that the store took between the reading of its watermark and the claim.
+    ///
+    /// The previous owner's last apply may have been under way then.
     fn without_applied(mut self, tenure: &Tenure, journal: Option<&Opened>) -> Result<Backlog> {
         let applied = tenure.progress.applied;
         let Some(journal) = journal.filter(|_| applied > self.applied && self.begins.is_some()) else {
             return Ok(self);
         };
         self.begins = None;
+        // The backlog has hashes and no keys, so the frames are read again to remove theirs.
         let mut reader = journal.log.read_after(self.applied);
         while let Some(frame) = reader.next_frame()? {
             if frame.last() > applied {
@@ -356,7 +371,7 @@ impl Backlog {
 
 /// Starts the flusher on a thread and a runtime of its own. The runtime also drives the layer's timers.
 fn run_flusher(flusher: Flusher) -> Result<(Handle, FlusherThread)> {
-    // Without a journal every writer waits for the flusher.
+    // Without a journal every writer waits for the flusher, so it keeps its priority.
     let drains_behind = flusher.log.is_some();
     let runtime = clock::runtime().map_err(|error| Error::io("starting the layer's runtime", error))?;
     let handle = runtime.handle().clone();
@@ -368,7 +383,7 @@ fn run_flusher(flusher: Flusher) -> Result<(Handle, FlusherThread)> {
                 priority::give_way();
             }
             runtime.block_on(async {
-                // A sender that is gone means a layer that is gone, which is a stop as well.
+                // The sender is dropped only with the layer, so a closed channel is a stop as well.
                 let stop = async { drop(stopped.wait_for(|stop| *stop).await) };
                 tokio::pin!(stop);
                 tokio::select! {
@@ -376,6 +391,7 @@ fn run_flusher(flusher: Flusher) -> Result<(Handle, FlusherThread)> {
                     () = &mut stop => return,
                     () = flusher.run() => {}
                 }
+
                 stop.await;
             });
             runtime
@@ -384,7 +400,7 @@ fn run_flusher(flusher: Flusher) -> Result<(Handle, FlusherThread)> {
     Ok((handle, FlusherThread { stop, thread }))
 }
 
-/// Runs blocking work off the caller's runtime, which may be missing.
+/// Runs blocking work on a thread of its own, since the caller may have no runtime.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let (sender, done) = tokio::sync::oneshot::channel();
     thread::Builder::new()

@@ -1,9 +1,8 @@
-//! Whose store it is: who may open a layer on a store that has an owner, and how an owner says that it lives.
+//! Ownership of a store: the rules for taking over a store that has an owner, and the owner's heartbeat.
 //!
-//! What makes this safe is the epoch, not the liveness: a claim fences whoever owned the store before, so an owner that
-//! was taken for dead and thaws can neither apply nor be heard. Liveness only decides who may claim, and when. It is
-//! told by a count in the store that the owner raises, and judged by the waiter's own clock, so no two clocks are
-//! compared.
+//! The epoch makes this safe, not the liveness. A claim fences the previous owner, so an owner that was taken for dead
+//! and resumes can neither apply nor publish. Liveness only decides when another process may claim. The owner raises a
+//! counter in the store, and the waiting process judges it by its own clock, so no two clocks are compared.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,28 +19,28 @@ use crate::seam::clock;
 use crate::seam::sync::thread;
 use crate::store::contract::{OwnerStatus, Store, StoreError};
 
-/// What opening a layer does if the store has an owner that lives.
+/// The choice of an opening that finds a store with a live owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnOwned {
-    /// Takes the store over at once. The other owner is fenced: it can change nothing any more, and is told so.
+    /// Takes the store over at once. The other owner is fenced: its further writes fail with [`ErrorKind::Fenced`].
     #[default]
     TakeOver,
-    /// Waits until the owner has closed, or has not said for so long that it lives; then takes over.
+    /// Takes over as soon as the owner has closed, or has sent no heartbeat for this long; waits until then.
     Wait(Duration),
-    /// Fails with [`ErrorKind::Locked`] unless the owner has closed, or does not say for so long that it lives.
+    /// Fails with [`ErrorKind::Locked`] unless the owner has closed, or sends no heartbeat for this long.
     Refuse(Duration),
 }
 
-/// How an open layer stands to its store.
+/// The role of a layer that is being opened.
 pub(crate) enum Role {
-    /// It owns it.
+    /// It owns the store and may write.
     Owner(OnOwned),
-    /// It follows the owner.
+    /// It follows the store's owner and is read-only.
     Follower(Follow),
 }
 
-/// The longest that passes before the store is asked again whether its owner lives.
+/// The longest pause between two reads of the owner's status.
 const ASK_INTERVAL_MAX: Duration = Duration::from_millis(500);
 const QUIET_MIN: Duration = Duration::from_millis(10);
 const QUIET_MAX: Duration = Duration::from_secs(3600);
@@ -59,6 +58,7 @@ pub(crate) async fn await_turn(store: &dyn Store, on_owned: OnOwned) -> Result<(
     let mut silent = Duration::ZERO;
     loop {
         match last {
+            // Without a heartbeat a live owner looks the same as a dead one, so waiting could not end safely.
             OwnerStatus::Unknown => {
                 let context = "on_owned: this kind of store cannot say whether its owner lives";
                 return Err(Error::new(ErrorKind::Unsupported, context));
@@ -70,9 +70,11 @@ pub(crate) async fn await_turn(store: &dyn Store, on_owned: OnOwned) -> Result<(
         pause(interval).await?;
         let now = ask().await?;
         if now == last {
+            // Counted in pauses, not read from a clock: a slow answer of the store must not count as silence.
             silent = silent.saturating_add(interval);
             continue;
         }
+        // A changed count shows a live owner. `Wait` begins to count the silence anew.
         if let (OnOwned::Refuse(_), OwnerStatus::Owned(_)) = (on_owned, now) {
             return Err(Error::new(ErrorKind::Locked, "the store has an owner, and that lives"));
         }
@@ -80,14 +82,14 @@ pub(crate) async fn await_turn(store: &dyn Store, on_owned: OnOwned) -> Result<(
     }
 }
 
-/// What says that an owner lives, and at last that it has ended.
+/// The owner's heartbeat: a task that raises the owner's counter in the store, and marks the owner as gone at the end.
 pub(crate) struct Heartbeat {
     end: watch::Sender<bool>,
     ended: watch::Receiver<()>,
 }
 
 impl Heartbeat {
-    /// Says so again and again, until the layer ends or is the owner no more. Nothing if the store has no ear for it.
+    /// Starts the task. It runs until the layer ends or is fenced. The store must support heartbeats.
     pub(crate) fn start(store: Arc<dyn Store>, core: Arc<Core>, tasks: &Tasks) -> Heartbeat {
         let (end, ending) = watch::channel(false);
         let (alive, ended) = watch::channel(());
@@ -98,11 +100,11 @@ impl Heartbeat {
         Heartbeat { end, ended }
     }
 
-    /// Says that the owner has ended, so that nobody has to wait for its silence.
+    /// Marks the owner as gone in the store, so that a waiting process can claim at once.
     pub(crate) async fn end(&self) {
         self.end.send_replace(true);
         let mut ended = self.ended.clone();
-        // The other end is dropped when it has been said.
+        // The task drops its end of this channel after the last renewal.
         while ended.changed().await.is_ok() {}
     }
 }
@@ -115,7 +117,7 @@ async fn keep_alive(store: &dyn Store, core: &Core, mut ending: watch::Receiver<
             Err(error @ StoreError::Fenced { .. }) => {
                 return core.fail(HealthState::Fenced, error.into_error());
             }
-            // Whoever waits for the store takes it for silence, and a claim fences this layer.
+            // No reason to stop: if it lasts, a waiting process takes it for silence, and its claim fences this layer.
             Err(error) => core.warn(Some(error.into_error())),
         }
         if ends {
@@ -123,7 +125,7 @@ async fn keep_alive(store: &dyn Store, core: &Core, mut ending: watch::Receiver<
         }
         tokio::select! {
             biased;
-            // A sender that is gone means a layer that is gone without a word.
+            // The layer was dropped without a close. The owner is not marked as gone then; its silence shows it.
             changed = ending.changed() => if changed.is_err() { return },
             () = clock::sleep(core.options.renew_interval) => {}
         }
@@ -135,7 +137,7 @@ async fn pause(time: Duration) -> Result<()> {
     let (sender, done) = tokio::sync::oneshot::channel();
     let waiting = move || {
         std::thread::sleep(time);
-        // Nobody waiting any more is no error.
+        // The receiver may be gone, because the opening was cancelled.
         let _nobody_waits = sender.send(());
     };
     let spawned = thread::Builder::new().name("forebay-wait".into()).spawn(waiting);

@@ -40,7 +40,7 @@ pub trait View: Any + Send + Sync {
 /// A key of a type that is not known here.
 pub type AnyKey = dyn Any + Send + Sync;
 
-/// What a rule names as stale: a key in the type of its cache's keys, or any invalidation.
+/// A target that a rule names as stale: a key in the type of its cache's keys, or any invalidation.
 pub enum RuleTarget {
     /// A key of a cache. Nothing happens if the cache is not open: it has nothing in memory then.
     Key(NamespaceName, Box<AnyKey>),

@@ -7,7 +7,7 @@
 //! sled's files.
 //!
 //! # Opening
-//! When sled 0.34 opens a database, it writes a new snapshot of its page table, renames it into place, removes the
+//! Opening a database, sled 0.34 writes a new snapshot of its page table, renames it into place, removes the
 //! previous one, and then fills with zeros all segments that the new snapshot does not need. It never syncs the
 //! directory. A power cut could therefore leave the zeros and the old snapshot, or none. sled's recovery then has to
 //! read the log, finds a hole where it expects a segment, and takes the whole log before it for lost: the store was
