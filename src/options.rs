@@ -146,6 +146,8 @@ pub struct LayerSizes {
     pub key_locks: usize,
     /// The bits of a key's hash that count in the index of spilled records.
     pub spilled_hash_mask: u64,
+    /// The bytes of a segment of the dead-letter list.
+    pub letter_segment_bytes: u64,
 }
 
 impl LayerSizes {
@@ -154,12 +156,18 @@ impl LayerSizes {
         memory: StripeCounts { fences: 8, floors: 8 },
         key_locks: 8,
         spilled_hash_mask: 0xF << 58,
+        letter_segment_bytes: 64 << 10,
     };
 }
 
 impl Default for LayerSizes {
     fn default() -> Self {
-        LayerSizes { memory: StripeCounts::default(), key_locks: 256, spilled_hash_mask: u64::MAX }
+        LayerSizes {
+            memory: StripeCounts::default(),
+            key_locks: 256,
+            spilled_hash_mask: u64::MAX,
+            letter_segment_bytes: 1 << 20,
+        }
     }
 }
 

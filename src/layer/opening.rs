@@ -235,7 +235,7 @@ fn start(
         Some(dir) => {
             let records_max = options.dead_letter_records_max;
             let letters =
-                DeadLetters::open(disk, dir, options.journal_options.segment_bytes, watermark, records_max)?;
+                DeadLetters::open(disk, dir, options.sizes.letter_segment_bytes, watermark, records_max)?;
             // Reads show parked values, and later writes of their keys have to be parked behind them.
             letters.add_to(&mut pending.lock());
             Some(Arc::new(letters))

@@ -27,7 +27,6 @@ use crate::seam::sync::{Mutex, MutexGuard};
 /// The name of the list's folder, beside the segments.
 pub(crate) const FOLDER: &str = "dead-letters";
 /// The size of the list's segments, unless those of the journal are smaller.
-const SEGMENT_BYTES_MAX: u64 = 1 << 20;
 /// The part of an error's text that a letter keeps.
 const REASON_BYTES_MAX: usize = 512;
 /// The kinds of records in the list's own queue.
@@ -91,12 +90,10 @@ impl DeadLetters {
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         journal_dir: &Path,
-        segment_bytes_max: u64,
+        segment_bytes: u64,
         watermark: Seq,
         records_max: u64,
     ) -> Result<DeadLetters> {
-        // Where the journal's segments are small, to save room or the time that filling them takes, so are these.
-        let segment_bytes = segment_bytes_max.min(SEGMENT_BYTES_MAX);
         let options = JournalOptions { segment_bytes, spares_max: 0, ..JournalOptions::default() };
         let queue = Journal::open_on(disk, journal_dir.join(FOLDER), options, Durability::Sync)?;
         let mut log = LetterLog::default();

@@ -165,6 +165,9 @@ fn every_missing_safeguard_is_noticed() {
     assert!(missed.is_empty(), "{missed:#?}");
 }
 
+/// The program that this test is part of.
+const OWN: &str = "faults";
+
 /// Builds the programs of tests, as far as they are not built, and finds them.
 fn build(tests: BTreeSet<Test>) -> BTreeMap<Test, PathBuf> {
     let builds: BTreeSet<Build> = tests.iter().map(|(_, build, _)| *build).collect();
@@ -181,7 +184,12 @@ fn build(tests: BTreeSet<Test>) -> BTreeMap<Test, PathBuf> {
             // The tests of the stores are of all stores.
             Build::Ordinary => drop(cargo.args(["--package", "forebay", "--features", "fjall"])),
         }
-        let names: BTreeSet<&str> = tests.iter().filter(|test| test.1 == build).map(|test| test.0).collect();
+        let mut names: BTreeSet<&str> =
+            tests.iter().filter(|test| test.1 == build).map(|test| test.0).collect();
+        if build == Build::Ordinary && cfg!(debug_assertions) && names.remove(OWN) {
+            // Building it again could replace the file of the program that runs, from which other tests start children.
+            built.insert((build, OWN.to_owned()), std::env::current_exe().unwrap());
+        }
         for name in names {
             if name == UNIT.0 {
                 cargo.arg("--lib")

@@ -150,7 +150,7 @@ async fn invalidations_of_namespaces_and_groups_are_told() {
     let rule = |_: &Replacement<'_, u32, Vec<u8>>, stale: &mut Stale| stale.namespace("a/b");
     let ruled = bay.cache::<u32, Vec<u8>>("ruled").on_change(rule).open().unwrap();
     ruled.put_with(&2, vec![20], WritePolicy::Through).await.unwrap();
-    let list = [(1, "1=10"), (2, "all of a"), (3, "odd of a/b"), (4, "all of a/b"), (5, "2?")];
+    let list = [(1, "1=10"), (2, "all of a"), (3, "tagged a/b:odd"), (4, "all of a/b"), (5, "2?")];
     assert_eq!(drain(&bay, &mut changes).await, expected(&list));
 }
 

@@ -12,7 +12,6 @@ const IN_SEVERAL_FILES: &[(&str, &str)] = &[
         "PostgresStoreOptions",
         "a store knows no events; the outbox's option stands with the outbox, in a higher rank",
     ),
-    ("Share", "only the tally counts, by verdicts that the report does not know"),
 ];
 
 #[test]

@@ -256,7 +256,7 @@ fn a_panicking_or_forgetful_sink_leaves_no_ticket_unanswered() {
             assert!(told.refused.iter().all(|(_, error)| error.kind() == ErrorKind::Poisoned));
             assert_eq!(told.poisoned.len(), 1);
             let cause = if mood == Mood::Forgets { "unanswered" } else { "the sink fell over" };
-            assert!(told.poisoned[0].to_string().contains(cause), "{}", told.poisoned[0]);
+            assert!(format!("{:#}", told.poisoned[0]).contains(cause), "{:#}", told.poisoned[0]);
         }
     }
 }
