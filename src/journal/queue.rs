@@ -4,11 +4,11 @@
 //! durable as configured. A consumer has to remember its position itself.
 //!
 //! ```
-//! use forebay::ids::Seq;
-//! use forebay::journal::options::{Durability, JournalOptions};
-//! use forebay::journal::queue::Journal;
+//! use forebay::Seq;
+//! use forebay::journal::{Durability, JournalOptions};
+//! use forebay::journal::Journal;
 //!
-//! # fn main() -> forebay::error::Result<()> {
+//! # fn main() -> forebay::Result<()> {
 //! # let temporary = tempfile::tempdir().expect("a temporary directory");
 //! # let dir = temporary.path().join("orders");
 //! let journal = Journal::open(&dir, JournalOptions::default(), Durability::Sync)?;

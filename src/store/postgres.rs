@@ -176,7 +176,7 @@ impl PostgresStoreOptions {
 ///
 /// ```no_run
 /// # async fn example() -> forebay::Result<()> {
-/// use forebay::postgres::PostgresServer;
+/// use forebay::PostgresServer;
 /// use forebay::{Forebay, PostgresStore};
 ///
 /// let server = PostgresServer::parse("postgres://shop@db.example/shop")?.schema("products");

@@ -7,8 +7,8 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use forebay::bus::contract::{BoxFuture, Bus, Channel};
-//! use forebay::bus::local::LocalBus;
+//! use forebay::bus::{BoxFuture, Bus, Channel};
+//! use forebay::bus::LocalBus;
 //! use forebay::testkit::bus_conformance::{self, BusFixture};
 //!
 //! #[derive(Default)]

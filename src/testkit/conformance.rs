@@ -5,9 +5,9 @@
 //! suite needs no runtime unless the store does, and uses nothing but the contract.
 //!
 //! ```
-//! use forebay::error::Result;
-//! use forebay::store::contract::BoxFuture;
-//! use forebay::store::memory::MemoryStore;
+//! use forebay::Result;
+//! use forebay::store::BoxFuture;
+//! use forebay::store::MemoryStore;
 //! use forebay::testkit::conformance::{self, Subject};
 //!
 //! struct InMemory(MemoryStore);
