@@ -168,7 +168,7 @@ struct QueueWriter<'a>(&'a Queue);
 impl Writer for QueueWriter<'_> {
     fn put(&mut self, key: u64, value: Vec<u8>) -> Result<()> {
         let place = self.0.journal.append(&[&key.to_le_bytes(), &value])?;
-        self.0.last.fetch_max(place.0, Ordering::AcqRel);
+        self.0.last.fetch_max(place.get(), Ordering::AcqRel);
         Ok(())
     }
 }
