@@ -14,7 +14,7 @@
 //! let journal = Journal::open(&dir, JournalOptions::default(), Durability::Sync)?;
 //! let first = journal.append(&[b"order 1"])?;
 //! let last = journal.append_batch([b"order 2", b"order 3"])?; // all or none survive a crash
-//! assert_eq!((first, last), (Seq(1), Seq(3)));
+//! assert_eq!((first, last), (Seq::new(1), Seq::new(3)));
 //! journal.close()?;
 //!
 //! let journal = Journal::open(&dir, JournalOptions::default(), Durability::Sync)?;

@@ -4,12 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-/// Sets the flags of the build with simulated threads, and its directory: nothing of the other build fits.
-pub(crate) fn simulated(cargo: &mut Command) {
-    cargo.args(["--package", "forebay"]);
-    cargo.env("RUSTFLAGS", "--cfg forebay_mutation --cfg forebay_simulation");
-    cargo.env("CARGO_TARGET_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("simulation"));
-}
+use crate::support::simulated_build::simulated;
 
 /// Passes `FOREBAY_BUDGET` and `FOREBAY_SEED` on to them. They write to this test's own output.
 #[test]

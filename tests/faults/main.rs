@@ -1,4 +1,4 @@
-//! The fault programme: power cuts, failing operations, damage, missing safeguards, and the tests on simulated threads.
+//! The fault programme: power cuts, failing operations, damage, and the tests on simulated threads.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,8 +15,6 @@ mod images;
 mod in_simulation;
 mod journal_run;
 mod layer_run;
-#[cfg(forebay_mutation)]
-mod mutants;
 #[cfg(target_os = "linux")]
 mod power_cut;
 #[path = "../support/mod.rs"]

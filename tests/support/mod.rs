@@ -8,6 +8,7 @@ pub mod child;
 pub mod held_loads;
 pub mod order;
 pub mod refusing;
+pub mod simulated_build;
 pub mod stores;
 pub mod watchdog;
 

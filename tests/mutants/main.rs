@@ -3,8 +3,22 @@
 //! Each mutant runs the tests that are named for it, in processes of their own with `FOREBAY_WITHOUT` set, until one of
 //! them fails. One that none of them notices is a missing test. A test that hangs has noticed nothing.
 //!
+//! A program of its own, so that nothing else runs beside the mutants: a busy machine makes some interleavings rare.
+//!
 //! `FOREBAY_WITHOUT=Nonce cargo test --test faults images` does the same by hand; `FOREBAY_MUTANT` narrows this test to
 //! some of them (comma-separated).
+
+#![cfg(forebay_mutation)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    unreachable_pub,
+    reason = "these are tests; their modules share what is public in them"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -17,8 +31,8 @@ use std::time::{Duration, Instant};
 
 use forebay::safeguard::Safeguard;
 
-use crate::in_simulation;
 use crate::support::budget;
+use crate::support::simulated_build::simulated;
 
 /// Longer than any of these tests takes where it passes.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -165,9 +179,6 @@ fn every_missing_safeguard_is_noticed() {
     assert!(missed.is_empty(), "{missed:#?}");
 }
 
-/// The program that this test is part of.
-const OWN: &str = "faults";
-
 /// Builds the programs of tests, as far as they are not built, and finds them.
 fn build(tests: BTreeSet<Test>) -> BTreeMap<Test, PathBuf> {
     let builds: BTreeSet<Build> = tests.iter().map(|(_, build, _)| *build).collect();
@@ -178,18 +189,13 @@ fn build(tests: BTreeSet<Test>) -> BTreeMap<Test, PathBuf> {
         cargo.args(["test", "--no-run", "--message-format=json", "--manifest-path"]);
         cargo.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
         match build {
-            Build::Simulated => in_simulation::simulated(&mut cargo),
+            Build::Simulated => simulated(&mut cargo),
             // With the members' features this is a test of the whole workspace, which has built all of it already.
             Build::Ordinary if cfg!(feature = "nats") => drop(cargo.arg("--workspace")),
             // The tests of the stores are of all stores.
             Build::Ordinary => drop(cargo.args(["--package", "forebay", "--features", "fjall"])),
         }
-        let mut names: BTreeSet<&str> =
-            tests.iter().filter(|test| test.1 == build).map(|test| test.0).collect();
-        if build == Build::Ordinary && cfg!(debug_assertions) && names.remove(OWN) {
-            // Building it again could replace the file of the program that runs, from which other tests start children.
-            built.insert((build, OWN.to_owned()), std::env::current_exe().unwrap());
-        }
+        let names: BTreeSet<&str> = tests.iter().filter(|test| test.1 == build).map(|test| test.0).collect();
         for name in names {
             if name == UNIT.0 {
                 cargo.arg("--lib")
