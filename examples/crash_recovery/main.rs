@@ -2,7 +2,7 @@
 //! reordered or applied twice.
 //!
 //! ```text
-//! cargo run --release --example crash_recovery -- --rounds 50
+//! cargo run --example crash_recovery -- --rounds 50
 //! ```
 //!
 //! Each round this program starts itself as a child that writes from several threads (behind, through,

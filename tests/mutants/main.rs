@@ -193,7 +193,7 @@ fn build(tests: BTreeSet<Test>) -> BTreeMap<Test, PathBuf> {
             // With the members' features this is a test of the whole workspace, which has built all of it already.
             Build::Ordinary if cfg!(feature = "nats") => drop(cargo.arg("--workspace")),
             // The tests of the stores are of all stores.
-            Build::Ordinary => drop(cargo.args(["--package", "forebay", "--features", "fjall"])),
+            Build::Ordinary => drop(cargo.args(["--package", "forebay", "--features", "fjall,redb"])),
         }
         let names: BTreeSet<&str> = tests.iter().filter(|test| test.1 == build).map(|test| test.0).collect();
         for name in names {
