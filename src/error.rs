@@ -43,6 +43,9 @@ pub enum ErrorKind {
     Rejected,
     /// A newer owner has opened the store; this layer can no longer change it.
     Fenced,
+    /// The store went back: it lacks writes that it had confirmed, as after the failover to a standby that had not
+    /// received all of them, or it was replaced by an older copy. The layer takes no more writes.
+    WentBack,
     /// The store rejected a queued record, and the flusher stands until it is resumed.
     Halted,
     /// The key has records in the dead-letter list; they have to be replayed or discarded first.

@@ -52,6 +52,11 @@ impl Seq {
         Seq(self.0.saturating_add(1))
     }
 
+    /// Returns the number before it; zero before the first.
+    pub(crate) fn before(self) -> Seq {
+        Seq(self.0.saturating_sub(1))
+    }
+
     /// Returns the number `count` further on.
     #[must_use]
     pub fn plus(self, count: u64) -> Seq {
@@ -83,6 +88,11 @@ impl Epoch {
     pub const fn get(self) -> u64 {
         self.0
     }
+
+    /// Returns the next epoch.
+    pub(crate) fn next(self) -> Epoch {
+        Epoch(self.0.saturating_add(1))
+    }
 }
 
 impl fmt::Display for Epoch {
@@ -91,33 +101,63 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The identity of a journal, drawn at random when the journal is created.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct JournalId(pub(crate) [u8; 16]);
+/// Defines identities of 16 random bytes, shown as hexadecimal digits.
+macro_rules! random_ids {
+    ($($(#[$doc:meta])+ $name:ident,)+) => {$(
+        $(#[$doc])+
+        #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+        pub struct $name(pub(crate) [u8; 16]);
 
-impl JournalId {
-    /// Makes the identity with these bytes.
-    #[must_use]
-    pub const fn from_bytes(bytes: [u8; 16]) -> JournalId {
-        JournalId(bytes)
-    }
+        impl $name {
+            /// Makes the identity with these bytes.
+            #[must_use]
+            pub const fn from_bytes(bytes: [u8; 16]) -> $name {
+                $name(bytes)
+            }
 
-    /// Returns its bytes.
-    #[must_use]
-    pub const fn to_bytes(self) -> [u8; 16] {
-        self.0
-    }
+            /// Returns its bytes.
+            #[must_use]
+            pub const fn to_bytes(self) -> [u8; 16] {
+                self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    )+};
 }
 
-impl fmt::Display for JournalId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
+random_ids! {
+    /// The identity of a journal, drawn at random when the journal is created.
+    JournalId,
+    /// The identity of a tenure, drawn at random by the layer that claims the store. An epoch can be given twice, by a
+    /// store that lost a claim; an identity cannot.
+    TenureId,
 }
 
-impl fmt::Debug for JournalId {
+/// A tenure: the time in which one opened layer owns a store.
+///
+/// The default stands for the time before the first claim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Tenure {
+    /// Its number, greater than that of each tenure before it in the same history.
+    pub epoch: Epoch,
+    /// Its identity.
+    pub id: TenureId,
+}
+
+impl fmt::Display for Tenure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        write!(f, "{} (epoch {})", self.id, self.epoch)
     }
 }
 

@@ -151,6 +151,14 @@ safeguards! {
     PublishBeforeAcknowledge,
     /// The store refuses an older owner.
     EpochFence,
+    /// The store refuses an owner of its own epoch and another identity.
+    TenureIdentity,
+    /// The store refuses a batch that begins behind its watermark.
+    NoHoleBeforeBatch,
+    /// The store takes only its last batch for a repetition.
+    RepeatByNumber,
+    /// A batch accounts for every number up to the watermark that it sets.
+    BatchIsDense,
     /// The store takes nothing at or below its watermark.
     ApplyOnce,
     /// The embedded stores write data and watermark in one transaction.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use bytes::Bytes;
-use forebay::store::{Batch, BoxFuture, OwnerStatus, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Claim, OwnerStatus, Standing, Store, StoreError, Tenure, Versioned};
 use forebay::{Cache, Durability, Epoch, Follow, Forebay, JournalId, Key, Publish, Seq, WritePolicy};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -34,16 +34,16 @@ impl Store for Noting {
         self.store.has_change_feed()
     }
 
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.tenure()
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
+        self.store.standing()
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.claim(journal)
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
+        self.store.claim(claim)
     }
 
-    fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.renew(epoch, ends)
+    fn renew(&self, tenure: Tenure, ends: bool) -> BoxFuture<'_, Result<Option<Seq>, StoreError>> {
+        self.store.renew(tenure, ends)
     }
 
     fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {

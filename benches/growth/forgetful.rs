@@ -1,6 +1,6 @@
 //! The store behind what is measured: one that costs nothing.
 
-use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Tenure, Versioned};
 use forebay::{Epoch, JournalId, Key};
 
 /// A store that takes everything at once and keeps nothing.
@@ -16,11 +16,11 @@ impl Forgetful {
 }
 
 impl Store for Forgetful {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
         Box::pin(async { Ok(self.change(|_| {})) })
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async move {
             Ok(self.change(|tenure| {
                 tenure.epoch = Epoch::new(tenure.epoch.get() + 1);

@@ -117,7 +117,7 @@ pub(crate) fn store_image(store: &Path, seed: u64) -> Result<Image> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let failed = |error: StoreError| anyhow!(error.into_error()).context("looking at the store alone");
     runtime.block_on(async {
-        let tenure = store.tenure().await.map_err(failed)?;
+        let tenure = store.standing().await.map_err(failed)?;
         let mut image = Image { watermark: tenure.progress.applied.get(), shown: BTreeMap::new() };
         for place in Place::all() {
             if let Some(stored) = store.load(&stored_key(place)?).await.map_err(failed)? {

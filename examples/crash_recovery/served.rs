@@ -16,7 +16,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
 use forebay::SledStore;
-use forebay::store::{Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Claim, Op, Progress, Standing, Store, StoreError, Tenure, Versioned};
 use forebay::{Epoch, Error, ErrorKind, JournalId, Key, Seq};
 use serde::{Deserialize, Serialize};
 
@@ -107,7 +107,7 @@ fn serve(store: &SledStore, mut stream: UnixStream, fenced: &AtomicU64) -> Resul
 async fn answer(store: &SledStore, request: Request) -> Result<Answer, StoreError> {
     let key = |bytes: Vec<u8>| Key::from_bytes(Bytes::from(bytes)).map_err(StoreError::Fatal);
     Ok(match request {
-        Request::Tenure => told(store.tenure().await?),
+        Request::Tenure => told(store.standing().await?),
         Request::Claim { journal } => told(store.claim(journal.map(JournalId::from_bytes)).await?),
         Request::Load { keys } => {
             let keys = keys.into_iter().map(key).collect::<Result<Vec<Key>, StoreError>>()?;
@@ -197,11 +197,11 @@ fn unexpected() -> StoreError {
 
 /// Blocks where it waits: a child's callers are plain threads, and its flusher has nothing else to do.
 impl Store for ServedStore {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
         Box::pin(async { self.tenure_of(&Request::Tenure) })
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async move { self.tenure_of(&Request::Claim { journal: journal.map(|id| id.to_bytes()) }) })
     }
 

@@ -18,7 +18,7 @@ use crate::bus::tracker::{Continuity, Tracker};
 use crate::error::{Error, Result};
 use crate::feed::follow::{Follow, FollowFigures, FollowStatus, seen_channel};
 use crate::feed::tasks::Tasks;
-use crate::ids::{Epoch, Key, Seq};
+use crate::ids::{Epoch, Key, Seq, Tenure};
 use crate::invalidation::Invalidation;
 use crate::memory::freshness::Following;
 use crate::memory::views::{ViewFinder, Views};
@@ -28,7 +28,7 @@ use crate::safeguard::Safeguard;
 use crate::seam::backoff::RETRY;
 use crate::seam::clock::{self, Moment, Ticker};
 use crate::seam::sync::{Mutex, MutexGuard};
-use crate::store::contract::Tenure;
+use crate::store::contract::Standing;
 
 /// The most answers of the store that may wait until the events up to their number have arrived.
 const PROOFS_MAX: usize = 64;
@@ -57,6 +57,8 @@ struct FollowerState {
     proofs: VecDeque<(Seq, Moment)>,
     /// The last number that the store returned.
     store_at: Seq,
+    /// The tenure at which the store stood then.
+    tenure: Tenure,
     heard_at: Option<Moment>,
     bus_error: Option<Error>,
     rule_error: Option<Error>,
@@ -74,32 +76,40 @@ enum Next {
 
 /// The state of the store as a follower knew it before a probe.
 struct Known {
+    /// The newest epoch, from an event or from the store.
     epoch: Epoch,
+    /// The tenure at which the store stood when it was read last.
+    tenure: Tenure,
     position: Seq,
 }
 
 impl Known {
-    /// True if the store is behind its earlier state: it was restored from a copy, or is another store.
-    fn is_of_another_history(&self, tenure: &Tenure) -> bool {
-        tenure.epoch < self.epoch || tenure.progress.applied < self.position
+    /// True if the store is behind its earlier state, or another owner has an epoch that it had given before: it was
+    /// restored from a copy, or is another store.
+    fn is_of_another_history(&self, standing: &Standing) -> bool {
+        let tenure = standing.tenure;
+        tenure.epoch < self.epoch
+            || (tenure.epoch == self.tenure.epoch && tenure.id != self.tenure.id)
+            || standing.progress.applied < self.position
     }
 }
 
 impl Follower {
-    /// Starts to follow. `tenure` was read from the store before.
+    /// Starts to follow. `standing` was read from the store before.
     pub(crate) fn start(
         follow: Follow,
         (core, reads, views): (&Arc<Core>, &Arc<Lookup>, &Arc<Views>),
         ticker: Ticker,
-        tenure: &Tenure,
+        standing: &Standing,
         tasks: &Tasks,
     ) -> Result<Arc<Follower>> {
         let channels = follow.channels()?;
-        let tracker = Tracker::new(tenure.epoch, tenure.progress.applied);
+        let tracker = Tracker::new(standing.tenure.epoch, standing.progress.applied);
         let (core, reads, views) = (Arc::clone(core), Arc::clone(reads), Arc::clone(views));
         let state = Mutex::new(FollowerState {
             tracker,
-            store_at: tenure.progress.applied,
+            store_at: standing.progress.applied,
+            tenure: standing.tenure,
             ..FollowerState::default()
         });
         let (figures, count) = (FollowFigures::default(), channels.len());
@@ -358,18 +368,18 @@ impl Follower {
     /// Reads the owner's progress from the store, and keeps it as a proof.
     async fn probe(&self) -> Result<Seq> {
         let (at, known) = (self.ticker.now(), self.known());
-        let tenure = self.reads.tenure().await?;
-        let applied = tenure.progress.applied;
+        let standing = self.reads.standing().await?;
+        let (tenure, applied) = (standing.tenure, standing.progress.applied);
         let mut state = self.state();
         // Its numbers do not continue the known ones, so a gap would not be noticed and no entry can be trusted.
-        if known.is_of_another_history(&tenure) {
+        if known.is_of_another_history(&standing) {
             self.views.invalidate_everything();
             state.tracker = Tracker::new(tenure.epoch, applied);
             state.proofs.clear();
             self.figures.places_lost.add(1);
         }
         state.tracker.learn_epoch(tenure.epoch);
-        (state.store_at, state.store_error) = (applied, None);
+        (state.store_at, state.tenure, state.store_error) = (applied, tenure, None);
         // A full list keeps its oldest proofs: they show how long the follower has been stalled.
         if state.proofs.len() < PROOFS_MAX {
             state.proofs.push_back((applied, at));
@@ -382,7 +392,7 @@ impl Follower {
     /// raise the position above the answer, which would look like another history.
     fn known(&self) -> Known {
         let state = self.state();
-        Known { epoch: state.tracker.epoch(), position: state.tracker.position() }
+        Known { epoch: state.tracker.epoch(), tenure: state.tenure, position: state.tracker.position() }
     }
 
     /// Probes the store at each interval, and reports this layer's position to the owner.
@@ -453,21 +463,21 @@ impl Follower {
         let mut failures = 0;
         loop {
             let (at, known) = (self.ticker.now(), self.known());
-            match self.reads.tenure().await {
-                Ok(tenure) => {
+            match self.reads.standing().await {
+                Ok(standing) => {
                     // After the read: a load that began before it may hold a value older than the store's number.
                     if Safeguard::LostPlaceEmptiesMemory.holds() {
                         self.views.invalidate_everything();
                     }
-                    let applied = tenure.progress.applied;
+                    let (tenure, applied) = (standing.tenure, standing.progress.applied);
                     let mut state = self.state();
-                    if known.is_of_another_history(&tenure) {
+                    if known.is_of_another_history(&standing) {
                         state.tracker = Tracker::new(tenure.epoch, applied);
                     }
                     state.tracker.learn_epoch(tenure.epoch);
                     // Memory is empty, so no event up to this number is missing any more.
                     state.tracker.raise(applied);
-                    (state.store_at, state.store_error) = (applied, None);
+                    (state.store_at, state.tenure, state.store_error) = (applied, tenure, None);
                     state.proofs.clear();
                     state.proofs.push_back((applied, at));
                     return self.settle(&mut state);

@@ -404,7 +404,7 @@ impl PublisherShared {
         let is_known = state.followers.contains_key(&name);
         // No follower can have reached an epoch or a number that does not exist yet. A forged report would let
         // `seen_by_all` return too early.
-        if epoch > self.source.core.epoch || seen > self.source.core.status.borrow().watermark {
+        if epoch > self.source.core.tenure.epoch || seen > self.source.core.status.borrow().watermark {
             return;
         }
         // Names come from the bus, so without a limit anyone who may publish could fill the memory.
@@ -539,13 +539,13 @@ impl Work {
     async fn proof(&self, until: Seq) -> Result<u64> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // The clock is read before the store: the other way round, a change in between would be missed.
-        let tenure = self.shared.reads.tenure().await?;
+        let standing = self.shared.reads.standing().await?;
         // A fenced owner does not know the changes of the newer one, so it must not prove anything.
-        if tenure.epoch != self.shared.source.core.epoch {
-            let context = format!("a newer owner holds the store, in epoch {}", tenure.epoch);
+        if standing.tenure != self.shared.source.core.tenure {
+            let context = format!("another owner holds the store, in tenure {}", standing.tenure);
             return Err(Error::new(ErrorKind::Fenced, context));
         }
-        let is_all = tenure.progress.applied <= until;
+        let is_all = standing.progress.applied <= until;
         Ok(if is_all { u64::try_from(now.as_micros()).unwrap_or(u64::MAX) } else { 0 })
     }
 
@@ -560,7 +560,7 @@ impl Work {
                 proof => (proof.unwrap_or(0), 0),
             },
         };
-        let epoch = self.shared.source.core.epoch;
+        let epoch = self.shared.source.core.tenure.epoch;
         let event = Event { epoch, after, until, as_of_us, payload };
         // Made from the event alone, so that the bus recognises a message that a retry publishes twice.
         let identity = Identity::parse(&format!("{epoch}.{after}.{until}.{as_of_us}"))?;

@@ -186,6 +186,9 @@ impl Batcher {
                 continue;
             }
             let frame = match &self.ahead {
+                Some(ahead) if ahead.last() <= self.recovered => {
+                    QueuedFrame { after: ahead.prev, ..QueuedFrame::read(ahead) }
+                }
                 Some(ahead) => QueuedFrame::read(ahead),
                 // Frames were spilled between the read and the lock.
                 None if pending.spilled().is_some() => continue,

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::flush::accounts::{Numbers, join};
 use crate::flush::applied::ApplyHistory;
 use crate::flush::batching::{Batcher, FRAMES_PER_LOCK, FlusherProgress, is_control};
 use crate::flush::parking::Parking;
@@ -36,8 +37,10 @@ pub(crate) struct Flusher {
     pub(crate) batcher: Batcher,
     /// The store's progress as of the last apply.
     pub(crate) progress: Progress,
-    /// The last number of a write-through that was refused.
-    pub(crate) refused: Seq,
+    /// The numbers of refused write-throughs that the store's watermark has not passed.
+    pub(crate) refused: Vec<Numbers>,
+    /// The number of the last batch.
+    pub(crate) batch: u64,
     /// The number of write-throughs that the last batch answered.
     pub(crate) answered: usize,
 }
@@ -59,7 +62,7 @@ impl Flusher {
         loop {
             let answered = std::mem::take(&mut self.answered);
             let progress =
-                FlusherProgress { applied: self.progress.applied, refused: self.refused, answered };
+                FlusherProgress { applied: self.progress.applied, refused: self.last_refused(), answered };
             match self.batcher.next_batch(progress).await {
                 Ok(frames) => {
                     let delivered = match frames.is_empty() {
@@ -78,14 +81,14 @@ impl Flusher {
     /// Moves the watermark over the numbers of refused writes. Without it a flush that waits for those numbers would
     /// wait until something else is written.
     async fn pass_refused(&mut self) -> Result<(), ()> {
-        let applied = self.refused;
+        let applied = self.last_refused();
         let mut progress = Progress { applied, ..self.progress };
         if self.core.options.changes {
             // The notices of the refused writes are in the journal, and the store must not be ahead of what is durable.
             progress.journaled = applied;
             self.committer.sync().map_err(|error| self.core.fail(HealthState::Failed, error))?;
         }
-        match self.apply(Vec::new(), progress).await {
+        match self.apply(Vec::new(), &[], &[], progress).await {
             Ok(()) => self.retire(&[], &[], progress),
             Err(_) => Err(()),
         }
@@ -111,7 +114,7 @@ impl Flusher {
             let mut ops = Ops::default();
             let planned = frames.iter().try_for_each(|frame| ops.push_frame(frame));
             planned.map_err(|error| self.core.fail(HealthState::Failed, error))?;
-            match self.apply(ops.finish(), progress).await {
+            match self.apply(ops.finish(), &frames, &parked, progress).await {
                 Ok(()) => return self.retire(&frames, &parked, progress),
                 Err(Refusal::Over) => return Err(()),
                 Err(Refusal::Record(seq, error)) => {
@@ -127,7 +130,7 @@ impl Flusher {
         let Some(frame) = frames.first() else { return Ok(()) };
         let prepared = self.parking.prepare(frame);
         let mut command = prepared.map_err(|error| self.core.fail(HealthState::Failed, error))?;
-        let outcome = match self.apply(std::mem::take(&mut command.ops), progress).await {
+        let outcome = match self.apply(std::mem::take(&mut command.ops), &frames, &[], progress).await {
             Ok(()) => {
                 self.parking.finish(&command);
                 Ok(())
@@ -139,7 +142,7 @@ impl Flusher {
                 let revoked = self.parking.revoke(frame);
                 revoked.map_err(|error| self.core.fail(HealthState::Failed, error))?;
                 // The command is done, and must not come again from the journal.
-                if self.apply(Vec::new(), progress).await.is_err() {
+                if self.apply(Vec::new(), &frames, &[], progress).await.is_err() {
                     return Err(());
                 }
                 Err(StoreError::Rejected { seq, error }.into_error())
@@ -154,28 +157,52 @@ impl Flusher {
     }
 
     /// Applies a batch, and tries again until the store has taken or refused it.
-    async fn apply(&mut self, ops: Vec<Op>, progress: Progress) -> Result<(), Refusal> {
+    ///
+    /// The batch accounts for the numbers of the applied and the parked frames, and for those of refused writes before
+    /// the watermark that it sets.
+    async fn apply(
+        &mut self,
+        ops: Vec<Op>,
+        frames: &[QueuedFrame],
+        parked: &[QueuedFrame],
+        progress: Progress,
+    ) -> Result<(), Refusal> {
         let count = ops.len() as u64;
-        let span = Span::apply(progress.applied.0, ops.len());
-        let outcome = span.around(self.apply_until_answered(ops, progress, &span)).await;
+        let (passed, later): (Vec<_>, Vec<_>) =
+            self.refused.iter().copied().partition(|refused| refused.last <= progress.applied);
+        let numbers = frames.iter().chain(parked).map(Numbers::of).chain(passed);
+        let after = match join(numbers) {
+            Ok(numbers) => numbers.map_or(progress.applied, |numbers| numbers.after),
+            Err(error) => {
+                self.core.fail(HealthState::Failed, error);
+                return Err(Refusal::Over);
+            }
+        };
+        // A batch that is sent again after a rejection has other changes, so it is another batch.
+        self.batch += 1;
+        let batch = Batch {
+            tenure: self.core.tenure,
+            number: self.batch,
+            after,
+            until: progress.applied,
+            journaled: progress.journaled,
+            ops,
+        };
+        let span = Span::apply(progress.applied.0, batch.ops.len());
+        let outcome = span.around(self.apply_until_answered(&batch, &span)).await;
         if let Ok(()) = outcome {
             self.core.metrics.ops_applied.add(count);
             self.core.metrics.batches_applied.add(1);
             self.progress = progress;
+            self.refused = later;
         }
         outcome
     }
 
-    async fn apply_until_answered(
-        &self,
-        ops: Vec<Op>,
-        progress: Progress,
-        span: &Span,
-    ) -> Result<(), Refusal> {
-        let batch = Batch { epoch: self.core.epoch, ops, progress };
+    async fn apply_until_answered(&self, batch: &Batch, span: &Span) -> Result<(), Refusal> {
         let mut attempts = 0_u64;
         loop {
-            match self.store.apply(&batch).await {
+            match self.store.apply(batch).await {
                 Ok(()) => {
                     span.note("retries", attempts);
                     return Ok(());
@@ -197,6 +224,12 @@ impl Flusher {
                 Err(error @ StoreError::Fenced { .. }) => {
                     span.failed(ErrorKind::Fenced);
                     self.core.fail(HealthState::Fenced, error.into_error());
+                    return Err(Refusal::Over);
+                }
+                // Applying this batch would leave a hole before it, so the layer ends.
+                Err(error @ StoreError::WentBack { .. }) => {
+                    span.failed(ErrorKind::WentBack);
+                    self.core.fail(HealthState::Failed, error.into_error());
                     return Err(Refusal::Over);
                 }
                 Err(error @ StoreError::Fatal(_)) => {
@@ -277,8 +310,13 @@ impl Flusher {
 
     fn refuse(&mut self, frame: &QueuedFrame, error: Error) -> Result<()> {
         self.core.refuse_through(frame, error)?;
-        self.refused = self.refused.max(frame.last());
+        self.refused.push(Numbers::of(frame));
         Ok(())
+    }
+
+    /// Returns the last number of a refused write-through that the watermark has not passed; zero if there is none.
+    fn last_refused(&self) -> Seq {
+        self.refused.iter().map(|refused| refused.last).max().unwrap_or(Seq::ZERO)
     }
 
     fn park_behind_letters(
@@ -287,7 +325,7 @@ impl Flusher {
         parked: &mut Vec<QueuedFrame>,
     ) -> Result<()> {
         let refused = self.parking.park_behind_letters(frames, parked)?;
-        self.refused = self.refused.max(refused);
+        self.refused.extend(refused);
         Ok(())
     }
 

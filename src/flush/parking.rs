@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::flush::accounts::Numbers;
 use crate::flush::plan::Ops;
 use crate::ids::{Key, Seq};
 use crate::memory::views::Views;
@@ -47,13 +48,13 @@ impl Parking {
     /// Moves the frames with parked keys from `frames` to `parked`, because their records must not reach the store
     /// before those that are in the list. A write-through among them is refused instead.
     ///
-    /// Returns the last number that was refused.
+    /// Returns the numbers that were refused.
     pub(crate) fn park_behind_letters(
         &self,
         frames: &mut Vec<QueuedFrame>,
         parked: &mut Vec<QueuedFrame>,
-    ) -> Result<Seq> {
-        let mut refused = Seq::ZERO;
+    ) -> Result<Vec<Numbers>> {
+        let mut refused = Vec::new();
         let Some(letters) = &self.letters else { return Ok(refused) };
         let mut kept = Vec::with_capacity(frames.len());
         for frame in frames.drain(..) {
@@ -63,7 +64,7 @@ impl Parking {
             } else if frame.location.is_none() {
                 let context = "the key has dead letters, which would come after this write";
                 self.core.refuse_through(&frame, Error::new(ErrorKind::Parked, context))?;
-                refused = refused.max(frame.last());
+                refused.push(Numbers::of(&frame));
             } else {
                 self.park(&frame, "an earlier record of its key was rejected")?;
                 parked.push(frame);

@@ -132,7 +132,7 @@ pub(crate) fn open_visiting<V: FrameVisitor>(
     // A new journal only if there is no segment at all; the store's watermark shows a journal that has lost all of
     // them.
     let Some(recovered) = recovered else {
-        let id = draw_id()?;
+        let id = JournalId(random::identity("the journal's identity")?);
         // The segment's name is durable before the journal has an identity that a store may record.
         let made = pool.make_segment(id, 1, options.segment_bytes, Seal::default())?;
         let segment = Arc::new(made.0);
@@ -318,13 +318,6 @@ fn join<V>(headers: &[SegmentHeader], parts: Vec<CheckedPart<V>>) -> Result<(Opt
     let segments = sealed.into_iter().map(|segment| (segment.header.number, Arc::new(segment))).collect();
     let (id, before_tail, first_prev) = (header.journal, header.predecessor, first.predecessor.last);
     Ok((Some(Recovered { id, segments, before_tail, tail, first_prev, torn_bytes }), visitors))
-}
-
-fn draw_id() -> Result<JournalId> {
-    let mut id = [0; 16];
-    random::fill(&mut id)
-        .map_err(|error| Error::new(ErrorKind::Io, format!("cannot draw the journal's identity: {error}")))?;
-    Ok(JournalId(id))
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ use crate::seam::clock::{self, Handle, Ticker};
 use crate::seam::priority;
 use crate::seam::span::Span;
 use crate::seam::sync::{Mutex, RwLock, thread};
-use crate::store::contract::{Batch, OwnerStatus, Progress, Store, StoreError, Tenure};
+use crate::store::contract::{Batch, Claim, OwnerStatus, Standing, Store, StoreError};
 
 /// The role of a layer whose store has been read.
 enum StartRole {
@@ -87,14 +87,14 @@ async fn claim_and_start(
 ) -> Result<Arc<Layer>> {
     options.validate()?;
     await_turn(&*store, on_owned).await?;
-    let tenure = store.tenure().await.map_err(StoreError::into_error)?;
+    let standing = store.standing().await.map_err(StoreError::into_error)?;
     // The journal is read before the claim, so that a damaged journal leaves a live owner undisturbed. Records that
     // this owner applies meanwhile are removed from the backlog below.
     let (journal, backlog) = match &options.journal_dir {
         Some(dir) => {
             let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal_options.clone());
             let hash_mask = options.sizes.spilled_hash_mask;
-            let applied = tenure.progress.applied;
+            let applied = standing.progress.applied;
             let check = CheckOptions::default();
             let opening = move || open_journal(disk, &dir, &journal, &check, applied, hash_mask);
             let (journal, backlog) = blocking(opening).await?;
@@ -103,16 +103,17 @@ async fn claim_and_start(
         None => Default::default(),
     };
     // Before the claim: a claim fences a live owner, which an opening with the wrong journal must not do.
-    check_identity(&tenure, journal.as_ref(), options.replace_journal)?;
+    check_identity(&standing, journal.as_ref(), options.replace_journal)?;
     let id = journal.as_ref().map(|journal| journal.id);
-    let mut tenure = store.claim(id).await.map_err(StoreError::into_error)?;
-    forget_lost_journal(&*store, &mut tenure, journal.as_ref()).await?;
+    let claim = Claim::new(id)?;
+    let mut standing = claim.of(&*store).await.map_err(StoreError::into_error)?;
+    forget_lost_journal(&*store, &mut standing, journal.as_ref()).await?;
     let supports_heartbeat =
         store.owner_status().await.map_err(StoreError::into_error)? != OwnerStatus::Unknown;
     let part = StartRole::Owner { supports_heartbeat };
     blocking(move || {
-        let backlog = backlog.without_applied(&tenure, journal.as_ref())?;
-        start(store, options, disk, ticker, tenure, journal.map(|journal| (journal, backlog)), part)
+        let backlog = backlog.without_applied(&standing, journal.as_ref())?;
+        start(store, options, disk, ticker, standing, journal.map(|journal| (journal, backlog)), part)
     })
     .await
 }
@@ -128,15 +129,15 @@ async fn start_following(
     let options = LayerOptions { follows: true, ..options };
     options.validate()?;
     follow.validate()?;
-    let tenure = store.tenure().await.map_err(StoreError::into_error)?;
-    blocking(move || start(store, options, disk, ticker, tenure, None, StartRole::Follower(follow))).await
+    let standing = store.standing().await.map_err(StoreError::into_error)?;
+    blocking(move || start(store, options, disk, ticker, standing, None, StartRole::Follower(follow))).await
 }
 
 /// Checks that the store was fed from this journal, and that the journal has lost neither its beginning nor its end.
-fn check_identity(tenure: &Tenure, journal: Option<&Opened>, replace: bool) -> Result<()> {
+fn check_identity(standing: &Standing, journal: Option<&Opened>, replace: bool) -> Result<()> {
     let refuse = |context: String| Err(Error::new(ErrorKind::WrongJournal, context));
     let Some(journal) = journal else {
-        return match tenure.journal {
+        return match standing.journal {
             Some(id) if !replace => refuse(format!(
                 "the store was fed from journal {id}, which may hold writes that the store lacks, and the layer \
                  was opened without a journal; open it with that journal once more, or accept its loss with \
@@ -145,8 +146,8 @@ fn check_identity(tenure: &Tenure, journal: Option<&Opened>, replace: bool) -> R
             _ => Ok(()),
         };
     };
-    let watermark = tenure.progress.journaled;
-    if tenure.journal == Some(journal.id) {
+    let watermark = standing.progress.journaled;
+    if standing.journal == Some(journal.id) {
         if watermark > journal.last && !replace && Safeguard::JournalReachesWatermark.holds() {
             return refuse(format!(
                 "the store holds journaled records up to {watermark}, but journal {} ends at {}: its end was \
@@ -154,14 +155,14 @@ fn check_identity(tenure: &Tenure, journal: Option<&Opened>, replace: bool) -> R
                 journal.id, journal.last
             ));
         }
-    } else if journal.last > Seq::ZERO && tenure.epoch > Epoch(0) {
+    } else if journal.last > Seq::ZERO && standing.tenure.epoch > Epoch(0) {
         // The numbers of another journal say nothing about this store, so pending records could not be told from
         // applied ones. `replace_journal` does not help here.
-        return refuse(match tenure.journal {
+        return refuse(match standing.journal {
             Some(id) => mismatch(journal.id, id, watermark),
             None => format!("journal {} holds records, and the store was not fed from it", journal.id),
         });
-    } else if let Some(id) = tenure.journal.filter(|_| !replace) {
+    } else if let Some(id) = standing.journal.filter(|_| !replace) {
         // The new directory is empty: most likely the path is wrong, or the old journal is lost.
         return refuse(mismatch(journal.id, id, watermark));
     }
@@ -180,16 +181,27 @@ fn check_identity(tenure: &Tenure, journal: Option<&Opened>, replace: bool) -> R
 /// Lowers the store's journaled watermark to the end of the journal, after a journal was replaced.
 ///
 /// Otherwise the next opening would take the new journal for one that has lost its end.
-async fn forget_lost_journal(store: &dyn Store, tenure: &mut Tenure, journal: Option<&Opened>) -> Result<()> {
+async fn forget_lost_journal(
+    store: &dyn Store,
+    standing: &mut Standing,
+    journal: Option<&Opened>,
+) -> Result<()> {
     let last = journal.map_or(Seq::ZERO, |journal| journal.last);
-    if tenure.progress.journaled <= last {
+    if standing.progress.journaled <= last {
         return Ok(());
     }
     // Progress changes only with a batch, and a store ignores a batch at or below its watermark.
-    let progress = Progress { applied: tenure.progress.applied.next(), journaled: last };
-    let batch = Batch { epoch: tenure.epoch, ops: Vec::new(), progress };
+    let after = standing.progress.applied;
+    let batch = Batch {
+        tenure: standing.tenure,
+        number: 1,
+        after,
+        until: after.next(),
+        journaled: last,
+        ops: Vec::new(),
+    };
     store.apply(&batch).await.map_err(StoreError::into_error)?;
-    tenure.progress = progress;
+    *standing = standing.after(&batch);
     Ok(())
 }
 
@@ -205,16 +217,16 @@ fn start(
     options: LayerOptions,
     disk: Arc<dyn Disk>,
     ticker: Ticker,
-    tenure: Tenure,
+    standing: Standing,
     journal: Option<(Opened, Backlog)>,
     part: StartRole,
 ) -> Result<Arc<Layer>> {
-    let watermark = tenure.progress.applied;
+    let watermark = standing.progress.applied;
     let pending = PendingView::new(options.pending_memory_bytes_max, ticker.clone());
     let cursors = match (&options.journal_dir, &journal) {
         (Some(dir), Some((journal, _))) => {
             let (disk, bytes_max) = (Arc::clone(&disk), options.changes_bytes_max);
-            let passed = tenure.progress.journaled;
+            let passed = standing.progress.journaled;
             Some(Arc::new(Cursors::open(disk, dir, journal.id, passed, bytes_max)?))
         }
         _ => None,
@@ -246,7 +258,7 @@ fn start(
     let durability = options.durability;
     let tells = options.changes || store.has_change_feed();
     let sizes = options.sizes;
-    let core = Arc::new(Core::new(options, tenure.epoch, watermark, pending));
+    let core = Arc::new(Core::new(options, standing.tenure, watermark, pending));
     let log = journal.as_ref().map(|journal| Arc::clone(&journal.log));
     let journal = journal.map(|journal| (journal.log, journal.writer));
     let committer = Arc::new(Committer::start(journal, durability, last, Arc::clone(&core))?);
@@ -261,8 +273,9 @@ fn start(
         applied: Arc::clone(&applied),
         parking: Parking::new(Arc::clone(&core), letters.clone(), Arc::clone(&views)),
         batcher: Batcher::new(Arc::clone(&core), log.clone(), recovered, tells),
-        progress: tenure.progress,
-        refused: Seq::ZERO,
+        progress: standing.progress,
+        batch: standing.batch,
+        refused: Vec::new(),
         answered: 0,
     };
     let (runtime, thread) = run_flusher(flusher)?;
@@ -290,7 +303,7 @@ fn start(
     let (heartbeat, follower) = match part {
         StartRole::Follower(follow) => {
             let parts = (&core, &reads, &views);
-            (None, Some(Follower::start(follow, parts, ticker.clone(), &tenure, &tasks)?))
+            (None, Some(Follower::start(follow, parts, ticker.clone(), &standing, &tasks)?))
         }
         StartRole::Owner { supports_heartbeat } => {
             (supports_heartbeat.then(|| Heartbeat::start(heartbeat_store, Arc::clone(&core), &tasks)), None)
@@ -350,8 +363,8 @@ impl Backlog {
     /// Removes the records that the store took between the reading of its watermark and the claim.
     ///
     /// The previous owner's last apply may have been under way then.
-    fn without_applied(mut self, tenure: &Tenure, journal: Option<&Opened>) -> Result<Backlog> {
-        let applied = tenure.progress.applied;
+    fn without_applied(mut self, standing: &Standing, journal: Option<&Opened>) -> Result<Backlog> {
+        let applied = standing.progress.applied;
         let Some(journal) = journal.filter(|_| applied > self.applied && self.begins.is_some()) else {
             return Ok(self);
         };
@@ -492,8 +505,8 @@ mod tests {
         for (applied, records) in [(100, 200), (250, 50), (300, 0), (400, 0)] {
             let (opened, backlog) = open_after(&disk, 100).unwrap();
             let progress = Progress { applied: Seq(applied), journaled: Seq(applied.min(300)) };
-            let tenure = Tenure { progress, ..Tenure::default() };
-            let mut backlog = backlog.without_applied(&tenure, Some(&opened)).unwrap();
+            let standing = Standing { progress, ..Standing::default() };
+            let mut backlog = backlog.without_applied(&standing, Some(&opened)).unwrap();
             assert_eq!(backlog.pending.size().records, records, "applied up to {applied}");
             assert_eq!(backlog.pending.size().bytes == 0, records == 0);
             assert_eq!(backlog.begins, written.get(applied as usize).copied());

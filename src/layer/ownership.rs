@@ -112,8 +112,18 @@ impl Heartbeat {
 async fn keep_alive(store: &dyn Store, core: &Core, mut ending: watch::Receiver<bool>) {
     loop {
         let ends = *ending.borrow_and_update();
-        match store.renew(core.epoch, ends).await {
-            Ok(()) => {}
+        // Read before the renewal is sent: an apply that ends meanwhile may not be part of the answer.
+        let confirmed = core.status.borrow().watermark;
+        match store.renew(core.tenure, ends).await {
+            // An owner that writes nothing learns only here that its store was replaced by an older copy.
+            Ok(Some(watermark)) if watermark < confirmed => {
+                let error = StoreError::WentBack { tenure: core.tenure, watermark };
+                return core.fail(HealthState::Failed, error.into_error());
+            }
+            Ok(_) => {}
+            Err(error @ StoreError::WentBack { .. }) => {
+                return core.fail(HealthState::Failed, error.into_error());
+            }
             Err(error @ StoreError::Fenced { .. }) => {
                 return core.fail(HealthState::Fenced, error.into_error());
             }

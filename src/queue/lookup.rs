@@ -21,7 +21,7 @@ use crate::queue::state::Core;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::Handle;
 use crate::seam::sync::RwLock;
-use crate::store::contract::{Store, StoreError, Tenure, Versioned};
+use crate::store::contract::{Standing, Store, StoreError, Versioned};
 
 /// The parts of a layer that a read needs.
 ///
@@ -217,12 +217,12 @@ impl Lookup {
         Ok(answers)
     }
 
-    /// Reads the tenure and progress of the store's owner.
+    /// Reads the point of its history at which the store stands.
     ///
     /// # Errors
     /// The store's.
-    pub(crate) async fn tenure(&self) -> Result<Tenure> {
-        self.store()?.tenure().await.map_err(StoreError::into_error)
+    pub(crate) async fn standing(&self) -> Result<Standing> {
+        self.store()?.standing().await.map_err(StoreError::into_error)
     }
 
     /// Returns the layer's counters.

@@ -11,6 +11,10 @@ use crate::queue::record::Record;
 #[derive(Clone, Debug)]
 pub(crate) struct QueuedFrame {
     pub(crate) first: Seq,
+    /// The number before the first one that it accounts for. As a rule that is the one before its own first number. A
+    /// frame of an earlier tenure accounts for the numbers before it that are not in the journal, too: nothing else is
+    /// left of them.
+    pub(crate) after: Seq,
     /// The number of its records.
     pub(crate) count: u32,
     /// The bytes that it counts for in the queue.
@@ -41,7 +45,17 @@ impl QueuedFrame {
         let (count, bytes) = (body.count(), body.len_on_disk());
         let journal_end = location.map(|at| at.behind(bytes));
         let (content, packed_at, counted) = (body.into_padded(), None, false);
-        QueuedFrame { first, count, bytes, location, journal_end, content, packed_at, counted }
+        QueuedFrame {
+            first,
+            after: first.before(),
+            count,
+            bytes,
+            location,
+            journal_end,
+            content,
+            packed_at,
+            counted,
+        }
     }
 
     /// Makes a frame that is written through and of which the journal holds a notice at `at`.
@@ -75,7 +89,17 @@ impl QueuedFrame {
     fn journaled(first: Seq, count: u32, location: Location, content: Bytes) -> QueuedFrame {
         let bytes = bytes_on_disk(content.len());
         let (journal_end, location) = (Some(location.behind(bytes)), Some(location));
-        QueuedFrame { first, count, bytes, location, journal_end, content, packed_at: None, counted: false }
+        QueuedFrame {
+            first,
+            after: first.before(),
+            count,
+            bytes,
+            location,
+            journal_end,
+            content,
+            packed_at: None,
+            counted: false,
+        }
     }
 
     /// Returns the number of its last record.

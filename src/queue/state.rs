@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::{Notify, watch};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{Epoch, Seq};
+use crate::ids::{Seq, Tenure};
 use crate::journal::committer::{Committed, Sink};
 use crate::metrics::Metrics;
 use crate::options::LayerOptions;
@@ -36,7 +36,7 @@ pub(crate) struct Status {
 /// The shared state of a layer.
 pub(crate) struct Core {
     pub(crate) options: LayerOptions,
-    pub(crate) epoch: Epoch,
+    pub(crate) tenure: Tenure,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) pending: PendingView,
     pub(crate) gate: Gate,
@@ -62,14 +62,14 @@ pub(crate) struct Core {
 
 impl Core {
     /// Makes the state of a layer that opens with this watermark and view.
-    pub(crate) fn new(options: LayerOptions, epoch: Epoch, watermark: Seq, pending: PendingView) -> Core {
+    pub(crate) fn new(options: LayerOptions, tenure: Tenure, watermark: Seq, pending: PendingView) -> Core {
         let backlog = pending.lock().size();
         let gate =
             Gate::new(options.queue_records_max, options.queue_bytes_max, backlog.records, backlog.bytes);
         let status = Status { watermark, state: HealthState::Healthy, error: None, attempts: 0 };
         Core {
             options,
-            epoch,
+            tenure,
             metrics: Arc::default(),
             pending,
             gate,
@@ -239,7 +239,7 @@ impl Core {
             state: status.state,
             error: status.error.or(warning),
             attempts: status.attempts,
-            epoch: self.epoch,
+            epoch: self.tenure.epoch,
             watermark: status.watermark,
             committed,
             queued_records: size.records,
@@ -371,7 +371,7 @@ mod tests {
     #[test]
     fn the_flusher_knows_that_a_writer_waits_for_an_apply_when_it_wakes_up() {
         let pending = PendingView::new(1 << 20, Ticker::default());
-        let core = Arc::new(Core::new(LayerOptions::default(), Epoch(1), Seq::ZERO, pending));
+        let core = Arc::new(Core::new(LayerOptions::default(), Tenure::default(), Seq::ZERO, pending));
         let woken = Arc::new(WokenFlusher { core: Arc::clone(&core), found_urgent: Mutex::default() });
         let waker = Waker::from(Arc::clone(&woken));
         for until in [Until::Committed, Until::Applied] {

@@ -25,9 +25,11 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{Epoch, JournalId, Key};
+use crate::ids::Key;
 use crate::safeguard::Safeguard;
-use crate::store::contract::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
+use crate::store::contract::{
+    Batch, BoxFuture, Claim, Op, Placement, Standing, Store, StoreError, Versioned,
+};
 
 /// The number of threads that load.
 const LOAD_THREADS: usize = 2;
@@ -43,11 +45,17 @@ pub(crate) trait Database: Send + Sync + 'static {
     /// [`StoreError::Transient`] or [`StoreError::Fatal`]; neither ends the store.
     fn load(&self, key: &Key) -> Result<Option<Versioned>, StoreError>;
 
-    /// Writes the changes and the tenure atomically and durably. There is one change per key, in the order of keys.
+    /// Writes the changes, and the point at which the store stands with them, atomically and durably. There is one change
+    /// per key, in the order of keys.
     ///
     /// # Errors
     /// [`StoreError::Fatal`], which ends the store.
-    fn write(&self, writer: &mut Self::Writer, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError>;
+    fn write(
+        &self,
+        writer: &mut Self::Writer,
+        changes: &[&Op],
+        standing: &Standing,
+    ) -> Result<(), StoreError>;
 
     /// Closes the files. Called once, when no other call is running and all acknowledged batches are durable.
     fn close(&mut self, writer: &mut Self::Writer);
@@ -73,8 +81,8 @@ pub(crate) struct GuardedDatabase<D: Database> {
 
 /// The state of the one writer, under the mutex.
 pub(crate) struct WriterState<D: Database> {
-    /// The tenure as it is on the disk.
-    tenure: Tenure,
+    /// As it is on the disk.
+    standing: Standing,
     pub(crate) writer: D::Writer,
 }
 
@@ -89,8 +97,8 @@ impl<D: Database> Embedded<D> {
     ///
     /// # Errors
     /// [`ErrorKind::Io`] if the system refuses one.
-    pub(crate) fn start(database: D, writer: D::Writer, tenure: Tenure) -> Result<Embedded<D>> {
-        let state = Mutex::new(WriterState { tenure, writer });
+    pub(crate) fn start(database: D, writer: D::Writer, standing: Standing) -> Result<Embedded<D>> {
+        let state = Mutex::new(WriterState { standing, writer });
         let shared = Arc::new(GuardedDatabase { database, state, failed: OnceLock::new() });
         Ok(Embedded(Arc::new(EmbeddedHandle {
             workers: Workers::start("forebay-load", LOAD_THREADS)?,
@@ -111,15 +119,15 @@ impl<D: Database> Embedded<D> {
 }
 
 impl<D: Database> Store for Embedded<D> {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
         let shared = Arc::clone(&self.0.shared);
-        Box::pin(self.0.workers.run(move || shared.with_state(|_, state| Ok(state.tenure))))
+        Box::pin(self.0.workers.run(move || shared.with_state(|_, state| Ok(state.standing))))
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        let shared = Arc::clone(&self.0.shared);
+    fn claim<'a>(&'a self, claimed: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
+        let (shared, claimed) = (Arc::clone(&self.0.shared), *claimed);
         Box::pin(
-            self.0.workers.run(move || shared.with_state(|database, state| claim(database, state, journal))),
+            self.0.workers.run(move || shared.with_state(|database, state| claim(database, state, &claimed))),
         )
     }
 
@@ -153,12 +161,15 @@ macro_rules! embedded_store {
         }
 
         impl $crate::store::contract::Store for $store {
-            fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-                self.0.tenure()
+            fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
+                self.0.standing()
             }
 
-            fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-                self.0.claim(journal)
+            fn claim<'a>(
+                &'a self,
+                claim: &'a $crate::store::contract::Claim,
+            ) -> BoxFuture<'a, Result<Standing, StoreError>> {
+                self.0.claim(claim)
             }
 
             fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
@@ -183,7 +194,7 @@ pub(crate) use embedded_store;
 impl<D: Database> GuardedDatabase<D> {
     /// Returns the database, unless a failure has ended the store.
     pub(crate) fn usable(&self) -> Result<&D, StoreError> {
-        // A panic may have come between the data and the tenure in memory, so nothing here may be believed.
+        // A panic may have come between the data and the standing in memory, so nothing here may be believed.
         if self.state.is_poisoned() {
             self.failed
                 .get_or_init(|| Error::new(ErrorKind::StoreFailed, "a call of the store panicked midway"));
@@ -230,30 +241,23 @@ impl<D: Database> Drop for GuardedDatabase<D> {
 fn claim<D: Database>(
     database: &D,
     state: &mut WriterState<D>,
-    journal: Option<JournalId>,
-) -> Result<Tenure, StoreError> {
-    let epoch = Epoch(state.tenure.epoch.0.saturating_add(1));
-    let claimed = Tenure { epoch, journal, ..state.tenure };
-    // Durable before anybody learns the new epoch: a claim that a power cut takes back would let the old owner
-    // write again.
+    claim: &Claim,
+) -> Result<Standing, StoreError> {
+    let before = state.standing;
+    let claimed = before.claimed(claim)?;
+    // Durable before anybody learns of the claim: one that a power cut takes back would let the old owner write again.
     database.write(&mut state.writer, &[], &claimed)?;
-    state.tenure = claimed;
-    Ok(claimed)
+    state.standing = claimed;
+    Ok(before)
 }
 
 fn apply<D: Database>(database: &D, state: &mut WriterState<D>, batch: &Batch) -> Result<(), StoreError> {
-    let held = state.tenure;
-    // Before the watermark is compared, because an old owner must not even be told that its batch was applied.
-    if batch.epoch < held.epoch && Safeguard::EpochFence.holds() {
-        return Err(StoreError::Fenced { current: held.epoch });
-    }
-    let watermark = held.progress.applied;
-    // A repetition of a batch that was applied, although its sender got an error or no answer.
-    if batch.progress.applied <= watermark {
+    let held = state.standing;
+    if held.place(batch)? == Placement::Repeated {
         return Ok(());
     }
     // Only the last change of each key is written.
-    let mut changes: Vec<&Op> = batch.ops.iter().filter(|op| op.seq > watermark).collect();
+    let mut changes: Vec<&Op> = held.unapplied(batch).collect();
     // The sort is stable, so that of two changes of a key the one with the greater number stays last.
     changes.sort_by(|a, b| a.key.cmp(&b.key));
     changes.dedup_by(|later, kept| {
@@ -268,10 +272,10 @@ fn apply<D: Database>(database: &D, state: &mut WriterState<D>, batch: &Batch) -
     if !Safeguard::WatermarkInTransaction.holds() {
         database.write(&mut state.writer, &std::mem::take(&mut changes), &held)?;
     }
-    let applied = Tenure { progress: batch.progress, ..held };
+    let applied = held.after(batch);
     database.write(&mut state.writer, &changes, &applied)?;
     // Only after the write. If it fails, memory must not claim more than the disk has.
-    state.tenure = applied;
+    state.standing = applied;
     Ok(())
 }
 

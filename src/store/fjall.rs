@@ -24,9 +24,9 @@ use ::fjall::{Database as Db, Keyspace, KeyspaceCreateOptions, PersistMode};
 use bytes::{BufMut, Bytes};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{JournalId, Key};
+use crate::ids::Key;
 use crate::safeguard::Safeguard;
-use crate::store::contract::{Batch, BoxFuture, Op, StoreError, Tenure, Versioned};
+use crate::store::contract::{Batch, BoxFuture, Op, Standing, StoreError, Versioned};
 use crate::store::embedded::directory::{Directory, damaged, locked};
 use crate::store::embedded::layout::{self, INLINE, META_KEY, VALUE_HEADER_BYTES, value_key};
 use crate::store::embedded::{Database, Embedded, embedded_store};
@@ -95,8 +95,8 @@ impl FjallOptions {
         let meta = opened.keyspace.get(META_KEY).map_err(reading)?;
         // Only a database without the meta record has to be looked through.
         let is_empty = meta.is_none() && opened.keyspace.is_empty().map_err(reading)?;
-        let tenure = layout::decode_meta(meta.as_deref(), is_empty, directory.path())?;
-        Ok(FjallStore(Embedded::start(Fjall { opened: Some(opened) }, directory, tenure)?))
+        let standing = layout::decode_meta(meta.as_deref(), is_empty, directory.path())?;
+        Ok(FjallStore(Embedded::start(Fjall { opened: Some(opened) }, directory, standing)?))
     }
 }
 
@@ -169,7 +169,7 @@ impl Database for Fjall {
     }
 
     /// Every failure is fatal: fjall refuses all writes after a failed one.
-    fn write(&self, _: &mut Directory, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
+    fn write(&self, _: &mut Directory, changes: &[&Op], standing: &Standing) -> Result<(), StoreError> {
         let (db, keyspace) = self.opened();
         let durable = Safeguard::StoreSync.holds();
         // `SyncData`, because fjall's default leaves a commit in the page cache, and a power cut takes it back.
@@ -189,7 +189,7 @@ impl Database for Fjall {
         }
         // In the same batch as the data: apart from it, a crash between the two would apply records twice or lose
         // them.
-        batch.insert(keyspace, META_KEY, layout::encode_meta(tenure));
+        batch.insert(keyspace, META_KEY, layout::encode_meta(standing));
         batch
             .commit()
             .map_err(|error| StoreError::Fatal(fjall_error("writing to the store".to_owned(), error)))

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::ids::{Epoch, JournalId, Key, Seq};
-use crate::safeguard::Safeguard;
-use crate::store::contract::{Batch, BoxFuture, OwnerStatus, Progress, Store, StoreError, Tenure, Versioned};
+use crate::ids::{Epoch, Key, Seq, Tenure};
+use crate::store::contract::{
+    Batch, BoxFuture, Claim, OwnerStatus, Placement, Progress, Standing, Store, StoreError, Versioned,
+};
 
 /// A store in memory. Clones share the data.
 #[derive(Clone, Debug, Default)]
@@ -17,7 +18,7 @@ pub struct MemoryStore(Arc<Mutex<MemoryState>>);
 #[derive(Debug, Default)]
 struct MemoryState {
     data: BTreeMap<Key, Versioned>,
-    tenure: Tenure,
+    standing: Standing,
     /// The number of claims and heartbeats so far.
     renewals: u64,
     /// True once the owner has ended properly.
@@ -57,26 +58,18 @@ impl MemoryStore {
 }
 
 impl MemoryState {
-    fn claim(&mut self, journal: Option<JournalId>) -> Tenure {
-        let epoch = Epoch(self.tenure.epoch.0.saturating_add(1));
-        self.tenure = Tenure { epoch, journal, ..self.tenure };
+    fn claim(&mut self, claim: &Claim) -> Result<Standing, StoreError> {
+        let before = self.standing;
+        self.standing = before.claimed(claim)?;
         (self.renewals, self.ended) = (self.renewals + 1, false);
-        self.tenure
+        Ok(before)
     }
 
     fn apply(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        // Before anything else: a fenced owner must not learn that its batch was applied.
-        if batch.epoch < self.tenure.epoch && Safeguard::EpochFence.holds() {
-            return Err(StoreError::Fenced { current: self.tenure.epoch });
-        }
-        let watermark: Seq = self.tenure.progress.applied;
-        // A repetition of a batch that was applied, although its sender got an error or no answer.
-        if batch.progress.applied <= watermark && Safeguard::ApplyOnce.holds() {
+        if self.standing.place(batch)? == Placement::Repeated {
             return Ok(());
         }
-        // A doubtful batch may come again with more records; those at or below the watermark took effect the first
-        // time.
-        for op in batch.ops.iter().filter(|op| op.seq > watermark || !Safeguard::ApplyOnce.holds()) {
+        for op in self.standing.unapplied(batch) {
             match &op.value {
                 Some(value) => {
                     let stored = Versioned { value: value.clone(), version: op.seq };
@@ -88,37 +81,35 @@ impl MemoryState {
             }
         }
         // Under the same lock as the data, so that no reader sees one without the other.
-        self.tenure.progress = batch.progress;
-        self.history.push(batch.progress);
+        self.standing = self.standing.after(batch);
+        self.history.push(self.standing.progress);
         Ok(())
     }
 }
 
 impl Store for MemoryStore {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        Box::pin(async { Ok(self.state().tenure) })
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
+        Box::pin(async { Ok(self.state().standing) })
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        Box::pin(async move { Ok(self.state().claim(journal)) })
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
+        Box::pin(async move { self.state().claim(claim) })
     }
 
-    fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn renew(&self, tenure: Tenure, ends: bool) -> BoxFuture<'_, Result<Option<Seq>, StoreError>> {
         Box::pin(async move {
             let mut state = self.state();
             // An old owner that ends must not mark the tenure of its successor as free.
-            if epoch < state.tenure.epoch {
-                return Err(StoreError::Fenced { current: state.tenure.epoch });
-            }
+            state.standing.check_owner(tenure)?;
             (state.renewals, state.ended) = (state.renewals + 1, ends);
-            Ok(())
+            Ok(Some(state.standing.progress.applied))
         })
     }
 
     fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
         Box::pin(async {
             let state = self.state();
-            Ok(match state.tenure.epoch {
+            Ok(match state.standing.tenure.epoch {
                 Epoch(0) => OwnerStatus::Free,
                 _ if state.ended => OwnerStatus::Free,
                 _ => OwnerStatus::Owned(state.renewals),

@@ -16,7 +16,11 @@ pub(crate) mod redb;
 #[cfg(feature = "sled")]
 pub(crate) mod sled;
 
-pub use contract::{Batch, BoxFuture, Op, OwnerStatus, Progress, StoreError, Tenure, Versioned};
+#[doc(no_inline)]
+pub use crate::ids::{Tenure, TenureId};
+pub use contract::{
+    Batch, BoxFuture, Claim, Op, OwnerStatus, Placement, Progress, Standing, StoreError, Versioned,
+};
 // Documented once, at the crate's root.
 #[doc(no_inline)]
 pub use contract::Store;

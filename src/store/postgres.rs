@@ -30,13 +30,15 @@ use bytes::Bytes;
 use tokio_postgres::Statement;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{Epoch, JournalId, Key, Seq};
+use crate::ids::{Epoch, Key, Seq, Tenure};
 use crate::postgres::driver::Driver;
 use crate::postgres::failure::{CallFailure, ErrorClass};
 use crate::postgres::outbox::{self, Outbox, Retention, TRIM_EVERY_ROWS, Trim};
 use crate::postgres::pool::{ConnectionPool, Session, within};
 use crate::postgres::server::PostgresServer;
-use crate::store::contract::{Batch, BoxFuture, Op, OwnerStatus, Store, StoreError, Tenure, Versioned};
+use crate::store::contract::{
+    Batch, BoxFuture, Claim, Op, OwnerStatus, Placement, Standing, Store, StoreError, Versioned,
+};
 use crate::store::postgres::sql::{HeartbeatSql, Sql, StatementChunk, Writes};
 
 const LOAD_CONNECTIONS_DEFAULT: usize = 4;
@@ -298,25 +300,25 @@ impl StoreClient {
         }
     }
 
-    async fn tenure(&self) -> Result<Tenure, CallFailure> {
+    async fn standing(&self) -> Result<Standing, CallFailure> {
         let mut lease = self.applies.lease().await?;
-        let tenure = self.sql.tenure(lease.session()).await?;
+        let standing = self.sql.standing(lease.session()).await?;
         lease.keep();
-        Ok(tenure)
+        Ok(standing)
     }
 
-    async fn claim(&self, journal: Option<JournalId>) -> Result<Tenure, CallFailure> {
+    async fn claim(&self, claim: &Claim) -> Result<Result<Standing, StoreError>, CallFailure> {
         let mut lease = self.applies.lease().await?;
-        let tenure = self.sql.claim(lease.session(), journal).await?;
+        let before = self.sql.claim(lease.session(), claim).await?;
         lease.keep();
-        Ok(tenure)
+        Ok(before)
     }
 
-    async fn renew(&self, epoch: Epoch, ends: bool) -> Result<Option<Epoch>, CallFailure> {
+    async fn renew(&self, tenure: Tenure, ends: bool) -> Result<Result<Seq, Standing>, CallFailure> {
         // Not behind the applies that wait for their connection. On the server it still waits for the row of the
         // tenure.
         let mut lease = self.loads.lease().await?;
-        let current = self.heartbeat.renew(lease.session(), epoch, ends).await?;
+        let current = self.heartbeat.renew(lease.session(), tenure, ends).await?;
         lease.keep();
         Ok(current)
     }
@@ -386,7 +388,7 @@ impl StoreClient {
                     _ => Ok(()),
                 }
             },
-            writes.advance(session, batch.progress),
+            writes.advance(session, batch),
             async {
                 match outbox_write {
                     Some(outbox_write) => outbox_write.write(session, &events).await,
@@ -416,22 +418,20 @@ impl StoreClient {
     ) -> Result<Remaining<'a>, CallFailure> {
         let held = self.sql.lock(session).await?;
         // The row is locked, so no claim can come between this comparison and the commit.
-        if batch.epoch < held.epoch {
-            return Ok(Remaining::Nothing(ApplyOutcome::Fenced(held.epoch)));
+        match held.place(batch) {
+            Ok(Placement::Next) => {}
+            // The answer to the first attempt was lost; applying again would repeat the events of the outbox too.
+            Ok(Placement::Repeated) => return Ok(Remaining::Nothing(ApplyOutcome::Done)),
+            Err(error) => return Ok(Remaining::Nothing(ApplyOutcome::OutOfPlace(error))),
         }
-        let watermark = held.progress.applied;
-        // The answer to the first attempt was lost; applying again would repeat the events of the outbox too.
-        if batch.progress.applied <= watermark {
-            return Ok(Remaining::Nothing(ApplyOutcome::Done));
-        }
-        let new: Vec<&Op> = batch.ops.iter().filter(|op| op.seq > watermark).collect();
+        let new: Vec<&Op> = held.unapplied(batch).collect();
         let events = match &self.outbox {
             None => Vec::new(),
             Some(outbox) => {
                 let applying = Applying {
-                    epoch: batch.epoch,
-                    after: watermark,
-                    until: batch.progress.applied,
+                    epoch: batch.tenure.epoch,
+                    after: held.progress.applied,
+                    until: batch.until,
                     ops: &new,
                 };
                 match (outbox.events)(&applying) {
@@ -494,24 +494,30 @@ impl Store for PostgresStore {
         self.0.shared.outbox.is_some()
     }
 
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
         Box::pin(async move {
-            self.call("reading the tenure", |shared| async move { shared.tenure().await }).await
+            self.call("reading the tenure", |shared| async move { shared.standing().await }).await
         })
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
+        let claim = *claim;
         Box::pin(async move {
-            self.call("claiming the store", move |shared| async move { shared.claim(journal).await }).await
+            self.call("claiming the store", move |shared| async move { shared.claim(&claim).await }).await?
         })
     }
 
-    fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn renew(&self, tenure: Tenure, ends: bool) -> BoxFuture<'_, Result<Option<Seq>, StoreError>> {
         Box::pin(async move {
-            let call = move |shared: Arc<StoreClient>| async move { shared.renew(epoch, ends).await };
+            let call = move |shared: Arc<StoreClient>| async move { shared.renew(tenure, ends).await };
             match self.call("renewing the tenure", call).await? {
-                Some(current) => Err(StoreError::Fenced { current }),
-                None => Ok(()),
+                Ok(watermark) => Ok(Some(watermark)),
+                Err(standing) => {
+                    standing.check_owner(tenure)?;
+                    // The store stood at another tenure when the heartbeat was sent, and at this one a moment later.
+                    let context = "the tenure changed while it was renewed";
+                    Err(StoreError::Transient(Error::new(ErrorKind::Transient, context)))
+                }
             }
         })
     }
@@ -551,7 +557,7 @@ impl Store for PostgresStore {
             let shared = &self.0.shared;
             match applied {
                 ApplyOutcome::Done => Ok(()),
-                ApplyOutcome::Fenced(current) => Err(StoreError::Fenced { current }),
+                ApplyOutcome::OutOfPlace(error) => Err(error),
                 ApplyOutcome::Refused(seq, failure) => {
                     let error = failure.within(&shared.label).into_error(ErrorKind::Rejected);
                     Err(StoreError::Rejected { seq, error })
@@ -572,8 +578,8 @@ impl fmt::Debug for PostgresStore {
 enum ApplyOutcome {
     /// The batch is applied, now or before.
     Done,
-    /// A newer epoch has claimed the store.
-    Fenced(Epoch),
+    /// The batch does not continue the store's history. Nothing of it was applied.
+    OutOfPlace(StoreError),
     /// The server refuses this record. Nothing of the batch was applied.
     Refused(Seq, CallFailure),
     /// The function that makes the events failed. Nothing of the batch was applied.

@@ -19,9 +19,9 @@ use ::redb::{TableDefinition, TableError};
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{JournalId, Key};
+use crate::ids::Key;
 use crate::safeguard::Safeguard;
-use crate::store::contract::{Batch, BoxFuture, Op, StoreError, Tenure, Versioned};
+use crate::store::contract::{Batch, BoxFuture, Op, Standing, StoreError, Versioned};
 use crate::store::embedded::directory::{Directory, damaged, failed, locked, open_private};
 use crate::store::embedded::layout::{self, INLINE, META_KEY, VALUE_HEADER_BYTES, value_key};
 use crate::store::embedded::{Database, Embedded, embedded_store};
@@ -91,9 +91,9 @@ impl RedbOptions {
         // Sync what an earlier process left unsynced: nothing may be read that a power cut could still take.
         open_private(&file)?.sync_all().map_err(|error| failed("syncing", &file, error))?;
         let db = checked(&directory, || Ok(builder.open(&file)?))?;
-        let tenure = read_tenure(&db, &directory)?;
+        let standing = read_standing(&db, &directory)?;
         let redb = Redb { db: Some(db), quick_repair: self.quick_repair };
-        Ok(RedbStore(Embedded::start(redb, directory, tenure)?))
+        Ok(RedbStore(Embedded::start(redb, directory, standing)?))
     }
 }
 
@@ -156,7 +156,7 @@ impl Redb {
         }
     }
 
-    fn commit(&self, changes: &[&Op], tenure: &Tenure) -> Result<(), ::redb::Error> {
+    fn commit(&self, changes: &[&Op], standing: &Standing) -> Result<(), ::redb::Error> {
         let mut transaction = self.db().begin_write()?;
         let durable = Safeguard::StoreSync.holds();
         // Without it redb returns before the sync, and a power cut takes back what was acknowledged.
@@ -178,7 +178,7 @@ impl Redb {
             }
             // In the same transaction as the data: apart from it, a crash between the two would apply records
             // twice or lose them.
-            table.insert(META_KEY, layout::encode_meta(tenure).as_slice())?;
+            table.insert(META_KEY, layout::encode_meta(standing).as_slice())?;
         }
         Ok(transaction.commit()?)
     }
@@ -200,8 +200,8 @@ impl Database for Redb {
     }
 
     /// Every failure is fatal: redb keeps its first I/O error and refuses all later calls.
-    fn write(&self, _: &mut Directory, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
-        self.commit(changes, tenure)
+    fn write(&self, _: &mut Directory, changes: &[&Op], standing: &Standing) -> Result<(), StoreError> {
+        self.commit(changes, standing)
             .map_err(|error| StoreError::Fatal(redb_error("writing to the store".to_owned(), error)))
     }
 
@@ -240,7 +240,7 @@ fn create(builder: &Builder, file: &Path) -> Result<Db, ::redb::Error> {
     Ok(db)
 }
 
-fn read_tenure(db: &Db, directory: &Directory) -> Result<Tenure> {
+fn read_standing(db: &Db, directory: &Directory) -> Result<Standing> {
     let read = || -> Result<_, ::redb::Error> {
         let table = match db.begin_read()?.open_table(TABLE) {
             // The table is missing or has other types: another program created the database.

@@ -17,8 +17,8 @@
 //!
 //! | meta record of a single change | bytes |
 //! | --- | --- |
-//! | version of the layout, 2 | 1 |
-//! | the meta record (`embedded::layout`) after the change | 46 |
+//! | version of the layout, 4 | 1 |
+//! | the meta record (`embedded::layout`) after the change | 70 |
 //! | watermark before it | 8 |
 //! | last journaled number before it | 8 |
 //! | number of the change | 8 |
@@ -48,9 +48,9 @@ use ::sled::{Batch as SledBatch, Db, IVec};
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{JournalId, Key, Seq};
+use crate::ids::{Key, Seq};
 use crate::safeguard::Safeguard;
-use crate::store::contract::{Batch, BoxFuture, Op, Progress, StoreError, Tenure, Versioned};
+use crate::store::contract::{Batch, BoxFuture, Op, Progress, Standing, StoreError, Versioned};
 use crate::store::embedded::directory::damaged;
 use crate::store::embedded::layout::{self, INLINE, META_BYTES, META_KEY, VALUE_HEADER_BYTES, value_key};
 use crate::store::embedded::{Database, Embedded, embedded_store};
@@ -150,11 +150,11 @@ impl SledStore {
         let mut files = Files::open(path)?;
         let db = files::open(&mut files, options.cache_bytes, segment_bytes)?;
         let read = db.get(META_KEY).map_err(|error| open_failed(&files, error))?;
-        let tenure = read_tenure(&db, read.as_ref(), files.path())?;
+        let standing = read_standing(&db, read.as_ref(), files.path())?;
         // Found out once: while there are no chunks, an apply need not read the values that it replaces.
         let chunked = db.scan_prefix([TAG_CHUNK]).next().is_some();
-        let writer = SledWriter { files, chunked, progress: tenure.progress };
-        Ok(SledStore(Embedded::start(Sled { db: Some(db) }, writer, tenure)?))
+        let writer = SledWriter { files, chunked, progress: standing.progress };
+        Ok(SledStore(Embedded::start(Sled { db: Some(db) }, writer, standing)?))
     }
 }
 
@@ -196,13 +196,15 @@ impl Database for Sled {
         }
     }
 
-    fn write(&self, writer: &mut SledWriter, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
+    fn write(&self, writer: &mut SledWriter, changes: &[&Op], standing: &Standing) -> Result<(), StoreError> {
         let db = self.db();
         match changes {
             // A claim or an empty batch has only the meta record, which a single insert writes atomically.
-            [] => drop(db.insert(META_KEY, layout::encode_meta(tenure)).map_err(apply_failed)?),
-            [op] if !writer.chunked && fits_single_change(op) => write_single_change(db, writer, op, tenure)?,
-            _ => write_batch(db, writer, changes, tenure)?,
+            [] => drop(db.insert(META_KEY, layout::encode_meta(standing)).map_err(apply_failed)?),
+            [op] if !writer.chunked && fits_single_change(op) => {
+                write_single_change(db, writer, op, standing)?
+            }
+            _ => write_batch(db, writer, changes, standing)?,
         }
         // `flush` and not `flush_async`, which can deadlock (sled #1308, #1412). This thread may block.
         db.flush().map_err(apply_failed)?;
@@ -210,7 +212,7 @@ impl Database for Sled {
             writer.files.sync().map_err(StoreError::Fatal)?;
         }
         // Only after the sync: the next single change names this progress as the one before it.
-        writer.progress = tenure.progress;
+        writer.progress = standing.progress;
         Ok(())
     }
 
@@ -235,9 +237,9 @@ fn fits_single_change(op: &Op) -> bool {
         && key_bytes + op.value.as_ref().map_or(0, Bytes::len) <= INLINE_BYTES_MAX
 }
 
-fn write_single_change(db: &Db, writer: &SledWriter, op: &Op, tenure: &Tenure) -> Result<(), StoreError> {
+fn write_single_change(db: &Db, writer: &SledWriter, op: &Op, standing: &Standing) -> Result<(), StoreError> {
     let tree_key = value_key(&op.key);
-    let meta = encode_single_meta(tenure, writer.progress, op.seq, op.value.is_none(), &tree_key);
+    let meta = encode_single_meta(standing, writer.progress, op.seq, op.value.is_none(), &tree_key);
     // The meta record must come first in sled's log; see the head of the module.
     db.insert(META_KEY, meta).map_err(apply_failed)?;
     let written = match &op.value {
@@ -247,7 +249,12 @@ fn write_single_change(db: &Db, writer: &SledWriter, op: &Op, tenure: &Tenure) -
     written.map(drop).map_err(apply_failed)
 }
 
-fn write_batch(db: &Db, writer: &mut SledWriter, changes: &[&Op], tenure: &Tenure) -> Result<(), StoreError> {
+fn write_batch(
+    db: &Db,
+    writer: &mut SledWriter,
+    changes: &[&Op],
+    standing: &Standing,
+) -> Result<(), StoreError> {
     let mut batch = SledBatch::default();
     let mut chunked = writer.chunked;
     // sled copies keys and values, so one buffer serves all.
@@ -269,7 +276,7 @@ fn write_batch(db: &Db, writer: &mut SledWriter, changes: &[&Op], tenure: &Tenur
             }
             Some(value) => {
                 chunked = true;
-                let chunks = Chunks::new(tenure.progress.applied, place, value.len());
+                let chunks = Chunks::new(standing.progress.applied, place, value.len());
                 chunks.insert(value, &mut batch);
                 batch.insert(tree_key, encoded(&mut buffer, CHUNKED, op.seq, &chunks.encoded()));
             }
@@ -277,7 +284,7 @@ fn write_batch(db: &Db, writer: &mut SledWriter, changes: &[&Op], tenure: &Tenur
     }
     // Also if the write fails below: claiming too many chunks costs a read, and too few would leak them.
     writer.chunked = chunked;
-    batch.insert(META_KEY, layout::encode_meta(tenure));
+    batch.insert(META_KEY, layout::encode_meta(standing));
     db.apply_batch(batch).map_err(apply_failed)
 }
 
@@ -386,7 +393,7 @@ fn apply_failed(error: ::sled::Error) -> StoreError {
 }
 
 /// The version of the layout in the meta record of a single change.
-const SINGLE_FORMAT: u8 = 2;
+const SINGLE_FORMAT: u8 = 4;
 /// The length of the meta record of a single change without the key.
 const FRAME_BYTES: usize = 1 + META_BYTES + 25 + CHECKSUM_BYTES;
 const CHECKSUM_BYTES: usize = 4;
@@ -395,7 +402,7 @@ const SINGLE_KEY_BYTES_MAX: usize = 1024;
 
 /// Encodes the meta record of the single change `seq` of `tree_key`.
 fn encode_single_meta(
-    tenure: &Tenure,
+    standing: &Standing,
     before: Progress,
     seq: Seq,
     removes: bool,
@@ -403,7 +410,7 @@ fn encode_single_meta(
 ) -> Vec<u8> {
     let mut meta = Vec::with_capacity(FRAME_BYTES + tree_key.len());
     meta.put_u8(SINGLE_FORMAT);
-    meta.put_slice(&layout::encode_meta(tenure));
+    meta.put_slice(&layout::encode_meta(standing));
     meta.put_u64_le(before.applied.0);
     meta.put_u64_le(before.journaled.0);
     meta.put_u64_le(seq.0);
@@ -420,14 +427,14 @@ fn encode_single_meta(
 ///
 /// # Errors
 /// [`ErrorKind::UnknownFormat`] and [`ErrorKind::Damaged`]; those of the file system.
-fn read_tenure(db: &Db, stored: Option<&IVec>, path: &Path) -> Result<Tenure> {
+fn read_standing(db: &Db, stored: Option<&IVec>, path: &Path) -> Result<Standing> {
     match stored {
         Some(stored) if stored.first() == Some(&SINGLE_FORMAT) => decode_single_meta(db, stored, path),
         _ => layout::decode_meta(stored.map(IVec::as_ref), db.is_empty(), path),
     }
 }
 
-fn decode_single_meta(db: &Db, stored: &[u8], path: &Path) -> Result<Tenure> {
+fn decode_single_meta(db: &Db, stored: &[u8], path: &Path) -> Result<Standing> {
     let broken = || Error::new(ErrorKind::Damaged, damaged(path, "its watermark and epoch are unreadable"));
     let (fields, checksum) = stored.split_last_chunk::<CHECKSUM_BYTES>().ok_or_else(broken)?;
     // The key's length is what is left, so the checksum has to hold before anything is cut.
@@ -447,7 +454,7 @@ fn decode_single_meta(db: &Db, stored: &[u8], path: &Path) -> Result<Tenure> {
         // By version: an older value of the same key is what the lost change was to replace.
         Some(value) => !removes && version(&value) == Some(seq),
     };
-    Ok(if is_there { after } else { Tenure { progress: before, ..after } })
+    Ok(if is_there { after } else { Standing { progress: before, ..after } })
 }
 
 /// Returns the version of a stored value.
@@ -459,8 +466,8 @@ fn version(stored: &[u8]) -> Option<Seq> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::NamespaceName;
-    use crate::store::contract::Store as _;
+    use crate::ids::{JournalId, NamespaceName};
+    use crate::store::contract::{Claim, Store as _, claimed};
     use crate::store::embedded::caught;
     use ::sled::Config;
     use std::os::unix::fs::PermissionsExt;
@@ -469,10 +476,10 @@ mod tests {
         Key::new(&NamespaceName::parse("sled").unwrap(), name.as_bytes()).unwrap()
     }
 
-    fn batch(tenure: Tenure, seq: u64, name: &str, value: Option<Vec<u8>>) -> Batch {
+    fn batch(standing: Standing, seq: u64, name: &str, value: Option<Vec<u8>>) -> Batch {
         let ops = vec![Op { seq: Seq(seq), key: key(name), value: value.map(Bytes::from) }];
-        let progress = Progress { applied: Seq(seq), journaled: Seq(seq) };
-        Batch { epoch: tenure.epoch, ops, progress }
+        let (tenure, until) = (standing.tenure, Seq(seq));
+        Batch { tenure, number: seq, after: Seq::ZERO, until, journaled: until, ops }
     }
 
     /// Opens sled without the store, on what the store left.
@@ -518,7 +525,7 @@ mod tests {
     async fn a_kill_while_sled_writes_a_snapshot_does_not_keep_the_store_from_opening() {
         let directory = tempfile::tempdir().unwrap();
         let store = SledStore::open(directory.path()).unwrap();
-        let tenure = store.claim(None).await.unwrap();
+        let tenure = claimed(&store, None).await;
         store.apply(&batch(tenure, 1, "a", Some(vec![1]))).await.unwrap();
         drop(store);
         std::fs::write(directory.path().join("snap.00000000000FFFFF.generating"), b"").unwrap();
@@ -533,7 +540,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let open = || SledStore::open_with(directory.path(), &SledOptions::new(), 64 * 1024);
         let store = open().unwrap();
-        let tenure = store.claim(None).await.unwrap();
+        let tenure = claimed(&store, None).await;
         for seq in 1..=20 {
             store.apply(&batch(tenure, seq, &seq.to_string(), Some(vec![1; 10_000]))).await.unwrap();
         }
@@ -565,7 +572,7 @@ mod tests {
     async fn an_unreadable_meta_record_is_damage_and_an_unknown_one_is_told() {
         let directory = tempfile::tempdir().unwrap();
         let store = SledStore::open(directory.path()).unwrap();
-        let tenure = store.claim(Some(JournalId([7; 16]))).await.unwrap();
+        let tenure = claimed(&store, Some(JournalId([7; 16]))).await;
         store.apply(&batch(tenure, 1, "a", Some(vec![1]))).await.unwrap();
         drop(store);
         let mut good = Vec::new();
@@ -582,7 +589,7 @@ mod tests {
             }
         }
         let mut newer = good.clone();
-        newer[0] = 3;
+        newer[0] = 9;
         cases.push((newer, ErrorKind::UnknownFormat));
         for (meta, kind) in cases {
             put_raw(directory.path(), META_KEY, meta.clone());
@@ -590,7 +597,7 @@ mod tests {
         }
         put_raw(directory.path(), META_KEY, good);
         let store = SledStore::open(directory.path()).unwrap();
-        assert_eq!(store.tenure().await.unwrap().journal, Some(JournalId([7; 16])));
+        assert_eq!(store.standing().await.unwrap().journal, Some(JournalId([7; 16])));
     }
 
     /// A lone change goes without a batch, so a crash may leave the half of it that says that it happened.
@@ -598,10 +605,10 @@ mod tests {
     async fn a_lone_change_of_which_a_crash_left_half_never_happened() {
         let directory = tempfile::tempdir().unwrap();
         let store = SledStore::open(directory.path()).unwrap();
-        let tenure = store.claim(None).await.unwrap();
+        let tenure = claimed(&store, None).await;
         let applied = async || {
             let store = SledStore::open(directory.path()).unwrap();
-            store.tenure().await.unwrap().progress.applied
+            store.standing().await.unwrap().progress.applied
         };
         store.apply(&batch(tenure, 1, "a", Some(vec![1]))).await.unwrap();
         store.apply(&batch(tenure, 2, "a", Some(vec![2]))).await.unwrap();
@@ -613,7 +620,7 @@ mod tests {
         change(directory.path(), |db| drop(db.remove(value_key(&key("a"))).unwrap()));
         assert_eq!(applied().await, Seq(1), "or is not there yet");
         let store = SledStore::open(directory.path()).unwrap();
-        let tenure = store.claim(None).await.unwrap();
+        let tenure = claimed(&store, None).await;
         assert_eq!(tenure.progress.applied, Seq(1), "a claim takes what is true");
         store.apply(&batch(tenure, 2, "b", Some(vec![2]))).await.unwrap();
         store.apply(&batch(tenure, 3, "b", None)).await.unwrap();
@@ -627,7 +634,7 @@ mod tests {
     async fn a_large_value_leaves_no_chunk_behind() {
         let directory = tempfile::tempdir().unwrap();
         let store = SledStore::open(directory.path()).unwrap();
-        let tenure = store.claim(None).await.unwrap();
+        let tenure = claimed(&store, None).await;
         let sizes = [1 << 20, 50_000, 3, 200_000];
         for (seq, size) in (1..).zip(sizes) {
             store.apply(&batch(tenure, seq, "a", Some(vec![1; size]))).await.unwrap();
@@ -642,7 +649,7 @@ mod tests {
     async fn a_missing_chunk_is_damage() {
         let directory = tempfile::tempdir().unwrap();
         let store = SledStore::open(directory.path()).unwrap();
-        let tenure = store.claim(None).await.unwrap();
+        let tenure = claimed(&store, None).await;
         store.apply(&batch(tenure, 1, "a", Some(vec![1; 100_000]))).await.unwrap();
         drop(store);
         change(directory.path(), |db| drop(db.remove(Chunks::new(Seq(1), 0, 100_000).key(1)).unwrap()));
@@ -659,7 +666,7 @@ mod tests {
     async fn blobs_that_sled_makes_after_all_are_synced() {
         let directory = tempfile::tempdir().unwrap();
         let store = SledStore::open_with(directory.path(), &SledOptions::new(), 64 * 1024).unwrap();
-        let tenure = store.claim(None).await.unwrap();
+        let tenure = claimed(&store, None).await;
         // Long enough for the store to rely on what it has listed; the time itself is what is tested.
         std::thread::sleep(std::time::Duration::from_secs(2));
         store.apply(&batch(tenure, 1, "1", Some(vec![1]))).await.unwrap();
@@ -683,14 +690,14 @@ mod tests {
     async fn a_failed_sync_ends_the_store_until_it_is_opened_again() {
         let directory = tempfile::tempdir().unwrap();
         let store = SledStore::open(directory.path()).unwrap();
-        let tenure = store.claim(None).await.unwrap();
+        let tenure = claimed(&store, None).await;
         store.apply(&batch(tenure, 1, "a", Some(vec![1]))).await.unwrap();
         store.0.shared().state.lock().unwrap().writer.files.fail_next_sync();
         for attempt in 0..3 {
             let error = store.apply(&batch(tenure, 2, "a", Some(vec![2]))).await.unwrap_err();
             assert!(matches!(error, StoreError::Fatal(_)), "attempt {attempt}: {error:?}");
         }
-        assert!(matches!(store.claim(None).await, Err(StoreError::Fatal(_))));
+        assert!(matches!(store.claim(&Claim::new(None).unwrap()).await, Err(StoreError::Fatal(_))));
         assert!(
             matches!(store.load(&key("a")).await, Err(StoreError::Fatal(_))),
             "it may not be on the disk"
@@ -698,7 +705,7 @@ mod tests {
         drop(store);
         let store = SledStore::open(directory.path()).unwrap();
         let found = store.load(&key("a")).await.unwrap().unwrap();
-        assert_eq!(found.version, store.tenure().await.unwrap().progress.applied, "both or neither");
+        assert_eq!(found.version, store.standing().await.unwrap().progress.applied, "both or neither");
     }
 
     #[tokio::test]
@@ -709,7 +716,7 @@ mod tests {
         let panicked = caught(|| shared.with_state::<()>(|_, _| panic!("midway")));
         assert!(matches!(panicked, Err(StoreError::Fatal(_))));
         assert!(matches!(store.load(&key("a")).await, Err(StoreError::Fatal(_))));
-        assert!(matches!(store.claim(None).await, Err(StoreError::Fatal(_))));
+        assert!(matches!(store.claim(&Claim::new(None).unwrap()).await, Err(StoreError::Fatal(_))));
         drop(store);
         SledStore::open(directory.path()).unwrap();
     }

@@ -32,8 +32,10 @@ use std::task::Poll;
 use bytes::Bytes;
 
 use crate::error::Result;
-use crate::ids::{Epoch, JournalId, KEY_BYTES_MAX, Key, NamespaceName, Seq, VALUE_BYTES_MAX};
-use crate::store::contract::{Batch, BoxFuture, Op, Progress, Store, StoreError, Tenure, Versioned};
+use crate::ids::{
+    Epoch, JournalId, KEY_BYTES_MAX, Key, NamespaceName, Seq, Tenure, TenureId, VALUE_BYTES_MAX,
+};
+use crate::store::contract::{Batch, BoxFuture, Claim, Op, Progress, Standing, Store, StoreError, Versioned};
 
 /// The place where a store keeps its data: a directory, a database, or shared memory.
 pub trait Subject: Send + Sync + 'static {
@@ -99,7 +101,10 @@ pub async fn run<F: Fn() -> S, S: Subject>(make: F) -> Result<(), Broken> {
         data_and_progress_are_kept_together
         the_last_change_of_a_key_wins
         a_removed_key_is_absent
-        a_watermark_at_or_below_the_stores_changes_nothing
+        the_last_batch_may_come_again_and_no_other_of_its_numbers
+        a_batch_behind_a_hole_is_refused
+        an_owner_whose_claim_was_lost_is_told
+        a_claim_instead_of_a_lost_one_ends_no_newer_tenure
         ops_at_or_below_the_watermark_are_skipped
         a_longer_batch_may_follow_a_doubtful_one
         a_value_carries_the_number_that_wrote_it
@@ -131,44 +136,54 @@ async fn rule_on<S: Subject>(
 
 async fn a_fresh_store_knows_nothing(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let tenure = store.tenure().await.map_err(seen)?;
-    hold!(tenure == Tenure::default(), "its tenure is {tenure:?}");
+    let tenure = store.standing().await.map_err(seen)?;
+    hold!(tenure == Standing::default(), "its tenure is {tenure:?}");
     expect(&store, "a", None).await
 }
 
 async fn a_claim_starts_a_newer_epoch_for_good(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let first = store.claim(None).await.map_err(seen)?;
-    hold!(first.epoch > Epoch::default(), "the first claim returned epoch {}", first.epoch);
+    let first = claimed(&store, None).await?;
+    hold!(first.tenure.epoch > Epoch::default(), "the first claim started epoch {}", first.tenure.epoch);
     store.apply(&batch(first, [put(1, "a", "1")])).await.map_err(seen)?;
-    let second = store.claim(None).await.map_err(seen)?;
-    hold!(second.epoch > first.epoch, "epoch {} after {}", second.epoch, first.epoch);
+    let second = claimed(&store, None).await?;
+    hold!(
+        second.tenure.epoch > first.tenure.epoch,
+        "epoch {} after {}",
+        second.tenure.epoch,
+        first.tenure.epoch
+    );
     hold!(second.progress == progress(1), "a claim returned {:?} after watermark 1", second.progress);
-    let seen_now = store.tenure().await.map_err(seen)?;
+    let seen_now = store.standing().await.map_err(seen)?;
     hold!(seen_now == second, "the claim returned {second:?}, and the tenure is {seen_now:?}");
     // Up to here a tenure that lives in memory only would pass.
     drop(store);
     let store = opened(subject).await?;
-    let kept = store.tenure().await.map_err(seen)?;
+    let kept = store.standing().await.map_err(seen)?;
     hold!(kept == second, "after a reopen the tenure is {kept:?}, not {second:?}");
-    let third = store.claim(None).await.map_err(seen)?;
-    hold!(third.epoch > second.epoch, "epoch {} after {} and a reopen", third.epoch, second.epoch);
+    let third = claimed(&store, None).await?;
+    hold!(
+        third.tenure.epoch > second.tenure.epoch,
+        "epoch {} after {} and a reopen",
+        third.tenure.epoch,
+        second.tenure.epoch
+    );
     Ok(())
 }
 
 async fn the_journal_is_the_newest_owners(subject: &impl Subject) -> Verdict {
     let (one, two) = (JournalId([1; 16]), JournalId([0xFE; 16]));
     let store = opened(subject).await?;
-    let tenure = store.claim(Some(one)).await.map_err(seen)?;
+    let tenure = claimed(&store, Some(one)).await?;
     hold!(tenure.journal == Some(one), "a claim for {one} returned {:?}", tenure.journal);
     store.apply(&batch(tenure, [put(1, "a", "1")])).await.map_err(seen)?;
     drop(store);
     let store = opened(subject).await?;
-    let kept = store.tenure().await.map_err(seen)?.journal;
+    let kept = store.standing().await.map_err(seen)?.journal;
     hold!(kept == Some(one), "after an apply and a reopen the journal is {kept:?}, not {one}");
     for next in [Some(two), None] {
-        store.claim(next).await.map_err(seen)?;
-        let journal = store.tenure().await.map_err(seen)?.journal;
+        claimed(&store, next).await?;
+        let journal = store.standing().await.map_err(seen)?.journal;
         hold!(journal == next, "after a claim for {next:?} the journal is {journal:?}");
     }
     Ok(())
@@ -176,23 +191,23 @@ async fn the_journal_is_the_newest_owners(subject: &impl Subject) -> Verdict {
 
 async fn an_older_epoch_is_refused_and_changes_nothing(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let old = store.claim(None).await.map_err(seen)?;
+    let old = claimed(&store, None).await?;
     store.apply(&batch(old, [put(1, "a", "old")])).await.map_err(seen)?;
-    let new = store.claim(None).await.map_err(seen)?;
+    let new = claimed(&store, None).await?;
     // A batch with a new op, one with an applied op, and one without ops.
     for stale in [batch(old, [put(2, "a", "zombie")]), batch(old, [put(1, "a", "old")]), empty(old, 9)] {
-        let watermark = stale.progress.applied;
+        let watermark = stale.until;
         match store.apply(&stale).await {
-            Err(StoreError::Fenced { current }) if current == new.epoch => {}
+            Err(StoreError::Fenced { current }) if current == new.tenure.epoch => {}
             other => {
                 return Err(format!(
                     "to a batch of epoch {} with watermark {watermark} it said {other:?}, in epoch {}",
-                    old.epoch, new.epoch
+                    old.tenure.epoch, new.tenure.epoch
                 ));
             }
         }
     }
-    let tenure = store.tenure().await.map_err(seen)?;
+    let tenure = store.standing().await.map_err(seen)?;
     hold!(tenure == new, "refused batches moved the tenure from {new:?} to {tenure:?}");
     expect(&store, "a", Some((1, "old"))).await?;
     store.apply(&batch(new, [put(2, "a", "new")])).await.map_err(seen)?;
@@ -205,7 +220,7 @@ async fn a_claim_stops_what_is_under_way(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
     let mut last = Seq::ZERO;
     for round in 0..ROUNDS {
-        let old = store.claim(None).await.map_err(seen)?;
+        let old = claimed(&store, None).await?;
         let zombie = async {
             for seq in (1..=BATCHES).map(|step| last.plus(step)) {
                 match store.apply(&batch(old, [put(seq.0, "a", &seq.to_string())])).await {
@@ -222,12 +237,12 @@ async fn a_claim_stops_what_is_under_way(subject: &impl Subject) -> Verdict {
             for _ in 0..round % BATCHES {
                 tokio::task::yield_now().await;
             }
-            store.claim(None).await.map_err(seen)
+            claimed(&store, None).await
         };
         let (zombie, claimed) = tokio::join!(zombie, claim);
         zombie?;
         let claimed = claimed?;
-        let tenure = store.tenure().await.map_err(seen)?;
+        let tenure = store.standing().await.map_err(seen)?;
         hold!(tenure == claimed, "a claim returned {claimed:?}; then an older epoch made it {tenure:?}");
         last = claimed.progress.applied;
         let value = last.to_string();
@@ -238,42 +253,128 @@ async fn a_claim_stops_what_is_under_way(subject: &impl Subject) -> Verdict {
 
 async fn data_and_progress_are_kept_together(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let tenure = store.claim(None).await.map_err(seen)?;
+    let tenure = claimed(&store, None).await?;
     let mut sent = batch(tenure, [put(1, "a", "1"), put(2, "b", "2"), put(3, "c", "3")]);
     // Other than the watermark, so that a store that keeps one number for both is found.
-    sent.progress.journaled = Seq(2);
+    sent.journaled = Seq(2);
+    let sent_progress = Progress { applied: sent.until, journaled: sent.journaled };
     store.apply(&sent).await.map_err(seen)?;
-    let before = store.tenure().await.map_err(seen)?.progress;
-    hold!(before == sent.progress, "after {:?} the progress is {before:?}", sent.progress);
+    let before = store.standing().await.map_err(seen)?.progress;
+    hold!(before == sent_progress, "after {sent_progress:?} the progress is {before:?}");
     drop(store);
     let store = opened(subject).await?;
-    let after = store.tenure().await.map_err(seen)?.progress;
-    hold!(after == sent.progress, "after a reopen the progress is {after:?}, not {:?}", sent.progress);
+    let after = store.standing().await.map_err(seen)?.progress;
+    hold!(after == sent_progress, "after a reopen the progress is {after:?}, not {sent_progress:?}");
     for (seq, name, value) in [(1, "a", "1"), (2, "b", "2"), (3, "c", "3")] {
         expect(&store, name, Some((seq, value))).await?;
     }
     Ok(())
 }
 
-async fn a_watermark_at_or_below_the_stores_changes_nothing(subject: &impl Subject) -> Verdict {
+async fn the_last_batch_may_come_again_and_no_other_of_its_numbers(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let tenure = store.claim(None).await.map_err(seen)?;
-    store.apply(&batch(tenure, [put(5, "a", "5")])).await.map_err(seen)?;
-    for (seq, watermark) in [(5, 5), (4, 4), (1, 4)] {
-        let mut again = batch(tenure, [put(seq, "a", "replayed"), put(seq, "b", "replayed")]);
-        again.progress = progress(watermark);
-        store.apply(&again).await.map_err(seen)?;
-        expect(&store, "a", Some((5, "5"))).await?;
-        expect(&store, "b", None).await?;
-        let now = store.tenure().await.map_err(seen)?.progress;
-        hold!(now == progress(5), "a batch with watermark {watermark} moved the progress from 5 to {now:?}");
+    let standing = claimed(&store, None).await?;
+    let last = batch(standing, [put(4, "a", "4"), put(5, "a", "5")]);
+    store.apply(&last).await.map_err(seen)?;
+    let held = store.standing().await.map_err(seen)?;
+    store.apply(&last).await.map_err(seen)?;
+    // As from a copy of the owner: another batch that accounts for the same numbers, and some that end before them.
+    for (number, until) in [(6, 5), (4, 5), (4, 4), (1, 1)] {
+        let mut other = batch(standing, [put(until, "a", "other"), put(until, "b", "other")]);
+        other.number = number;
+        let answer = store.apply(&other).await;
+        let fenced = matches!(answer, Err(StoreError::Fenced { .. }));
+        hold!(
+            fenced,
+            "to batch {number} up to record {until}, behind batch {}, it said {answer:?}",
+            last.number
+        );
     }
+    drop(store);
+    let store = opened(subject).await?;
+    // The answer may have been lost with the process of the store.
+    store.apply(&last).await.map_err(seen)?;
+    let now = store.standing().await.map_err(seen)?;
+    hold!(now == held, "repetitions moved the standing from {held:?} to {now:?}");
+    expect(&store, "a", Some((5, "5"))).await?;
+    expect(&store, "b", None).await
+}
+
+async fn a_batch_behind_a_hole_is_refused(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let standing = claimed(&store, None).await?;
+    store.apply(&batch(standing, [put(5, "a", "5")])).await.map_err(seen)?;
+    let held = store.standing().await.map_err(seen)?;
+    // The store is an older copy of the one that holds the records in between.
+    for after in [6, 7] {
+        let mut later = batch(standing, [put(8, "a", "8")]);
+        later.after = Seq(after);
+        went_back(&store, &later, held).await?;
+    }
+    let mut next = batch(standing, [put(8, "a", "8")]);
+    next.after = Seq(5);
+    store.apply(&next).await.map_err(seen)?;
+    expect(&store, "a", Some((8, "8"))).await
+}
+
+async fn an_owner_whose_claim_was_lost_is_told(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let standing = claimed(&store, None).await?;
+    store.apply(&batch(standing, [put(5, "a", "5")])).await.map_err(seen)?;
+    let held = store.standing().await.map_err(seen)?;
+    // A claim that the store has no trace of: it went back behind it. The numbers would fit.
+    let lost = Tenure { epoch: held.tenure.epoch.next(), id: TenureId([0xAB; 16]) };
+    let forgotten = batch(Standing { tenure: lost, ..standing }, [put(6, "a", "6")]);
+    went_back(&store, &forgotten, held).await?;
+    // It was claimed by somebody else after that, who got the same epoch.
+    let twin = Tenure { id: TenureId([0xAB; 16]), ..held.tenure };
+    for seq in [5, 6] {
+        let answer =
+            store.apply(&batch(Standing { tenure: twin, ..standing }, [put(seq, "a", "twin")])).await;
+        let fenced = matches!(answer, Err(StoreError::Fenced { .. }));
+        hold!(fenced, "to record {seq} of another tenure of its own epoch it said {answer:?}");
+    }
+    let now = store.standing().await.map_err(seen)?;
+    hold!(now == held, "refused batches moved the standing from {held:?} to {now:?}");
+    expect(&store, "a", Some((5, "5"))).await
+}
+
+async fn a_claim_instead_of_a_lost_one_ends_no_newer_tenure(subject: &impl Subject) -> Verdict {
+    let store = opened(subject).await?;
+    let claim = |instead_of| async move {
+        Claim::new(None)
+            .map(|claim| Claim { instead_of: Some(instead_of), ..claim })
+            .map_err(|e| format!("{e:#}"))
+    };
+    let first = claimed(&store, None).await?;
+    // Over its own tenure, as when the store lacks what was applied in it.
+    let again = claim(first.tenure).await?;
+    let second = again.of(&store).await.map_err(seen)?;
+    hold!(
+        second.tenure.epoch > first.tenure.epoch,
+        "epoch {} after {}",
+        second.tenure.epoch,
+        first.tenure.epoch
+    );
+    // Over one of a lower epoch, as when the store has forgotten the claim. The lost epoch is not given again.
+    let lost = Tenure { epoch: Epoch(second.tenure.epoch.0 + 5), id: TenureId([0xAB; 16]) };
+    let third = claim(lost).await?.of(&store).await.map_err(seen)?;
+    hold!(third.tenure.epoch > lost.epoch, "epoch {} instead of {}", third.tenure.epoch, lost.epoch);
+    // Not over a newer one, nor over another one of the same epoch.
+    let twin = Tenure { id: TenureId([0xCD; 16]), ..third.tenure };
+    for old in [first.tenure, lost, twin] {
+        let refused = claim(old).await?.of(&store).await;
+        let fenced = matches!(refused, Err(StoreError::Fenced { .. }));
+        hold!(fenced, "a claim instead of {old} was answered {refused:?} in {}", third.tenure);
+    }
+    let now = store.standing().await.map_err(seen)?;
+    hold!(now == third, "refused claims moved the standing from {third:?} to {now:?}");
     Ok(())
 }
 
 async fn ops_at_or_below_the_watermark_are_skipped(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let tenure = store.claim(None).await.map_err(seen)?;
+    let tenure = claimed(&store, None).await?;
     let first = [put(1, "a", "1"), put(2, "b", "2"), remove(3, "a")];
     store.apply(&batch(tenure, first)).await.map_err(seen)?;
     // The values differ from the applied ones, which shows whether an op takes effect a second time.
@@ -286,7 +387,7 @@ async fn ops_at_or_below_the_watermark_are_skipped(subject: &impl Subject) -> Ve
 
 async fn a_longer_batch_may_follow_a_doubtful_one(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let tenure = store.claim(None).await.map_err(seen)?;
+    let tenure = claimed(&store, None).await?;
     let mut all = Vec::new();
     for round in 1..=8u64 {
         all.push(put(2 * round - 1, "a", &format!("a{round}")));
@@ -301,14 +402,14 @@ async fn a_longer_batch_may_follow_a_doubtful_one(subject: &impl Subject) -> Ver
     store.apply(&batch(tenure, all)).await.map_err(seen)?;
     expect(&store, "a", Some((15, "a8"))).await?;
     expect(&store, "b", None).await?;
-    let now = store.tenure().await.map_err(seen)?.progress;
+    let now = store.standing().await.map_err(seen)?.progress;
     hold!(now == progress(17), "the progress is {now:?} after watermark 17");
     Ok(())
 }
 
 async fn the_last_change_of_a_key_wins(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let tenure = store.claim(None).await.map_err(seen)?;
+    let tenure = claimed(&store, None).await?;
     // Put, remove and put again in one batch, whose order a store that sorts by key may lose.
     let ops = [put(1, "a", "1"), put(2, "b", "2"), remove(3, "a"), put(4, "a", "4"), remove(5, "b")];
     store.apply(&batch(tenure, ops)).await.map_err(seen)?;
@@ -318,7 +419,7 @@ async fn the_last_change_of_a_key_wins(subject: &impl Subject) -> Verdict {
 
 async fn a_removed_key_is_absent(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let tenure = store.claim(None).await.map_err(seen)?;
+    let tenure = claimed(&store, None).await?;
     store.apply(&batch(tenure, [put(1, "a", "1"), put(2, "b", "2")])).await.map_err(seen)?;
     // Removing what is not there is no error: coalescing may leave nothing but the removal.
     store.apply(&batch(tenure, [remove(3, "a"), remove(4, "never there")])).await.map_err(seen)?;
@@ -331,7 +432,7 @@ async fn a_removed_key_is_absent(subject: &impl Subject) -> Verdict {
 
 async fn a_value_carries_the_number_that_wrote_it(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let tenure = store.claim(None).await.map_err(seen)?;
+    let tenure = claimed(&store, None).await?;
     // Around the sizes of integers at which a store may cut the number or take it for a negative one.
     let seqs = [1, 2, 0xFF, 0x100, u64::from(u32::MAX), u64::from(u32::MAX) + 1, u64::MAX - 1];
     for seq in seqs {
@@ -343,7 +444,7 @@ async fn a_value_carries_the_number_that_wrote_it(subject: &impl Subject) -> Ver
 
 async fn load_many_answers_in_the_order_of_its_keys(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let tenure = store.claim(None).await.map_err(seen)?;
+    let tenure = claimed(&store, None).await?;
     store.apply(&batch(tenure, [put(1, "a", "1"), put(2, "b", "2"), put(3, "c", "")])).await.map_err(seen)?;
     // Twice, missing and out of order.
     let keys = ["c", "none", "a", "b", "a", "nor this"].map(|name| key(name.as_bytes()));
@@ -358,7 +459,7 @@ async fn load_many_answers_in_the_order_of_its_keys(subject: &impl Subject) -> V
 
 async fn large_values_come_back_whole(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let mut tenure = store.claim(None).await.map_err(seen)?;
+    let mut tenure = claimed(&store, None).await?;
     // Around the sizes at which stores change their representation, growing and shrinking in place.
     let sizes = [1 << 20, 100, (1 << 20) + 1, 3 << 20, 65_536, 65_535, 32_768, 40_961, 0, 1 << 20];
     for (seq, size) in (1..).zip(sizes) {
@@ -371,14 +472,14 @@ async fn large_values_come_back_whole(subject: &impl Subject) -> Verdict {
     drop(store);
     let store = opened(subject).await?;
     expect_bytes(&store, "a", Some((20, &pattern(1 << 20, 10)))).await?;
-    tenure.epoch = store.claim(None).await.map_err(seen)?.epoch;
+    tenure = claimed(&store, None).await?;
     store.apply(&batch(tenure, [remove(21, "a")])).await.map_err(seen)?;
     expect(&store, "a", None).await
 }
 
 async fn the_largest_value_comes_back_whole(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let tenure = store.claim(None).await.map_err(seen)?;
+    let tenure = claimed(&store, None).await?;
     let value = pattern(VALUE_BYTES_MAX, 1);
     store.apply(&batch(tenure, [put_bytes(1, "a", &value)])).await.map_err(seen)?;
     drop(store);
@@ -388,12 +489,12 @@ async fn the_largest_value_comes_back_whole(subject: &impl Subject) -> Verdict {
 
 async fn an_empty_batch_moves_the_progress(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let tenure = store.claim(None).await.map_err(seen)?;
+    let tenure = claimed(&store, None).await?;
     store.apply(&batch(tenure, [put(1, "a", "1")])).await.map_err(seen)?;
     store.apply(&empty(tenure, 7)).await.map_err(seen)?;
     drop(store);
     let store = opened(subject).await?;
-    let now = store.tenure().await.map_err(seen)?.progress;
+    let now = store.standing().await.map_err(seen)?.progress;
     hold!(now == progress(7), "after an empty batch with watermark 7 the progress is {now:?}");
     expect(&store, "a", Some((1, "1"))).await
 }
@@ -401,7 +502,7 @@ async fn an_empty_batch_moves_the_progress(subject: &impl Subject) -> Verdict {
 async fn a_dropped_apply_leaves_all_or_nothing(subject: &impl Subject) -> Verdict {
     const ROUNDS: u64 = 24;
     let store = opened(subject).await?;
-    let mut tenure = store.claim(None).await.map_err(seen)?;
+    let mut tenure = claimed(&store, None).await?;
     for round in 1..=ROUNDS {
         let (one, two) = (tenure.progress.applied.next(), tenure.progress.applied.plus(2));
         let value = format!("round {round}");
@@ -416,7 +517,7 @@ async fn a_dropped_apply_leaves_all_or_nothing(subject: &impl Subject) -> Verdic
         }
         drop(future);
         // After a claim no batch of an older epoch can be applied.
-        tenure = store.claim(None).await.map_err(seen)?;
+        tenure = claimed(&store, None).await?;
         let after = (loaded(&store, "a").await?, loaded(&store, "b").await?);
         let text = value.as_str();
         let done = (Some(versioned((one.0, text))), Some(versioned((two.0, text))));
@@ -428,7 +529,7 @@ async fn a_dropped_apply_leaves_all_or_nothing(subject: &impl Subject) -> Verdic
 
 async fn keys_are_any_bytes(subject: &impl Subject) -> Verdict {
     let store = opened(subject).await?;
-    let tenure = store.claim(None).await.map_err(seen)?;
+    let tenure = claimed(&store, None).await?;
     let longest = KEY_BYTES_MAX - NAMESPACE.len() - 1;
     let mut keys: Vec<Key> = (0..=u8::MAX).map(|byte| key(&[byte])).collect();
     // Bytes that a store may take for its own separators, quotes, prefixes or wildcards.
@@ -457,7 +558,7 @@ async fn keys_are_any_bytes(subject: &impl Subject) -> Verdict {
 async fn a_batch_of_many_ops_is_one(subject: &impl Subject) -> Verdict {
     const OPS: u64 = 2000;
     let store = opened(subject).await?;
-    let tenure = store.claim(None).await.map_err(seen)?;
+    let tenure = claimed(&store, None).await?;
     // Three times the same keys, so that replacing many at once is checked too.
     for round in 0..3 {
         let ops = (1..=OPS).map(|place| put(round * OPS + place, &format!("k{place}"), &format!("{round}")));
@@ -501,14 +602,37 @@ fn progress(watermark: u64) -> Progress {
     Progress { applied: Seq(watermark), journaled: Seq(watermark) }
 }
 
-fn batch(tenure: Tenure, ops: impl IntoIterator<Item = Op>) -> Batch {
+/// Makes a batch that accounts for everything up to its last change.
+fn batch(standing: Standing, ops: impl IntoIterator<Item = Op>) -> Batch {
     let ops: Vec<Op> = ops.into_iter().collect();
     let watermark = ops.last().map_or(0, |op| op.seq.0);
-    Batch { epoch: tenure.epoch, ops, progress: progress(watermark) }
+    Batch { ops, ..empty(standing, watermark) }
 }
 
-fn empty(tenure: Tenure, watermark: u64) -> Batch {
-    Batch { epoch: tenure.epoch, ops: Vec::new(), progress: progress(watermark) }
+fn empty(standing: Standing, watermark: u64) -> Batch {
+    let (tenure, until) = (standing.tenure, Seq(watermark));
+    Batch { tenure, number: watermark, after: Seq::ZERO, until, journaled: until, ops: Vec::new() }
+}
+
+/// Claims the store, and returns the point at which it stands then.
+async fn claimed(store: &impl Store, journal: Option<JournalId>) -> Result<Standing, String> {
+    let claim = Claim::new(journal).map_err(|error| format!("{error:#}"))?;
+    claim.of(store).await.map_err(seen)
+}
+
+/// Sends a batch that a store at `held` has to answer with that point of its history.
+async fn went_back(store: &impl Store, batch: &Batch, held: Standing) -> Verdict {
+    match store.apply(batch).await {
+        Err(StoreError::WentBack { tenure, watermark })
+            if tenure == held.tenure && watermark == held.progress.applied =>
+        {
+            Ok(())
+        }
+        other => Err(format!(
+            "at record {} of tenure {} it answered {other:?} to a batch after record {} of tenure {}",
+            held.progress.applied, held.tenure, batch.after, batch.tenure
+        )),
+    }
 }
 
 fn put_key(seq: u64, key: &Key, value: &str) -> Op {

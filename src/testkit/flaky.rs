@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind};
-use crate::ids::{Epoch, JournalId, Key};
+use crate::ids::{Key, Seq, Tenure};
 use crate::store::contract::{
-    Batch, BoxFuture, Op, OwnerStatus, Progress, Store, StoreError, Tenure, Versioned,
+    Batch, BoxFuture, Claim, Op, OwnerStatus, Standing, Store, StoreError, Versioned,
 };
 use crate::testkit::draw::Draw;
 
@@ -59,10 +59,10 @@ struct FlakyState {
     random: Option<RandomFaults>,
     rejected: BTreeSet<Key>,
     loads_failing: bool,
-    tenure_failing: bool,
+    standing_failing: bool,
     attempts: Vec<Attempt>,
     changes: Vec<Op>,
-    progress: Progress,
+    watermark: Seq,
 }
 
 #[derive(Debug)]
@@ -115,9 +115,9 @@ impl<S: Store> FlakyStore<S> {
         self.state().loads_failing = failing;
     }
 
-    /// Makes [`Store::tenure`] fail with [`StoreError::Transient`] from now on, or no longer.
-    pub fn fail_tenure(&self, failing: bool) {
-        self.state().tenure_failing = failing;
+    /// Makes [`Store::standing`] fail with [`StoreError::Transient`] from now on, or no longer.
+    pub fn fail_standing(&self, failing: bool) {
+        self.state().standing_failing = failing;
     }
 
     /// Stalls every apply from now on, before it does anything, until [`FlakyStore::release`].
@@ -228,10 +228,10 @@ impl FlakyState {
 
     fn record(&mut self, batch: &Batch, fault: Option<Fault>, applied: bool) {
         // A repetition is applied by the contract without a change, so it adds none here.
-        if applied && batch.progress.applied > self.progress.applied {
-            let watermark = self.progress.applied;
+        if applied && batch.until > self.watermark {
+            let watermark = self.watermark;
             self.changes.extend(batch.ops.iter().filter(|op| op.seq > watermark).cloned());
-            self.progress = batch.progress;
+            self.watermark = batch.until;
         }
         self.attempts.push(Attempt { batch: batch.clone(), fault, applied });
     }
@@ -258,28 +258,28 @@ impl<S: Store> Store for FlakyStore<S> {
         self.inner.has_change_feed()
     }
 
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
         Box::pin(async move {
-            let failing = self.state().tenure_failing;
+            let failing = self.state().standing_failing;
             if failing {
                 let error = Error::new(ErrorKind::Transient, "the test fails this question");
                 return Err(StoreError::Transient(error));
             }
-            self.inner.tenure().await
+            self.inner.standing().await
         })
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async move {
-            let claimed = self.inner.claim(journal).await?;
+            let before = self.inner.claim(claim).await?;
             // The store may have been filled past this wrapper.
-            self.state().progress = claimed.progress;
-            Ok(claimed)
+            self.state().watermark = before.progress.applied;
+            Ok(before)
         })
     }
 
-    fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.inner.renew(epoch, ends)
+    fn renew(&self, tenure: Tenure, ends: bool) -> BoxFuture<'_, Result<Option<Seq>, StoreError>> {
+        self.inner.renew(tenure, ends)
     }
 
     fn owner_status(&self) -> BoxFuture<'_, Result<OwnerStatus, StoreError>> {
@@ -308,7 +308,8 @@ impl<S: Store> Store for FlakyStore<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{NamespaceName, Seq};
+    use crate::ids::NamespaceName;
+    use crate::store::contract::claimed;
     use crate::store::memory::MemoryStore;
     use bytes::Bytes;
 
@@ -316,16 +317,18 @@ mod tests {
         Key::new(&NamespaceName::parse("flaky").unwrap(), name.as_bytes()).unwrap()
     }
 
-    fn batch(tenure: Tenure, seqs: std::ops::RangeInclusive<u64>) -> Batch {
-        let progress = Progress { applied: Seq(*seqs.end()), journaled: Seq(*seqs.end()) };
+    fn batch(standing: Standing, seqs: std::ops::RangeInclusive<u64>) -> Batch {
+        let (number, until) = (*seqs.end(), Seq(*seqs.end()));
+        let after = Seq(*seqs.start()).before();
         let op = |seq| Op { seq: Seq(seq), key: key("k"), value: Some(Bytes::from(seq.to_string())) };
-        Batch { epoch: tenure.epoch, ops: seqs.map(op).collect(), progress }
+        let ops = seqs.map(op).collect();
+        Batch { tenure: standing.tenure, number, after, until, journaled: until, ops }
     }
 
     #[tokio::test]
     async fn the_script_says_whether_a_failed_apply_took_effect() {
         let store = FlakyStore::new(MemoryStore::new());
-        let tenure = store.claim(None).await.unwrap();
+        let tenure = claimed(&store, None).await;
         store.script([Some(Fault::TransientBefore), Some(Fault::TransientAfter), None, Some(Fault::Fatal)]);
         let first = batch(tenure, 1..=2);
         assert!(matches!(store.apply(&first).await, Err(StoreError::Transient(_))));
@@ -342,20 +345,20 @@ mod tests {
     #[tokio::test]
     async fn a_rejected_key_is_named_and_nothing_of_its_batch_applied() {
         let store = FlakyStore::new(MemoryStore::new());
-        let tenure = store.claim(None).await.unwrap();
+        let tenure = claimed(&store, None).await;
         store.reject([key("k")]);
-        let error = store.apply(&batch(tenure, 5..=6)).await.unwrap_err();
-        assert!(matches!(error, StoreError::Rejected { seq: Seq(5), .. }), "{error:?}");
+        let error = store.apply(&batch(tenure, 1..=2)).await.unwrap_err();
+        assert!(matches!(error, StoreError::Rejected { seq: Seq(1), .. }), "{error:?}");
         assert!(store.inner().snapshot().is_empty());
         store.accept_all();
-        store.apply(&batch(tenure, 5..=6)).await.unwrap();
+        store.apply(&batch(tenure, 1..=2)).await.unwrap();
         assert_eq!(store.inner().applies(), 1);
     }
 
     #[tokio::test]
     async fn a_stalled_apply_waits_for_its_release() {
         let store = FlakyStore::new(MemoryStore::new());
-        let tenure = store.claim(None).await.unwrap();
+        let tenure = claimed(&store, None).await;
         store.stall();
         let stalled = tokio::spawn({
             let store = store.clone();
@@ -373,7 +376,7 @@ mod tests {
         let mut runs = Vec::new();
         for seed in [1, 1, 2] {
             let store = FlakyStore::new(MemoryStore::new());
-            let tenure = store.claim(None).await.unwrap();
+            let tenure = claimed(&store, None).await;
             store.randomly(seed, 50);
             for seq in 1..=64 {
                 // Whether it failed is in the log.

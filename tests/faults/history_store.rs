@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use forebay::store::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Claim, Op, Standing, Store, StoreError, Tenure, Versioned};
 use forebay::{Epoch, Error, ErrorKind, JournalId, Key};
 
 /// The store; clones share what it holds.
@@ -102,11 +102,11 @@ impl State {
 }
 
 impl Store for HistoryStore {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
         Box::pin(async { Ok(self.state().tenure) })
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async move {
             let mut state = self.state();
             let epoch = Epoch::new(state.tenure.epoch.get() + 1);

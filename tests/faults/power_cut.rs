@@ -257,7 +257,7 @@ async fn check(kind: Kind, image: &Path, models: &[Model], told: &Told) -> Resul
 
 /// Checks that the store is what one of `models` says, and not too old. Returns its watermark.
 async fn holds(store: &dyn Store, models: &[Model], told: &Told) -> Result<u64, String> {
-    let tenure = store.tenure().await.map_err(|error| format!("reading the tenure: {error:?}"))?;
+    let tenure = store.standing().await.map_err(|error| format!("reading the tenure: {error:?}"))?;
     let watermark = tenure.progress.applied.get();
     let Some(at) = models.iter().position(|model| model.watermark == watermark) else {
         return Err(format!("its watermark {watermark} is no batch's end"));

@@ -183,7 +183,7 @@ fn opens_whole(top: &TempDir) {
         // What the store held, before anything is drained.
         let store = SledStore::open(top.path().join("store")).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let tenure = runtime.block_on(store.tenure()).unwrap();
+        let tenure = runtime.block_on(store.standing()).unwrap();
         assert_eq!(
             (tenure.epoch, tenure.progress.applied, tenure.progress.journaled),
             (Epoch::new(2), Seq::new(4), Seq::new(4))

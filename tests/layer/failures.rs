@@ -67,7 +67,7 @@ async fn a_batch_that_was_applied_without_saying_so_is_not_applied_again() {
     cache.put(&1, 1).await.unwrap();
     gated.wait_for_applies(1).await;
     assert_eq!(
-        layer.store.tenure().await.unwrap().progress.applied,
+        layer.store.standing().await.unwrap().progress.applied,
         Seq::new(1),
         "applied, and nobody knows"
     );

@@ -208,9 +208,9 @@ impl Subject {
         let store = &self.layer.store;
         // The flusher works meanwhile: a look between two equal watermarks is a look at one moment.
         let (watermark, held) = loop {
-            let before = store.tenure().await.unwrap().progress.applied;
+            let before = store.standing().await.unwrap().progress.applied;
             let held = store.snapshot();
-            if before == store.tenure().await.unwrap().progress.applied {
+            if before == store.standing().await.unwrap().progress.applied {
                 break (before, held);
             }
         };

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Versioned};
 use forebay::{
     Backpressure, Cache, Durability, ErrorKind, Forebay, HealthState, JournalId, Key, MemoryStore,
     OnRejected, Seq, WritePolicy,
@@ -213,12 +213,12 @@ impl LateLoads {
 }
 
 impl Store for LateLoads {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.gated.tenure()
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
+        self.gated.standing()
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.gated.claim(journal)
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
+        self.gated.claim(claim)
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
@@ -654,7 +654,7 @@ async fn buffered_writes_behave_the_same() {
     for writer in 0..8 {
         assert_eq!(stored::<u32, u64>(&layer.store, "n", &writer).await.unwrap().0, 199);
     }
-    let tenure = layer.store.tenure().await.unwrap();
+    let tenure = layer.store.standing().await.unwrap();
     assert_eq!((tenure.progress.applied, tenure.progress.journaled), (Seq::new(1600), Seq::new(1600)));
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use forebay::disk::{Disk, SimDisk};
 use forebay::seam::simulated;
-use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Versioned};
 use forebay::testkit::flaky::FlakyStore;
 use forebay::{Builder, Cache, Forebay, JournalId, Key, MemoryStore, WritePolicy};
 use shuttle::future::block_on;
@@ -31,12 +31,12 @@ impl Store for Telling {
         true
     }
 
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.0.tenure()
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
+        self.0.standing()
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.0.claim(journal)
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
+        self.0.claim(claim)
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

@@ -331,7 +331,7 @@ async fn drain_carries_everything_to_the_store_of_the_kind_that_is_named() {
         forebay(&["drain", journal, "--store", &format!("{name}:{}", store.display())])
             .expect(0, &["the store holds everything up to 20"]);
         assert_eq!(
-            kind.open(&store).unwrap().tenure().await.unwrap().progress.applied,
+            kind.open(&store).unwrap().standing().await.unwrap().progress.applied,
             Seq::new(20),
             "{name}"
         );

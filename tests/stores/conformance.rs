@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use forebay::Result;
-use forebay::store::{Batch, BoxFuture, MemoryStore, Op, Store, StoreError, Tenure, Versioned};
+use forebay::store::{
+    Batch, BoxFuture, Claim, MemoryStore, Op, Standing, Store, StoreError, Tenure, Versioned,
+};
 use forebay::testkit::FlakyStore;
 use forebay::testkit::conformance::{self, Subject};
 use forebay::testkit::heartbeat_conformance;
@@ -134,18 +136,18 @@ impl Faulty {
 }
 
 impl Store for Faulty {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.inner.tenure()
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
+        self.inner.standing()
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async move {
-            let before = self.inner.tenure().await?;
+            let before = self.inner.standing().await?;
             let journal = if matches!(self.fault, Fault::JournalForgotten) { None } else { journal };
             if matches!(self.fault, Fault::EpochStands) && before.epoch > Epoch::new(0) {
                 return Ok(before);
             }
-            let mut claimed = self.inner.claim(journal).await?;
+            let mut claimed = self.inner.claim(claim).await?;
             if matches!(self.fault, Fault::ClaimReturnsOldProgress) {
                 claimed.progress.applied = Seq::new(claimed.progress.applied.get().saturating_sub(1));
             }
@@ -170,7 +172,7 @@ impl Store for Faulty {
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
             self.sent.fetch_add(1, Ordering::Relaxed);
-            match self.bend(batch, self.inner.tenure().await?) {
+            match self.bend(batch, self.inner.standing().await?) {
                 Some(bent) => self.inner.apply(&bent).await,
                 None => Ok(()),
             }
@@ -245,7 +247,7 @@ async fn random_doubt_applies_each_op_once() {
         }
     }
     let applied: Vec<u64> = store.ops_applied().iter().map(|op| op.seq.get()).collect();
-    let done = store.inner().tenure().await.unwrap().progress.applied.get();
+    let done = store.inner().standing().await.unwrap().progress.applied.get();
     assert_eq!(applied, (1..=done).collect::<Vec<_>>());
     assert!(store.attempts().iter().any(|attempt| attempt.fault.is_some() && attempt.applied));
 }

@@ -110,7 +110,7 @@ fn run_and_kill(kind: Kind, path: &Path, batches: usize) -> Seq {
 fn holds_what_its_watermark_says(kind: Kind, path: &Path, acknowledged: Seq, death: &str) {
     runtime().block_on(async {
         let store = kind.open(path).unwrap();
-        let watermark = store.tenure().await.unwrap().progress.applied;
+        let watermark = store.standing().await.unwrap().progress.applied;
         assert!(watermark >= acknowledged, "{death}: {acknowledged} was lost, at {watermark}");
         let found = store.load_many(&keys()).await.unwrap();
         let versions: Vec<u64> = found.iter().flatten().map(|value| value.version.get()).collect();

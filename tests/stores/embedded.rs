@@ -91,7 +91,7 @@ async fn another_layout_is_refused_and_left_as_it_is() {
         assert_eq!(refused(kind, directory.path()).kind(), ErrorKind::Damaged, "{kind:?}");
         set_raw(kind, directory.path(), b"m", &good);
         let store = kind.open(directory.path()).unwrap();
-        assert_eq!(store.tenure().await.unwrap().journal, Some(JournalId::from_bytes([7; 16])));
+        assert_eq!(store.standing().await.unwrap().journal, Some(JournalId::from_bytes([7; 16])));
     }
 }
 
@@ -182,7 +182,7 @@ async fn a_torn_last_batch_of_fjall_is_cut_off() {
     std::fs::write(&journal, content).unwrap();
     for _ in 0..2 {
         let store = Kind::Fjall.open(directory.path()).unwrap();
-        assert_eq!(store.tenure().await.unwrap().progress.applied, Seq::new(1));
+        assert_eq!(store.standing().await.unwrap().progress.applied, Seq::new(1));
         assert_eq!(store.load(&key("1")).await.unwrap().unwrap().value, first[..]);
         assert_eq!(store.load(&key("2")).await.unwrap(), None);
     }
@@ -208,7 +208,7 @@ async fn damage_before_the_last_batch_of_fjall_is_told() {
     }
     std::fs::write(&journal, &good).unwrap();
     assert_eq!(
-        Kind::Fjall.open(directory.path()).unwrap().tenure().await.unwrap().progress.applied,
+        Kind::Fjall.open(directory.path()).unwrap().standing().await.unwrap().progress.applied,
         Seq::new(2)
     );
 }

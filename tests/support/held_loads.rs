@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use forebay::store::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Claim, Op, Standing, Store, StoreError, Versioned};
 use forebay::{Bincode, Codec, Error, ErrorKind, JournalId, Key, MemoryStore, Seq};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -100,12 +100,12 @@ fn encoded<V: Serialize + 'static>(value: &V) -> Vec<u8> {
 }
 
 impl Store for HeldLoads {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.tenure()
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
+        self.store.standing()
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.claim(journal)
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
+        self.store.claim(claim)
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use forebay::disk::{Disk, SimDisk};
-use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Versioned};
 use forebay::{
     Bincode, Builder, Codec, Error, ErrorKind, Forebay, JournalId, JournalOptions, Key, MemoryStore,
     NamespaceName, Seq,
@@ -158,12 +158,12 @@ impl GatedStore {
 }
 
 impl Store for GatedStore {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.0.store.tenure()
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
+        self.0.store.standing()
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.0.store.claim(journal)
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
+        self.0.store.claim(claim)
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

@@ -1,6 +1,6 @@
 //! A store that refuses the applies that a test wants refused.
 
-use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Versioned};
 use forebay::{JournalId, Key};
 
 /// Passes to another store whatever it does not refuse.
@@ -17,12 +17,12 @@ impl<S: Store, F: Fn(&Batch) -> Result<(), StoreError> + Send + Sync + 'static> 
 }
 
 impl<S: Store, F: Fn(&Batch) -> Result<(), StoreError> + Send + Sync + 'static> Store for Refusing<S, F> {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.tenure()
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
+        self.store.standing()
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.claim(journal)
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
+        self.store.claim(claim)
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

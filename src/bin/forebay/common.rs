@@ -124,8 +124,8 @@ impl StoreUrl {
     /// Opens the store and returns its progress.
     pub(crate) fn progress(&self) -> Result<Progress> {
         let store = self.open()?;
-        let tenure = runtime()?.block_on(store.tenure()).map_err(StoreError::into_error)?;
-        Ok(tenure.progress)
+        let standing = runtime()?.block_on(store.standing()).map_err(StoreError::into_error)?;
+        Ok(standing.progress)
     }
 }
 

@@ -6,9 +6,11 @@
 //!
 //! | meta record | bytes |
 //! | --- | --- |
-//! | version of the layout, 1 | 1 |
+//! | version of the layout, 3 | 1 |
 //! | 1 if there is a journal, else 0 | 1 |
 //! | epoch | 8 |
+//! | identity of the tenure | 16 |
+//! | number of its last batch | 8 |
 //! | watermark | 8 |
 //! | last journaled number at or below it | 8 |
 //! | identity of the journal | 16 |
@@ -25,8 +27,8 @@ use std::path::Path;
 use bytes::{Buf, BufMut};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{Epoch, JournalId, Key, Seq};
-use crate::store::contract::{Progress, StoreError, Tenure};
+use crate::ids::{Epoch, JournalId, Key, Seq, Tenure, TenureId};
+use crate::store::contract::{Progress, Standing, StoreError};
 use crate::store::embedded::directory::damaged;
 
 pub(crate) const META_KEY: &[u8] = b"m";
@@ -35,8 +37,8 @@ pub(crate) const INLINE: u8 = 0;
 pub(crate) const VALUE_HEADER_BYTES: usize = 9;
 
 const TAG_VALUE: u8 = b'k';
-const META_FORMAT: u8 = 1;
-pub(crate) const META_BYTES: usize = 46;
+const META_FORMAT: u8 = 3;
+pub(crate) const META_BYTES: usize = 70;
 
 /// Returns the key in the database under which the value of `key` is stored.
 pub(crate) fn value_key(key: &Key) -> Vec<u8> {
@@ -79,14 +81,16 @@ pub(crate) fn unknown_value(key: &Key) -> StoreError {
 }
 
 /// Encodes the meta record.
-pub(crate) fn encode_meta(tenure: &Tenure) -> Vec<u8> {
+pub(crate) fn encode_meta(standing: &Standing) -> Vec<u8> {
     let mut meta = Vec::with_capacity(META_BYTES);
     meta.put_u8(META_FORMAT);
-    meta.put_u8(u8::from(tenure.journal.is_some()));
-    meta.put_u64_le(tenure.epoch.0);
-    meta.put_u64_le(tenure.progress.applied.0);
-    meta.put_u64_le(tenure.progress.journaled.0);
-    meta.put_slice(&tenure.journal.map_or([0; 16], |journal| journal.0));
+    meta.put_u8(u8::from(standing.journal.is_some()));
+    meta.put_u64_le(standing.tenure.epoch.0);
+    meta.put_slice(&standing.tenure.id.0);
+    meta.put_u64_le(standing.batch);
+    meta.put_u64_le(standing.progress.applied.0);
+    meta.put_u64_le(standing.progress.journaled.0);
+    meta.put_slice(&standing.journal.map_or([0; 16], |journal| journal.0));
     // The watermark decides what is applied again, so a flipped bit in it would lose or repeat writes.
     let checksum = crc32c::crc32c(&meta);
     meta.put_u32_le(checksum);
@@ -99,11 +103,11 @@ pub(crate) fn encode_meta(tenure: &Tenure) -> Vec<u8> {
 /// # Errors
 /// [`ErrorKind::UnknownFormat`] if the record has another version, or is missing in front of data;
 /// [`ErrorKind::Damaged`].
-pub(crate) fn decode_meta(stored: Option<&[u8]>, is_empty: bool, path: &Path) -> Result<Tenure> {
+pub(crate) fn decode_meta(stored: Option<&[u8]>, is_empty: bool, path: &Path) -> Result<Standing> {
     let Some(stored) = stored else {
         // A new database, or one whose creation a crash interrupted.
         if is_empty {
-            return Ok(Tenure::default());
+            return Ok(Standing::default());
         }
         let context = format!("the database in {} is not one of this crate", path.display());
         return Err(Error::new(ErrorKind::UnknownFormat, context));
@@ -111,7 +115,11 @@ pub(crate) fn decode_meta(stored: Option<&[u8]>, is_empty: bool, path: &Path) ->
     let broken = || Error::new(ErrorKind::Damaged, damaged(path, "its watermark and epoch are unreadable"));
     // The version comes before length and checksum, which another version may change.
     if let Some(format) = stored.first().filter(|format| **format != META_FORMAT) {
-        let context = format!("the store in {} has format {format}, which is unknown", path.display());
+        let context = format!(
+            "the store in {} has format {format}, and this version of the crate knows {META_FORMAT}; nothing was \
+             changed. Open it with the version that wrote it",
+            path.display()
+        );
         return Err(Error::new(ErrorKind::UnknownFormat, context));
     }
     // An exact length, because the fields below are read without further checks.
@@ -125,8 +133,11 @@ pub(crate) fn decode_meta(stored: Option<&[u8]>, is_empty: bool, path: &Path) ->
     fields.advance(1);
     let has_journal = fields.get_u8() == 1;
     let epoch = Epoch(fields.get_u64_le());
+    let mut tenure = [0; 16];
+    fields.copy_to_slice(&mut tenure);
+    let (tenure, batch) = (Tenure { epoch, id: TenureId(tenure) }, fields.get_u64_le());
     let progress = Progress { applied: Seq(fields.get_u64_le()), journaled: Seq(fields.get_u64_le()) };
     let mut journal = [0; 16];
     fields.copy_to_slice(&mut journal);
-    Ok(Tenure { epoch, progress, journal: has_journal.then_some(JournalId(journal)) })
+    Ok(Standing { tenure, progress, journal: has_journal.then_some(JournalId(journal)), batch })
 }

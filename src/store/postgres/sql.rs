@@ -7,14 +7,16 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio_postgres::Statement;
 
-use crate::ids::{Epoch, JournalId, Key, Seq};
+use crate::ids::{Epoch, JournalId, Key, Seq, Tenure, TenureId};
 use crate::postgres::failure::{CallFailure, ErrorClass};
 use crate::postgres::outbox::make_schema_sql;
 use crate::postgres::pool::{Parameters, Session, column};
-use crate::store::contract::{Op, OwnerStatus, Progress, Tenure, Versioned};
+use crate::store::contract::{Batch, Claim, Op, OwnerStatus, Progress, Standing, StoreError, Versioned};
 
+/// The columns of the row that says where the store stands.
+const COLUMNS: &str = "epoch, tenure, batch, applied, journaled, journal";
 /// The version of the layout of the tables.
-const LAYOUT: i32 = 1;
+const LAYOUT: i32 = 2;
 /// The longest key that is stored unchanged, in bytes. An index of Postgres takes some 2,700.
 const PLAIN_KEY_BYTES_MAX: usize = 1024;
 /// The number of keys in one query.
@@ -25,7 +27,7 @@ const STATEMENT_BYTES_MAX: usize = 16 << 20;
 /// The statements of a store in one schema.
 pub(super) struct Sql {
     schema: String,
-    tenure: String,
+    standing: String,
     lock: String,
     claim: String,
     advance: String,
@@ -87,9 +89,8 @@ impl<'a> StatementChunk<'a> {
 impl Sql {
     /// Makes the statements for a schema whose name was checked.
     pub(super) fn new(schema: &str) -> Sql {
-        const COLUMNS: &str = "epoch, applied, journaled, journal";
         Sql {
-            tenure: format!("SELECT {COLUMNS} FROM \"{schema}\".tenure"),
+            standing: format!("SELECT {COLUMNS} FROM \"{schema}\".tenure"),
             // The setting ends with the transaction. The stricter `remote_apply` stays if it is configured.
             lock: format!(
                 "SELECT {COLUMNS}, set_config('synchronous_commit', \
@@ -98,9 +99,9 @@ impl Sql {
             ),
             claim: format!(
                 "WITH alive AS (UPDATE \"{schema}\".pulse SET renewals = renewals + 1, ended = false) \
-                 UPDATE \"{schema}\".tenure SET epoch = epoch + 1, journal = $1 RETURNING {COLUMNS}"
+                 UPDATE \"{schema}\".tenure SET epoch = $1, tenure = $2, journal = $3, batch = 0"
             ),
-            advance: format!("UPDATE \"{schema}\".tenure SET applied = $1, journaled = $2"),
+            advance: format!("UPDATE \"{schema}\".tenure SET applied = $1, journaled = $2, batch = $3"),
             load: format!("SELECT key, value, version FROM \"{schema}\".data WHERE key = ANY($1)"),
             put: format!(
                 "INSERT INTO \"{schema}\".data (key, value, version, long_key) \
@@ -130,7 +131,9 @@ impl Sql {
                key bytea PRIMARY KEY, value bytea NOT NULL, version int8 NOT NULL, long_key bytea); \
              CREATE TABLE IF NOT EXISTS \"{schema}\".tenure ( \
                one boolean PRIMARY KEY DEFAULT true CHECK (one), layout int4 NOT NULL, \
-               epoch int8 NOT NULL DEFAULT 0, applied int8 NOT NULL DEFAULT 0, \
+               epoch int8 NOT NULL DEFAULT 0, \
+               tenure bytea NOT NULL DEFAULT decode(repeat('00', 16), 'hex') CHECK (octet_length(tenure) = 16), \
+               batch int8 NOT NULL DEFAULT 0, applied int8 NOT NULL DEFAULT 0, \
                journaled int8 NOT NULL DEFAULT 0, journal bytea CHECK (octet_length(journal) = 16)); \
              CREATE TABLE IF NOT EXISTS \"{schema}\".pulse ( \
                one boolean PRIMARY KEY DEFAULT true CHECK (one), \
@@ -154,13 +157,13 @@ impl Sql {
         layout == LAYOUT
     }
 
-    pub(super) async fn tenure(&self, session: &mut Session) -> Result<Tenure, CallFailure> {
-        let statement = session.statement(&self.tenure).await?;
-        tenure(&session.rows("reading the tenure", &statement, &[]).await?)
+    pub(super) async fn standing(&self, session: &mut Session) -> Result<Standing, CallFailure> {
+        let statement = session.statement(&self.standing).await?;
+        standing(&session.rows("reading the tenure", &statement, &[]).await?)
     }
 
     /// Begins a transaction and locks the tenure.
-    pub(super) async fn lock(&self, session: &mut Session) -> Result<Tenure, CallFailure> {
+    pub(super) async fn lock(&self, session: &mut Session) -> Result<Standing, CallFailure> {
         // A deferred constraint would fail in the commit, where no record can be named for it.
         const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET CONSTRAINTS ALL IMMEDIATE";
         let statement = session.statement(&self.lock).await?;
@@ -170,27 +173,36 @@ impl Sql {
             session.rows("locking the tenure", &statement, &[]),
         );
         begun?;
-        tenure(&locked?)
+        standing(&locked?)
     }
 
+    /// Claims the store, and returns where it stood before.
     pub(super) async fn claim(
         &self,
         session: &mut Session,
-        journal: Option<JournalId>,
-    ) -> Result<Tenure, CallFailure> {
+        claim: &Claim,
+    ) -> Result<Result<Standing, StoreError>, CallFailure> {
         let statement = session.statement(&self.claim).await?;
         // Waits for an apply that is under way: after the claim, that one is either part of the progress or never
         // applied.
-        self.lock(session).await?;
-        let journal = journal.map(|journal| journal.0.to_vec());
-        let (claimed, committed) = tokio::join!(
+        let before = self.lock(session).await?;
+        let claimed = match before.claimed(claim) {
+            Ok(claimed) => claimed,
+            Err(refused) => {
+                session.run("ending a transaction", "ROLLBACK").await?;
+                return Ok(Err(refused));
+            }
+        };
+        let (epoch, id) = (signed(claimed.tenure.epoch.0), claimed.tenure.id.0.to_vec());
+        let journal = claimed.journal.map(|journal| journal.0.to_vec());
+        let (updated, committed) = tokio::join!(
             biased;
-            async { session.rows("claiming the store", &statement, &[&journal]).await },
+            async { session.rows("claiming the store", &statement, &[&epoch, &id, &journal]).await },
             session.run("claiming the store", "COMMIT"),
         );
-        let claimed = tenure(&claimed?)?;
+        updated?;
         // A claim whose commit failed may have happened; the epoch is not given out then.
-        committed.map(|()| claimed)
+        committed.map(|()| Ok(before))
     }
 
     /// Prepares the statements that change data, before a transaction begins: preparing within it would add round trips
@@ -257,9 +269,10 @@ impl Writes {
     }
 
     /// Moves the watermark. Sent with the first poll.
-    pub(super) async fn advance(&self, session: &Session, progress: Progress) -> Result<(), CallFailure> {
-        let (applied, journaled) = (signed(progress.applied.0), signed(progress.journaled.0));
-        session.rows("moving the watermark", &self.advance, &[&applied, &journaled]).await.map(drop)
+    pub(super) async fn advance(&self, session: &Session, batch: &Batch) -> Result<(), CallFailure> {
+        let (applied, journaled) = (signed(batch.until.0), signed(batch.journaled.0));
+        let with: Parameters<'_> = &[&applied, &journaled, &signed(batch.number)];
+        session.rows("moving the watermark", &self.advance, with).await.map(drop)
     }
 }
 
@@ -267,21 +280,21 @@ pub(super) fn no_tenure() -> CallFailure {
     CallFailure::new(ErrorClass::Permanent, "the row of the tenure is gone")
 }
 
-fn tenure(rows: &[tokio_postgres::Row]) -> Result<Tenure, CallFailure> {
+fn standing(rows: &[tokio_postgres::Row]) -> Result<Standing, CallFailure> {
     // Without its row the store has no watermark; starting from zero would apply everything again.
     let row = rows.first().ok_or_else(no_tenure)?;
     let number = |at| column(row, at).map(unsigned);
-    let journal: Option<&[u8]> = column(row, 3)?;
-    let journal = journal.map(|bytes| {
-        let bytes = bytes
-            .try_into()
-            .map_err(|_| CallFailure::new(ErrorClass::Permanent, "the identity of the journal is malformed"));
-        bytes.map(JournalId)
-    });
-    Ok(Tenure {
-        epoch: Epoch(number(0)?),
-        progress: Progress { applied: Seq(number(1)?), journaled: Seq(number(2)?) },
-        journal: journal.transpose()?,
+    let identity = |bytes: &[u8]| {
+        bytes.try_into().map_err(|_| {
+            CallFailure::new(ErrorClass::Permanent, "an identity in the row of the tenure is malformed")
+        })
+    };
+    let (tenure, journal): (&[u8], Option<&[u8]>) = (column(row, 1)?, column(row, 5)?);
+    Ok(Standing {
+        tenure: Tenure { epoch: Epoch(number(0)?), id: TenureId(identity(tenure)?) },
+        batch: number(2)?,
+        progress: Progress { applied: Seq(number(3)?), journaled: Seq(number(4)?) },
+        journal: journal.map(identity).transpose()?.map(JournalId),
     })
 }
 
@@ -312,7 +325,7 @@ pub(super) fn unsigned(number: i64) -> u64 {
 pub(super) struct HeartbeatSql {
     renew: String,
     status: String,
-    epoch: String,
+    standing: String,
 }
 
 impl HeartbeatSql {
@@ -322,33 +335,34 @@ impl HeartbeatSql {
             // `FOR SHARE` keeps a claim from happening between the check of the epoch and the update: without it an old
             // owner could mark the tenure of a new one as ended.
             renew: format!(
-                "WITH owner AS (SELECT epoch FROM \"{schema}\".tenure FOR SHARE) \
-                 UPDATE \"{schema}\".pulse SET renewals = renewals + 1, ended = $2 \
-                 FROM owner WHERE owner.epoch = $1 RETURNING renewals"
+                "WITH owner AS (SELECT epoch, tenure, applied FROM \"{schema}\".tenure FOR SHARE) \
+                 UPDATE \"{schema}\".pulse SET renewals = renewals + 1, ended = $3 \
+                 FROM owner WHERE owner.epoch = $1 AND owner.tenure = $2 RETURNING owner.applied"
             ),
             status: format!(
                 "SELECT epoch, renewals, ended FROM \"{schema}\".tenure CROSS JOIN \"{schema}\".pulse"
             ),
-            epoch: format!("SELECT epoch FROM \"{schema}\".tenure"),
+            standing: format!("SELECT {COLUMNS} FROM \"{schema}\".tenure"),
         }
     }
 
-    /// Records a heartbeat, or the end of the owner. Returns the newest epoch if it is another one.
+    /// Records a heartbeat, or the end of the owner. Returns the watermark, or where the store stands if it has another
+    /// owner.
     pub(super) async fn renew(
         &self,
         session: &mut Session,
-        epoch: Epoch,
+        tenure: Tenure,
         ends: bool,
-    ) -> Result<Option<Epoch>, CallFailure> {
+    ) -> Result<Result<Seq, Standing>, CallFailure> {
         const DOING: &str = "renewing the tenure";
         let statement = session.statement(&self.renew).await?;
-        // The epoch is part of the statement, so that an old owner changes nothing, whatever it read before.
-        if !session.rows(DOING, &statement, &[&signed(epoch.0), &ends]).await?.is_empty() {
-            return Ok(None);
+        let (epoch, id) = (signed(tenure.epoch.0), tenure.id.0.to_vec());
+        // The tenure is part of the statement, so that an old owner changes nothing, whatever it read before.
+        let renewed = session.rows(DOING, &statement, &[&epoch, &id, &ends]).await?;
+        match renewed.first() {
+            Some(row) => Ok(Ok(Seq(unsigned(column(row, 0)?)))),
+            None => Ok(Err(standing(&session.query(DOING, &self.standing).await?)?)),
         }
-        let rows = session.query(DOING, &self.epoch).await?;
-        let current = rows.first().ok_or_else(no_tenure)?;
-        column(current, 0).map(|current| Some(Epoch(unsigned(current))))
     }
 
     pub(super) async fn owner_status(&self, session: &mut Session) -> Result<OwnerStatus, CallFailure> {

@@ -65,7 +65,7 @@ async fn after_any_power_cut_every_applied_record_is_told_at_least_once_and_in_o
 /// A store that knows as much of its owner as `store` did at `applied`, for the journal that it is fed from.
 async fn store_at(store: &MemoryStore, applied: Seq) -> MemoryStore {
     use forebay::store::{Batch, Progress, Store};
-    let tenure = store.tenure().await.unwrap();
+    let tenure = store.standing().await.unwrap();
     let old = MemoryStore::new();
     if applied > Seq::ZERO {
         let tenure = old.claim(tenure.journal).await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Versioned};
 use forebay::{Cache, Forebay, JournalId, Key, MemoryStore, Source};
 use tokio::sync::watch;
 
@@ -25,17 +25,17 @@ impl HeldAnswers {
 }
 
 impl Store for HeldAnswers {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
         Box::pin(async {
-            let tenure = self.store.tenure().await;
+            let tenure = self.store.standing().await;
             self.asked.send_modify(|asked| *asked += 1);
             self.open.subscribe().wait_for(|open| *open).await.unwrap();
             tenure
         })
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.claim(journal)
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
+        self.store.claim(claim)
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

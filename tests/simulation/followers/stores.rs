@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use forebay::seam::simulated;
-use forebay::store::{Batch, BoxFuture, OwnerStatus, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Claim, OwnerStatus, Standing, Store, StoreError, Tenure, Versioned};
 use forebay::{Epoch, Error, ErrorKind, JournalId, Key, MemoryStore};
 
 use crate::harness::plan::Draw;
@@ -57,13 +57,13 @@ impl OwnerStore {
 }
 
 impl Store for OwnerStore {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.inner.tenure()
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
+        self.inner.standing()
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async move {
-            let claimed = self.inner.claim(journal).await?;
+            let claimed = self.inner.claim(claim).await?;
             let mut claims = self.claims.lock();
             let present = claims.present;
             claims.journals.push((claimed.epoch, present));
@@ -71,10 +71,10 @@ impl Store for OwnerStore {
         })
     }
 
-    fn renew(&self, epoch: Epoch, ends: bool) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn renew(&self, tenure: Tenure, ends: bool) -> BoxFuture<'_, Result<Option<Seq>, StoreError>> {
         Box::pin(async move {
             self.pass().await?;
-            self.store.renew(epoch, ends).await
+            self.store.renew(tenure, ends).await
         })
     }
 
@@ -172,17 +172,17 @@ fn refused<T>() -> Result<T, StoreError> {
 }
 
 impl Store for FollowerStore {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
         Box::pin(async {
             self.pass().await;
             self.fails("the simulation does not tell this follower", |terms| terms.mute)?;
-            let tenure = self.store.tenure().await?;
+            let tenure = self.store.standing().await?;
             self.pass().await;
             Ok(tenure)
         })
     }
 
-    fn claim(&self, _: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async { refused() })
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use forebay::disk::{CrashPolicy, Disk, DiskFile, DiskLock, SimDisk};
 use forebay::seam::simulated;
-use forebay::store::{Batch, BoxFuture, Op, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Claim, Op, Standing, Store, StoreError, Tenure, Versioned};
 use forebay::{Epoch, Error, ErrorKind, JournalId, Key, MemoryStore, Seq};
 
 use crate::harness::history::History;
@@ -209,7 +209,7 @@ impl Inner {
 
 /// Returns the store's present tenure. Its future is ready at once.
 pub fn tenure_of(store: &MemoryStore) -> Tenure {
-    ready(store.tenure()).expect("the store in memory does not fail")
+    ready(store.standing()).expect("the store in memory does not fail")
 }
 
 /// Takes the outcome of a future that does not wait.
@@ -422,17 +422,17 @@ impl Drop for Shown<'_> {
 }
 
 impl Store for CutStore {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
         Box::pin(async {
             self.pass().await?;
-            self.store.tenure().await
+            self.store.standing().await
         })
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async move {
             self.pass().await?;
-            let claimed = ready(self.store.claim(journal))?;
+            let claimed = ready(self.store.claim(claim))?;
             self.world.lock().epoch = claimed.epoch;
             self.pass().await?;
             Ok(claimed)

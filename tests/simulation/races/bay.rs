@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use forebay::disk::{Disk, SimDisk};
 use forebay::options::LayerSizes;
-use forebay::store::{Batch, BoxFuture, Store, StoreError, Tenure, Versioned};
+use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Versioned};
 use forebay::{Bincode, Cache, Codec, Forebay, JournalId, JournalOptions, Key, MemoryStore, Seq};
 use shuttle::future::yield_now;
 use tokio::sync::watch;
@@ -165,12 +165,12 @@ impl Truth {
 }
 
 impl Store for Truth {
-    fn tenure(&self) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.tenure()
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
+        self.store.standing()
     }
 
-    fn claim(&self, journal: Option<JournalId>) -> BoxFuture<'_, Result<Tenure, StoreError>> {
-        self.store.claim(journal)
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
+        self.store.claim(claim)
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {

@@ -279,7 +279,7 @@ async fn a_refused_record_is_found() {
             }
             other => panic!("{seqs:?}: {other:?}"),
         }
-        assert_eq!(store.tenure().await.unwrap().progress.applied, Seq::new(1));
+        assert_eq!(store.standing().await.unwrap().progress.applied, Seq::new(1));
         let rows = client.query("SELECT version FROM forebay.data", &[]).await.unwrap();
         assert_eq!(rows.len(), 1, "nothing of the batch is there");
         assert_eq!(outbox(&client).await.0.len(), 1);
@@ -333,7 +333,7 @@ async fn connections_that_were_cut_are_made_again() {
             assert!(matches!(&error, StoreError::Transient(_)) && tries < 3, "{error:?}");
         }
     }
-    assert_eq!(store.tenure().await.unwrap().progress.applied, Seq::new(5));
+    assert_eq!(store.standing().await.unwrap().progress.applied, Seq::new(5));
 }
 
 /// A layer on it, from threads without any runtime.
