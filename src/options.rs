@@ -91,6 +91,11 @@ macro_rules! layer_options {
             /// Limits the bytes of applied segments that are kept for named cursors of the change stream. Beyond that
             /// the slowest cursors lose their places, and their subscribers are notified. Default: 1 GiB.
             changes_bytes_max: u64 = 1 << 30,
+            /// Sets how long the journal keeps records that the store has applied, so that a store that goes back, as after
+            /// the failover to a standby, can be fed again. Default: 60 s.
+            retain_applied_for: Duration = Duration::from_secs(60),
+            /// Limits the bytes of applied segments that are kept for that. Default: 64 MiB.
+            retain_applied_bytes: u64 = 64 << 20,
             /// Sets how often the layer renews its sign of life in the store, for layers that
             /// [wait](crate::Builder::on_owned) for the store. Default: 1 s.
             renew_interval: Duration = Duration::from_secs(1),
@@ -196,6 +201,8 @@ impl LayerOptions {
         within_time("through_timeout", self.through_timeout, Duration::from_millis(1), 24 * hour)?;
         // Zero is a wish: to stop without draining, and leave the queue to the next open.
         within_time("close_deadline", self.close_deadline, Duration::ZERO, 24 * hour)?;
+        within("retain_applied_bytes", self.retain_applied_bytes, 0, 1 << 50)?;
+        within_time("retain_applied_for", self.retain_applied_for, Duration::ZERO, 24 * hour)?;
         within_time("renew_interval", self.renew_interval, Duration::from_millis(1), hour)?;
         if let Durability::Buffered { sync_interval } = self.durability {
             within_time("sync_interval", sync_interval, Duration::from_millis(1), hour)?;

@@ -59,8 +59,12 @@ safeguards! {
     SyncBeforeApply,
     /// The journal keeps what the store lacks.
     TrimBehindWatermark,
+    /// The journal keeps, for a while, what the store has applied.
+    TailIsRetained,
     /// A journal that ends before the store's watermark is refused.
     JournalReachesWatermark,
+    /// A store that is behind the journal's witness went back.
+    WitnessIsCompared,
     /// The numbers of writes that the journal does not hold are not given again.
     NumbersNeverReused,
     /// An apply forgets the record it applied, not a newer one of its key.

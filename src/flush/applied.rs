@@ -58,6 +58,16 @@ impl ApplyHistory {
         state.ring.of(seq.next(), self.ticker.now()).map_or(Duration::ZERO, |(age, _)| age)
     }
 
+    /// Returns a number up to which everything was applied at least this long ago; zero if there is none.
+    pub(crate) fn applied_for(&self, age: Duration) -> Seq {
+        let state = self.state();
+        if age.is_zero() {
+            return state.watermark;
+        }
+        // The records of the group itself may have been applied later than its first one.
+        state.ring.first_at_age(age, self.ticker.now()).before()
+    }
+
     /// Returns how many bytes of the journal were applied after `seq`; `None` if some were before the layer opened.
     pub(crate) fn bytes_after(&self, seq: Seq) -> Option<u64> {
         let state = self.state();

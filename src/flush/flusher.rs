@@ -392,6 +392,9 @@ impl Flusher {
         }
         self.answered = tickets.len();
         tickets.into_iter().for_each(|(last, ticket)| ticket.answer(Ok(last)));
+        if let Some(log) = &self.log {
+            log.note_applied(progress.applied);
+        }
         self.trim(progress.journaled);
         Ok(())
     }
@@ -405,11 +408,17 @@ impl Flusher {
         if Safeguard::TrimBehindWatermark.holds() {
             up_to = up_to.min(passed);
         }
+        // And, for a while, what the store may lose again.
+        if Safeguard::TailIsRetained.holds() {
+            let options = &self.core.options;
+            let old = self.applied.applied_for(options.retain_applied_for);
+            up_to = up_to.min(old.max(log.beyond_bytes(up_to, options.retain_applied_bytes)));
+        }
         let trimmed = match &self.cursors {
             Some(cursors) => cursors.trim(log, up_to),
             None => log.trim(up_to),
         };
-        let letters = self.parking.trim();
+        let letters = self.parking.trim(up_to);
         self.core.warn(trimmed.and(letters).err());
     }
 

@@ -126,8 +126,8 @@ impl Parking {
         }
     }
 
-    /// Removes the list's files if it is empty.
-    pub(crate) fn trim(&self) -> Result<()> {
-        self.letters.as_ref().map_or(Ok(()), |letters| letters.trim())
+    /// Removes the list's files if it is empty and no record after `up_to` has to do with it.
+    pub(crate) fn trim(&self, up_to: Seq) -> Result<()> {
+        self.letters.as_ref().map_or(Ok(()), |letters| letters.trim(up_to))
     }
 }

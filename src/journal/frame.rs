@@ -49,6 +49,8 @@ pub(crate) struct FrameHeader {
     pub(crate) prev: Seq,
     pub(crate) nonce: u64,
     pub(crate) synced_offset: u64,
+    /// The witness: the store's watermark when the frame was written. It shows a store that went back behind it.
+    pub(crate) applied: Seq,
 }
 
 impl FrameHeader {
@@ -64,6 +66,7 @@ impl FrameHeader {
         put(&mut rest, &self.prev.0.to_le_bytes());
         put(&mut rest, &self.nonce.to_le_bytes());
         put(&mut rest, &self.synced_offset.to_le_bytes());
+        put(&mut rest, &self.applied.0.to_le_bytes());
         let crc = header_checksum(&fields);
         out.extend_from_slice(&crc.to_le_bytes());
         out.extend_from_slice(&fields);
@@ -87,9 +90,9 @@ impl FrameHeader {
             prev: Seq(take_u64(&mut rest)?),
             nonce: take_u64(&mut rest)?,
             synced_offset: take_u64(&mut rest)?,
+            applied: Seq(take_u64(&mut rest)?),
         };
-        // In this format version the reserved field is zero; a later one would have another version number.
-        (take_u64(&mut rest)? == 0).then_some((header, crc))
+        Some((header, crc))
     }
 
     /// Returns the last sequence number. A promise has none of its own, so it is the one before it.
@@ -184,7 +187,14 @@ impl FrameBody {
     }
 
     #[inline]
-    pub(crate) fn header(&self, first: Seq, prev: Seq, nonce: u64, synced_offset: u64) -> FrameHeader {
+    pub(crate) fn header(
+        &self,
+        first: Seq,
+        prev: Seq,
+        nonce: u64,
+        synced_offset: u64,
+        applied: Seq,
+    ) -> FrameHeader {
         FrameHeader {
             body_len: self.len,
             body_crc: self.crc,
@@ -193,6 +203,7 @@ impl FrameBody {
             prev,
             nonce,
             synced_offset,
+            applied,
         }
     }
 }
@@ -431,13 +442,14 @@ mod tests {
             prev: Seq(5),
             nonce: 6,
             synced_offset: 7,
+            applied: Seq(8),
         };
         let mut out = Vec::new();
         let crc = header.encode(&mut out);
         assert_eq!(out.len() as u64, FRAME_HEADER_BYTES);
         assert_eq!(out[..4], crc.to_le_bytes());
         for (at, value) in
-            [(4, 1_u8), (8, 2), (12, 3), (16, 4), (24, 5), (FRAME_NONCE_AT as usize, 6), (40, 7)]
+            [(4, 1_u8), (8, 2), (12, 3), (16, 4), (24, 5), (FRAME_NONCE_AT as usize, 6), (40, 7), (48, 8)]
         {
             assert_eq!(out[at], value);
         }
@@ -460,7 +472,7 @@ mod tests {
         assert_eq!(body.records().collect::<Vec<_>>(), [Bytes::from("abc"), Bytes::new()]);
 
         let location = Location { segment: 1, offset: 0 };
-        let header = body.header(Seq(1), Seq(0), 0, 0);
+        let header = body.header(Seq(1), Seq(0), 0, 0, Seq(0));
         let bytes = body.padded.slice(..body.len as usize);
         assert!(Frame::verified(&header, location, bytes.clone()).is_ok());
         for count in [0, 1, 3, u32::MAX] {

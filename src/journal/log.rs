@@ -45,6 +45,8 @@ pub struct Log {
     id: JournalId,
     segments: RwLock<Segments>,
     published: AtomicU64,
+    /// The watermark of the store that is fed from here, for the witness in each frame.
+    applied: AtomicU64,
     poison: OnceLock<Error>,
     /// Held during a sync: the kernel reports a failure to one of two concurrent syncs only.
     syncing: Mutex<()>,
@@ -74,6 +76,7 @@ impl Log {
             id,
             segments: RwLock::new(segments),
             published: AtomicU64::new(published.0),
+            applied: AtomicU64::new(0),
             poison: OnceLock::new(),
             syncing: Mutex::new(()),
             trimming: Mutex::new(()),
@@ -215,6 +218,17 @@ impl Log {
     pub(crate) fn publish(&self, last: Seq) {
         // A plain store is enough: only the one writer publishes, and its numbers only grow.
         self.published.store(last.0, Ordering::Release);
+    }
+
+    /// Returns the watermark of the store, as far as the log was told.
+    pub(crate) fn applied(&self) -> Seq {
+        // A frame with an older witness is as true.
+        Seq(self.applied.load(Ordering::Relaxed))
+    }
+
+    /// Sets the watermark that the frames from now on have for a witness. It must be durable in the store.
+    pub(crate) fn note_applied(&self, applied: Seq) {
+        self.applied.store(applied.0, Ordering::Relaxed);
     }
 
     pub(crate) fn segment(&self, number: u64) -> Option<Arc<Segment>> {

@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::disk::contract::{Disk, DiskFile};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::JournalId;
+use crate::ids::{JournalId, TenureId};
 use crate::journal::errors::cannot;
 use crate::journal::options::JournalOptions;
 use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, Segment, SegmentHeader, segment_name};
@@ -144,7 +144,7 @@ impl SparePool {
     /// `DiskFull` if nothing has changed. After an error of any other kind the segment may or may not be there.
     pub(crate) fn make_segment(
         &self,
-        journal: JournalId,
+        (journal, tenure): (JournalId, TenureId),
         number: u64,
         capacity: u64,
         predecessor: Seal,
@@ -160,7 +160,7 @@ impl SparePool {
             // The length in the header shows a file that is cut short later, which a torn write never does.
             let prepared = file.len()?.max(SEGMENT_HEADER_BYTES);
             let nonce = u64::from_le_bytes(nonce);
-            let header = SegmentHeader { journal, number, nonce, capacity, prepared, predecessor };
+            let header = SegmentHeader { journal, tenure, number, nonce, capacity, prepared, predecessor };
             file.write_all_at(&header.encode(), 0)?;
             // Before the rename: otherwise a crash could leave the name with an old header, which would be damage.
             if Safeguard::SegmentSync.holds() {
@@ -347,7 +347,12 @@ mod tests {
             SparePool::adopt(Arc::new(disk.clone()), PathBuf::from(DIR), options.clone(), &[]).unwrap();
         for (making, spares) in [(true, 0), (false, 1)] {
             pool.state().making = false;
-            let made = pool.make_segment(JournalId([7; 16]), 1, options.segment_bytes, Seal::default());
+            let made = pool.make_segment(
+                (JournalId([7; 16]), TenureId::default()),
+                1,
+                options.segment_bytes,
+                Seal::default(),
+            );
             let (segment, file) = made.unwrap();
             drop(file);
             pool.state().making = making;

@@ -35,7 +35,7 @@ use std::sync::{Arc, OnceLock};
 use crate::disk::contract::Disk;
 use crate::disk::os::OsDisk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{JournalId, Seq};
+use crate::ids::{JournalId, Seq, TenureId};
 use crate::journal::committer::{Committed, Committer, Sink, Submission};
 use crate::journal::frame::{FrameBody, FrameBuilder, Location};
 use crate::journal::log::{Log, Reader};
@@ -74,7 +74,7 @@ impl Journal {
     ) -> Result<Journal> {
         // Before the files are touched, so that a refused option leaves no journal behind.
         durability.validate()?;
-        let opened = recovery::open(disk, dir.as_ref(), &options)?;
+        let opened = recovery::open(disk, dir.as_ref(), &options, TenureId::default())?;
         let log = opened.log;
         let journal = Some((Arc::clone(&log), opened.writer));
         let committer = Committer::start(journal, durability, opened.last, Arc::new(AppendSink))?;

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use crate::disk::contract::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{JournalId, Seq};
+use crate::ids::{JournalId, Seq, TenureId};
 use crate::journal::errors::{cannot, damage, guarded};
 use crate::journal::log::Log;
 use crate::journal::options::JournalOptions;
@@ -68,6 +68,10 @@ pub struct Opened {
     pub writer: Writer,
     /// The journal's identity.
     pub id: JournalId,
+    /// The tenures whose segments it still has, oldest first.
+    pub tenures: Vec<JournalTenure>,
+    /// The tenure of the last frame, and the store's watermark when it was written; `None` without a frame.
+    pub witness: Option<(TenureId, Seq)>,
     /// True if there was no journal before.
     pub created: bool,
     /// The last journaled sequence number before the oldest retained frame; zero if nothing was ever trimmed.
@@ -79,7 +83,18 @@ pub struct Opened {
     pub torn_bytes: u64,
 }
 
-/// Opens the journal in `dir`, or creates one if the directory holds no segment.
+/// A tenure in a journal: its segments, as far as they were not trimmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JournalTenure {
+    /// Its identity.
+    pub id: TenureId,
+    /// The last journaled number before its first frame.
+    pub after: Seq,
+    /// The number of its first record that is still there; `None` if it has none.
+    pub first: Option<Seq>,
+}
+
+/// Opens the journal in `dir`, or creates one if the directory holds no segment. New frames are of `tenure`.
 ///
 /// Blocking. Reads all segments once to verify them, a large journal with up to eight threads.
 ///
@@ -89,8 +104,8 @@ pub struct Opened {
 /// - [`ErrorKind::UnknownFormat`] and [`ErrorKind::Damaged`]; nothing was changed on the disk then.
 /// - [`ErrorKind::Poisoned`] if the check panicked; nothing was changed then either.
 /// - [`ErrorKind::DiskFull`] or [`ErrorKind::Io`] from the file system, or if no thread can be started.
-pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: &JournalOptions) -> Result<Opened> {
-    Ok(open_visiting(disk, dir, options, &CheckOptions::default(), |_| ())?.0)
+pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: &JournalOptions, tenure: TenureId) -> Result<Opened> {
+    Ok(open_visiting(disk, dir, options, tenure, &CheckOptions::default(), |_| ())?.0)
 }
 
 /// Opens a journal as [`open`] does, and shows each frame with records to a visitor while it is checked.
@@ -102,6 +117,7 @@ pub(crate) fn open_visiting<V: FrameVisitor>(
     disk: Arc<dyn Disk>,
     dir: &Path,
     options: &JournalOptions,
+    tenure: TenureId,
     check: &CheckOptions,
     visitor: impl Fn(u64) -> V,
 ) -> Result<(Opened, Vec<V>)> {
@@ -134,19 +150,22 @@ pub(crate) fn open_visiting<V: FrameVisitor>(
     let Some(recovered) = recovered else {
         let id = JournalId(random::identity("the journal's identity")?);
         // The segment's name is durable before the journal has an identity that a store may record.
-        let made = pool.make_segment(id, 1, options.segment_bytes, Seal::default())?;
+        let made = pool.make_segment((id, tenure), 1, options.segment_bytes, Seal::default())?;
         let segment = Arc::new(made.0);
         let segments = BTreeMap::from([(1, Arc::clone(&segment))]);
         let log = Arc::new(Log::new(disk, dir.to_owned(), options.clone(), pool, id, segments, lock)?);
         let writer = Writer::created(Arc::clone(&log), segment, made.1);
         let (first_prev, last) = (Seq::ZERO, Seq::ZERO);
-        let opened = Opened { log, writer, id, created: true, first_prev, last, torn_bytes: 0 };
+        let (tenures, witness) = (Vec::new(), None);
+        let opened =
+            Opened { log, writer, id, tenures, witness, created: true, first_prev, last, torn_bytes: 0 };
         return Ok((opened, visitors));
     };
-    let Recovered { id, segments, before_tail, tail, first_prev, torn_bytes } = recovered;
+    let Recovered { id, segments, before_tail, tail, first_prev, torn_bytes, witness, firsts } = recovered;
     let log = Arc::new(Log::new(disk, dir.to_owned(), options.clone(), pool, id, segments, lock)?);
-    let writer = Writer::recovered(Arc::clone(&log), tail, before_tail);
-    let opened = Opened { log, writer, id, created: false, first_prev, last: tail.last, torn_bytes };
+    let writer = Writer::recovered(Arc::clone(&log), tenure, tail, before_tail);
+    let (tenures, last) = (tenures_of(&headers, &firsts), tail.last);
+    let opened = Opened { log, writer, id, tenures, witness, created: false, first_prev, last, torn_bytes };
     Ok((opened, visitors))
 }
 
@@ -191,6 +210,21 @@ pub(crate) fn check_neighbours(dir: &Path, before: &SegmentHeader, header: &Segm
     Ok(())
 }
 
+/// Returns the tenures of consecutive segments, of which these are the first records.
+fn tenures_of(headers: &[SegmentHeader], firsts: &[Option<Seq>]) -> Vec<JournalTenure> {
+    let mut tenures: Vec<JournalTenure> = Vec::new();
+    for (header, first) in headers.iter().zip(firsts) {
+        match tenures.last_mut().filter(|last| last.id == header.tenure) {
+            Some(last) => last.first = last.first.or(*first),
+            None => {
+                let (id, after, first) = (header.tenure, header.predecessor.last, *first);
+                tenures.push(JournalTenure { id, after, first });
+            }
+        }
+    }
+    tenures
+}
+
 /// The state of a journal that was found in a directory.
 struct Recovered {
     id: JournalId,
@@ -199,6 +233,9 @@ struct Recovered {
     tail: Seal,
     first_prev: Seq,
     torn_bytes: u64,
+    witness: Option<(TenureId, Seq)>,
+    /// The first record of each segment, if it has one.
+    firsts: Vec<Option<Seq>>,
 }
 
 /// Consecutive segments that were found sound.
@@ -207,6 +244,10 @@ struct CheckedPart<V> {
     sealed: Vec<Segment>,
     /// The journal's last segment, walked to its end, and the number of bytes that a torn write left after that.
     last: Option<(Scan, u64)>,
+    /// The tenure and the witness of their last frame; `None` without a frame.
+    witness: Option<(TenureId, Seq)>,
+    /// The first record of each of them, if it has one.
+    firsts: Vec<Option<Seq>>,
     /// The visitor of their frames, and of no others.
     visitor: V,
 }
@@ -276,7 +317,8 @@ fn check_part<V: FrameVisitor>(
     range: Range<usize>,
     mut visitor: V,
 ) -> Result<CheckedPart<V>> {
-    let (mut sealed, mut last) = (Vec::with_capacity(range.len()), None);
+    let (mut sealed, mut last, mut witness) = (Vec::with_capacity(range.len()), None, None);
+    let mut firsts = Vec::with_capacity(range.len());
     let successors = headers.iter().skip(1).map(Some).chain([None]);
     for (header, successor) in headers.iter().zip(successors).skip(range.start).take(range.len()) {
         let path = dir.join(segment_name(header.number));
@@ -285,23 +327,30 @@ fn check_part<V: FrameVisitor>(
         match successor {
             Some(successor) => {
                 scan.sealed(&successor.predecessor, &mut visitor)?;
+                firsts.push(scan.first);
+                witness = scan.witness.map(|applied| (header.tenure, applied)).or(witness);
                 sealed.push(Segment::new(*header, scan.path, scan.found.end, scan.found.last));
             }
             None => {
                 let torn_bytes = scan.last_segment(&mut visitor)?;
+                firsts.push(scan.first);
+                witness = scan.witness.map(|applied| (header.tenure, applied)).or(witness);
                 last = Some((scan, torn_bytes));
             }
         }
     }
-    Ok(CheckedPart { sealed, last, visitor })
+    Ok(CheckedPart { sealed, last, witness, firsts, visitor })
 }
 
 /// Joins sound parts to one journal, and writes the end of the last segment once more.
 fn join<V>(headers: &[SegmentHeader], parts: Vec<CheckedPart<V>>) -> Result<(Option<Recovered>, Vec<V>)> {
-    let (mut sealed, mut last, mut visitors) = (Vec::new(), None, Vec::new());
+    let (mut sealed, mut last, mut visitors, mut witness) = (Vec::new(), None, Vec::new(), None);
+    let mut firsts = Vec::with_capacity(headers.len());
     for part in parts {
         sealed.extend(part.sealed);
         last = part.last;
+        witness = part.witness.or(witness);
+        firsts.extend(part.firsts);
         visitors.push(part.visitor);
     }
     let (Some(first), Some(header), Some((mut scan, torn_bytes))) = (headers.first(), headers.last(), last)
@@ -317,7 +366,8 @@ fn join<V>(headers: &[SegmentHeader], parts: Vec<CheckedPart<V>>) -> Result<(Opt
     sealed.push(Segment::new(*header, scan.path, tail.end, tail.last));
     let segments = sealed.into_iter().map(|segment| (segment.header.number, Arc::new(segment))).collect();
     let (id, before_tail, first_prev) = (header.journal, header.predecessor, first.predecessor.last);
-    Ok((Some(Recovered { id, segments, before_tail, tail, first_prev, torn_bytes }), visitors))
+    let recovered = Recovered { id, segments, before_tail, tail, first_prev, torn_bytes, witness, firsts };
+    Ok((Some(recovered), visitors))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::disk::contract::{Disk, DiskLock};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{JournalId, Seq};
+use crate::ids::{JournalId, Seq, TenureId};
 use crate::journal::errors::cannot;
 use crate::journal::frame::Frame;
 use crate::journal::log::Log;
@@ -109,12 +109,17 @@ pub fn salvage(
         match &finding {
             // After damage a survey may find frames of older numbers again; they were written already.
             Finding::Frame(frame) if !stopped && frame.first > done.last && keep(frame) => {
+                let segments = survey.segments();
+                let segment = segments.iter().find(|segment| segment.number == frame.location.segment);
+                let tenure = segment.and_then(|segment| segment.tenure).unwrap_or_default();
                 let writer = match &mut writer {
                     Some(writer) => writer,
                     None => {
-                        writer.insert(create(disk, to, id, number, *base.get_or_insert(Seq::ZERO), options)?)
+                        let base = *base.get_or_insert(Seq::ZERO);
+                        writer.insert(create(disk, to, (id, tenure), number, base, options)?)
                     }
                 };
+                writer.begin_tenure(tenure)?;
                 append(writer, frame)?;
                 done.frames += 1;
                 done.records += u64::from(frame.count);
@@ -141,7 +146,10 @@ pub fn salvage(
     // A journal without a sound frame still gets its identity, so that a store that it fed accepts it.
     let mut writer = match writer {
         Some(writer) => writer,
-        None => create(disk, to, id, number, done.first_prev, options)?,
+        None => {
+            let tenure = survey.segments().last().and_then(|last| last.tenure).unwrap_or_default();
+            create(disk, to, (id, tenure), number, done.first_prev, options)?
+        }
     };
     // A clean end writes the synced offset, so that a later damage of the copy is told from a torn tail.
     writer.close()?;
@@ -162,7 +170,7 @@ fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn DiskLock>> {
 fn create(
     disk: &Arc<dyn Disk>,
     dir: &Path,
-    id: JournalId,
+    (id, tenure): (JournalId, TenureId),
     number: u64,
     base: Seq,
     options: &SalvageOptions,
@@ -179,7 +187,7 @@ fn create(
     let journal = JournalOptions { spares_max: 0, ..options.journal.clone() };
     let pool = SparePool::adopt(Arc::clone(disk), dir.to_owned(), journal.clone(), &[])?;
     let before = Seal { number: number.saturating_sub(1), last: base, end: 0, chain: 0 };
-    let (segment, file) = pool.make_segment(id, number, journal.segment_bytes, before)?;
+    let (segment, file) = pool.make_segment((id, tenure), number, journal.segment_bytes, before)?;
     let segment = Arc::new(segment);
     let segments = BTreeMap::from([(number, Arc::clone(&segment))]);
     let log = Log::new(Arc::clone(disk), dir.to_owned(), journal, pool, id, segments, lock)?;

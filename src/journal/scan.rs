@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use crate::disk::contract::{Disk, DiskFile};
 use crate::error::{Error, Result};
+use crate::ids::Seq;
 use crate::journal::errors::{cannot, damage};
 use crate::journal::frame::{
     FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, FRAME_NONCE_AT, FrameHeader, Location, SoundFrame,
@@ -84,6 +85,10 @@ pub(crate) struct Scan {
     unchained: Vec<u8>,
     /// The highest synced offset that a sound frame promises.
     promised: u64,
+    /// The number of the first record; `None` before it.
+    pub(crate) first: Option<Seq>,
+    /// The witness of the last sound frame; `None` before the first.
+    pub(crate) witness: Option<Seq>,
     /// The end before the last sound frame, if that frame is a promise (it holds no records).
     before_promise: Option<Seal>,
     window: FileWindow,
@@ -132,6 +137,8 @@ impl Scan {
             found: start_of(header),
             unchained: Vec::with_capacity(UNCHAINED_MAX),
             promised: SEGMENT_HEADER_BYTES,
+            first: None,
+            witness: None,
             before_promise: None,
         })
     }
@@ -283,6 +290,7 @@ impl Scan {
             return unsound("a frame with a body that fails its checksum");
         }
         if header.count > 0 {
+            self.first.get_or_insert(header.first);
             let location = Location { segment: self.found.number, offset: at };
             visitor.visit(&SoundFrame { header: &header, location, body }).map_err(|error| {
                 let last = header.last();
@@ -297,6 +305,7 @@ impl Scan {
             self.before_promise = Some(self.found);
         }
         self.promised = self.promised.max(header.synced_offset);
+        self.witness = Some(header.applied);
         // Also of a promise: the chain covers every frame.
         self.unchained.extend_from_slice(&crc.to_le_bytes());
         if self.unchained.len() >= UNCHAINED_MAX {

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, Weak};
 
 use crate::disk::contract::{Disk, DiskFile};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{JournalId, Seq};
+use crate::ids::{JournalId, Seq, TenureId};
 use crate::journal::errors::{cannot, damage};
 use crate::journal::frame::{put, take_u32, take_u64};
 use crate::safeguard::Safeguard;
@@ -20,7 +20,7 @@ use crate::seam::sync::atomic::{AtomicU64, Ordering};
 pub(crate) const SEGMENT_HEADER_BYTES: u64 = 4096;
 
 const MAGIC: [u8; 8] = *b"forebayJ";
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 const CRC_AT: usize = 12;
 
 /// The end of a segment, as its successor's header records it.
@@ -40,6 +40,9 @@ pub(crate) struct Seal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
     pub(crate) journal: JournalId,
+    /// The tenure in which its frames were written; zeros in a journal without a store. A frame belongs to it by the
+    /// nonce, so that no frame has to repeat it.
+    pub(crate) tenure: TenureId,
     pub(crate) number: u64,
     pub(crate) nonce: u64,
     /// The offset up to which frames may be written.
@@ -58,6 +61,7 @@ impl SegmentHeader {
         put(&mut rest, &FORMAT_VERSION.to_le_bytes());
         put(&mut rest, &0_u32.to_le_bytes());
         put(&mut rest, &self.journal.0);
+        put(&mut rest, &self.tenure.0);
         put(&mut rest, &self.number.to_le_bytes());
         put(&mut rest, &self.nonce.to_le_bytes());
         put(&mut rest, &self.capacity.to_le_bytes());
@@ -95,7 +99,8 @@ impl SegmentHeader {
         // Before the checksum, which another version may compute differently.
         if version != FORMAT_VERSION && Safeguard::FormatVersion.holds() {
             let context = format!(
-                "{}: format version {version}; this version of the crate knows {FORMAT_VERSION}. Nothing was changed",
+                "{}: format version {version}; this version of the crate knows {FORMAT_VERSION}. Nothing was changed: \
+                 open it with the version that wrote it",
                 path.display()
             );
             return Err(Error::new(ErrorKind::UnknownFormat, context));
@@ -116,14 +121,16 @@ impl SegmentHeader {
 
     fn decode(mut rest: &[u8]) -> Option<SegmentHeader> {
         // The fields were only split here; the comparison in `read` decides whether they are true.
-        let journal = *rest.split_first_chunk::<16>()?.0;
-        rest = rest.get(journal.len()..)?;
+        let (journal, after) = rest.split_first_chunk::<16>()?;
+        let (tenure, after) = after.split_first_chunk::<16>()?;
+        let (journal, tenure) = (JournalId(*journal), TenureId(*tenure));
+        rest = after;
         let mut next = || take_u64(&mut rest);
         let (number, nonce, capacity, prepared) = (next()?, next()?, next()?, next()?);
         let (before, last, end) = (next()?, Seq(next()?), next()?);
         let chain = take_u32(&mut rest)?;
         let predecessor = Seal { number: before, last, end, chain };
-        Some(SegmentHeader { journal: JournalId(journal), number, nonce, capacity, prepared, predecessor })
+        Some(SegmentHeader { journal, tenure, number, nonce, capacity, prepared, predecessor })
     }
 }
 

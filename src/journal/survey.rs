@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::disk::contract::{Disk, DiskFile};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{JournalId, Seq};
+use crate::ids::{JournalId, Seq, TenureId};
 use crate::journal::errors::{cannot, damage};
 use crate::journal::frame::{Frame, FrameHeader, Location};
 use crate::journal::recovery::check_neighbours;
@@ -82,6 +82,8 @@ pub struct SegmentSummary {
     pub path: PathBuf,
     /// The file's length in bytes.
     pub bytes: u64,
+    /// The tenure in which its records were written; `None` if its header is not sound.
+    pub tenure: Option<TenureId>,
     /// The last number before its records; `None` if its header is not sound.
     pub after: Option<Seq>,
     /// The last number in it; `None` for the last segment, and where the successor's header is not sound.
@@ -160,8 +162,11 @@ impl Survey {
             let neighbour = segments.last().and_then(SurveyedSegment::header);
             let segment = checked(dir, id, neighbour, &path, segment);
             before = Some(number);
-            let after = segment.header().map(|header| header.predecessor.last);
-            summaries.push(SegmentSummary { number, path, bytes, after, last: None });
+            let (after, tenure) = match segment.header() {
+                Some(header) => (Some(header.predecessor.last), Some(header.tenure)),
+                None => (None, None),
+            };
+            summaries.push(SegmentSummary { number, path, bytes, tenure, after, last: None });
             segments.push(segment);
         }
         let mut following: Option<(u64, Seq)> = None;

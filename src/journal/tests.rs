@@ -113,7 +113,15 @@ fn filled() -> JournalOptions {
 /// Opens the journal, and checks it with several threads however small it is.
 fn open(disk: &SimDisk, options: &JournalOptions) -> Result<Opened> {
     let check = CheckOptions::eager();
-    Ok(recovery::open_visiting(Arc::new(disk.clone()), Path::new(DIR), options, &check, |_| ())?.0)
+    Ok(recovery::open_visiting(
+        Arc::new(disk.clone()),
+        Path::new(DIR),
+        options,
+        TenureId::default(),
+        &check,
+        |_| (),
+    )?
+    .0)
 }
 
 /// Returns the content of record `seq`, which follows from its number. Sizes differ.

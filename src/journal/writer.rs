@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::disk::contract::DiskFile;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::Seq;
+use crate::ids::{Seq, TenureId};
 use crate::journal::errors::cannot;
 use crate::journal::frame::{FRAME_HEADER_BYTES, FrameBody, FrameBuilder, Location};
 use crate::journal::log::Log;
@@ -30,6 +30,10 @@ const STAGED_KEPT_MAX: usize = 1024;
 /// The one appender of a log. Owned by the committer.
 pub struct Writer {
     log: Arc<Log>,
+    /// The tenure of the segments that it makes.
+    tenure: TenureId,
+    /// The newest witness in a frame on the disk.
+    witnessed: Seq,
     /// The end of the last segment, as far as it is written.
     tail: Seal,
     /// The end of the segment before, as the last segment's header records it.
@@ -84,16 +88,41 @@ impl SyncPoint {
 }
 
 impl Writer {
-    /// Makes a writer that continues after a recovered segment, whose content is durable up to `tail.end`.
-    pub(crate) fn recovered(log: Arc<Log>, tail: Seal, before_tail: Seal) -> Writer {
-        Writer { log, tail, before_tail, active: None, buffer: Vec::new(), staged: Vec::new(), closed: false }
+    /// Makes a writer that continues after a recovered segment, whose content is durable up to `tail.end`. Its frames are
+    /// of this tenure.
+    pub(crate) fn recovered(log: Arc<Log>, tenure: TenureId, tail: Seal, before_tail: Seal) -> Writer {
+        Writer {
+            log,
+            tenure,
+            witnessed: Seq::ZERO,
+            tail,
+            before_tail,
+            active: None,
+            buffer: Vec::new(),
+            staged: Vec::new(),
+            closed: false,
+        }
     }
 
     /// Makes a writer into a new segment.
     pub(crate) fn created(log: Arc<Log>, segment: Arc<Segment>, file: Arc<dyn DiskFile>) -> Writer {
-        let mut writer = Writer::recovered(log, Seal::default(), segment.header.predecessor);
+        let mut writer =
+            Writer::recovered(log, segment.header.tenure, Seal::default(), segment.header.predecessor);
         writer.activate(segment, file);
         writer
+    }
+
+    /// Lets later frames belong to another tenure. They go to a new segment, whose header names it.
+    ///
+    /// # Errors
+    /// As [`Writer::sync`].
+    pub(crate) fn begin_tenure(&mut self, tenure: TenureId) -> Result<()> {
+        if self.tenure != tenure {
+            // The next segment's header vouches for all frames of this one.
+            self.sync()?;
+            (self.active, self.tenure) = (None, tenure);
+        }
+        Ok(())
     }
 
     /// Appends frames, and adds the location of each written frame to `written`, in order.
@@ -174,7 +203,7 @@ impl Writer {
         self.tail.last
     }
 
-    /// Syncs, and writes a promise: a frame without records that holds the last synced offset.
+    /// Syncs, and writes a promise: a frame without records that holds the last synced offset and the witness.
     ///
     /// With the promise, recovery can tell later damage below that offset from a torn write. A second call does
     /// nothing. Blocking.
@@ -190,12 +219,17 @@ impl Writer {
         self.sync()?;
         // Before the promise is written: if that fails, the journal must not be written any more either.
         self.closed = true;
-        let Some(active) = &self.active else {
-            return Ok(());
-        };
-        // A full segment gets no promise: there is no room for it, and the frames on disk are complete without one.
-        if active.full || active.promised == active.synced {
-            return Ok(());
+        // The store has gone on since the last frame. Without a witness of that, an older copy of it would pass for the
+        // store that this journal was written for.
+        let unwitnessed = self.log.applied() > self.witnessed;
+        match &self.active {
+            // A full segment gets no promise: there is no room for it, and the frames on disk are complete without one.
+            Some(active) if active.full || (active.promised == active.synced && !unwitnessed) => {
+                return Ok(());
+            }
+            None if !unwitnessed => return Ok(()),
+            Some(_) => {}
+            None => self.rotate(0)?,
         }
         let mut staged = Staged { tail: self.tail, frames: Vec::new() };
         self.stage(self.tail.last.next(), &FrameBuilder::new().finish(), &mut staged)?;
@@ -246,10 +280,12 @@ impl Writer {
         };
         let tail = &mut staged.tail;
         // The offset as it is now: a frame must not promise a sync that has not happened.
-        let header = body.header(first, tail.last, active.segment.header.nonce, active.synced);
+        let applied = self.log.applied();
+        let header = body.header(first, tail.last, active.segment.header.nonce, active.synced, applied);
         let end = self.buffer.len() as u64 + header.content_bytes();
         let crc = header.encode(&mut self.buffer);
         active.promised = active.synced;
+        self.witnessed = applied;
         let (last, bytes_on_disk) = (header.last(), header.bytes_on_disk());
         tail.last = last;
         tail.end += bytes_on_disk;
@@ -349,7 +385,7 @@ impl Writer {
         } else {
             (self.tail.number.saturating_add(1), self.tail)
         };
-        let made = self.log.pool.make_segment(self.log.id(), number, capacity, predecessor);
+        let made = self.log.pool.make_segment((self.log.id(), self.tenure), number, capacity, predecessor);
         let (segment, file) = made.map_err(|error| match error.kind() {
             // Nothing has changed, so a later append may try again. After any other error the segment may exist.
             ErrorKind::DiskFull => error,

@@ -47,6 +47,7 @@ fn health_figures(health: &Health) -> Vec<Figure> {
         attempts: _,
         epoch: _,
         watermark: _,
+        refeeding_until,
         committed: _,
         queued_records: _,
         queued_bytes: _,
@@ -56,6 +57,7 @@ fn health_figures(health: &Health) -> Vec<Figure> {
     vec![
         plain("forebay_journal_bytes", FigureValue::Bytes(journal_bytes)),
         plain("forebay_dead_letters", FigureValue::Number(dead_letters)),
+        plain("forebay_refeeding", FigureValue::Number(u64::from(refeeding_until.is_some()))),
     ]
 }
 

@@ -3,6 +3,7 @@
 //! It handles keys and bytes, never the types of a cache.
 
 pub mod dead_letter_list;
+pub(crate) mod history;
 pub mod inspect;
 pub mod invalidation;
 #[expect(clippy::module_inception, reason = "the layer itself is the first thing to read in its room")]

@@ -20,12 +20,14 @@ use crate::flush::applied::ApplyHistory;
 use crate::flush::batching::Batcher;
 use crate::flush::flusher::Flusher;
 use crate::flush::parking::Parking;
-use crate::ids::{Epoch, JournalId, Seq};
+use crate::ids::{Seq, TenureId};
 use crate::journal::committer::Committer;
 use crate::journal::cursors::Cursors;
 use crate::journal::frame::Location;
 use crate::journal::options::JournalOptions;
 use crate::journal::recovery::{self, CheckOptions, Opened};
+use crate::journal::scan::JournalFiles;
+use crate::layer::history::{JournalHistory, Refeed};
 use crate::layer::layer::{FlusherThread, Layer};
 use crate::layer::ownership::{Heartbeat, OnOwned, Role, await_turn};
 use crate::memory::views::Views;
@@ -36,7 +38,7 @@ use crate::queue::key_locks::KeyLocks;
 use crate::queue::lookup::Lookup;
 use crate::queue::pending::Pending;
 use crate::queue::queued::QueuedFrame;
-use crate::queue::spilled::UnappliedRecords;
+use crate::queue::spilled::{UnappliedRecords, Unjournaled};
 use crate::queue::state::Core;
 use crate::safeguard::Safeguard;
 use crate::seam::clock::{self, Handle, Ticker};
@@ -88,32 +90,49 @@ async fn claim_and_start(
     options.validate()?;
     await_turn(&*store, on_owned).await?;
     let standing = store.standing().await.map_err(StoreError::into_error)?;
+    let claim = Claim::new(None)?;
     // The journal is read before the claim, so that a damaged journal leaves a live owner undisturbed. Records that
     // this owner applies meanwhile are removed from the backlog below.
-    let (journal, backlog) = match &options.journal_dir {
+    let journal = match &options.journal_dir {
         Some(dir) => {
             let (disk, dir, journal) = (Arc::clone(&disk), dir.clone(), options.journal_options.clone());
-            let hash_mask = options.sizes.spilled_hash_mask;
-            let applied = standing.progress.applied;
+            let (hash_mask, replace) = (options.sizes.spilled_hash_mask, options.replace_journal);
             let check = CheckOptions::default();
-            let opening = move || open_journal(disk, &dir, &journal, &check, applied, hash_mask);
-            let (journal, backlog) = blocking(opening).await?;
-            (Some(journal), backlog)
+            let opening = move || {
+                refuse_new_journal(&*disk, &dir, &standing, replace)?;
+                open_journal(disk, &dir, &journal, claim.tenure, &check, standing.progress.applied, hash_mask)
+            };
+            Some(blocking(opening).await?)
         }
-        None => Default::default(),
+        None => None,
     };
     // Before the claim: a claim fences a live owner, which an opening with the wrong journal must not do.
     check_identity(&standing, journal.as_ref(), options.replace_journal)?;
-    let id = journal.as_ref().map(|journal| journal.id);
-    let claim = Claim::new(id)?;
-    let mut standing = claim.of(&*store).await.map_err(StoreError::into_error)?;
-    forget_lost_journal(&*store, &mut standing, journal.as_ref()).await?;
+    let claim = Claim { journal: journal.as_ref().map(|(journal, _)| journal.id), ..claim };
+    let before = store.claim(&claim).await.map_err(StoreError::into_error)?;
+    // What the claim answers decides: until then the store could be written to, or replaced.
+    let refeed = check_identity(&before, journal.as_ref(), options.replace_journal)?;
+    if before.progress.applied < standing.progress.applied {
+        let context = format!(
+            "the store went back from record {} to {} while the layer opened; open it again",
+            standing.progress.applied, before.progress.applied
+        );
+        return Err(Error::new(ErrorKind::WentBack, context));
+    }
+    let mut standing = before.claimed(&claim).map_err(StoreError::into_error)?;
+    forget_lost_journal(&*store, &mut standing, journal.as_ref().map(|(journal, _)| journal)).await?;
     let supports_heartbeat =
         store.owner_status().await.map_err(StoreError::into_error)? != OwnerStatus::Unknown;
     let part = StartRole::Owner { supports_heartbeat };
     blocking(move || {
-        let backlog = backlog.without_applied(&standing, journal.as_ref())?;
-        start(store, options, disk, ticker, standing, journal.map(|journal| (journal, backlog)), part)
+        let journal = match journal {
+            Some((journal, backlog)) => {
+                let backlog = backlog.without_applied(&standing, &journal)?;
+                Some((journal, backlog))
+            }
+            None => None,
+        };
+        start(store, options, disk, ticker, (standing, refeed), journal, part)
     })
     .await
 }
@@ -130,52 +149,49 @@ async fn start_following(
     options.validate()?;
     follow.validate()?;
     let standing = store.standing().await.map_err(StoreError::into_error)?;
-    blocking(move || start(store, options, disk, ticker, standing, None, StartRole::Follower(follow))).await
+    let part = StartRole::Follower(follow);
+    blocking(move || start(store, options, disk, ticker, (standing, None), None, part)).await
 }
 
-/// Checks that the store was fed from this journal, and that the journal has lost neither its beginning nor its end.
-fn check_identity(standing: &Standing, journal: Option<&Opened>, replace: bool) -> Result<()> {
-    let refuse = |context: String| Err(Error::new(ErrorKind::WrongJournal, context));
-    let Some(journal) = journal else {
-        return match standing.journal {
-            Some(id) if !replace => refuse(format!(
-                "the store was fed from journal {id}, which may hold writes that the store lacks, and the layer \
-                 was opened without a journal; open it with that journal once more, or accept its loss with \
-                 replace_journal(true)"
-            )),
-            _ => Ok(()),
-        };
-    };
-    let watermark = standing.progress.journaled;
-    if standing.journal == Some(journal.id) {
-        if watermark > journal.last && !replace && Safeguard::JournalReachesWatermark.holds() {
-            return refuse(format!(
-                "the store holds journaled records up to {watermark}, but journal {} ends at {}: its end was \
-                 lost, with whatever else was queued there",
-                journal.id, journal.last
-            ));
+/// Refuses an opening that would make a new journal beside a store that was fed from another one, before anything is
+/// made: most likely the path is wrong.
+fn refuse_new_journal(disk: &dyn Disk, dir: &Path, standing: &Standing, replace: bool) -> Result<()> {
+    let Some(id) = standing.journal.filter(|_| !replace) else { return Ok(()) };
+    match disk.list(dir) {
+        Ok(_) if !JournalFiles::read(disk, dir)?.segments.is_empty() => return Ok(()),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::io(format!("looking for the journal in {}", dir.display()), error)),
+    }
+    let context = format!(
+        "the store was fed from journal {id} up to record {}, and there is no journal in {}: the path is wrong, or the \
+         journal was lost, with whatever was queued there; accept that with replace_journal(true)",
+        standing.progress.journaled,
+        dir.display()
+    );
+    Err(Error::new(ErrorKind::WrongJournal, context))
+}
+
+/// Checks that store and journal belong together. Returns what the store has to be fed again, if it went back.
+fn check_identity(
+    standing: &Standing,
+    journal: Option<&(Opened, Backlog)>,
+    replace: bool,
+) -> Result<Option<Refeed>> {
+    match (journal, standing.journal) {
+        (Some((journal, backlog)), _) => {
+            JournalHistory::of(journal, &backlog.unjournaled).compare(standing, replace)
         }
-    } else if journal.last > Seq::ZERO && standing.tenure.epoch > Epoch(0) {
-        // The numbers of another journal say nothing about this store, so pending records could not be told from
-        // applied ones. `replace_journal` does not help here.
-        return refuse(match standing.journal {
-            Some(id) => mismatch(journal.id, id, watermark),
-            None => format!("journal {} holds records, and the store was not fed from it", journal.id),
-        });
-    } else if let Some(id) = standing.journal.filter(|_| !replace) {
-        // The new directory is empty: most likely the path is wrong, or the old journal is lost.
-        return refuse(mismatch(journal.id, id, watermark));
+        (None, Some(id)) if !replace => Err(Error::new(
+            ErrorKind::WrongJournal,
+            format!(
+                "the store was fed from journal {id}, which may hold writes that the store lacks, and the layer was \
+                 opened without a journal; open it with that journal once more, or accept its loss with \
+                 replace_journal(true)"
+            ),
+        )),
+        (None, _) => Ok(None),
     }
-    // The journal trims only what the store holds. If it begins later than the store ends, the store was replaced or
-    // restored from an older copy.
-    if journal.first_prev > watermark && journal.last > Seq::ZERO {
-        return refuse(format!(
-            "the store holds journaled records up to {watermark}, but journal {} begins after {}: the records in \
-             between are in neither; the store was lost or swapped",
-            journal.id, journal.first_prev
-        ));
-    }
-    Ok(())
 }
 
 /// Lowers the store's journaled watermark to the end of the journal, after a journal was replaced.
@@ -205,19 +221,12 @@ async fn forget_lost_journal(
     Ok(())
 }
 
-fn mismatch(found: JournalId, expected: JournalId, watermark: Seq) -> String {
-    format!(
-        "the store was fed from journal {expected} up to record {watermark}, and this is journal {found}: the \
-         journal was lost or swapped, and may have held writes that the store lacks"
-    )
-}
-
 fn start(
     store: Arc<dyn Store>,
     options: LayerOptions,
     disk: Arc<dyn Disk>,
     ticker: Ticker,
-    standing: Standing,
+    (standing, refeed): (Standing, Option<Refeed>),
     journal: Option<(Opened, Backlog)>,
     part: StartRole,
 ) -> Result<Arc<Layer>> {
@@ -258,8 +267,12 @@ fn start(
     let durability = options.durability;
     let tells = options.changes || store.has_change_feed();
     let sizes = options.sizes;
-    let core = Arc::new(Core::new(options, standing.tenure, watermark, pending));
+    let core =
+        Arc::new(Core::new(options, standing.tenure, watermark, refeed.map(|refeed| refeed.until), pending));
     let log = journal.as_ref().map(|journal| Arc::clone(&journal.log));
+    if let Some(log) = &log {
+        log.note_applied(watermark);
+    }
     let journal = journal.map(|journal| (journal.log, journal.writer));
     let committer = Arc::new(Committer::start(journal, durability, last, Arc::clone(&core))?);
     let views = Arc::new(Views::new(sizes.memory));
@@ -337,6 +350,8 @@ struct Backlog {
     begins: Option<Location>,
     /// The watermark that the store returned.
     applied: Seq,
+    /// The numbers behind it that the journal does not hold.
+    unjournaled: Unjournaled,
 }
 
 /// Opens a journal, and collects the records after `applied` while its frames are checked.
@@ -347,27 +362,28 @@ fn open_journal(
     disk: Arc<dyn Disk>,
     dir: &Path,
     options: &JournalOptions,
+    tenure: TenureId,
     check: &CheckOptions,
     applied: Seq,
     hash_mask: u64,
 ) -> Result<(Opened, Backlog)> {
     let nothing = UnappliedRecords::after(applied, hash_mask);
     let (opened, parts) =
-        recovery::open_visiting(disk, dir, options, check, |before| nothing.empty_part(before))?;
-    let found = parts.into_iter().try_fold(nothing, UnappliedRecords::with)?;
-    let begins = found.begins;
-    Ok((opened, Backlog { pending: Pending::recovered(found), begins, applied }))
+        recovery::open_visiting(disk, dir, options, tenure, check, |before| nothing.empty_part(before))?;
+    let mut found = parts.into_iter().try_fold(nothing, UnappliedRecords::with)?;
+    let (begins, unjournaled) = (found.begins, std::mem::take(&mut found.unjournaled));
+    Ok((opened, Backlog { pending: Pending::recovered(found), begins, applied, unjournaled }))
 }
 
 impl Backlog {
     /// Removes the records that the store took between the reading of its watermark and the claim.
     ///
     /// The previous owner's last apply may have been under way then.
-    fn without_applied(mut self, standing: &Standing, journal: Option<&Opened>) -> Result<Backlog> {
+    fn without_applied(mut self, standing: &Standing, journal: &Opened) -> Result<Backlog> {
         let applied = standing.progress.applied;
-        let Some(journal) = journal.filter(|_| applied > self.applied && self.begins.is_some()) else {
+        if applied <= self.applied || self.begins.is_none() {
             return Ok(self);
-        };
+        }
         self.begins = None;
         // The backlog has hashes and no keys, so the frames are read again to remove theirs.
         let mut reader = journal.log.read_after(self.applied);
@@ -447,7 +463,7 @@ mod tests {
     fn open_after(disk: &SimDisk, applied: u64) -> Result<(Opened, Backlog)> {
         let (check, hash_mask) = (CheckOptions::eager(), LayerSizes::COLLIDING.spilled_hash_mask);
         let (disk, dir) = (Arc::new(disk.clone()), Path::new("journal"));
-        open_journal(disk, dir, &options(), &check, Seq(applied), hash_mask)
+        open_journal(disk, dir, &options(), TenureId::default(), &check, Seq(applied), hash_mask)
     }
 
     /// A journal with `count` frames of one record, each of a key of its own, and where they lie.
@@ -456,7 +472,7 @@ mod tests {
     }
 
     fn journal_in(disk: Arc<dyn Disk>, dir: &Path, count: u64, last: FrameBuilder) -> Vec<Location> {
-        let mut opened = recovery::open(disk, dir, &options()).unwrap();
+        let mut opened = recovery::open(disk, dir, &options(), TenureId::default()).unwrap();
         let frames = (1..=count).map(|seq| {
             let mut body = FrameBuilder::new();
             push(&mut body, Operation::Put, true, key(seq).as_bytes(), &[7; 500]).unwrap();
@@ -506,7 +522,7 @@ mod tests {
             let (opened, backlog) = open_after(&disk, 100).unwrap();
             let progress = Progress { applied: Seq(applied), journaled: Seq(applied.min(300)) };
             let standing = Standing { progress, ..Standing::default() };
-            let mut backlog = backlog.without_applied(&standing, Some(&opened)).unwrap();
+            let mut backlog = backlog.without_applied(&standing, &opened).unwrap();
             assert_eq!(backlog.pending.size().records, records, "applied up to {applied}");
             assert_eq!(backlog.pending.size().bytes == 0, records == 0);
             assert_eq!(backlog.begins, written.get(applied as usize).copied());

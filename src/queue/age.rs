@@ -68,6 +68,12 @@ impl AgeRing {
         self.marks.get(covering).map(|mark| (now.since(mark.at), mark.bytes_before))
     }
 
+    /// Returns the first record of the newest group that is at least this old; zero if none is.
+    pub(crate) fn first_at_age(&self, age: Duration, now: Moment) -> Seq {
+        let old = self.marks.partition_point(|mark| now.since(mark.at) >= age);
+        old.checked_sub(1).and_then(|at| self.marks.get(at)).map_or(Seq::ZERO, |mark| mark.first)
+    }
+
     /// Returns whether there are no more marks than there may be.
     #[cfg(test)]
     pub(crate) fn is_within_bounds(&self) -> bool {

@@ -26,7 +26,6 @@ use crate::seam::sync::{Mutex, MutexGuard};
 
 /// The name of the list's folder, beside the segments.
 pub(crate) const FOLDER: &str = "dead-letters";
-/// The size of the list's segments, unless those of the journal are smaller.
 /// The part of an error's text that a letter keeps.
 const REASON_BYTES_MAX: usize = 512;
 /// The kinds of records in the list's own queue.
@@ -65,6 +64,8 @@ struct LetterMap {
     parked: HashMap<Key, u32>,
     /// The last number in the list's own queue.
     last: Seq,
+    /// The newest command that has resolved letters.
+    last_command: Seq,
 }
 
 /// The contents of the list's own queue, read a frame at a time.
@@ -234,7 +235,10 @@ impl DeadLetters {
         record.extend_from_slice(&at.0.to_le_bytes());
         put_length(&mut record, letters.len());
         letters.iter().for_each(|letter| record.extend_from_slice(&letter.0.to_le_bytes()));
-        self.append(&record)
+        self.append(&record)?;
+        let mut map = self.lock();
+        map.last_command = map.last_command.max(at);
+        Ok(())
     }
 
     /// Revokes [`DeadLetters::resolve`] for `at`, durably.
@@ -263,11 +267,14 @@ impl DeadLetters {
         keys
     }
 
-    /// Removes the list's files if it is empty: then nothing in them is needed any more, resolutions included.
-    pub(crate) fn trim(&self) -> Result<()> {
+    /// Removes the list's files if it is empty, and the journal keeps nothing up to `up_to`.
+    ///
+    /// As long as the journal keeps a command that resolved letters, a store that goes back to before it needs them
+    /// again: without them their records would be sent to it once more.
+    pub(crate) fn trim(&self, up_to: Seq) -> Result<()> {
         let map = self.lock();
         // Only as a whole: the records of resolutions lie among the letters, and older letters may outlive newer ones.
-        if map.letters.is_empty() { self.queue.trim(map.last) } else { Ok(()) }
+        if map.letters.is_empty() && map.last_command <= up_to { self.queue.trim(map.last) } else { Ok(()) }
     }
 
     /// Returns all records of the list, oldest letter first.
@@ -316,6 +323,7 @@ impl LetterLog {
     /// Returns the letters that are left when the store's watermark is this.
     fn into_map(self, watermark: Seq) -> LetterMap {
         let mut map = self.map;
+        map.last_command = self.resolved.keys().next_back().copied().unwrap_or_default();
         // Beyond the watermark the store has not applied the replay, and the journal still has the command.
         for (_, letters) in self.resolved.into_iter().filter(|(at, _)| *at <= watermark) {
             letters.iter().for_each(|letter| map.remove(*letter));

@@ -37,6 +37,9 @@ pub struct Health {
     pub epoch: Epoch,
     /// The last sequence number that the store holds.
     pub watermark: Seq,
+    /// The number up to which the store is fed again, because it had gone back before the layer opened; `None` once it
+    /// is.
+    pub refeeding_until: Option<Seq>,
     /// The last sequence number that is committed.
     pub committed: Seq,
     /// The number of records that are committed and not in the store yet.

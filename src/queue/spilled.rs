@@ -22,7 +22,7 @@ use crate::ids::{Key, Seq};
 use crate::journal::frame::{FRAME_ALIGN_BYTES, Location, SoundFrame};
 use crate::journal::scan::FrameVisitor;
 use crate::queue::queued::QueueSize;
-use crate::queue::record::RecordRef;
+use crate::queue::record::{Operation, RecordRef};
 use crate::safeguard::Safeguard;
 use crate::seam::random::HashBuilder;
 
@@ -385,6 +385,31 @@ pub(crate) struct UnappliedRecords {
     pub(crate) last: Seq,
     pub(crate) size: QueueSize,
     pub(crate) index: SpilledIndex,
+    pub(crate) unjournaled: Unjournaled,
+}
+
+/// Ranges of numbers whose values the journal does not hold: of write-throughs, and of writes that were refused.
+#[derive(Default)]
+pub(crate) struct Unjournaled(Vec<(Seq, Seq)>);
+
+/// The most ranges that are remembered; more are named by none.
+const UNJOURNALED_MAX: usize = 64;
+
+impl Unjournaled {
+    /// Notes that the numbers from `first` to `last`, which come after all noted before, are not in the journal.
+    pub(crate) fn note(&mut self, first: Seq, last: Seq) {
+        if let Some(before) = self.0.last_mut().filter(|before| before.1.next() == first) {
+            before.1 = last;
+        } else if self.0.len() < UNJOURNALED_MAX {
+            self.0.push((first, last));
+        }
+    }
+
+    /// Returns the ranges after `after` and up to `until`.
+    pub(crate) fn within(&self, after: Seq, until: Seq) -> Vec<(Seq, Seq)> {
+        let clipped = self.0.iter().map(|(first, last)| ((*first).max(after.next()), (*last).min(until)));
+        clipped.filter(|(first, last)| first <= last).collect()
+    }
 }
 
 impl UnappliedRecords {
@@ -410,6 +435,7 @@ impl UnappliedRecords {
         self.size.records += part.size.records;
         self.size.bytes += part.size.bytes;
         self.index.append(part.index)?;
+        part.unjournaled.0.into_iter().for_each(|(first, last)| self.unjournaled.note(first, last));
         Ok(self)
     }
 }
@@ -421,25 +447,37 @@ impl FrameVisitor for UnappliedRecords {
             return Ok(());
         }
         self.begins.get_or_insert(frame.location);
+        let before = frame.header.prev.max(self.applied).next();
+        if before < frame.header.first {
+            self.unjournaled.note(before, frame.header.first.before());
+        }
         self.last = frame.header.last();
         self.size.records += u64::from(frame.header.count);
         self.size.bytes += frame.header.bytes_on_disk();
         let position = self.index.begin_frame(frame.location)?;
+        let (first, last) = (frame.header.first, frame.header.last());
+        let (index, unjournaled) = (&mut self.index, &mut self.unjournaled);
+        let mut notices = false;
         frame.each_record(|bytes| {
             let record = RecordRef::parse(bytes)?;
+            notices |= record.operation == Operation::Notice;
             // Parsing leaves the key unchecked, and a record that cannot be applied has to be found by the opening,
             // not by the flusher.
             Key::check(record.key)?;
-            self.index.add(&record, position);
+            index.add(&record, position);
             Ok(())
-        })
+        })?;
+        // A notice says that there was a write-through, and not what it wrote.
+        if notices {
+            unjournaled.note(first, last);
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::record::Operation;
 
     const KEYS: u64 = 50;
     /// Keys share sixteen fragments, so that what is rare elsewhere is tried all the time.

@@ -37,6 +37,8 @@ pub(crate) struct Status {
 pub(crate) struct Core {
     pub(crate) options: LayerOptions,
     pub(crate) tenure: Tenure,
+    /// The number up to which a store that had gone back is fed again.
+    refeed_until: Option<Seq>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) pending: PendingView,
     pub(crate) gate: Gate,
@@ -62,7 +64,13 @@ pub(crate) struct Core {
 
 impl Core {
     /// Makes the state of a layer that opens with this watermark and view.
-    pub(crate) fn new(options: LayerOptions, tenure: Tenure, watermark: Seq, pending: PendingView) -> Core {
+    pub(crate) fn new(
+        options: LayerOptions,
+        tenure: Tenure,
+        watermark: Seq,
+        refeed_until: Option<Seq>,
+        pending: PendingView,
+    ) -> Core {
         let backlog = pending.lock().size();
         let gate =
             Gate::new(options.queue_records_max, options.queue_bytes_max, backlog.records, backlog.bytes);
@@ -70,6 +78,7 @@ impl Core {
         Core {
             options,
             tenure,
+            refeed_until,
             metrics: Arc::default(),
             pending,
             gate,
@@ -241,6 +250,7 @@ impl Core {
             attempts: status.attempts,
             epoch: self.tenure.epoch,
             watermark: status.watermark,
+            refeeding_until: self.refeed_until.filter(|until| *until > status.watermark),
             committed,
             queued_records: size.records,
             queued_bytes: size.bytes,
@@ -371,7 +381,7 @@ mod tests {
     #[test]
     fn the_flusher_knows_that_a_writer_waits_for_an_apply_when_it_wakes_up() {
         let pending = PendingView::new(1 << 20, Ticker::default());
-        let core = Arc::new(Core::new(LayerOptions::default(), Tenure::default(), Seq::ZERO, pending));
+        let core = Arc::new(Core::new(LayerOptions::default(), Tenure::default(), Seq::ZERO, None, pending));
         let woken = Arc::new(WokenFlusher { core: Arc::clone(&core), found_urgent: Mutex::default() });
         let waker = Waker::from(Arc::clone(&woken));
         for until in [Until::Committed, Until::Applied] {

@@ -210,7 +210,10 @@ fn a_sound_frame_that_does_not_continue_the_one_before_is_damage_at_the_very_end
         let (header, _) = FrameHeader::decode(&content[at as usize..]).unwrap();
         let crafted = frame(4, 1);
         let mut bytes = Vec::new();
-        crafted.body.header(Seq(4), Seq(prev), header.nonce, header.synced_offset).encode(&mut bytes);
+        crafted
+            .body
+            .header(Seq(4), Seq(prev), header.nonce, header.synced_offset, header.applied)
+            .encode(&mut bytes);
         bytes.extend_from_slice(crafted.body.padded());
         let end = (at + last.body.len_on_disk()) as usize;
         content[end..end + bytes.len()].copy_from_slice(&bytes);

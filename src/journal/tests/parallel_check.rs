@@ -44,7 +44,15 @@ fn open_checked(
     panics_at: Option<Location>,
 ) -> Result<Vec<Notes>> {
     let notes = |before| Notes { before, panics_at, ..Notes::default() };
-    Ok(recovery::open_visiting(Arc::new(disk.clone()), Path::new(DIR), options, check, notes)?.1)
+    Ok(recovery::open_visiting(
+        Arc::new(disk.clone()),
+        Path::new(DIR),
+        options,
+        TenureId::default(),
+        check,
+        notes,
+    )?
+    .1)
 }
 
 fn locations(disk: &SimDisk) -> Vec<Location> {
