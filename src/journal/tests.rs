@@ -117,7 +117,7 @@ fn open(disk: &SimDisk, options: &JournalOptions) -> Result<Opened> {
         Arc::new(disk.clone()),
         Path::new(DIR),
         options,
-        TenureId::default(),
+        crate::ids::TenureId::default(),
         &check,
         |_| (),
     )?

@@ -446,10 +446,12 @@ mod tests {
     use crate::disk::simulated::SimDisk;
     use crate::ids::{Key, NamespaceName};
     use crate::journal::frame::FrameBuilder;
+    use crate::journal::survey::Survey;
     use crate::journal::writer::GroupFrame;
     use crate::options::LayerSizes;
     use crate::queue::pending::PendingLookup;
     use crate::queue::record::{Operation, push};
+    use crate::store::contract::{Progress, claimed};
     use crate::store::memory::MemoryStore;
 
     fn key(number: u64) -> Key {
@@ -552,6 +554,9 @@ mod tests {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let (store, role) = (Arc::new(MemoryStore::new()), Role::Owner(OnOwned::TakeOver));
+        // Without a claim the store would be one that the journal does not belong to.
+        let id = Survey::open(Arc::clone(&disk) as Arc<dyn Disk>, dir.path()).unwrap().id();
+        runtime.block_on(claimed(&*store, id));
         let layer = runtime.block_on(open(store, options, disk, Ticker::default(), role)).unwrap();
         for number in 1..=400 {
             let answer = runtime.block_on(layer.reads.load(&key(number))).unwrap();

@@ -48,7 +48,7 @@ fn open_checked(
         Arc::new(disk.clone()),
         Path::new(DIR),
         options,
-        TenureId::default(),
+        crate::ids::TenureId::default(),
         check,
         notes,
     )?

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn what_was_appended_is_read_back_before_and_after_a_reopen() {
     let disk = SimDisk::new();
-    let Opened { log, mut writer, id, created, first_prev, last, torn_bytes } =
+    let Opened { log, mut writer, id, created, first_prev, last, torn_bytes, .. } =
         open(&disk, &growing()).unwrap();
     assert!(created && first_prev == Seq::ZERO && last == Seq::ZERO && torn_bytes == 0);
     let locations = append(&mut writer, &[frame(1, 3), frame(4, 1)]);
