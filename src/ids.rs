@@ -105,7 +105,7 @@ impl fmt::Display for Epoch {
 macro_rules! random_ids {
     ($($(#[$doc:meta])+ $name:ident,)+) => {$(
         $(#[$doc])+
-        #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
         pub struct $name(pub(crate) [u8; 16]);
 
         impl $name {
@@ -147,7 +147,7 @@ random_ids! {
 /// A tenure: the time in which one opened layer owns a store.
 ///
 /// The default stands for the time before the first claim.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Tenure {
     /// Its number, greater than that of each tenure before it in the same history.
     pub epoch: Epoch,

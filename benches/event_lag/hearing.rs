@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use forebay::Invalidation;
 use forebay::bus::{Bus as _, Directive, Event, Identity, Message, Payload};
-use forebay::store::{Batch, Progress};
+use forebay::store::{Claim, Standing};
 use forebay::{
-    Bincode, Cache, Channel, Codec as _, Epoch, Follow, Forebay, Key, LocalBus, MemoryStore, NamespaceName,
-    Seq, Store, WritePolicy,
+    Bincode, Cache, Channel, Codec as _, Follow, Forebay, Key, LocalBus, MemoryStore, NamespaceName, Seq,
+    Store, WritePolicy,
 };
 
 use crate::counting::Task;
@@ -63,7 +63,7 @@ struct Bed {
     store: MemoryStore,
     bus: LocalBus,
     channel: Channel,
-    epoch: Epoch,
+    standing: Standing,
     at: Seq,
     follower: Forebay,
     cache: Cache<u64, Bytes>,
@@ -87,13 +87,14 @@ impl Bed {
     async fn new(entries: u64) -> Result<Bed> {
         let (store, bus, channel) = (MemoryStore::new(), LocalBus::default(), Channel::parse(CHANNEL)?);
         fill(&store, entries).await?;
-        let tenure = store.claim(None).await.map_err(forebay::store::StoreError::into_error)?;
+        let claim = Claim::new(None)?;
+        let standing = claim.of(&store).await.map_err(forebay::store::StoreError::into_error)?;
         let follow = Follow::new(bus.clone(), CHANNEL).probe_interval(NEVER).lag_max(NEVER);
         let follower = Forebay::builder(store.clone()).follow(follow).open().await?;
         // Ample, because a shard may get more than its share.
         let cache = follower.cache(NAMESPACE).capacity(usize::try_from(4 * entries)?).open()?;
-        let (epoch, at) = (tenure.epoch, tenure.progress.applied);
-        let mut bed = Bed { entries, store, bus, channel, epoch, at, follower, cache };
+        let at = standing.progress.applied;
+        let mut bed = Bed { entries, store, bus, channel, standing, at, follower, cache };
         // Until it has listened, what is published counts for nothing.
         let first = bed.events(&[])?;
         bed.tell(&first).await?;
@@ -108,7 +109,8 @@ impl Bed {
         for part in none.into_iter().filter(|_| directives.is_empty()).chain(parts) {
             let until = Seq::new(self.at.get() + u64::try_from(part.len().max(1))?);
             let payload = Payload::Directives(part.to_vec());
-            let event = Event { epoch: self.epoch, after: self.at, until, as_of_us: 0, payload };
+            let event =
+                Event { epoch: self.standing.tenure.epoch, after: self.at, until, as_of_us: 0, payload };
             messages.push(Message { identity: Identity::parse(&until.to_string())?, body: event.encode()? });
             self.at = until;
         }
@@ -116,11 +118,11 @@ impl Bed {
     }
 
     /// Publishes, and waits until all of it has been carried out. Returns how long that took.
-    async fn tell(&self, messages: &[Message]) -> Result<Duration> {
+    async fn tell(&mut self, messages: &[Message]) -> Result<Duration> {
         // Truth first, then the event.
-        let progress = Progress { applied: self.at, journaled: self.at };
-        let batch = Batch { epoch: self.epoch, ops: Vec::new(), progress };
+        let batch = self.standing.next_batch(self.at, Vec::new());
         self.store.apply(&batch).await.map_err(forebay::store::StoreError::into_error)?;
+        self.standing = self.standing.after(&batch);
         let begun = Instant::now();
         self.bus.publish(&self.channel, messages).await?;
         self.follower.wait_applied(self.at).await?;
@@ -162,10 +164,9 @@ impl Bed {
         };
         let directives = self.directives(namespace, first..first + self.entries)?;
         let messages = self.events(&directives)?;
-        let figures = || self.follower.following().context("it follows");
-        let before = figures()?;
+        let before = self.follower.following().context("it follows")?;
         let all = self.tell(&messages).await?;
-        let after = figures()?;
+        let after = self.follower.following().context("it follows")?;
         let elsewhere = if keys == Keys::Elsewhere { self.entries } else { 0 };
         ensure!(after.directives - before.directives == self.entries, "not all directives were carried out");
         ensure!(after.directives_elsewhere - before.directives_elsewhere == elsewhere, "others were meant");

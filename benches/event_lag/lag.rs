@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use bytes::Bytes;
 use forebay::store::{Batch, BoxFuture, Claim, OwnerStatus, Standing, Store, StoreError, Tenure, Versioned};
-use forebay::{Cache, Durability, Epoch, Follow, Forebay, JournalId, Key, Publish, Seq, WritePolicy};
+use forebay::{Cache, Durability, Follow, Forebay, Key, Publish, Seq, WritePolicy};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -61,7 +61,7 @@ impl Store for Noting {
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
             self.store.apply(batch).await?;
-            let mark = (batch.progress.applied, Instant::now());
+            let mark = (batch.until, Instant::now());
             self.applied.lock().unwrap_or_else(PoisonError::into_inner).push(mark);
             Ok(())
         })

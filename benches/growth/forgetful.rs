@@ -1,31 +1,29 @@
 //! The store behind what is measured: one that costs nothing.
 
-use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Tenure, Versioned};
-use forebay::{Epoch, JournalId, Key};
+use forebay::Key;
+use forebay::store::{Batch, BoxFuture, Claim, Placement, Standing, Store, StoreError, Versioned};
 
 /// A store that takes everything at once and keeps nothing.
 #[derive(Default)]
-pub(crate) struct Forgetful(std::sync::Mutex<Tenure>);
+pub(crate) struct Forgetful(std::sync::Mutex<Standing>);
 
 impl Forgetful {
-    fn change(&self, change: impl FnOnce(&mut Tenure)) -> Tenure {
-        let mut tenure = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        change(&mut tenure);
-        *tenure
+    fn standing_now(&self) -> std::sync::MutexGuard<'_, Standing> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 impl Store for Forgetful {
     fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
-        Box::pin(async { Ok(self.change(|_| {})) })
+        Box::pin(async { Ok(*self.standing_now()) })
     }
 
     fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async move {
-            Ok(self.change(|tenure| {
-                tenure.epoch = Epoch::new(tenure.epoch.get() + 1);
-                tenure.journal = journal;
-            }))
+            let mut standing = self.standing_now();
+            let before = *standing;
+            *standing = before.claimed(claim)?;
+            Ok(before)
         })
     }
 
@@ -39,7 +37,10 @@ impl Store for Forgetful {
 
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async {
-            self.change(|tenure| tenure.progress = batch.progress);
+            let mut standing = self.standing_now();
+            if standing.place(batch)? == Placement::Next {
+                *standing = standing.after(batch);
+            }
             Ok(())
         })
     }

@@ -35,8 +35,8 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
-use forebay::store::{Batch, FjallStore, Op, Progress, RedbOptions, Store, StoreError};
-use forebay::{Epoch, Key, NamespaceName, Seq, SledStore};
+use forebay::store::{Claim, FjallStore, Op, RedbOptions, Standing, Store, StoreError};
+use forebay::{Key, NamespaceName, Seq, SledStore};
 use serde_json::json;
 
 use crate::bare::Bare;
@@ -234,7 +234,7 @@ struct Ours {
     store: Box<dyn Store>,
     runtime: tokio::runtime::Runtime,
     namespace: NamespaceName,
-    epoch: Epoch,
+    standing: Standing,
     last: Seq,
 }
 
@@ -242,10 +242,11 @@ impl Ours {
     fn open(what: What, path: &Path) -> Result<Ours> {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         let store = what.open(path)?;
-        let tenure = runtime.block_on(store.claim(None)).map_err(StoreError::into_error)?;
-        let (epoch, last) = (tenure.epoch, tenure.progress.applied);
+        let claim = Claim::new(None)?;
+        let standing = runtime.block_on(claim.of(&*store)).map_err(StoreError::into_error)?;
+        let last = standing.progress.applied;
         let namespace = NamespaceName::parse("b")?;
-        Ok(Ours { what, path: path.to_owned(), store, runtime, namespace, epoch, last })
+        Ok(Ours { what, path: path.to_owned(), store, runtime, namespace, standing, last })
     }
 
     fn apply(&mut self, rows: &[Row]) -> Result<Duration> {
@@ -254,11 +255,12 @@ impl Ours {
             self.last = self.last.next();
             ops.push(Op { seq: self.last, key: Key::new(&self.namespace, key)?, value: Some(value.clone()) });
         }
-        let progress = Progress { applied: self.last, journaled: self.last };
-        let batch = Batch { epoch: self.epoch, ops, progress };
+        let batch = self.standing.next_batch(self.last, ops);
         let begun = Instant::now();
         self.runtime.block_on(self.store.apply(&batch)).map_err(StoreError::into_error)?;
-        Ok(begun.elapsed())
+        let took = begun.elapsed();
+        self.standing = self.standing.after(&batch);
+        Ok(took)
     }
 
     /// Closes the store, and looks at what is left.

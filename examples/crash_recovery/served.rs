@@ -16,24 +16,28 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
 use forebay::SledStore;
-use forebay::store::{Batch, BoxFuture, Claim, Op, Progress, Standing, Store, StoreError, Tenure, Versioned};
-use forebay::{Epoch, Error, ErrorKind, JournalId, Key, Seq};
+use forebay::store::{Batch, BoxFuture, Claim, Op, Standing, Store, StoreError, Tenure, Versioned};
+use forebay::{Epoch, Error, ErrorKind, Key, Seq};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]
 enum Request {
-    Tenure,
-    Claim { journal: Option<[u8; 16]> },
+    Standing,
+    Claim(Claim),
     Load { keys: Vec<Vec<u8>> },
-    Apply { epoch: u64, ops: Vec<(u64, Vec<u8>, Option<Vec<u8>>)>, applied: u64, journaled: u64 },
+    Apply { tenure: Tenure, number: u64, after: Seq, until: Seq, journaled: Seq, ops: Vec<PlainOp> },
 }
+
+/// The number, the key and the value of a change.
+type PlainOp = (Seq, Vec<u8>, Option<Vec<u8>>);
 
 #[derive(Serialize, Deserialize)]
 enum Answer {
-    Tenure { epoch: u64, applied: u64, journaled: u64, journal: Option<[u8; 16]> },
-    Loaded(Vec<Option<(Vec<u8>, u64)>>),
+    Standing(Standing),
+    Loaded(Vec<Option<(Vec<u8>, Seq)>>),
     Applied,
-    Fenced { current: u64 },
+    Fenced { current: Epoch },
+    WentBack { tenure: Tenure, watermark: Seq },
     Failed(String),
 }
 
@@ -96,8 +100,9 @@ fn serve(store: &SledStore, mut stream: UnixStream, fenced: &AtomicU64) -> Resul
     let answer = runtime.block_on(answer(store, request)).unwrap_or_else(|error| match error {
         StoreError::Fenced { current } => {
             fenced.fetch_add(1, Ordering::SeqCst);
-            Answer::Fenced { current: current.get() }
+            Answer::Fenced { current }
         }
+        StoreError::WentBack { tenure, watermark } => Answer::WentBack { tenure, watermark },
         error => Answer::Failed(format!("{:#}", error.into_error())),
     });
     stream.write_all(&bincode::serialize(&answer)?)?;
@@ -107,33 +112,21 @@ fn serve(store: &SledStore, mut stream: UnixStream, fenced: &AtomicU64) -> Resul
 async fn answer(store: &SledStore, request: Request) -> Result<Answer, StoreError> {
     let key = |bytes: Vec<u8>| Key::from_bytes(Bytes::from(bytes)).map_err(StoreError::Fatal);
     Ok(match request {
-        Request::Tenure => told(store.standing().await?),
-        Request::Claim { journal } => told(store.claim(journal.map(JournalId::from_bytes)).await?),
+        Request::Standing => Answer::Standing(store.standing().await?),
+        Request::Claim(claim) => Answer::Standing(store.claim(&claim).await?),
         Request::Load { keys } => {
             let keys = keys.into_iter().map(key).collect::<Result<Vec<Key>, StoreError>>()?;
             let found = store.load_many(&keys).await?;
-            let plain = |found: Versioned| (found.value.to_vec(), found.version.get());
+            let plain = |found: Versioned| (found.value.to_vec(), found.version);
             Answer::Loaded(found.into_iter().map(|found| found.map(plain)).collect())
         }
-        Request::Apply { epoch, ops, applied, journaled } => {
-            let op = |(seq, of, value): (u64, Vec<u8>, Option<Vec<u8>>)| {
-                Ok(Op { seq: Seq::new(seq), key: key(of)?, value: value.map(Bytes::from) })
-            };
+        Request::Apply { tenure, number, after, until, journaled, ops } => {
+            let op = |(seq, of, value): PlainOp| Ok(Op { seq, key: key(of)?, value: value.map(Bytes::from) });
             let ops = ops.into_iter().map(op).collect::<Result<Vec<Op>, StoreError>>()?;
-            let progress = Progress { applied: Seq::new(applied), journaled: Seq::new(journaled) };
-            store.apply(&Batch { epoch: Epoch::new(epoch), ops, progress }).await?;
+            store.apply(&Batch { tenure, number, after, until, journaled, ops }).await?;
             Answer::Applied
         }
     })
-}
-
-fn told(tenure: Tenure) -> Answer {
-    Answer::Tenure {
-        epoch: tenure.epoch.get(),
-        applied: tenure.progress.applied.get(),
-        journaled: tenure.progress.journaled.get(),
-        journal: tenure.journal.map(|journal| journal.to_bytes()),
-    }
 }
 
 /// The store that a [`Server`] serves.
@@ -158,20 +151,17 @@ impl ServedStore {
         let failed = |error| StoreError::Transient(Error::io(format!("calling {}", self.0.display()), error));
         let answer = exchanged().map_err(failed)?;
         match bincode::deserialize(&answer) {
-            Ok(Answer::Fenced { current }) => Err(StoreError::Fenced { current: Epoch::new(current) }),
+            Ok(Answer::Fenced { current }) => Err(StoreError::Fenced { current }),
+            Ok(Answer::WentBack { tenure, watermark }) => Err(StoreError::WentBack { tenure, watermark }),
             Ok(Answer::Failed(why)) => Err(StoreError::Fatal(Error::new(ErrorKind::StoreFailed, why))),
             Ok(answer) => Ok(answer),
             Err(error) => Err(failed(std::io::Error::other(error))),
         }
     }
 
-    fn tenure_of(&self, request: &Request) -> Result<Tenure, StoreError> {
+    fn standing_of(&self, request: &Request) -> Result<Standing, StoreError> {
         match self.call(request)? {
-            Answer::Tenure { epoch, applied, journaled, journal } => Ok(Tenure {
-                epoch: Epoch::new(epoch),
-                progress: Progress { applied: Seq::new(applied), journaled: Seq::new(journaled) },
-                journal: journal.map(JournalId::from_bytes),
-            }),
+            Answer::Standing(standing) => Ok(standing),
             _ => Err(unexpected()),
         }
     }
@@ -181,10 +171,7 @@ impl ServedStore {
         match self.call(&Request::Load { keys })? {
             Answer::Loaded(found) => Ok(found
                 .into_iter()
-                .map(|found| {
-                    found
-                        .map(|(value, version)| Versioned { value: value.into(), version: Seq::new(version) })
-                })
+                .map(|found| found.map(|(value, version)| Versioned { value: value.into(), version }))
                 .collect()),
             _ => Err(unexpected()),
         }
@@ -198,11 +185,11 @@ fn unexpected() -> StoreError {
 /// Blocks where it waits: a child's callers are plain threads, and its flusher has nothing else to do.
 impl Store for ServedStore {
     fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
-        Box::pin(async { self.tenure_of(&Request::Tenure) })
+        Box::pin(async { self.standing_of(&Request::Standing) })
     }
 
     fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
-        Box::pin(async move { self.tenure_of(&Request::Claim { journal: journal.map(|id| id.to_bytes()) }) })
+        Box::pin(async move { self.standing_of(&Request::Claim(*claim)) })
     }
 
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
@@ -214,15 +201,15 @@ impl Store for ServedStore {
     }
 
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        let plain = |op: &Op| {
-            (op.seq.get(), op.key.as_bytes().to_vec(), op.value.as_ref().map(|value| value.to_vec()))
-        };
-        let Progress { applied, journaled } = batch.progress;
+        let plain =
+            |op: &Op| (op.seq, op.key.as_bytes().to_vec(), op.value.as_ref().map(|value| value.to_vec()));
         let request = Request::Apply {
-            epoch: batch.epoch.get(),
+            tenure: batch.tenure,
+            number: batch.number,
+            after: batch.after,
+            until: batch.until,
+            journaled: batch.journaled,
             ops: batch.ops.iter().map(plain).collect(),
-            applied: applied.get(),
-            journaled: journaled.get(),
         };
         Box::pin(async move {
             match self.call(&request)? {

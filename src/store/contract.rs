@@ -21,7 +21,7 @@ use crate::seam::random;
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The sequence numbers up to which a store holds the effects of a layer's writes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Progress {
     /// The watermark: the last sequence number whose effect the store holds.
     pub applied: Seq,
@@ -33,7 +33,7 @@ pub struct Progress {
 /// The point of its history at which a store stands. A store keeps it beside the data.
 ///
 /// The default is that of a store that no layer has ever claimed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Standing {
     /// The newest tenure.
     pub tenure: Tenure,
@@ -46,7 +46,7 @@ pub struct Standing {
 }
 
 /// The claim of a layer that opens, or whose store has gone back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Claim {
     /// The identity of the new tenure, drawn at random for this claim.
     pub tenure: TenureId,
@@ -210,6 +210,13 @@ impl Standing {
     pub fn after(self, batch: &Batch) -> Standing {
         let progress = Progress { applied: batch.until, journaled: batch.journaled };
         Standing { progress, batch: batch.number, ..self }
+    }
+
+    /// Returns a batch that continues this history up to `until`, all of which went through the journal.
+    #[must_use]
+    pub fn next_batch(&self, until: Seq, ops: Vec<Op>) -> Batch {
+        let (tenure, number, after) = (self.tenure, self.batch.saturating_add(1), self.progress.applied);
+        Batch { tenure, number, after, until, journaled: until, ops }
     }
 
     /// Returns the point at which the store stands after a claim.

@@ -15,7 +15,7 @@ use crate::store::contract::{
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore(Arc<Mutex<MemoryState>>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct MemoryState {
     data: BTreeMap<Key, Versioned>,
     standing: Standing,
@@ -37,6 +37,13 @@ impl MemoryStore {
     #[must_use]
     pub fn snapshot(&self) -> BTreeMap<Key, Versioned> {
         self.state().data.clone()
+    }
+
+    /// Returns a store of its own with the same content and history, as a restored backup has.
+    #[must_use]
+    pub fn copy(&self) -> MemoryStore {
+        let state = self.state();
+        MemoryStore(Arc::new(Mutex::new(state.clone())))
     }
 
     /// Returns how many batches changed the store. Fenced batches and repetitions do not count.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use forebay::disk::CrashPolicy;
-use forebay::store::{Batch, Op, Progress, Store};
+use forebay::store::{Batch, Op, Standing, Store};
 use forebay::{
-    Bincode, Cache, CacheBuilder, Codec, Epoch, ErrorKind, Forebay, Key, Loaded, MemoryStore, MissReason,
-    Seq, Source, WritePolicy,
+    Bincode, Cache, CacheBuilder, Codec, ErrorKind, Forebay, Key, Loaded, MemoryStore, MissReason, Seq,
+    Source, WritePolicy,
 };
 use serde::Serialize;
 use tokio::sync::watch;
@@ -273,8 +273,8 @@ async fn a_token_of_an_unknown_format_is_told() {
     let store = MemoryStore::new();
     let key = Key::from_bytes(b"!tokens\0\x01products".as_slice().into()).unwrap();
     let ops = vec![Op { seq: Seq::new(1), key, value: Some(b"\x02more".as_slice().into()) }];
-    let progress = Progress { applied: Seq::new(1), journaled: Seq::ZERO };
-    store.apply(&Batch { epoch: Epoch::new(0), ops, progress }).await.unwrap();
+    let batch = Batch { journaled: Seq::ZERO, ..Standing::default().next_batch(Seq::new(1), ops) };
+    store.apply(&batch).await.unwrap();
     let bay = Forebay::builder(store).open().await.unwrap();
     let error = bay.namespace_token("products/eu").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnknownFormat, "{error}");

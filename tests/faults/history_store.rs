@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use forebay::store::{Batch, BoxFuture, Claim, Op, Standing, Store, StoreError, Tenure, Versioned};
-use forebay::{Epoch, Error, ErrorKind, JournalId, Key};
+use forebay::store::{Batch, BoxFuture, Claim, Op, Placement, Standing, Store, StoreError, Versioned};
+use forebay::{Error, ErrorKind, Key};
 
 /// The store; clones share what it holds.
 #[derive(Clone, Default)]
@@ -20,7 +20,7 @@ struct Shared {
 #[derive(Clone, Default)]
 struct State {
     data: BTreeMap<Key, Versioned>,
-    tenure: Tenure,
+    standing: Standing,
     ops: Vec<Op>,
     rejected: BTreeSet<Key>,
 }
@@ -70,10 +70,7 @@ impl HistoryStore {
 impl State {
     /// True if the batch is to take effect.
     fn accepts(&self, batch: &Batch) -> Result<bool, StoreError> {
-        if batch.epoch < self.tenure.epoch {
-            return Err(StoreError::Fenced { current: self.tenure.epoch });
-        }
-        if batch.progress.applied <= self.tenure.progress.applied {
+        if self.standing.place(batch)? == Placement::Repeated {
             return Ok(false);
         }
         match batch.ops.iter().find(|op| self.rejected.contains(&op.key)) {
@@ -86,8 +83,7 @@ impl State {
     }
 
     fn apply(&mut self, batch: &Batch) {
-        let watermark = self.tenure.progress.applied;
-        for op in batch.ops.iter().filter(|op| op.seq > watermark) {
+        for op in self.standing.unapplied(batch) {
             match &op.value {
                 Some(value) => {
                     let stored = Versioned { value: value.clone(), version: op.seq };
@@ -97,21 +93,21 @@ impl State {
             }
             self.ops.push(op.clone());
         }
-        self.tenure.progress = batch.progress;
+        self.standing = self.standing.after(batch);
     }
 }
 
 impl Store for HistoryStore {
     fn standing(&self) -> BoxFuture<'_, Result<Standing, StoreError>> {
-        Box::pin(async { Ok(self.state().tenure) })
+        Box::pin(async { Ok(self.state().standing) })
     }
 
     fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async move {
             let mut state = self.state();
-            let epoch = Epoch::new(state.tenure.epoch.get() + 1);
-            state.tenure = Tenure { epoch, journal, ..state.tenure };
-            Ok(state.tenure)
+            let before = state.standing;
+            state.standing = before.claimed(claim)?;
+            Ok(before)
         })
     }
 

@@ -11,6 +11,7 @@ use forebay::disk::{Disk, SimDisk};
 use forebay::journal::frame::FrameBuilder;
 use forebay::journal::recovery::{self, Opened};
 use forebay::journal::writer::GroupFrame;
+use forebay::store::TenureId;
 use forebay::{Error, JournalOptions, Seq};
 
 use crate::support::order::Promised;
@@ -45,7 +46,7 @@ pub fn layout(recycle: bool, zero_fill: bool, spares_max: usize) -> JournalOptio
 
 pub fn open(disk: &SimDisk, options: &JournalOptions) -> Result<Opened, Error> {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
-    recovery::open(disk, Path::new(DIR), options)
+    recovery::open(disk, Path::new(DIR), options, TenureId::default())
 }
 
 /// Everything known of a journal at one moment.

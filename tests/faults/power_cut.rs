@@ -27,7 +27,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use forebay::store::{Batch, Op, Progress, Store};
+use forebay::store::{Claim, Op, Store};
 use forebay::{Key, NamespaceName, Seq};
 
 use self::strace::{Action, Call};
@@ -166,9 +166,9 @@ fn child_works() {
     let store = runtime().block_on(async {
         let store = kind.open(path).unwrap();
         say("claim begins");
-        let tenure = store.claim(None).await.unwrap();
+        let mut standing = Claim::new(None).unwrap().of(&*store).await.unwrap();
         say("claim returned");
-        assert_eq!(tenure.progress.applied, Seq::new(watermark));
+        assert_eq!(standing.progress.applied, Seq::new(watermark));
         for plan in &phases[nth].batches {
             let ops = (watermark + 1..).zip(plan).map(|(seq, (place, size))| Op {
                 seq: Seq::new(seq),
@@ -177,10 +177,11 @@ fn child_works() {
             });
             let ops: Vec<Op> = ops.collect();
             watermark += ops.len() as u64;
-            let progress = Progress { applied: Seq::new(watermark), journaled: Seq::new(watermark) };
+            let batch = standing.next_batch(Seq::new(watermark), ops);
             say("apply begins");
-            store.apply(&Batch { epoch: tenure.epoch, ops, progress }).await.unwrap();
+            store.apply(&batch).await.unwrap();
             say("apply returned");
+            standing = standing.after(&batch);
         }
         store
     });
@@ -239,26 +240,26 @@ async fn check(kind: Kind, image: &Path, models: &[Model], told: &Told) -> Resul
     let store = kind.open(image).map_err(|error| format!("does not open: {error}"))?;
     let watermark = holds(&*store, models, told).await?;
     // A recovery that left something behind would show in what comes next.
-    let tenure = store.claim(None).await.map_err(|error| format!("claiming: {error:?}"))?;
+    let claim = Claim::new(None).map_err(|error| error.to_string())?;
+    let standing = claim.of(&*store).await.map_err(|error| format!("claiming: {error:?}"))?;
     let next = Seq::new(watermark + 1);
     let op = Op { seq: next, key: key(9_999), value: Some(value(next.get(), 3_000)) };
-    let progress = Progress { applied: next, journaled: next };
-    let batch = Batch { epoch: tenure.epoch, ops: vec![op], progress };
+    let batch = standing.next_batch(next, vec![op]);
     store.apply(&batch).await.map_err(|error| format!("applying: {error:?}"))?;
     drop(store);
     let store = kind.open(image).map_err(|error| format!("does not open a second time: {error}"))?;
     let mut last = models.iter().find(|model| model.watermark == watermark).unwrap().clone();
     last.watermark = next.get();
     last.shown.insert(9_999, (next.get(), 3_000));
-    let told = Told { claims: (u64::MAX, tenure.epoch.get()), applies: (0, 0) };
+    let told = Told { claims: (u64::MAX, standing.tenure.epoch.get()), applies: (0, 0) };
     holds(&*store, &[last], &told).await.map_err(|what| format!("after one more batch: {what}"))?;
     Ok(())
 }
 
 /// Checks that the store is what one of `models` says, and not too old. Returns its watermark.
 async fn holds(store: &dyn Store, models: &[Model], told: &Told) -> Result<u64, String> {
-    let tenure = store.standing().await.map_err(|error| format!("reading the tenure: {error:?}"))?;
-    let watermark = tenure.progress.applied.get();
+    let standing = store.standing().await.map_err(|error| format!("reading the tenure: {error:?}"))?;
+    let watermark = standing.progress.applied.get();
     let Some(at) = models.iter().position(|model| model.watermark == watermark) else {
         return Err(format!("its watermark {watermark} is no batch's end"));
     };
@@ -269,8 +270,9 @@ async fn holds(store: &dyn Store, models: &[Model], told: &Told) -> Result<u64, 
     if at > begun.max(models.len() - 1) {
         return Err(format!("{begun} batches were begun, and it holds {at}"));
     }
-    if tenure.epoch.get() < told.claims.1 || tenure.epoch.get() > told.claims.0 {
-        return Err(format!("its epoch is {}, with claims {:?}", tenure.epoch, told.claims));
+    let epoch = standing.tenure.epoch.get();
+    if epoch < told.claims.1 || epoch > told.claims.0 {
+        return Err(format!("its epoch is {epoch}, with claims {:?}", told.claims));
     }
     let places: std::collections::BTreeSet<u64> =
         models.iter().flat_map(|model| model.shown.keys().copied()).collect();

@@ -11,6 +11,7 @@ use forebay::disk::{CrashPolicy, Disk, DiskOp, FailedSync, Fault, SimDisk};
 use forebay::journal::committer::{Committed, Committer, Sink, Submission};
 use forebay::journal::frame::{FrameBody, FrameBuilder};
 use forebay::journal::{Durability, JournalOptions, recovery};
+use forebay::store::TenureId;
 use forebay::{Error, ErrorKind};
 
 const DIR: &str = "/journal";
@@ -103,7 +104,8 @@ fn options() -> JournalOptions {
 }
 
 fn open(disk: &SimDisk, durability: Durability, sink: &Arc<Recorder>) -> Committer<Recorder> {
-    let opened = recovery::open(Arc::new(disk.clone()), Path::new(DIR), &options()).unwrap();
+    let opened =
+        recovery::open(Arc::new(disk.clone()), Path::new(DIR), &options(), TenureId::default()).unwrap();
     Committer::start(Some((opened.log, opened.writer)), durability, opened.last, Arc::clone(sink)).unwrap()
 }
 
@@ -123,7 +125,8 @@ fn submit(committer: &Committer<Recorder>, tickets: impl IntoIterator<Item = u64
 
 /// The first sequence numbers of the frames that a reopened journal holds.
 fn frames(disk: &SimDisk) -> Vec<u64> {
-    let opened = recovery::open(Arc::new(disk.clone()), Path::new(DIR), &options()).unwrap();
+    let opened =
+        recovery::open(Arc::new(disk.clone()), Path::new(DIR), &options(), TenureId::default()).unwrap();
     let mut reader = opened.log.read_after(Seq::ZERO);
     std::iter::from_fn(|| reader.next_frame().unwrap())
         .filter(|frame| frame.count > 0)
@@ -431,7 +434,7 @@ fn the_caller_that_writes_also_writes_what_came_meanwhile_and_others_do_not_wait
     let (entered, was_entered) = mpsc::channel();
     let (go, go_on) = mpsc::channel();
     let sink = Arc::new(Slow { entered, go_on: Mutex::new(go_on), committed: Mutex::default() });
-    let opened = recovery::open(Arc::new(disk), Path::new(DIR), &options()).unwrap();
+    let opened = recovery::open(Arc::new(disk), Path::new(DIR), &options(), TenureId::default()).unwrap();
     let journal = Some((opened.log, opened.writer));
     let committer = Committer::start(journal, NEVER, opened.last, Arc::clone(&sink)).unwrap();
     let submit = |ticket| committer.submit(Submission { body: body(8), journaled: true, ticket });

@@ -185,7 +185,7 @@ fn opens_whole(top: &TempDir) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let tenure = runtime.block_on(store.standing()).unwrap();
         assert_eq!(
-            (tenure.epoch, tenure.progress.applied, tenure.progress.journaled),
+            (tenure.tenure.epoch, tenure.progress.applied, tenure.progress.journaled),
             (Epoch::new(2), Seq::new(4), Seq::new(4))
         );
         let name = forebay::NamespaceName::parse("shelf").unwrap();

@@ -12,7 +12,7 @@ use forebay::{
     WritePolicy,
 };
 
-use crate::support::{GatedStore, Layer, failing, key_of, poll_once, stored};
+use crate::support::{GatedStore, Layer, claimed, failing, key_of, poll_once, stored};
 
 fn crashed(layer: &Layer, policy: CrashPolicy) -> Layer {
     Layer { disk: layer.disk.crash(policy), store: layer.store.clone() }
@@ -153,7 +153,7 @@ async fn who_comes_to_wait_right_after_the_layer_failed_is_told_as_well() {
     let mut replay = Box::pin(letters.replay(&keys));
     assert!(poll_once(&mut replay).await.is_none());
     // The flusher fails meanwhile.
-    layer.store.claim(None).await.unwrap();
+    claimed(&layer.store).await;
     gated.release();
     assert_eq!(bay.wait_applied(Seq::new(1)).await.expect_err("fenced").kind(), ErrorKind::Fenced);
     gate.open();

@@ -12,6 +12,7 @@ mod compatibility;
 mod failures;
 mod model;
 mod reads;
+mod refeeding;
 #[path = "../support/mod.rs"]
 mod support;
 #[cfg(target_os = "linux")]

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use forebay::disk::CrashPolicy;
-use forebay::store::{Batch, Op, Progress, Store};
+use forebay::store::{Batch, Op, Store};
 use forebay::{Backpressure, Cache, Durability, ErrorKind, MemoryStore, Seq, SledStore};
 
-use crate::support::{GatedStore, Layer, failing, key_of, stored};
+use crate::support::{GatedStore, Layer, claimed, failing, key_of, stored};
 
 /// P2: the store is never ahead of the durable journal. Under `Buffered` a power cut may take what the store
 /// lacks, but a store that has what the journal lost could not tell it from a lost journal.
@@ -177,11 +177,11 @@ async fn an_update_below_the_watermark_never_overwrites_a_newer_one() {
     let sled = SledStore::open(folder.path().join("store")).unwrap();
     let stores: [Box<dyn Store>; 2] = [Box::new(MemoryStore::new()), Box::new(sled)];
     for store in stores {
-        let epoch = store.claim(None).await.unwrap().epoch;
+        let standing = claimed(&*store).await;
         let op = |seq, key: u32| Op { seq: Seq::new(seq), key: key_of("n", &key), value: Some("v".into()) };
-        for (ops, last) in [(vec![op(2, 1)], 2), (vec![op(1, 1), op(3, 3)], 3)] {
-            let progress = Progress { applied: Seq::new(last), journaled: Seq::new(last) };
-            store.apply(&Batch { epoch, ops, progress }).await.unwrap();
+        for (number, ops, last) in [(1, vec![op(2, 1)], 2), (2, vec![op(1, 1), op(3, 3)], 3)] {
+            let batch = Batch { number, ..standing.next_batch(Seq::new(last), ops) };
+            store.apply(&batch).await.unwrap();
         }
         assert_eq!(store.load(&key_of("n", &1_u32)).await.unwrap().unwrap().version, Seq::new(2));
         assert_eq!(store.load(&key_of("n", &3_u32)).await.unwrap().unwrap().version, Seq::new(3));

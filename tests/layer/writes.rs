@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Versioned};
 use forebay::{
-    Backpressure, Cache, Durability, ErrorKind, Forebay, HealthState, JournalId, Key, MemoryStore,
-    OnRejected, Seq, WritePolicy,
+    Backpressure, Cache, Durability, ErrorKind, Forebay, HealthState, Key, MemoryStore, OnRejected, Seq,
+    WritePolicy,
 };
 use tokio::sync::watch;
 

@@ -120,7 +120,9 @@ fn witnesses(safeguard: Safeguard) -> Vec<Test> {
         S::ParkLaterWrites => vec![LAYER_IMAGES, layer("parked")],
         S::JournalReachesWatermark => vec![layer("watermark::a_journal_that_ends")],
         S::EpochFence => vec![SIMULATION],
-        S::ApplyOnce => vec![CONFORMANCE],
+        S::ApplyOnce | S::TenureIdentity | S::NoHoleBeforeBatch | S::RepeatByNumber => vec![CONFORMANCE],
+        S::BatchIsDense => vec![("forebay", Build::Ordinary, "flush::accounts")],
+        S::WitnessIsCompared | S::TailIsRetained => vec![layer("refeeding::")],
         S::WatermarkInTransaction | S::StoreSync => vec![POWER_CUT],
     }
 }

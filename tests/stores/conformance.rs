@@ -3,13 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use forebay::Result;
-use forebay::store::{
-    Batch, BoxFuture, Claim, MemoryStore, Op, Standing, Store, StoreError, Tenure, Versioned,
-};
+use forebay::store::{Batch, BoxFuture, Claim, MemoryStore, Op, Standing, Store, StoreError, Versioned};
 use forebay::testkit::FlakyStore;
 use forebay::testkit::conformance::{self, Subject};
 use forebay::testkit::heartbeat_conformance;
-use forebay::{Epoch, JournalId, Key, Seq};
+use forebay::{Epoch, Key, Seq};
 
 use crate::support::stores::Kind;
 
@@ -92,6 +90,11 @@ enum Fault {
     JournalForgotten,
     ClaimReturnsOldProgress,
     EpochStands,
+    /// Compares numbers alone.
+    NumbersAlone,
+    TakesWhatLiesBehindAHole,
+    AnyRepetition,
+    ClaimsInsteadOfAnybody,
 }
 
 /// A store in memory with one fault.
@@ -103,19 +106,18 @@ struct Faulty {
 }
 
 impl Faulty {
-    fn bend(&self, batch: &Batch, tenure: Tenure) -> Option<Batch> {
+    fn bend(&self, batch: &Batch, standing: Standing) -> Option<Batch> {
         let mut bent = batch.clone();
-        let watermark = tenure.progress.applied;
+        let watermark = standing.progress.applied;
+        let is_owner = batch.tenure == standing.tenure;
         match self.fault {
-            Fault::NoFence => bent.epoch = tenure.epoch,
-            Fault::WatermarkForgotten
-                if batch.progress.applied <= watermark && batch.epoch >= tenure.epoch =>
-            {
-                // As if the batch were new: its data once more, in front of a progress that stays.
-                bent.progress.applied = watermark.next();
+            Fault::NoFence if batch.tenure.epoch < standing.tenure.epoch => bent.tenure = standing.tenure,
+            Fault::WatermarkForgotten if batch.until <= watermark && is_owner => {
+                // As if the batch were new: its data once more, in front of a progress that moves.
+                bent.until = watermark.next();
                 bent.ops.iter_mut().for_each(|op| op.seq = watermark.next());
             }
-            Fault::ProgressLost => bent.progress.journaled = bent.progress.applied,
+            Fault::ProgressLost => bent.journaled = bent.until,
             Fault::ReplaysSkippedOps => {
                 bent.ops
                     .iter_mut()
@@ -124,10 +126,15 @@ impl Faulty {
             Fault::FirstWins => bent.ops.reverse(),
             Fault::KeepsRemoved => bent.ops.retain(|op| op.value.is_some()),
             Fault::VersionOfBatch => {
-                let all = bent.progress.applied;
+                let all = bent.until;
                 bent.ops.iter_mut().filter(|op| op.seq > watermark).for_each(|op| op.seq = all);
             }
-            Fault::EmptyIgnored if batch.ops.is_empty() && batch.epoch >= tenure.epoch => return None,
+            Fault::EmptyIgnored if batch.ops.is_empty() && is_owner => return None,
+            Fault::NumbersAlone if batch.tenure.epoch >= standing.tenure.epoch => {
+                bent.tenure = standing.tenure
+            }
+            Fault::TakesWhatLiesBehindAHole => bent.after = bent.after.min(watermark),
+            Fault::AnyRepetition if batch.until <= watermark && is_owner => return None,
             Fault::HalfApplied if bent.ops.len() == 2 => drop(bent.ops.pop()),
             _ => {}
         }
@@ -143,15 +150,18 @@ impl Store for Faulty {
     fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async move {
             let before = self.inner.standing().await?;
-            let journal = if matches!(self.fault, Fault::JournalForgotten) { None } else { journal };
-            if matches!(self.fault, Fault::EpochStands) && before.epoch > Epoch::new(0) {
-                return Ok(before);
+            let mut bent = *claim;
+            match self.fault {
+                Fault::JournalForgotten => bent.journal = None,
+                Fault::EpochStands if before.tenure.epoch > Epoch::new(0) => return Ok(before),
+                Fault::ClaimsInsteadOfAnybody => bent.instead_of = None,
+                _ => {}
             }
-            let mut claimed = self.inner.claim(claim).await?;
+            let mut before = self.inner.claim(&bent).await?;
             if matches!(self.fault, Fault::ClaimReturnsOldProgress) {
-                claimed.progress.applied = Seq::new(claimed.progress.applied.get().saturating_sub(1));
+                before.progress.applied = Seq::new(before.progress.applied.get().saturating_sub(1));
             }
-            Ok(claimed)
+            Ok(before)
         })
     }
 
@@ -193,7 +203,7 @@ impl Subject for FaultySubject {
 async fn the_suite_names_the_rule_that_a_faulty_store_breaks() {
     let cases = [
         (Fault::NoFence, "an_older_epoch_is_refused_and_changes_nothing"),
-        (Fault::WatermarkForgotten, "a_watermark_at_or_below_the_stores_changes_nothing"),
+        (Fault::WatermarkForgotten, "the_last_batch_may_come_again_and_no_other_of_its_numbers"),
         (Fault::ProgressLost, "data_and_progress_are_kept_together"),
         (Fault::ReplaysSkippedOps, "ops_at_or_below_the_watermark_are_skipped"),
         (Fault::FirstWins, "the_last_change_of_a_key_wins"),
@@ -205,6 +215,10 @@ async fn the_suite_names_the_rule_that_a_faulty_store_breaks() {
         (Fault::JournalForgotten, "the_journal_is_the_newest_owners"),
         (Fault::ClaimReturnsOldProgress, "a_claim_starts_a_newer_epoch_for_good"),
         (Fault::EpochStands, "a_claim_starts_a_newer_epoch_for_good"),
+        (Fault::NumbersAlone, "an_owner_whose_claim_was_lost_is_told"),
+        (Fault::TakesWhatLiesBehindAHole, "a_batch_behind_a_hole_is_refused"),
+        (Fault::AnyRepetition, "the_last_batch_may_come_again_and_no_other_of_its_numbers"),
+        (Fault::ClaimsInsteadOfAnybody, "a_claim_instead_of_a_lost_one_ends_no_newer_tenure"),
     ];
     for (fault, rule) in cases {
         let make =
@@ -233,17 +247,18 @@ async fn a_flaky_store_without_faults_conforms() {
 #[tokio::test]
 async fn random_doubt_applies_each_op_once() {
     let store = FlakyStore::new(MemoryStore::new());
-    let tenure = store.claim(None).await.unwrap();
+    let mut standing = Claim::new(None).unwrap().of(&store).await.unwrap();
     store.randomly(0xF0EB, 60);
     let name = forebay::NamespaceName::parse("n").unwrap();
     let mut pending: Vec<Op> = Vec::new();
     for seq in 1..=200 {
         let key = Key::new(&name, &[(seq % 7) as u8]).unwrap();
         pending.push(Op { seq: Seq::new(seq), key, value: Some(seq.to_string().into()) });
-        let progress = forebay::store::Progress { applied: Seq::new(seq), journaled: Seq::new(seq) };
-        let batch = Batch { epoch: tenure.epoch, ops: pending.clone(), progress };
+        // Longer than the last one, and another batch, if that one is in doubt.
+        let batch = Batch { number: seq, ..standing.next_batch(Seq::new(seq), pending.clone()) };
         if store.apply(&batch).await.is_ok() {
             pending.clear();
+            standing = standing.after(&batch);
         }
     }
     let applied: Vec<u64> = store.ops_applied().iter().map(|op| op.seq.get()).collect();

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use bytes::Bytes;
 use forebay::ErrorKind;
-use forebay::store::{Batch, Op, Progress, Store, StoreError};
+use forebay::store::{Claim, Op, Store, StoreError};
 use forebay::{Key, NamespaceName, Seq};
 
 use crate::support::child::child_arguments;
@@ -31,8 +31,8 @@ fn keys() -> Vec<Key> {
 
 /// Applies batches that write every key, until one fails. One value in each batch is large.
 async fn apply_until_it_fails(store: &dyn Store) -> StoreError {
-    let tenure = store.claim(None).await.unwrap();
-    let mut last = tenure.progress.applied;
+    let mut standing = Claim::new(None).unwrap().of(store).await.unwrap();
+    let mut last = standing.progress.applied;
     loop {
         let ops: Vec<Op> = (1..)
             .zip(keys())
@@ -43,10 +43,11 @@ async fn apply_until_it_fails(store: &dyn Store) -> StoreError {
             })
             .collect();
         last = last.plus(KEYS);
-        let progress = Progress { applied: last, journaled: last };
-        if let Err(error) = store.apply(&Batch { epoch: tenure.epoch, ops, progress }).await {
+        let batch = standing.next_batch(last, ops);
+        if let Err(error) = store.apply(&batch).await {
             return error;
         }
+        standing = standing.after(&batch);
         say(&format!("{ACKNOWLEDGED}{last}"));
     }
 }
@@ -77,7 +78,7 @@ fn child_applies_until_it_fails() {
     runtime().block_on(async {
         let StoreError::Fatal(error) = apply_until_it_fails(&*store).await else { panic!("it may pass?") };
         say(&format!("{FAILED}{:?}", error.kind()));
-        let again = [store.claim(None).await.err(), store.load(&keys()[0]).await.err()];
+        let again = [store.claim(&Claim::new(None).unwrap()).await.err(), store.load(&keys()[0]).await.err()];
         assert!(again.iter().all(|error| matches!(error, Some(StoreError::Fatal(_)))), "{again:?}");
     });
 }

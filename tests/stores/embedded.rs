@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use forebay::store::{Batch, FjallOptions, Op, Progress, RedbOptions, Store};
+use forebay::store::{Claim, FjallOptions, Op, RedbOptions, Store};
 use forebay::{ErrorKind, JournalId, Key, NamespaceName, Seq};
 
 use crate::support::stores::Kind;
@@ -21,12 +21,14 @@ fn key(name: &str) -> Key {
 /// Claims the store and applies one batch for each value, under keys "1", "2" and so on.
 async fn fill(kind: Kind, path: &Path, values: &[&[u8]]) {
     let store = kind.open(path).unwrap();
-    let epoch = store.claim(Some(JournalId::from_bytes([7; 16]))).await.unwrap().epoch;
+    let claim = Claim::new(Some(JournalId::from_bytes([7; 16]))).unwrap();
+    let mut standing = claim.of(&*store).await.unwrap();
     for (seq, value) in (1..).zip(values) {
         let value = Some(Bytes::copy_from_slice(value));
         let ops = vec![Op { seq: Seq::new(seq), key: key(&seq.to_string()), value }];
-        let progress = Progress { applied: Seq::new(seq), journaled: Seq::new(seq) };
-        store.apply(&Batch { epoch, ops, progress }).await.unwrap();
+        let batch = standing.next_batch(Seq::new(seq), ops);
+        store.apply(&batch).await.unwrap();
+        standing = standing.after(&batch);
     }
 }
 

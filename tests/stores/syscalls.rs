@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use bytes::Bytes;
-use forebay::store::{Batch, Op, Progress};
+use forebay::store::{Claim, Op};
 use forebay::{Key, NamespaceName, Seq};
 
 use crate::support::child::child_arguments;
@@ -31,15 +31,16 @@ fn child_applies() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let store = kind.open(path).unwrap();
-        let epoch = store.claim(None).await.unwrap().epoch;
+        let mut standing = Claim::new(None).unwrap().of(&*store).await.unwrap();
         let name = NamespaceName::parse("trace").unwrap();
         for seq in 1..=APPLIES as u64 {
             let key = Key::new(&name, &seq.to_le_bytes()).unwrap();
             let ops = vec![Op { seq: Seq::new(seq), key, value: Some(Bytes::from(vec![seq as u8; bytes])) }];
-            let progress = Progress { applied: Seq::new(seq), journaled: Seq::new(seq) };
+            let batch = standing.next_batch(Seq::new(seq), ops);
             mark(BEGUN);
-            store.apply(&Batch { epoch, ops, progress }).await.unwrap();
+            store.apply(&batch).await.unwrap();
             mark(ACKNOWLEDGED);
+            standing = standing.after(&batch);
         }
     });
 }

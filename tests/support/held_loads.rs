@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use forebay::store::{Batch, BoxFuture, Claim, Op, Standing, Store, StoreError, Versioned};
-use forebay::{Bincode, Codec, Error, ErrorKind, JournalId, Key, MemoryStore, Seq};
+use forebay::{Bincode, Codec, Error, ErrorKind, Key, MemoryStore, Seq};
 use serde::Serialize;
 use tokio::sync::watch;
 

@@ -20,8 +20,7 @@ use std::task::Poll;
 use forebay::disk::{Disk, SimDisk};
 use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Versioned};
 use forebay::{
-    Bincode, Builder, Codec, Error, ErrorKind, Forebay, JournalId, JournalOptions, Key, MemoryStore,
-    NamespaceName, Seq,
+    Bincode, Builder, Codec, Error, ErrorKind, Forebay, JournalOptions, Key, MemoryStore, NamespaceName, Seq,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -51,6 +50,8 @@ impl Layer {
         Forebay::builder(store)
             .journal("/journal")
             .journal_options(options)
+            // Most tests that look at the journal want it as short as it can be.
+            .retain_applied_for(std::time::Duration::ZERO)
             .retry_backoff(std::time::Duration::from_millis(1), std::time::Duration::from_millis(1))
             .disk(disk)
     }
@@ -58,6 +59,11 @@ impl Layer {
     pub async fn open(&self) -> Forebay {
         self.builder().open().await.unwrap()
     }
+}
+
+/// Claims a store that is fed from no journal, and returns the point at which it stands then.
+pub async fn claimed(store: &dyn Store) -> Standing {
+    Claim::new(None).unwrap().of(store).await.unwrap()
 }
 
 /// The stored key of a cache's key.

@@ -1,7 +1,7 @@
 //! A store that refuses the applies that a test wants refused.
 
+use forebay::Key;
 use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Versioned};
-use forebay::{JournalId, Key};
 
 /// Passes to another store whatever it does not refuse.
 #[derive(Clone)]

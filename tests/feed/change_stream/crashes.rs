@@ -64,15 +64,18 @@ async fn after_any_power_cut_every_applied_record_is_told_at_least_once_and_in_o
 
 /// A store that knows as much of its owner as `store` did at `applied`, for the journal that it is fed from.
 async fn store_at(store: &MemoryStore, applied: Seq) -> MemoryStore {
-    use forebay::store::{Batch, Progress, Store};
-    let tenure = store.standing().await.unwrap();
+    use forebay::store::{Batch, Claim, Store};
+    let standing = store.standing().await.unwrap();
     let old = MemoryStore::new();
+    // The same tenure, as in a copy of the store.
+    let claim = Claim { tenure: standing.tenure.id, ..Claim::new(standing.journal).unwrap() };
+    let claimed = claim.of(&old).await.unwrap();
     if applied > Seq::ZERO {
-        let tenure = old.claim(tenure.journal).await.unwrap();
         let history = store.history();
         let progress = history.iter().find(|progress| progress.applied == applied).copied();
-        let progress = progress.unwrap_or(Progress { applied, journaled: applied });
-        old.apply(&Batch { epoch: tenure.epoch, ops: Vec::new(), progress }).await.unwrap();
+        let journaled = progress.map_or(applied, |progress| progress.journaled);
+        let batch = Batch { journaled, ..claimed.next_batch(applied, Vec::new()) };
+        old.apply(&batch).await.unwrap();
     }
     old
 }

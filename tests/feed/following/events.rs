@@ -369,7 +369,7 @@ async fn a_new_owners_events_wait_until_the_store_can_say_who_it_is() {
     let prices = bay.cache::<u64, u64>("prices").open().unwrap();
     bed.bus.subscribed().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
-    store.fail_tenure(true);
+    store.fail_standing(true);
     bed.owner.close().await.unwrap();
     let next_owner = bed.layer.builder().changes(true).open().await.unwrap();
     let written = next_owner.cache::<u64, u64>("prices").open().unwrap().put(&1, 11).await.unwrap().seq();
@@ -378,7 +378,7 @@ async fn a_new_owners_events_wait_until_the_store_can_say_who_it_is() {
     bed.bus.deliver(&Event { epoch: next_owner.health().epoch, ..event });
     eventually("the store is asked in vain", || bay.following().unwrap().error.is_some()).await;
     assert_eq!(bay.watermark(), seq);
-    store.fail_tenure(false);
+    store.fail_standing(false);
     bay.wait_applied(written).await.unwrap();
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
     let status = bay.following().unwrap();

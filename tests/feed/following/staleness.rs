@@ -30,7 +30,7 @@ async fn cut_off(
 
 /// Lets time pass in which nothing can be known.
 async fn go_silent(clock: &ManualClock, store: &FlakyStore<MemoryStore>, bay: &Forebay, by: Duration) {
-    store.fail_tenure(true);
+    store.fail_standing(true);
     eventually("the store does not answer", || bay.following().unwrap().error.is_some()).await;
     clock.advance(by);
 }

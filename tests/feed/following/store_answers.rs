@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Versioned};
-use forebay::{Cache, Forebay, JournalId, Key, MemoryStore, Source};
+use forebay::{Cache, Forebay, Key, MemoryStore, Source};
 use tokio::sync::watch;
 
 use super::{Bed, before, changed};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use forebay::bus::{Continuity, Directive, Event, Payload, Tracker};
 use forebay::store::{
-    Applying, Batch, BoxFuture, Op, PostgresStore, PostgresStoreOptions, Progress, Store, StoreError, Tenure,
+    Applying, Batch, BoxFuture, Claim, Op, PostgresStore, PostgresStoreOptions, Standing, Store, StoreError,
 };
 use forebay::testkit::conformance::{self, Subject};
 use forebay::testkit::heartbeat_conformance;
@@ -56,9 +56,14 @@ fn put(seq: u64, number: u64) -> Op {
     Op { seq: Seq::new(seq), key: key(number), value: Some(Bytes::from(format!("value {seq}"))) }
 }
 
-fn batch(tenure: Tenure, ops: Vec<Op>) -> Batch {
+/// Makes a batch that accounts for everything up to its last change.
+fn batch(standing: Standing, ops: Vec<Op>) -> Batch {
     let last = ops.last().unwrap().seq;
-    Batch { epoch: tenure.epoch, ops, progress: Progress { applied: last, journaled: last } }
+    Batch { number: last.get(), after: Seq::ZERO, ..standing.next_batch(last, ops) }
+}
+
+async fn claimed(store: &PostgresStore) -> Standing {
+    Claim::new(None).unwrap().of(store).await.unwrap()
 }
 
 fn channel() -> Channel {
@@ -84,7 +89,7 @@ async fn data_and_outbox_agree_after_each_death_of_the_server() {
     let mut server = Postgres::start();
     let options = PostgresStoreOptions::new(server.server("postgres")).outbox(&channel(), OutboxPuts::Value);
     let store = options.open().await.unwrap();
-    let tenure = store.claim(None).await.unwrap();
+    let tenure = claimed(&store).await;
     let (acknowledged, seen) = tokio::sync::watch::channel(0_u64);
     let applier = tokio::spawn(async move {
         let mut doubts = 0_u64;
@@ -142,7 +147,7 @@ async fn a_claim_waits_for_the_apply_that_holds_the_tenure() {
     let server = Postgres::start();
     let old = PostgresStore::open(server.server("postgres")).await.unwrap();
     let new = PostgresStore::open(server.server("postgres")).await.unwrap();
-    let tenure = old.claim(None).await.unwrap();
+    let tenure = claimed(&old).await;
     old.apply(&batch(tenure, vec![put(1, 1)])).await.unwrap();
     // Somebody else holds a row, so that the apply stops midway, with the tenure locked.
     let mut client = server.client("postgres").await;
@@ -153,7 +158,7 @@ async fn a_claim_waits_for_the_apply_that_holds_the_tenure() {
         (old, applied)
     });
     wait_until_blocked(&server, "INSERT INTO \"forebay\".data").await;
-    let claiming = tokio::spawn(async move { new.claim(None).await });
+    let claiming = tokio::spawn(async move { Claim::new(None).unwrap().of(&new).await });
     wait_until_blocked(&server, "FOR UPDATE").await;
     other.commit().await.unwrap();
     let (old, applied) = applying.await.unwrap();
@@ -197,14 +202,14 @@ async fn a_frozen_owner_holds_its_successor_up_for_a_bounded_time() {
         Ok(vec![Bytes::from_static(b"an event")])
     });
     let old = PostgresStoreOptions::new(limited.clone()).outbox_events("shop", events).open().await.unwrap();
-    let tenure = old.claim(None).await.unwrap();
+    let tenure = claimed(&old).await;
     let applying = tokio::spawn(async move {
         let applied = old.apply(&batch(tenure, vec![put(1, 1)])).await;
         (old, applied)
     });
     tokio::task::spawn_blocking(move || sleeps.recv().unwrap()).await.unwrap();
     let new = PostgresStore::open(limited).await.unwrap();
-    let claimed = new.claim(None).await.unwrap();
+    let claimed = claimed(&new).await;
     assert_eq!(claimed.progress.applied, Seq::ZERO);
     new.apply(&batch(claimed, vec![put(1, 7)])).await.unwrap();
     wake.send(()).unwrap();
@@ -229,7 +234,7 @@ async fn applies_trim_the_outbox() {
         (true, false),
         "who waits for its events"
     );
-    let tenure = store.claim(None).await.unwrap();
+    let tenure = claimed(&store).await;
     let client = server.client("postgres").await;
     let mut rows = Vec::new();
     for seq in 1..=6 {
@@ -260,7 +265,7 @@ async fn a_refused_record_is_found() {
         CREATE CONSTRAINT TRIGGER no_nine AFTER INSERT OR UPDATE ON forebay.data
             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no_nine();";
     client.batch_execute(constraints).await.unwrap();
-    let tenure = store.claim(None).await.unwrap();
+    let tenure = claimed(&store).await;
     store.apply(&batch(tenure, vec![put(1, 1)])).await.unwrap();
     for (seqs, refused) in [
         (vec![2, 3, 4, 5, 6, 7, 8], 7),
@@ -295,7 +300,7 @@ async fn a_frozen_server_is_given_up_and_found_again() {
     let server = Postgres::start();
     let store = PostgresStore::open(server.server("postgres").call_timeout(Duration::from_millis(300)));
     let store = store.await.unwrap();
-    let tenure = store.claim(None).await.unwrap();
+    let tenure = claimed(&store).await;
     store.apply(&batch(tenure, vec![put(1, 1)])).await.unwrap();
     server.freeze();
     let frozen = [
@@ -320,7 +325,7 @@ async fn a_frozen_server_is_given_up_and_found_again() {
 async fn connections_that_were_cut_are_made_again() {
     let server = Postgres::start();
     let store = PostgresStore::open(server.server("postgres")).await.unwrap();
-    let tenure = store.claim(None).await.unwrap();
+    let tenure = claimed(&store).await;
     let client = server.client("postgres").await;
     for round in 1..=5 {
         store.load(&key(1)).await.unwrap();
@@ -391,7 +396,7 @@ async fn what_does_not_pass_is_fatal_and_shows_no_secret() {
         assert!(told.contains(&format!("127.0.0.1:{port}")), "it names the server: {told}");
     }
     let store = PostgresStore::open(server.server("postgres")).await.unwrap();
-    let tenure = store.claim(None).await.unwrap();
+    let tenure = claimed(&store).await;
     let client = server.client("postgres").await;
     client.batch_execute("UPDATE forebay.tenure SET layout = 2").await.unwrap();
     let unknown = PostgresStore::open(server.server("postgres")).await.expect_err("another layout");
@@ -418,7 +423,7 @@ async fn an_ordinary_role_suffices() {
     let store = options.open().await.unwrap();
     let bus = forebay::PostgresBus::open(clerk).unwrap();
     let mut heard = bus.subscribe(&channel(), StartPosition::Now).await.unwrap();
-    let tenure = store.claim(None).await.unwrap();
+    let tenure = claimed(&store).await;
     store.apply(&batch(tenure, vec![put(1, 1)])).await.unwrap();
     let Delivery::Message(_, body) = heard.next().await.unwrap() else { panic!("lost") };
     assert_eq!(Event::decode(&body).unwrap().until, Seq::new(1));
