@@ -9,7 +9,7 @@ use forebay::disk::{Disk, SimDisk};
 use forebay::seam::simulated;
 use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Versioned};
 use forebay::testkit::flaky::FlakyStore;
-use forebay::{Builder, Cache, Forebay, JournalId, Key, MemoryStore, WritePolicy};
+use forebay::{Builder, Cache, Forebay, Key, MemoryStore, WritePolicy};
 use shuttle::future::block_on;
 
 use crate::harness::order::in_orders;

@@ -19,6 +19,7 @@ use forebay::memory::resident::{Capacity, Resident};
 use forebay::memory::scope::Scopes;
 use forebay::memory::servable::ReadConstraints;
 use forebay::options::LayerSizes;
+use forebay::store::TenureId;
 use forebay::{
     Backpressure, Builder, Cache, Durability, Error, ErrorKind, Forebay, JournalOptions, MemoryStore, Moment,
     Seq, Ticker, WritePolicy,
@@ -86,7 +87,8 @@ impl Sink for Told {
 /// committed.
 fn hand_off(durability: Option<Durability>, early: bool) {
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
-    let opened = durability.map(|_| recovery::open(disk, Path::new("/journal"), &small()).unwrap());
+    let opened = durability
+        .map(|_| recovery::open(disk, Path::new("/journal"), &small(), TenureId::default()).unwrap());
     let journal = opened.map(|opened| (opened.log, opened.writer));
     let told = Arc::new(Told::default());
     let journaled = journal.is_some();

@@ -13,7 +13,7 @@ use forebay::testkit::faulty_bus::FaultyBus;
 use forebay::{Epoch, Forebay, LocalBus, MemoryStore, Result, Seq};
 
 use crate::harness::history::Violation;
-use crate::harness::world::tenure_of;
+use crate::harness::world::standing_of;
 
 /// The channel on which the owner speaks.
 pub const CHANNEL: &str = "changes";
@@ -83,7 +83,7 @@ impl Bus for Tap {
 impl Tap {
     fn note(&self, body: &bytes::Bytes) {
         let event = Event::decode(body).expect("an owner publishes events");
-        let applied = tenure_of(&self.store).progress.applied;
+        let applied = standing_of(&self.store).progress.applied;
         if event.until > applied {
             let what = format!("{event:?} is published, and the store is at {applied}");
             self.record.violated("P8", what);

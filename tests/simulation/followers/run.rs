@@ -24,7 +24,7 @@ use crate::followers::stores::{Claims, OwnerStore, Terms};
 use crate::harness::history::Violation;
 use crate::harness::plan::{Draw, End, Setting, Weather};
 use crate::harness::run::{NAMES, cut_of, number_of, options, places, stored_key};
-use crate::harness::world::{Cut, State, World, tenure_of};
+use crate::harness::world::{Cut, State, World, standing_of};
 
 /// The time for everything to come to rest in good weather: longer than any wait that a failure leaves behind.
 const REST_MAX: Duration = Duration::from_secs(20);
@@ -339,7 +339,7 @@ impl Director {
             self.bench.record.violated("P12", format!("the owner does not drain: {error}"));
         }
         std::mem::take(&mut self.former).into_iter().for_each(|owner| self.let_go(owner));
-        let end = tenure_of(&self.bench.world.lock().store).progress.applied;
+        let end = standing_of(&self.bench.world.lock().store).progress.applied;
         self.wait_for_rest(&owner, end);
         for follower in &followers {
             self.compare(follower);

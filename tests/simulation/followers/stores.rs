@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use forebay::seam::simulated;
 use forebay::store::{Batch, BoxFuture, Claim, OwnerStatus, Standing, Store, StoreError, Tenure, Versioned};
-use forebay::{Epoch, Error, ErrorKind, JournalId, Key, MemoryStore};
+use forebay::{Epoch, Error, ErrorKind, Key, MemoryStore, Seq};
 
 use crate::harness::plan::Draw;
 use crate::harness::world::{CutStore, State, World};
@@ -63,11 +63,12 @@ impl Store for OwnerStore {
 
     fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async move {
-            let claimed = self.inner.claim(claim).await?;
+            let before = self.inner.claim(claim).await?;
+            let claimed = before.claimed(claim)?;
             let mut claims = self.claims.lock();
             let present = claims.present;
-            claims.journals.push((claimed.epoch, present));
-            Ok(claimed)
+            claims.journals.push((claimed.tenure.epoch, present));
+            Ok(before)
         })
     }
 
@@ -182,7 +183,7 @@ impl Store for FollowerStore {
         })
     }
 
-    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
+    fn claim<'a>(&'a self, _: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async { refused() })
     }
 

@@ -13,7 +13,7 @@ use shuttle::future::block_on;
 use crate::harness::history::Fate;
 use crate::harness::plan::{KEYS, Op, Place};
 use crate::harness::run::{Content, EXTERNAL, Open, is_filler, key_of, polled};
-use crate::harness::world::{State, World, tenure_of};
+use crate::harness::world::{State, World, standing_of};
 
 /// A value that fills a segment after a few writes.
 const LARGE_BYTES: usize = 12 << 10;
@@ -181,7 +181,7 @@ impl Client {
         if world.states[self.number] != State::Lives {
             return;
         }
-        let watermark: Seq = tenure_of(&world.store).progress.applied;
+        let watermark: Seq = standing_of(&world.store).progress.applied;
         if reached < acknowledged || watermark < reached {
             let what =
                 format!("{acknowledged} was acknowledged, flushed to {reached}, the store is at {watermark}");

@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::harness::client::Client;
 use crate::harness::plan::{CACHES, End, KEYS, Place, Plan, Setting, Tenure, Weather};
-use crate::harness::world::{Cut, State, World, tenure_of};
+use crate::harness::world::{Cut, State, World, standing_of};
 
 pub const NAMES: [&str; CACHES] = ["a", "b"];
 pub const EXTERNAL: &str = "external";
@@ -227,7 +227,7 @@ impl Director {
             block_on(open.bay.dead_letters().replay(&keys))?;
         }
         let reached = block_on(open.bay.flush())?;
-        let watermark = tenure_of(&self.world.lock().store).progress.applied;
+        let watermark = standing_of(&self.world.lock().store).progress.applied;
         if watermark < reached {
             let what = format!("flushed to {reached}, and the store is at {watermark}");
             self.world.lock().history.violated("P1", what);

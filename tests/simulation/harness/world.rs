@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use forebay::disk::{CrashPolicy, Disk, DiskFile, DiskLock, SimDisk};
 use forebay::seam::simulated;
-use forebay::store::{Batch, BoxFuture, Claim, Op, Standing, Store, StoreError, Tenure, Versioned};
-use forebay::{Epoch, Error, ErrorKind, JournalId, Key, MemoryStore, Seq};
+use forebay::store::{Batch, BoxFuture, Claim, Op, Standing, Store, StoreError, Versioned};
+use forebay::{Epoch, Error, ErrorKind, Key, MemoryStore, Seq};
 
 use crate::harness::history::History;
 use crate::harness::plan::{Draw, Weather};
@@ -176,19 +176,19 @@ impl Inner {
     }
 
     /// Checks an apply by itself: P3 and P9. P2 is checked in the end, when more is known.
-    fn applied(&mut self, batch: &Batch, before: &(Tenure, BTreeMap<Key, Versioned>)) {
-        let (tenure, content) = (tenure_of(&self.store), self.store.snapshot());
+    fn applied(&mut self, batch: &Batch, before: &(Standing, BTreeMap<Key, Versioned>)) {
+        let (standing, content) = (standing_of(&self.store), self.store.snapshot());
         let (was, had) = before;
-        if *was == tenure && *had == content {
+        if *was == standing && *had == content {
             return;
         }
-        if batch.epoch < self.epoch {
+        if batch.tenure.epoch < self.epoch {
             self.history
-                .violated("P9", format!("{:?} changed the store after {:?} began", batch.epoch, self.epoch));
+                .violated("P9", format!("{} changed the store after {:?} began", batch.tenure, self.epoch));
         }
-        if tenure.progress.applied < was.progress.applied {
+        if standing.progress.applied < was.progress.applied {
             let what =
-                format!("the watermark went from {} to {}", was.progress.applied, tenure.progress.applied);
+                format!("the watermark went from {} to {}", was.progress.applied, standing.progress.applied);
             self.history.violated("P3", what);
         }
         for (key, now) in &content {
@@ -202,13 +202,13 @@ impl Inner {
                 self.history.violated("P3", format!("record {} of {key:?} took effect twice", now.version));
             }
         }
-        let (watermark, ops, at) = (tenure.progress.applied, batch.ops.clone(), simulated::elapsed());
+        let (watermark, ops, at) = (standing.progress.applied, batch.ops.clone(), simulated::elapsed());
         self.applied.push(Applied { watermark, content, ops, at });
     }
 }
 
-/// Returns the store's present tenure. Its future is ready at once.
-pub fn tenure_of(store: &MemoryStore) -> Tenure {
+/// Returns the point at which the store stands. Its future is ready at once.
+pub fn standing_of(store: &MemoryStore) -> Standing {
     ready(store.standing()).expect("the store in memory does not fail")
 }
 
@@ -355,7 +355,7 @@ impl CutStore {
             if world.hit(percent) {
                 return Err(Self::transient("the simulation loses this apply"));
             }
-            let before = (tenure_of(&self.store), self.store.snapshot());
+            let before = (standing_of(&self.store), self.store.snapshot());
             let outcome = ready(self.store.apply(batch));
             world.applied(batch, &before);
             outcome?;
@@ -370,10 +370,10 @@ impl CutStore {
     async fn show(&self, batch: &Batch) -> Result<(), StoreError> {
         let _shown = {
             let mut world = self.world.lock();
-            if !world.draw.one_in(3) || batch.epoch < world.epoch {
+            if !world.draw.one_in(3) || batch.tenure.epoch < world.epoch {
                 return Ok(());
             }
-            let watermark = tenure_of(&self.store).progress.applied;
+            let watermark = standing_of(&self.store).progress.applied;
             let new = batch.ops.iter().filter(|op| op.seq > watermark);
             let stored = new.map(|op| {
                 let version = op.seq;
@@ -432,10 +432,10 @@ impl Store for CutStore {
     fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Standing, StoreError>> {
         Box::pin(async move {
             self.pass().await?;
-            let claimed = ready(self.store.claim(claim))?;
-            self.world.lock().epoch = claimed.epoch;
+            let before = ready(self.store.claim(claim))?;
+            self.world.lock().epoch = before.claimed(claim)?.tenure.epoch;
             self.pass().await?;
-            Ok(claimed)
+            Ok(before)
         })
     }
 

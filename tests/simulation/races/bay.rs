@@ -8,7 +8,7 @@ use std::time::Duration;
 use forebay::disk::{Disk, SimDisk};
 use forebay::options::LayerSizes;
 use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Versioned};
-use forebay::{Bincode, Cache, Codec, Forebay, JournalId, JournalOptions, Key, MemoryStore, Seq};
+use forebay::{Bincode, Cache, Codec, Forebay, JournalOptions, Key, MemoryStore, Seq};
 use shuttle::future::yield_now;
 use tokio::sync::watch;
 

@@ -119,7 +119,7 @@ async fn data_and_outbox_agree_after_each_death_of_the_server() {
             applied >= Seq::new(acknowledged),
             "{acknowledged} was acknowledged, the store is at {applied}"
         );
-        let mut tracker = Tracker::new(tenure.epoch, Seq::ZERO);
+        let mut tracker = Tracker::new(tenure.tenure.epoch, Seq::ZERO);
         let mut told = std::collections::BTreeMap::new();
         for event in &events {
             assert_eq!(event.after, tracker.position(), "a batch is told once");
@@ -171,7 +171,7 @@ async fn a_claim_waits_for_the_apply_that_holds_the_tenure() {
     );
     let refused = old.apply(&batch(tenure, vec![put(3, 1)])).await;
     assert!(
-        matches!(refused, Err(StoreError::Fenced { current }) if current == claimed.epoch),
+        matches!(refused, Err(StoreError::Fenced { current }) if current == claimed.tenure.epoch),
         "{refused:?}"
     );
 }
@@ -216,7 +216,10 @@ async fn a_frozen_owner_holds_its_successor_up_for_a_bounded_time() {
     let (old, applied) = applying.await.unwrap();
     assert!(matches!(applied, Err(StoreError::Transient(_))), "{applied:?}");
     let again = old.apply(&batch(tenure, vec![put(1, 1)])).await;
-    assert!(matches!(again, Err(StoreError::Fenced { current }) if current == claimed.epoch), "{again:?}");
+    assert!(
+        matches!(again, Err(StoreError::Fenced { current }) if current == claimed.tenure.epoch),
+        "{again:?}"
+    );
     assert_eq!(new.load(&key(1)).await.unwrap(), None);
     assert_eq!(outbox(&server.client("postgres").await).await, (vec![], Seq::new(1)));
 }
