@@ -21,17 +21,18 @@
 //! | at | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 8 | magic, `forebayJ` |
-//! | 8 | 4 | format version, 1; magic and version keep their place in every version |
+//! | 8 | 4 | format version, 2; magic and version keep their place in every version |
 //! | 12 | 4 | CRC-32C of the whole block, computed with zero here |
 //! | 16 | 16 | the journal's identity |
-//! | 32 | 8 | the segment's number |
-//! | 40 | 8 | nonce, drawn anew for each use of a file |
-//! | 48 | 8 | capacity: the offset up to which frames may be written |
-//! | 56 | 8 | prepared length: the file's durable length when it became a segment |
-//! | 64 | 8 | the predecessor's number, 0 if there never was one |
-//! | 72 | 8 | the last sequence number in the predecessor or before it |
-//! | 80 | 8 | the predecessor's end: the offset after its last frame |
-//! | 88 | 4 | the predecessor's chain: CRC-32C over its frames' header checksums, in order |
+//! | 32 | 16 | the tenure in which the segment's frames were written; zeros in a journal without a store |
+//! | 48 | 8 | the segment's number |
+//! | 56 | 8 | nonce, drawn anew for each use of a file |
+//! | 64 | 8 | capacity: the offset up to which frames may be written |
+//! | 72 | 8 | prepared length: the file's durable length when it became a segment |
+//! | 80 | 8 | the predecessor's number, 0 if there never was one |
+//! | 88 | 8 | the last sequence number in the predecessor or before it |
+//! | 96 | 8 | the predecessor's end: the offset after its last frame |
+//! | 104 | 4 | the predecessor's chain: CRC-32C over its frames' header checksums, in order |
 //!
 //! # A frame
 //! Frames follow each other from byte 4096, each padded with zeros to a multiple of 8 bytes.
@@ -46,7 +47,7 @@
 //! | 24 | 8 | the last journaled sequence number before it |
 //! | 32 | 8 | the segment's nonce |
 //! | 40 | 8 | synced offset: the bytes of the file before it were synced when the frame was made |
-//! | 48 | 8 | reserved, zero |
+//! | 48 | 8 | witness: the store's watermark when the frame was made |
 //! | 56 | | the body: for each record its length (4 bytes) and its bytes |
 //!
 //! Sequence numbers have gaps, because writes that bypass the journal take numbers too. Every gap is explained: a frame

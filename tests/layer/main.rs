@@ -18,4 +18,5 @@ mod support;
 #[cfg(target_os = "linux")]
 mod threads;
 mod watermark;
+mod went_back;
 mod writes;
