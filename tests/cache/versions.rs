@@ -185,7 +185,7 @@ async fn every_power_cut_leaves_a_version_wholly_or_not_at_all() {
     let layer = Layer::new();
     let images = Arc::new(std::sync::Mutex::new(Vec::new()));
     let seen = Arc::clone(&images);
-    layer.disk.observe(move |_, disk| seen.lock().unwrap().push(disk));
+    layer.disk.observe(move |_, _, disk| seen.lock().unwrap().push(disk));
     let bay = layer.builder_on(GatedStore::stalled(&layer.store)).open().await.unwrap();
     let cache = versioned(&bay, 2);
     let order = [2, 4, 3, 1, 4, 5];

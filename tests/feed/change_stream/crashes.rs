@@ -10,7 +10,7 @@ async fn after_any_power_cut_every_applied_record_is_told_at_least_once_and_in_o
     let acknowledged = Arc::new(Mutex::new(Seq::ZERO));
     let (seen, store, acked) = (Arc::clone(&images), layer.store.clone(), Arc::clone(&acknowledged));
     let watermark = move |store: &MemoryStore| store.history().last().map_or(Seq::ZERO, |last| last.applied);
-    layer.disk.observe(move |_, disk| {
+    layer.disk.observe(move |_, _, disk| {
         let at = (disk, watermark(&store), *acked.lock().unwrap());
         seen.lock().unwrap().push(at);
     });
