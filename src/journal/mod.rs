@@ -103,7 +103,6 @@ pub(crate) mod writer;
 #[cfg(forebay_mutation)]
 pub mod writer;
 
-pub use cursors::CursorSummary;
 pub use frame::{Frame, Location};
 pub use log::Reader;
 #[doc(no_inline)]

@@ -146,7 +146,7 @@ async fn invalidations_of_namespaces_and_groups_are_told() {
     let grouped = bay.cache::<u32, Vec<u8>>("a/b").group_by(odd).open().unwrap();
     grouped.put(&1, vec![10]).await.unwrap();
     bay.invalidate_namespace("a").await.unwrap();
-    grouped.group("odd").unwrap().invalidate().await.unwrap();
+    grouped.invalidate_group("odd").await.unwrap();
     let rule = |_: &Replacement<'_, u32, Vec<u8>>, stale: &mut Stale| stale.namespace("a/b");
     let ruled = bay.cache::<u32, Vec<u8>>("ruled").on_change(rule).open().unwrap();
     ruled.put_with(&2, vec![20], WritePolicy::Through).await.unwrap();
