@@ -168,7 +168,8 @@ impl Writer {
         self.log.publish(last);
     }
 
-    /// Returns the last sequence number that was written.
+    /// Returns the last sequence number that was written. For tests.
+    #[cfg(any(test, forebay_mutation))]
     #[must_use]
     pub fn last(&self) -> Seq {
         self.tail.last

@@ -111,8 +111,7 @@ async fn a_rule_says_what_else_a_directive_makes_stale() {
     assert_eq!(sources().await, [loader, loader, loader]);
     let say = async |key: u64| {
         let seq = bed.write(key, key).await;
-        bed.bus.deliver(&bed.event(before(seq), seq, vec![changed(key, seq)]));
-        bed.bus.heard().await;
+        bed.tell(before(seq), seq, vec![changed(key, seq)]).await;
     };
     say(1).await;
     assert_eq!(sources().await, [loader, memory, memory]);
