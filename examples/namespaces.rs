@@ -117,7 +117,7 @@ async fn main() -> Result<()> {
     shop.tell("product 1 becomes a toy: homes read it, a rule names toys", 3).await?;
     shop.products.put(&2, product("tools", 990)).await?;
     shop.tell("product 2 becomes a tool: only the rule", 1).await?;
-    shop.pages.group("eu")?.invalidate().await?;
+    shop.pages.invalidate_group("eu").await?;
     shop.tell("the group eu of the pages", 2).await?;
     bay.invalidate_tag("pages")?;
     shop.tell("the tag pages", 4).await?;

@@ -98,13 +98,12 @@ pub use crate::cache::codec::Bincode;
 pub use crate::cache::codec::Postcard;
 pub use crate::cache::codec::{CacheKey, CacheValue, Codec, EncodeError};
 pub use crate::cache::entry::{Entry, Loaded, ReadOptions, Receipt, Source, StalenessBound, WriteOptions};
-pub use crate::cache::group::{BlockingGroup, Group};
 pub use crate::cache::loader::LoadError;
 pub use crate::cache::opening::CacheBuilder;
 pub use crate::cache::rules::{Replacement, Stale};
 pub use crate::cache::typed::derive::{BlockingLoadContext, LoadContext};
 pub use crate::cache::typed::{BlockingCache, Cache};
-pub use crate::cache::versions::{VersionPlace, VersionReceipt};
+pub use crate::cache::versions::VersionReceipt;
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::feed::change::{Change, ChangeKind, ChangeLag, ChangeOutcome, ChangesFrom, CursorStatus};
 pub use crate::feed::changes::{BlockingChangeStream, ChangeStream};
@@ -137,7 +136,9 @@ pub use crate::options::{Backpressure, OnRejected, WritePolicy};
 pub use crate::postgres::{KeyColumn, PostgresError, PostgresServer};
 pub use crate::queue::dead_letters::DeadLetter;
 pub use crate::queue::health::{Closed, Health, HealthState};
-pub use crate::seam::clock::{Clock, Moment, Ticker};
+pub use crate::seam::clock::Clock;
+#[cfg(forebay_mutation)]
+pub use crate::seam::clock::{Moment, Ticker};
 pub use crate::store::contract::Store;
 #[cfg(feature = "fjall")]
 pub use crate::store::fjall::FjallStore;

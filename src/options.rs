@@ -155,6 +155,7 @@ pub struct LayerSizes {
     pub letter_segment_bytes: u64,
 }
 
+#[cfg(any(test, forebay_simulation))]
 impl LayerSizes {
     /// So few that keys and tags collide in a short test; the index of spilled records has sixteen different hashes.
     pub const COLLIDING: LayerSizes = LayerSizes {

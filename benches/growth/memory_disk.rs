@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use forebay::disk::{Disk, DiskFile, DiskLock};
+use forebay::disk::{Disk, DiskFile};
 
 /// The disk; clones of its files share them.
 #[derive(Default)]
@@ -13,10 +13,6 @@ pub(crate) struct MemoryDisk(Mutex<BTreeMap<PathBuf, MemoryFile>>);
 
 #[derive(Clone, Default)]
 struct MemoryFile(Arc<RwLock<Vec<u8>>>);
-
-struct NoLock;
-
-impl DiskLock for NoLock {}
 
 impl MemoryDisk {
     fn files(&self) -> MutexGuard<'_, BTreeMap<PathBuf, MemoryFile>> {
@@ -60,8 +56,8 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
-    fn lock(&self, _: &Path) -> io::Result<Box<dyn DiskLock>> {
-        Ok(Box::new(NoLock))
+    fn lock(&self, _: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        Ok(Box::new(()))
     }
 }
 

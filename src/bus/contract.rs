@@ -8,15 +8,11 @@
 //! `testkit::bus_conformance` tests an implementation.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
-
-/// The future of a call of a bus.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub use crate::seam::future::BoxFuture;
 
 /// The longest name of a channel, in bytes.
 pub const CHANNEL_BYTES_MAX: usize = 64;

@@ -8,7 +8,6 @@ pub mod batch;
 pub mod codec;
 pub mod entry;
 pub(crate) mod flights;
-pub mod group;
 pub mod loader;
 pub mod opening;
 pub(crate) mod reading;

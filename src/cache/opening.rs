@@ -12,13 +12,12 @@ use crate::cache::codec::{
     BoxError, CacheKey, CacheValue, Codec, Coder, SCHEMA_DEFAULT, SCHEMA_MAX, Upgrade,
 };
 use crate::cache::entry::{LIFE_MAX, LIFE_MIN};
-use crate::cache::group::GroupOf;
 use crate::cache::reading::OpenCache;
 use crate::cache::rules::{Replacement, Rule, Stale};
 use crate::cache::throttle::Throttle;
 use crate::cache::typed::Cache;
 use crate::cache::versions::VERSIONS_KEPT_MAX;
-use crate::cache::view::TypedView;
+use crate::cache::view::{GroupOf, TypedView};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::NamespaceName;
 use crate::layer::layer::Layer;
@@ -175,8 +174,8 @@ impl<K: CacheKey, V: CacheValue> CacheBuilder<K, V> {
         self
     }
 
-    /// Puts each key into a group, or none: a function of the key alone. [`Cache::group`] invalidates one. Default:
-    /// none.
+    /// Puts each key into a group, or none: a function of the key alone. [`Cache::invalidate_group`] invalidates
+    /// one. Default: none.
     ///
     /// A layer keeps 4,096 floors for its groups and tags, so two groups may share one: the invalidation of one then
     /// costs the other a reload.

@@ -22,7 +22,7 @@ use crate::memory::entry::{Candidate, LoadStart, MemoryHit};
 use crate::memory::freshness::OnUnverified;
 use crate::memory::servable::{LoadProgress, MissReason, ReadConstraints};
 use crate::queue::lookup::LookupAnswer;
-use crate::store::contract::BoxFuture;
+use crate::seam::future::BoxFuture;
 
 /// An open cache: the shared part of its namespace, and the layer that it belongs to.
 pub(crate) struct OpenCache<K, V> {

@@ -16,7 +16,7 @@ use crate::layer::invalidation::PostCommitInvalidation;
 use crate::layer::layer::Layer;
 use crate::memory::views::{RuleTarget, Views};
 use crate::queue::ticket::{Effect, Effects};
-use crate::store::contract::BoxFuture;
+use crate::seam::future::BoxFuture;
 
 /// The most things that one write may make stale.
 const TARGETS_MAX: usize = 1024;

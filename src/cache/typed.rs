@@ -6,13 +6,11 @@ pub mod derive;
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use crate::cache::codec::{CacheKey, CacheValue, check_name};
 use crate::cache::entry::{Entry, LIFE_MAX, LIFE_MIN, Loaded, ReadOptions, Receipt, WriteOptions};
-use crate::cache::group::{BlockingGroup, Group};
 use crate::cache::loader::{LoadError, loader, many_loader, on_blocking_thread};
 use crate::cache::reading::{Get, OpenCache};
 use crate::cache::typed::derive::{BlockingLoadContext, LoadContext, blocking_deriver, deriver};
@@ -20,7 +18,7 @@ use crate::cache::versions::{self, VersionReceipt};
 use crate::cache::writing::{self, KeyWrite, check_unversioned};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Seq;
-use crate::invalidation::GROUP_BYTES_MAX;
+use crate::invalidation::{GROUP_BYTES_MAX, Invalidation};
 use crate::memory::advice::TtlAdvice;
 use crate::memory::metrics::CacheStats;
 use crate::memory::views::View;
@@ -370,13 +368,13 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
     /// Dropping the future leaves the write wholly done or not done at all. Writers of one key wait for each other.
     ///
     /// ```
-    /// # use forebay::{Cache, Forebay, MemoryStore, VersionPlace};
+    /// # use forebay::{Cache, Forebay, MemoryStore, VersionReceipt};
     /// # let bay = Forebay::builder(MemoryStore::new()).open_blocking()?;
     /// let prices: Cache<u64, u32> = bay.cache("prices").versions_kept(3).open()?;
     /// let prices = prices.blocking();
     /// prices.put_version(&7, 42, 3_490)?;
     /// let late = prices.put_version(&7, 41, 2_990)?;
-    /// assert_eq!(late.place, VersionPlace::Behind);
+    /// assert!(matches!(late, VersionReceipt::Behind(_)));
     /// assert_eq!(prices.get(&7)?, Some(3_490));
     /// assert_eq!(prices.get_version(&7, 41)?, Some(2_990));
     /// assert_eq!(prices.versions(&7)?, [41, 42]);
@@ -451,20 +449,43 @@ impl<K: CacheKey, V: CacheValue> Cache<K, V> {
         self.open.view.resident.invalidate_all();
     }
 
-    /// Returns the group of this name; see [`CacheBuilder::group_by`](crate::CacheBuilder::group_by).
+    /// Makes every entry of a group unservable in memory, and writes that down durably; see
+    /// [`CacheBuilder::group_by`](crate::CacheBuilder::group_by). Costs the same however many entries there are.
+    ///
+    /// Pending writes are not touched: they are newer than the store.
+    ///
+    /// [`Forebay::invalidate_namespace`](crate::Forebay::invalidate_namespace) does so for whole caches.
+    ///
+    /// # Errors and cancellation
+    /// As there; [`ErrorKind::Unsupported`] if the cache was opened without groups; [`ErrorKind::InvalidName`] if the
+    /// group's name is empty or longer than 255 bytes.
+    pub async fn invalidate_group(&self, group: &str) -> Result<Receipt> {
+        self.check_group(group)?;
+        let OpenCache { layer, view } = &self.open;
+        // Durable before it is acknowledged (`Safeguard::TokenIsDurable`): other processes go by the token.
+        layer.invalidate(Invalidation::group(&view.namespace, group)).await.map(Receipt::new)
+    }
+
+    /// Returns the sequence number of the last invalidation of a group, of its namespace, or of a namespace above it;
+    /// zero if there was none.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if the cache was opened without groups; [`ErrorKind::InvalidName`] if the name is
-    /// empty or longer than 255 bytes.
-    pub fn group(&self, name: &str) -> Result<Group> {
+    /// The store's: a token that cannot be read is an error, never taken for one that is not there. For a bad group as
+    /// [`Cache::invalidate_group`].
+    pub async fn group_token(&self, group: &str) -> Result<Seq> {
+        self.check_group(group)?;
         let OpenCache { layer, view } = &self.open;
+        layer.group_token(&view.namespace, group).await
+    }
+
+    fn check_group(&self, group: &str) -> Result<()> {
+        let view = &self.open.view;
         // No key is in any group then: an invalidation would do nothing, silently.
         if view.group_of.is_none() {
             let context = format!("cache \"{}\" was opened without groups", view.namespace);
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
-        check_name("a group's name", name, GROUP_BYTES_MAX)?;
-        Ok(Group::new(Arc::clone(layer), view.namespace.clone(), name))
+        check_name("a group's name", group, GROUP_BYTES_MAX)
     }
 
     /// Sets how long values are fresh; `None` means for as long as they are in memory.
@@ -598,6 +619,8 @@ impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
         fn put_version(key: &K, version: u64, value: V) -> Result<VersionReceipt>;
         fn get_version(key: &K, version: u64) -> Result<Option<V>>;
         fn versions(key: &K) -> Result<Vec<u64>>;
+        fn invalidate_group(group: &str) -> Result<Receipt>;
+        fn group_token(group: &str) -> Result<Seq>;
     }
 
     /// Reads as [`Cache::get_or_load`]. The loader runs on a thread of the layer's own, and may block it.
@@ -685,13 +708,5 @@ impl<K: CacheKey, V: CacheValue> BlockingCache<K, V> {
     {
         let load = blocking_deriver(&self.inner.open.layer.runtime, load);
         self.run(self.inner.get_or_derive_with(key, options, load))
-    }
-
-    /// Returns the group of this name, as [`Cache::group`].
-    ///
-    /// # Errors
-    /// As [`Cache::group`].
-    pub fn group(&self, name: &str) -> Result<BlockingGroup> {
-        Ok(self.inner.group(name)?.blocking())
     }
 }

@@ -24,26 +24,36 @@ use crate::safeguard::Safeguard;
 pub const VERSIONS_KEPT_MAX: usize = 1024;
 const LIST_FORMAT: u8 = 1;
 
-/// Where a version that was put stands among the key's versions.
+/// The proof of an acknowledged [`Cache::put_version`](crate::Cache::put_version): where the version stands among the
+/// key's versions, and the write's place in the layer's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum VersionPlace {
-    /// It is the highest: a plain read returns it.
-    Latest,
-    /// There are higher ones; it was kept below them.
-    Behind,
+pub enum VersionReceipt {
+    /// The version is the highest: a plain read returns it.
+    Latest(Seq),
+    /// There are higher versions; it was kept below them.
+    Behind(Seq),
     /// It was not kept: the cache keeps fewer versions than there are higher ones. Nothing was written.
     NotKept,
 }
 
-/// The proof of an acknowledged [`Cache::put_version`](crate::Cache::put_version).
+impl VersionReceipt {
+    /// Returns the write's place in the layer's order; none if nothing was written.
+    #[must_use]
+    pub fn seq(&self) -> Option<Seq> {
+        match self {
+            VersionReceipt::Latest(seq) | VersionReceipt::Behind(seq) => Some(*seq),
+            VersionReceipt::NotKept => None,
+        }
+    }
+}
+
+/// Where a version stands among the key's versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct VersionReceipt {
-    /// Where the version stands.
-    pub place: VersionPlace,
-    /// The write's place in the layer's order; none if nothing was written.
-    pub seq: Option<Seq>,
+enum VersionPlace {
+    Latest,
+    Behind,
+    NotKept,
 }
 
 /// The versions of one key, ascending.
@@ -107,7 +117,7 @@ pub(crate) async fn put<K: CacheKey, V: CacheValue>(
     let (place, dropped) = list.take(version, kept(cache)?);
     // The versions that are kept are as before, so there is nothing to write.
     if place == VersionPlace::NotKept {
-        return Ok(VersionReceipt { place, seq: None });
+        return Ok(VersionReceipt::NotKept);
     }
     let (mut frame, coalesce) = (FrameBuilder::new(), view.coalesce);
     push(&mut frame, Operation::Put, coalesce, stored.version_list()?.as_bytes(), &list.encode())?;
@@ -119,9 +129,10 @@ pub(crate) async fn put<K: CacheKey, V: CacheValue>(
     for dropped in dropped {
         push(&mut frame, Operation::Remove, coalesce, stored.version(dropped)?.as_bytes(), &[])?;
     }
-    let plain = (place == VersionPlace::Latest).then_some(Some(value));
-    let receipt = end(cache, key, plain, frame, view.policy, key_guard).await?;
-    Ok(VersionReceipt { place, seq: Some(receipt.seq()) })
+    let is_latest = place == VersionPlace::Latest;
+    let plain = is_latest.then_some(Some(value));
+    let seq = end(cache, key, plain, frame, view.policy, key_guard).await?.seq();
+    Ok(if is_latest { VersionReceipt::Latest(seq) } else { VersionReceipt::Behind(seq) })
 }
 
 /// Reads one version of a key's value.

@@ -14,7 +14,6 @@ use std::task::Poll;
 use crate::cache::codec::{CacheKey, CacheValue, Coder, Decoded, check_tags, with_scratch};
 use crate::cache::entry::{Loaded, Source, WriteOptions};
 use crate::cache::flights::Flights;
-use crate::cache::group::GroupOf;
 use crate::cache::loader::{Loader, ManyLoader, load_panicked};
 use crate::cache::rules::Rule;
 use crate::cache::throttle::Throttle;
@@ -58,6 +57,10 @@ pub(crate) struct KeyLoad<K> {
     pub(crate) stored: Key,
     pub(crate) start: LoadStart,
 }
+
+/// Returns the group of a key, if it is in one. A function of the key alone, so an entry is in its group however it
+/// came into memory. The group `g` of the namespace `n` is the tag `n:g`.
+pub(crate) type GroupOf<K> = Box<dyn Fn(&K) -> Option<String> + Send + Sync>;
 
 /// The shared part of a cache, by its key and value types.
 pub(crate) struct TypedView<K, V> {

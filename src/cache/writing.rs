@@ -13,7 +13,7 @@ use crate::options::WritePolicy;
 use crate::queue::key_locks::KeyGuard;
 use crate::queue::ticket::Effects;
 use crate::safeguard::Safeguard;
-use crate::store::contract::BoxFuture;
+use crate::seam::future::BoxFuture;
 
 /// A write of one key of an open cache.
 pub(crate) struct KeyWrite<'a, K, V> {

@@ -60,11 +60,11 @@ pub trait Disk: Send + Sync + 'static {
     /// Those of the file system.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// Takes an exclusive lock. It is held until the returned guard is dropped or the process dies.
+    /// Takes an exclusive lock. It is held until the returned value is dropped or the process dies.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if it is held already, or one of the file system.
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>>;
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
 }
 
 /// An open file. Its calls take a shared reference, so one thread may read while another writes.
@@ -95,6 +95,3 @@ pub trait DiskFile: Send + Sync + 'static {
     /// Those of the file system.
     fn len(&self) -> io::Result<u64>;
 }
-
-/// A held lock, which is released on drop.
-pub trait DiskLock: Send + Sync + 'static {}

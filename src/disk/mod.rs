@@ -5,9 +5,7 @@ pub(crate) mod os;
 #[cfg(any(test, feature = "testkit"))]
 pub(crate) mod simulated;
 
-pub use contract::{Disk, DiskFile, DiskLock};
+pub use contract::{Disk, DiskFile};
 pub use os::OsDisk;
 #[cfg(feature = "testkit")]
-pub use simulated::{
-    CrashPolicy, DiskOp, DiskOperation, FailedSync, Fault, SECTOR_BYTES, SimDisk, SyncGate, Unsynced,
-};
+pub use simulated::{CrashPolicy, DiskOp, Fault, SECTOR_BYTES, SimDisk, SyncGate};

@@ -17,7 +17,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
 
-use crate::disk::contract::{Disk, DiskFile, DiskLock};
+use crate::disk::contract::{Disk, DiskFile};
 
 /// The operating system's file system.
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,7 +80,7 @@ impl Disk for OsDisk {
 
     /// Takes the lock on a file, which is created if it is missing, and stays. Such a lock belongs to an open file, not
     /// to a process, so a second one is refused within the same process too.
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         // Never truncated and never removed: a second process could lock a new file of that name beside us.
         let file = platform::open_options().create(true).truncate(false).open(path)?;
         match file.try_lock() {
@@ -136,8 +136,6 @@ impl DiskFile for OsFile {
 }
 
 struct OsLock(File);
-
-impl DiskLock for OsLock {}
 
 impl Drop for OsLock {
     fn drop(&mut self) {

@@ -20,11 +20,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::disk::contract::{Disk, DiskFile, DiskLock};
-pub use crate::disk::simulated::crash::{CrashPolicy, Unsynced};
-pub use crate::disk::simulated::faults::{DiskOp, FailedSync, Fault};
+use crate::disk::contract::{Disk, DiskFile};
+pub use crate::disk::simulated::crash::CrashPolicy;
+pub use crate::disk::simulated::faults::{DiskOp, Fault};
 use crate::disk::simulated::state::DiskState;
-pub use crate::disk::simulated::state::{DiskOperation, SECTOR_BYTES};
+pub use crate::disk::simulated::state::SECTOR_BYTES;
 
 /// The longest wait of [`SyncGate::wait_for`].
 const GATE_WAIT_MAX: Duration = Duration::from_secs(20);
@@ -58,21 +58,21 @@ impl SimDisk {
         SimDisk::of(crash::crash(&self.state(), policy))
     }
 
-    /// Counts the sectors and directory changes that are not durable now. Each can be lost by itself with
-    /// [`CrashPolicy::AllButSector`] and [`CrashPolicy::AllButName`].
+    /// Returns the number of sectors whose content is not durable now, and that of directory changes. Each can be lost
+    /// by itself with [`CrashPolicy::AllButSector`] and [`CrashPolicy::AllButName`].
     #[must_use]
-    pub fn unsynced(&self) -> Unsynced {
+    pub fn unsynced(&self) -> (usize, usize) {
         crash::unsynced(&self.state())
     }
 
-    /// Calls `observer` before each operation that changes something, with the disk as a killed process would leave it.
+    /// Calls `observer` before each operation that changes something, with the kind of operation, the name of its file
+    /// or directory without the path, and the disk as a killed process would leave it.
     ///
     /// From that image [`SimDisk::crash`] makes what a power cut could leave. There is one observer; a new one
     /// replaces it. All callers of this disk wait meanwhile, so the observer must not use this disk, nor wait for
     /// anybody who does.
-    pub fn observe(&self, mut observer: impl FnMut(&DiskOperation, SimDisk) + Send + 'static) {
-        let with_disk =
-            move |operation: &DiskOperation, image: DiskState| observer(operation, SimDisk::of(image));
+    pub fn observe(&self, mut observer: impl FnMut(DiskOp, &str, SimDisk) + Send + 'static) {
+        let with_disk = move |op, name: &str, image| observer(op, name, SimDisk::of(image));
         self.state().observer = Some(Box::new(with_disk));
     }
 
@@ -243,7 +243,7 @@ impl Disk for SimDisk {
     }
 
     /// Takes the lock. It is no file, so [`Disk::list`] does not show it.
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let mut state = self.state();
         state.lock(path)?;
         drop(state);
@@ -301,8 +301,6 @@ struct SimLock {
     disk: SimDisk,
     path: PathBuf,
 }
-
-impl DiskLock for SimLock {}
 
 impl Drop for SimLock {
     fn drop(&mut self) {

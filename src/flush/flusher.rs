@@ -110,6 +110,10 @@ impl Flusher {
             .map_err(|error| self.core.fail(HealthState::Failed, error))?;
         // Once more, with fewer frames, after each record that the store rejects.
         loop {
+            // All were refused; the watermark passes their numbers by itself.
+            if frames.is_empty() && parked.is_empty() {
+                return Ok(());
+            }
             let progress = self.progress_after(frames.iter().chain(&parked));
             let mut ops = Ops::default();
             let planned = frames.iter().try_for_each(|frame| ops.push_frame(frame));

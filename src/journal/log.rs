@@ -17,7 +17,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
-use crate::disk::contract::{Disk, DiskFile, DiskLock};
+use crate::disk::contract::{Disk, DiskFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Seq};
 use crate::journal::errors::{cannot, damage};
@@ -52,7 +52,7 @@ pub struct Log {
     syncing: Mutex<()>,
     trimming: Mutex<()>,
     spare_thread: Mutex<Option<JoinHandle<()>>>,
-    lock: Mutex<Option<Box<dyn DiskLock>>>,
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
 }
 
 impl Log {
@@ -63,7 +63,7 @@ impl Log {
         pool: SparePool,
         id: JournalId,
         segments: Segments,
-        lock: Box<dyn DiskLock>,
+        lock: Box<dyn Send + Sync>,
     ) -> Result<Log> {
         let published = segments.last_key_value().map_or(Seq::ZERO, |(_, segment)| segment.last());
         let pool = Arc::new(pool);

@@ -90,6 +90,7 @@ pub(crate) mod options;
 mod pool;
 pub(crate) mod queue;
 #[cfg(not(forebay_mutation))]
+#[allow(dead_code, reason = "tests alone ask whether an opening made the journal, and how much it cut off")]
 pub(crate) mod recovery;
 #[cfg(forebay_mutation)]
 pub mod recovery;
@@ -104,7 +105,6 @@ pub(crate) mod writer;
 #[cfg(forebay_mutation)]
 pub mod writer;
 
-pub use cursors::CursorSummary;
 pub use frame::{Frame, Location};
 pub use log::Reader;
 #[doc(no_inline)]

@@ -5,8 +5,7 @@
 //!
 //! ```
 //! use forebay::Seq;
-//! use forebay::journal::{Durability, JournalOptions};
-//! use forebay::journal::Journal;
+//! use forebay::journal::{Durability, Journal, JournalOptions};
 //!
 //! # fn main() -> forebay::Result<()> {
 //! # let temporary = tempfile::tempdir().expect("a temporary directory");

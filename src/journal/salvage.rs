@@ -13,7 +13,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::disk::contract::{Disk, DiskLock};
+use crate::disk::contract::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Seq, TenureId};
 use crate::journal::errors::cannot;
@@ -156,7 +156,7 @@ pub fn salvage(
     Ok(done)
 }
 
-fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn DiskLock>> {
+fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>> {
     disk.lock(&dir.join(LOCK_NAME)).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => {
             let context = format!("the journal in {} is open, here or in another process", dir.display());

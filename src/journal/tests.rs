@@ -80,9 +80,7 @@ impl OneDirectory for SimDisk {
     fn record_changes(&self) -> Arc<Mutex<Vec<String>>> {
         let list = Arc::new(Mutex::new(Vec::new()));
         let recorded = Arc::clone(&list);
-        self.observe(move |operation, _| {
-            recorded.lock().unwrap().push(format!("{:?} {}", operation.op, operation.name));
-        });
+        self.observe(move |op, name, _| recorded.lock().unwrap().push(format!("{op:?} {name}")));
         list
     }
 

@@ -88,8 +88,8 @@ impl SyncPoint {
 }
 
 impl Writer {
-    /// Makes a writer that continues after a recovered segment, whose content is durable up to `tail.end`. Its frames are
-    /// of this tenure.
+    /// Makes a writer that continues after a recovered segment, whose content is durable up to `tail.end`. Its frames
+    /// are of this tenure.
     pub(crate) fn recovered(log: Arc<Log>, tenure: TenureId, tail: Seal, before_tail: Seal) -> Writer {
         Writer {
             log,
@@ -197,7 +197,8 @@ impl Writer {
         self.log.publish(last);
     }
 
-    /// Returns the last sequence number that was written.
+    /// Returns the last sequence number that was written. For tests.
+    #[cfg(any(test, forebay_mutation))]
     #[must_use]
     pub fn last(&self) -> Seq {
         self.tail.last

@@ -235,8 +235,8 @@ fn start(
     let cursors = match (&options.journal_dir, &journal) {
         (Some(dir), Some((journal, _))) => {
             let (disk, bytes_max) = (Arc::clone(&disk), options.changes_bytes_max);
-            let passed = standing.progress.journaled;
-            Some(Arc::new(Cursors::open(disk, dir, journal.id, passed, bytes_max)?))
+            // Nothing may be trimmed for a cursor before the first apply says what is to be kept.
+            Some(Arc::new(Cursors::open(disk, dir, journal.id, Seq::ZERO, bytes_max)?))
         }
         _ => None,
     };

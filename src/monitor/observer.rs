@@ -2,8 +2,7 @@
 
 use crate::error::Result;
 use crate::ids::{Key, Seq};
-
-pub use crate::store::contract::BoxFuture;
+use crate::seam::future::BoxFuture;
 
 /// One follower, in this process or reached in another one by whatever means. Users implement it.
 pub trait Observer: Send + Sync + 'static {

@@ -6,6 +6,7 @@
 pub(crate) mod backoff;
 pub(crate) mod blocking;
 pub(crate) mod clock;
+pub(crate) mod future;
 pub(crate) mod parallel;
 pub(crate) mod priority;
 pub(crate) mod random;

@@ -7,18 +7,14 @@
 //! `testkit::conformance` tests an implementation.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind};
 use crate::ids::{Epoch, JournalId, Key, Seq, Tenure, TenureId};
 use crate::safeguard::Safeguard;
+pub use crate::seam::future::BoxFuture;
 use crate::seam::random;
-
-/// The future of a call of a store.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The sequence numbers up to which a store holds the effects of a layer's writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

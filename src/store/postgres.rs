@@ -178,8 +178,7 @@ impl PostgresStoreOptions {
 ///
 /// ```no_run
 /// # async fn example() -> forebay::Result<()> {
-/// use forebay::PostgresServer;
-/// use forebay::{Forebay, PostgresStore};
+/// use forebay::{Forebay, PostgresServer, PostgresStore};
 ///
 /// let server = PostgresServer::parse("postgres://shop@db.example/shop")?.schema("products");
 /// let bay = Forebay::builder(PostgresStore::open(server).await?).journal("data/journal").open().await?;

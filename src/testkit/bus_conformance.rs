@@ -7,8 +7,7 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use forebay::bus::{BoxFuture, Bus, Channel};
-//! use forebay::bus::LocalBus;
+//! use forebay::bus::{BoxFuture, Bus, Channel, LocalBus};
 //! use forebay::testkit::bus_conformance::{self, BusFixture};
 //!
 //! #[derive(Default)]

@@ -6,8 +6,7 @@
 //!
 //! ```
 //! use forebay::Result;
-//! use forebay::store::BoxFuture;
-//! use forebay::store::MemoryStore;
+//! use forebay::store::{BoxFuture, MemoryStore};
 //! use forebay::testkit::conformance::{self, Subject};
 //!
 //! struct InMemory(MemoryStore);
@@ -35,7 +34,9 @@ use crate::error::Result;
 use crate::ids::{
     Epoch, JournalId, KEY_BYTES_MAX, Key, NamespaceName, Seq, Tenure, TenureId, VALUE_BYTES_MAX,
 };
-use crate::store::contract::{Batch, BoxFuture, Claim, Op, Progress, Standing, Store, StoreError, Versioned};
+use crate::store::contract::{
+    Batch, BoxFuture, Claim, Op, OwnerStatus, Progress, Standing, Store, StoreError, Versioned,
+};
 
 /// The place where a store keeps its data: a directory, a database, or shared memory.
 pub trait Subject: Send + Sync + 'static {
@@ -48,6 +49,12 @@ pub trait Subject: Send + Sync + 'static {
     /// # Errors
     /// Any failure to open. It ends the suite.
     fn open(&self) -> BoxFuture<'_, Result<Self::Store>>;
+
+    /// Returns true if the store has a heartbeat ([`Store::renew`], [`Store::owner_status`]), which is checked then.
+    /// False (the default) suits a store that only one process can have open.
+    fn has_heartbeat(&self) -> bool {
+        false
+    }
 }
 
 /// A rule that a store broke.
@@ -114,6 +121,7 @@ pub async fn run<F: Fn() -> S, S: Subject>(make: F) -> Result<(), Broken> {
         a_dropped_apply_leaves_all_or_nothing
         keys_are_any_bytes
         a_batch_of_many_ops_is_one
+        an_owners_heartbeat_is_seen
     );
     Ok(())
 }
@@ -573,6 +581,48 @@ async fn a_batch_of_many_ops_is_one(subject: &impl Subject) -> Verdict {
         hold!(found == expected, "key {place} of {OPS} is {found:?} after three batches");
     }
     Ok(())
+}
+
+async fn an_owners_heartbeat_is_seen(subject: &impl Subject) -> Verdict {
+    if !subject.has_heartbeat() {
+        return Ok(());
+    }
+    let store = opened(subject).await?;
+    expect_status(&store, "a store that nobody has claimed", false).await?;
+    let first = claimed(&store, None).await?.tenure;
+    let claimed_status = expect_status(&store, "a claim", true).await?;
+    let watermark = store.renew(first, false).await.map_err(seen)?;
+    // By this number an owner that writes nothing learns that its store went back.
+    hold!(watermark == Some(Seq::ZERO), "a renewal returns {watermark:?} as the watermark of an empty store");
+    let lost = Tenure { epoch: first.epoch.next(), id: TenureId([0xAB; 16]) };
+    match store.renew(lost, false).await {
+        Err(StoreError::WentBack { .. }) => {}
+        other => return Err(format!("the renewal of a tenure that it has forgotten is answered {other:?}")),
+    }
+    let renewed = expect_status(&store, "a renewal", true).await?;
+    // An owner whose renewals do not show looks dead, and is taken over while it writes.
+    hold!(renewed != claimed_status, "a renewal is not seen: {renewed:?} before and after");
+    store.renew(first, true).await.map_err(seen)?;
+    expect_status(&store, "an owner's end", false).await?;
+    let second = claimed(&store, None).await?.tenure.epoch;
+    let claimed_status = expect_status(&store, "the next claim", true).await?;
+    // An owner that was followed by another must not end that one's tenure.
+    for ends in [false, true] {
+        match store.renew(first, ends).await {
+            Err(StoreError::Fenced { current }) if current == second => {}
+            other => return Err(format!("an older epoch's renewal (ends: {ends}) is answered {other:?}")),
+        }
+    }
+    let after = store.owner_status().await.map_err(seen)?;
+    hold!(after == claimed_status, "an older epoch's renewal changes {claimed_status:?} to {after:?}");
+    Ok(())
+}
+
+async fn expect_status(store: &impl Store, after: &str, owned: bool) -> Result<OwnerStatus, String> {
+    let status = store.owner_status().await.map_err(seen)?;
+    let fits = if owned { matches!(status, OwnerStatus::Owned(_)) } else { status == OwnerStatus::Free };
+    hold!(fits, "after {after} its status is {status:?}");
+    Ok(status)
 }
 
 const NAMESPACE: &str = "conformance";

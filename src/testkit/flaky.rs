@@ -28,17 +28,6 @@ pub enum Fault {
     Fatal,
 }
 
-/// One call of [`Store::apply`] that reached the store.
-#[derive(Clone, Debug)]
-pub struct Attempt {
-    /// The batch.
-    pub batch: Batch,
-    /// The fault, if there was one.
-    pub fault: Option<Fault>,
-    /// True if the wrapped store returned `Ok`. A repetition counts as applied.
-    pub applied: bool,
-}
-
 /// A store with faults. Clones share the script, the log and the wrapped store.
 #[derive(Clone, Debug)]
 pub struct FlakyStore<S> {
@@ -60,7 +49,8 @@ struct FlakyState {
     rejected: BTreeSet<Key>,
     loads_failing: bool,
     standing_failing: bool,
-    attempts: Vec<Attempt>,
+    /// The fault of each apply so far.
+    faults: Vec<Option<Fault>>,
     changes: Vec<Op>,
     watermark: Seq,
 }
@@ -137,16 +127,17 @@ impl<S: Store> FlakyStore<S> {
         reached.expect("this store holds the sender");
     }
 
-    /// Returns all applies so far in the order of their arrival; after a stall, of their release.
+    /// Returns the fault of each apply so far, in the order of their arrival; after a stall, of their release. `None`
+    /// for an apply that was let through or rejected.
     #[must_use]
-    pub fn attempts(&self) -> Vec<Attempt> {
-        self.state().attempts.clone()
+    pub fn faults(&self) -> Vec<Option<Fault>> {
+        self.state().faults.clone()
     }
 
     /// Returns the number of applies so far.
     #[must_use]
     pub fn applies(&self) -> usize {
-        self.state().attempts.len()
+        self.state().faults.len()
     }
 
     /// Returns all ops that took effect, in this order, without those that the store skipped as applied already.
@@ -233,7 +224,7 @@ impl FlakyState {
             self.changes.extend(batch.ops.iter().filter(|op| op.seq > watermark).cloned());
             self.watermark = batch.until;
         }
-        self.attempts.push(Attempt { batch: batch.clone(), fault, applied });
+        self.faults.push(fault);
     }
 }
 
@@ -382,7 +373,7 @@ mod tests {
                 // Whether it failed is in the log.
                 drop(store.apply(&batch(tenure, seq..=seq)).await);
             }
-            runs.push(store.attempts().iter().map(|attempt| attempt.fault).collect::<Vec<_>>());
+            runs.push(store.faults());
         }
         assert_eq!(runs[0], runs[1]);
         assert_ne!(runs[0], runs[2]);

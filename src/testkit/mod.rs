@@ -9,7 +9,6 @@ pub mod conformance;
 mod draw;
 pub mod faulty_bus;
 pub mod flaky;
-pub mod heartbeat_conformance;
 pub mod proxy;
 
 pub use clock::ManualClock;

@@ -104,7 +104,7 @@ async fn make(change: &str, bay: &Forebay, cache: &Tenants) {
     match change {
         "namespace" => drop(bay.invalidate_namespace("products/eu").await.unwrap()),
         "namespace above" => drop(bay.invalidate_namespace("products").await.unwrap()),
-        "group" => drop(cache.group("tenant-1").unwrap().invalidate().await.unwrap()),
+        "group" => drop(cache.invalidate_group("tenant-1").await.unwrap()),
         "tag" => bay.invalidate_tag("red").unwrap(),
         "everything" => cache.invalidate_all(),
         _ => drop(bay.blocking().invalidate_namespace("products").unwrap()),
@@ -174,7 +174,7 @@ async fn an_invalidation_looks_at_no_entry_and_keeps_nothing_of_its_own() {
     let (resident, looks) = (cache.resident_count(), LOOKS.load(SeqCst));
     assert!(resident > 9_000, "{resident}");
     bay.invalidate_namespace("products").await.unwrap();
-    cache.group("group 7").unwrap().invalidate().await.unwrap();
+    cache.invalidate_group("group 7").await.unwrap();
     bay.invalidate_tag("red").unwrap();
     bay.flush().await.unwrap();
     assert_eq!((cache.resident_count(), LOOKS.load(SeqCst)), (resident, looks));
@@ -199,12 +199,12 @@ async fn a_token_is_journaled_kept_in_the_store_and_true_after_a_restart() {
     cache.put(&(1, 1), 7).await.unwrap();
     let above = bay.invalidate_namespace("products").await.unwrap().seq();
     let own = bay.invalidate_namespace("products/eu").await.unwrap().seq();
-    let group = cache.group("tenant-1").unwrap().invalidate().await.unwrap().seq();
+    let group = cache.invalidate_group("tenant-1").await.unwrap().seq();
     assert!(Seq::ZERO < above && above < own && own < group);
     // The store has nothing yet, and the power goes.
     let disk = layer.disk.crash(CrashPolicy::OnlySynced);
     drop((cache, bay));
-    let layer = Layer { disk, store: MemoryStore::new() };
+    let layer = Layer { disk, store: layer.store.copy() };
     for restart in ["from the journal", "from the store"] {
         let bay = layer.open().await;
         let cache = by_tenant(bay.cache("products/eu")).open().unwrap();
@@ -214,7 +214,7 @@ async fn a_token_is_journaled_kept_in_the_store_and_true_after_a_restart() {
             assert_eq!(bay.namespace_token(name).await.unwrap(), token, "{restart}: {name}");
         }
         for (name, token) in [("tenant-1", group), ("tenant-2", own)] {
-            assert_eq!(cache.group(name).unwrap().token().await.unwrap(), token, "{restart}: {name}");
+            assert_eq!(cache.group_token(name).await.unwrap(), token, "{restart}: {name}");
         }
         let entry = cache.get_entry(&(1, 1)).await.unwrap();
         assert!(entry.value == Some(7) && entry.source != Source::Memory, "{restart}");
@@ -301,9 +301,7 @@ async fn a_group_is_invalidated_however_its_entries_came() {
     let source = Outside::new(5);
     source.get(&cache, &(1, 4)).await;
     source.value.store(6, SeqCst);
-    let group = cache.group("tenant-1").unwrap();
-    assert_eq!(group.name(), "tenant-1");
-    group.invalidate().await.unwrap();
+    cache.invalidate_group("tenant-1").await.unwrap();
     for (key, at) in [((1, 1), Source::Store), ((1, 2), Source::Store), ((0, 3), Source::Memory)] {
         assert_eq!(cache.get_entry(&key).await.unwrap().source, at, "{key:?}");
     }
@@ -314,8 +312,9 @@ async fn a_group_is_invalidated_however_its_entries_came() {
         kept += u32::from(cache.get_entry(&(other, 1)).await.unwrap().source == Source::Memory);
     }
     assert!(kept > 0, "other groups stay");
-    let blocking = cache.blocking().group("tenant-2").unwrap();
-    assert_eq!(blocking.invalidate().unwrap().seq(), blocking.token().unwrap());
+    let blocking = cache.blocking();
+    let token = blocking.invalidate_group("tenant-2").unwrap().seq();
+    assert_eq!(blocking.group_token("tenant-2").unwrap(), token);
     assert_ne!(cache.get_entry(&(2, 1)).await.unwrap().source, Source::Memory);
 }
 
@@ -324,10 +323,12 @@ async fn groups_have_to_be_declared_and_named() {
     let layer = Layer::new();
     let bay = layer.open().await;
     let plain: Tenants = bay.cache("plain").open().unwrap();
-    assert_eq!(plain.group("tenant-1").unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(plain.invalidate_group("tenant-1").await.unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(plain.group_token("tenant-1").await.unwrap_err().kind(), ErrorKind::Unsupported);
     let cache = by_tenant(bay.cache("n")).open().unwrap();
     for bad in [String::new(), "x".repeat(256)] {
-        assert_eq!(cache.group(&bad).unwrap_err().kind(), ErrorKind::InvalidName);
+        assert_eq!(cache.invalidate_group(&bad).await.unwrap_err().kind(), ErrorKind::InvalidName);
+        assert_eq!(cache.group_token(&bad).await.unwrap_err().kind(), ErrorKind::InvalidName);
     }
     assert_eq!(bay.cache::<(u32, u32), u64>("n").open().unwrap_err().kind(), ErrorKind::NamespaceInUse);
 }

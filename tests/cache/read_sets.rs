@@ -70,7 +70,7 @@ impl Sums {
             "invalidate version" => assert!(parts.invalidate_version(&key, Seq::new(1000))),
             "everything" => parts.invalidate_all(),
             "namespace" => drop(bay.invalidate_namespace("parts").await.unwrap()),
-            "group" => drop(parts.group("group 7").unwrap().invalidate().await.unwrap()),
+            "group" => drop(parts.invalidate_group("group 7").await.unwrap()),
             _ => bay.invalidate_tag("red").unwrap(),
         }
         match how {

@@ -3,12 +3,10 @@
 use std::sync::Arc;
 
 use forebay::disk::CrashPolicy;
-use forebay::{
-    Cache, CacheBuilder, Error, ErrorKind, Forebay, MemoryStore, OnRejected, Seq, VersionPlace, WritePolicy,
-};
+use forebay::{Cache, CacheBuilder, Error, ErrorKind, Forebay, OnRejected, Seq, VersionReceipt, WritePolicy};
 
 use crate::support::held_loads::HeldLoads;
-use crate::support::{GatedStore, Layer, key_of, poll_once, stored};
+use crate::support::{GatedStore, Layer, key_of, poll_once, store_beside, stored};
 
 fn versioned(bay: &Forebay, kept: usize) -> Cache<u32, u64> {
     let cache: CacheBuilder<u32, u64> = bay.cache("n");
@@ -30,10 +28,10 @@ async fn versions_live_side_by_side_and_a_plain_read_returns_the_latest() {
     let bay = layer.open().await;
     let cache = versioned(&bay, 10);
     assert_eq!(all_of(&cache).await, (None, vec![]));
-    assert_eq!(cache.put_version(&1, 5, 50).await.unwrap().place, VersionPlace::Latest);
-    assert_eq!(cache.put_version(&1, 9, 90).await.unwrap().place, VersionPlace::Latest);
+    assert!(matches!(cache.put_version(&1, 5, 50).await.unwrap(), VersionReceipt::Latest(_)));
+    assert!(matches!(cache.put_version(&1, 9, 90).await.unwrap(), VersionReceipt::Latest(_)));
     let late = cache.put_version(&1, 7, 70).await.unwrap();
-    assert_eq!((late.place, late.seq), (VersionPlace::Behind, Some(bay.last_committed())));
+    assert_eq!(late, VersionReceipt::Behind(bay.last_committed()));
     let expected = (Some(90), vec![(5, 50), (7, 70), (9, 90)]);
     assert_eq!(all_of(&cache).await, expected);
     cache.invalidate_all();
@@ -112,7 +110,7 @@ async fn the_same_version_again_replaces_its_value_and_nothing_else() {
     assert_eq!(all_of(&cache).await, (Some(20), vec![(1, 10), (2, 20)]));
     cache.put_version(&1, 1, 11).await.unwrap();
     assert_eq!(all_of(&cache).await, (Some(20), vec![(1, 11), (2, 20)]));
-    assert_eq!(cache.put_version(&1, 2, 22).await.unwrap().place, VersionPlace::Latest);
+    assert!(matches!(cache.put_version(&1, 2, 22).await.unwrap(), VersionReceipt::Latest(_)));
     assert_eq!(all_of(&cache).await, (Some(22), vec![(1, 11), (2, 22)]));
 }
 
@@ -127,7 +125,7 @@ async fn retention_by_count_keeps_the_highest() {
     assert_eq!(all_of(&cache).await, (Some(30), vec![(2, 20), (3, 30)]));
     let before = bay.last_committed();
     let late = cache.put_version(&1, 1, 11).await.unwrap();
-    assert_eq!((late.place, late.seq), (VersionPlace::NotKept, None));
+    assert_eq!((late, late.seq()), (VersionReceipt::NotKept, None));
     assert_eq!(bay.last_committed(), before, "nothing was written");
     bay.flush().await.unwrap();
     assert_eq!(layer.store.snapshot().len(), 4, "the value, the list, two versions");
@@ -135,13 +133,13 @@ async fn retention_by_count_keeps_the_highest() {
 
     let bay = layer.open().await;
     let cache = versioned(&bay, 4);
-    assert_eq!(cache.put_version(&1, 1, 11).await.unwrap().place, VersionPlace::Behind);
+    assert!(matches!(cache.put_version(&1, 1, 11).await.unwrap(), VersionReceipt::Behind(_)));
     assert_eq!(all_of(&cache).await, (Some(30), vec![(1, 11), (2, 20), (3, 30)]));
     bay.close().await.unwrap();
 
     let bay = layer.open().await;
     let cache = versioned(&bay, 1);
-    assert_eq!(cache.put_version(&1, 4, 40).await.unwrap().place, VersionPlace::Latest);
+    assert!(matches!(cache.put_version(&1, 4, 40).await.unwrap(), VersionReceipt::Latest(_)));
     assert_eq!(all_of(&cache).await, (Some(40), vec![(4, 40)]));
     bay.flush().await.unwrap();
     assert_eq!(layer.store.snapshot().len(), 3);
@@ -166,7 +164,7 @@ async fn versions_are_journaled_and_true_after_a_power_cut_and_in_the_store() {
         cache.put_version(&1, version, version * 10).await.unwrap();
     }
     assert!(layer.store.snapshot().is_empty(), "only the journal has them");
-    let cut = Layer { disk: layer.disk.crash(CrashPolicy::OnlySynced), store: MemoryStore::new() };
+    let cut = Layer { disk: layer.disk.crash(CrashPolicy::OnlySynced), store: layer.store.copy() };
     let bay = cut.open().await;
     let cache = versioned(&bay, 2);
     let expected = (Some(60), vec![(5, 50), (6, 60)]);
@@ -176,7 +174,7 @@ async fn versions_are_journaled_and_true_after_a_power_cut_and_in_the_store() {
     let bay = cut.open().await;
     let cache = versioned(&bay, 2);
     assert_eq!(all_of(&cache).await, expected);
-    assert_eq!(cache.put_version(&1, 3, 30).await.unwrap().place, VersionPlace::NotKept);
+    assert_eq!(cache.put_version(&1, 3, 30).await.unwrap(), VersionReceipt::NotKept);
     gated.release();
 }
 
@@ -185,7 +183,7 @@ async fn every_power_cut_leaves_a_version_wholly_or_not_at_all() {
     let layer = Layer::new();
     let images = Arc::new(std::sync::Mutex::new(Vec::new()));
     let seen = Arc::clone(&images);
-    layer.disk.observe(move |_, disk| seen.lock().unwrap().push(disk));
+    layer.disk.observe(move |_, _, disk| seen.lock().unwrap().push(disk));
     let bay = layer.builder_on(GatedStore::stalled(&layer.store)).open().await.unwrap();
     let cache = versioned(&bay, 2);
     let order = [2, 4, 3, 1, 4, 5];
@@ -205,7 +203,9 @@ async fn every_power_cut_leaves_a_version_wholly_or_not_at_all() {
     ];
     let mut found_before = 0;
     for image in images {
-        let cut = Layer { disk: image.crash(CrashPolicy::OnlySynced), store: MemoryStore::new() };
+        let disk = image.crash(CrashPolicy::OnlySynced);
+        let store = store_beside(&disk, &layer.store);
+        let cut = Layer { disk, store };
         let bay = cut.open().await;
         let (value, versions) = all_of(&versioned(&bay, 2)).await;
         assert!(versions.iter().all(|(version, value)| *value == version * 10));
@@ -230,8 +230,8 @@ async fn two_writers_of_one_key_lose_neither_version() {
     let mut second = Box::pin(cache.put_version(&1, 2, 20));
     assert!(poll_once(&mut second).await.is_none());
     gate.open();
-    assert_eq!(first.await.unwrap().place, VersionPlace::Latest);
-    assert_eq!(second.await.unwrap().place, VersionPlace::Latest);
+    assert!(matches!(first.await.unwrap(), VersionReceipt::Latest(_)));
+    assert!(matches!(second.await.unwrap(), VersionReceipt::Latest(_)));
     assert_eq!(all_of(&cache).await, (Some(20), vec![(1, 10), (2, 20)]));
 }
 
@@ -248,7 +248,7 @@ async fn a_writer_that_goes_away_still_keeps_the_next_one_waiting() {
     let mut second = Box::pin(cache.put_version(&1, 2, 20));
     assert!(poll_once(&mut second).await.is_none());
     gate.open();
-    assert_eq!(second.await.unwrap().place, VersionPlace::Behind);
+    assert!(matches!(second.await.unwrap(), VersionReceipt::Behind(_)));
     assert_eq!(all_of(&cache).await, (Some(90), vec![(2, 20), (9, 90)]));
 }
 
@@ -290,7 +290,7 @@ async fn through_and_around_keep_versions_as_well() {
         let mut second = Box::pin(cache.put_version(&1, 5, 50));
         assert!(poll_once(&mut second).await.is_none(), "the first has not ended");
         gated.release();
-        assert_eq!(second.await.unwrap().place, VersionPlace::Behind);
+        assert!(matches!(second.await.unwrap(), VersionReceipt::Behind(_)));
         assert_eq!(all_of(&cache).await, (Some(60), vec![(5, 50), (6, 60)]));
         assert_eq!(layer.store.snapshot().len(), 4);
     }
@@ -344,7 +344,10 @@ async fn what_else_writes_a_versioned_key_is_defined() {
     assert_eq!(all_of(&cache).await, (None, vec![]));
     bay.flush().await.unwrap();
     assert_eq!(layer.store.snapshot().len(), 3, "of key 2: its value, its list, its version");
-    assert_eq!(cache.put_version(&1, 2, 22).await.unwrap().place, VersionPlace::Latest, "the first again");
+    assert!(
+        matches!(cache.put_version(&1, 2, 22).await.unwrap(), VersionReceipt::Latest(_)),
+        "the first again"
+    );
     assert_eq!(all_of(&cache).await, (Some(22), vec![(2, 22)]));
 }
 

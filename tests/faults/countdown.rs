@@ -10,7 +10,7 @@
 use std::io::ErrorKind as Io;
 use std::time::{Duration, Instant};
 
-use forebay::disk::{CrashPolicy, FailedSync, Fault, SimDisk};
+use forebay::disk::{CrashPolicy, Fault, SimDisk};
 use forebay::journal::frame::FrameBuilder;
 use forebay::journal::writer::GroupFrame;
 use forebay::{Durability, Error, ErrorKind, HealthState, Seq, WritePolicy};
@@ -27,22 +27,23 @@ struct Way {
     full: bool,
     /// The bytes that a failing write still writes.
     written: usize,
-    failed_sync: FailedSync,
+    reverts_pages: bool,
     lasting: bool,
 }
 
 const WAYS: [Way; 6] = [
-    Way { full: false, written: 0, failed_sync: FailedSync::PagesKept, lasting: false },
-    Way { full: false, written: 300, failed_sync: FailedSync::PagesReverted, lasting: false },
-    Way { full: true, written: 0, failed_sync: FailedSync::PagesKept, lasting: false },
-    Way { full: true, written: 300, failed_sync: FailedSync::PagesReverted, lasting: false },
-    Way { full: true, written: 5_000, failed_sync: FailedSync::PagesKept, lasting: true },
-    Way { full: false, written: 0, failed_sync: FailedSync::PagesReverted, lasting: true },
+    Way { full: false, written: 0, reverts_pages: false, lasting: false },
+    Way { full: false, written: 300, reverts_pages: true, lasting: false },
+    Way { full: true, written: 0, reverts_pages: false, lasting: false },
+    Way { full: true, written: 300, reverts_pages: true, lasting: false },
+    Way { full: true, written: 5_000, reverts_pages: false, lasting: true },
+    Way { full: false, written: 0, reverts_pages: true, lasting: true },
 ];
 
 impl Way {
     fn fault(self, after: u64) -> Fault {
-        let fault = Fault::on_any().after(after).written(self.written).failed_sync(self.failed_sync);
+        let fault = Fault::on_any().after(after).written(self.written);
+        let fault = if self.reverts_pages { fault.pages_reverted() } else { fault };
         let fault = if self.full { fault.kind(Io::StorageFull) } else { fault };
         if self.lasting { fault.until_healed() } else { fault }
     }

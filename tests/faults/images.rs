@@ -79,9 +79,9 @@ fn policies_of_recovery(seed: u64) -> [CrashPolicy; 5] {
 /// Those that lose one thing, for everything that can be lost; of the sectors at most `sectors_max`, evenly, and others
 /// for another seed.
 fn single_losses(disk: &SimDisk, sectors_max: usize, seed: u64) -> Vec<CrashPolicy> {
-    let unsynced = disk.unsynced();
-    let step = unsynced.sectors.div_ceil(sectors_max).max(1);
+    let (sectors, names) = disk.unsynced();
+    let step = sectors.div_ceil(sectors_max).max(1);
     let first = usize::try_from(seed).unwrap_or(0) % step;
-    let sectors = (first..unsynced.sectors).step_by(step).map(|nth| CrashPolicy::AllButSector { nth });
-    sectors.chain((0..unsynced.names).map(|nth| CrashPolicy::AllButName { nth })).collect()
+    let sectors = (first..sectors).step_by(step).map(|nth| CrashPolicy::AllButSector { nth });
+    sectors.chain((0..names).map(|nth| CrashPolicy::AllButName { nth })).collect()
 }

@@ -17,7 +17,7 @@ use forebay::{
     JournalOptions, MemoryStore, OnRejected, Replacement, Seq, Stale, WritePolicy,
 };
 
-use crate::support::{GatedStore, Layer, failing, key_of, poll_once};
+use crate::support::{GatedStore, Layer, failing, key_of, poll_once, store_beside};
 
 const SEGMENT_BYTES: u64 = 64 << 10;
 
@@ -27,6 +27,24 @@ fn telling(builder: Builder) -> Builder {
 
 async fn open(layer: &Layer) -> Forebay {
     telling(layer.builder()).open().await.unwrap()
+}
+
+async fn open_on(layer: &Layer, store: &GatedStore) -> Forebay {
+    telling(layer.builder_on(store.clone())).open().await.unwrap()
+}
+
+/// A layer whose store applies nothing yet, with a cache and a stream of all changes.
+async fn stalled() -> (Layer, GatedStore, Forebay, Cache<u32, Vec<u8>>, ChangeStream) {
+    let layer = Layer::new();
+    let gated = GatedStore::stalled(&layer.store);
+    let bay = open_on(&layer, &gated).await;
+    let (cache, changes) = (cache(&bay), bay.changes(Seq::ZERO).await.unwrap());
+    (layer, gated, bay, cache, changes)
+}
+
+/// The layer as a power cut leaves it, over this store.
+fn power_cut(layer: &Layer, store: &MemoryStore) -> Layer {
+    Layer { disk: layer.disk.crash(CrashPolicy::OnlySynced), store: store.clone() }
 }
 
 fn cache(bay: &Forebay) -> Cache<u32, Vec<u8>> {
@@ -146,7 +164,7 @@ async fn invalidations_of_namespaces_and_groups_are_told() {
     let grouped = bay.cache::<u32, Vec<u8>>("a/b").group_by(odd).open().unwrap();
     grouped.put(&1, vec![10]).await.unwrap();
     bay.invalidate_namespace("a").await.unwrap();
-    grouped.group("odd").unwrap().invalidate().await.unwrap();
+    grouped.invalidate_group("odd").await.unwrap();
     let rule = |_: &Replacement<'_, u32, Vec<u8>>, stale: &mut Stale| stale.namespace("a/b");
     let ruled = bay.cache::<u32, Vec<u8>>("ruled").on_change(rule).open().unwrap();
     ruled.put_with(&2, vec![20], WritePolicy::Through).await.unwrap();
@@ -156,11 +174,7 @@ async fn invalidations_of_namespaces_and_groups_are_told() {
 
 #[tokio::test]
 async fn nothing_is_told_before_the_store_holds_it() {
-    let layer = Layer::new();
-    let gated = GatedStore::stalled(&layer.store);
-    let bay = telling(layer.builder_on(gated.clone())).open().await.unwrap();
-    let cache = cache(&bay);
-    let mut changes = bay.changes(Seq::ZERO).await.unwrap();
+    let (_layer, gated, _bay, cache, mut changes) = stalled().await;
     cache.put(&1, vec![10]).await.unwrap();
     gated.wait_for_applies(1).await;
     cache.put(&2, vec![20]).await.unwrap();

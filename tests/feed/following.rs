@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use forebay::Invalidation;
 use forebay::bus::{Directive, Event, Payload};
+use forebay::store::Store;
 use forebay::{Cache, Epoch, Follow, Forebay, Seq};
 use scripted_bus::ScriptedBus;
 
@@ -44,11 +45,21 @@ impl Bed {
         Follow::new(self.bus.clone(), "prices").probe_interval(ms(2)).lag_max(Duration::from_secs(3600))
     }
 
-    async fn follower(&self) -> (Forebay, Cache<u64, u64>) {
-        let bay = Forebay::builder(self.layer.store.clone()).follow(self.follow()).open().await.unwrap();
-        let prices = bay.cache("prices").open().unwrap();
+    /// Opens a layer that follows the owner, and waits until it listens.
+    async fn open(&self, store: impl Store, follow: Follow) -> Forebay {
+        let bay = Forebay::builder(store).follow(follow).open().await.unwrap();
         self.bus.subscribed().await;
+        bay
+    }
+
+    async fn follower_with(&self, follow: Follow) -> (Forebay, Cache<u64, u64>) {
+        let bay = self.open(self.layer.store.clone(), follow).await;
+        let prices = bay.cache("prices").open().unwrap();
         (bay, prices)
+    }
+
+    async fn follower(&self) -> (Forebay, Cache<u64, u64>) {
+        self.follower_with(self.follow()).await
     }
 
     /// The owner writes, and the store has it.
@@ -65,6 +76,12 @@ impl Bed {
     /// Makes the event in which the owner reports this range.
     fn event(&self, after: Seq, until: Seq, directives: Vec<Directive>) -> Event {
         Event { epoch: self.epoch(), after, until, as_of_us: 0, payload: Payload::Directives(directives) }
+    }
+
+    /// Delivers the event in which the owner reports this range, and waits until the follower has taken it.
+    async fn tell(&self, after: Seq, until: Seq, directives: Vec<Directive>) {
+        self.bus.deliver(&self.event(after, until, directives));
+        self.bus.heard().await;
     }
 }
 

@@ -7,7 +7,7 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use forebay::Seq;
-use forebay::disk::{CrashPolicy, Disk, DiskOp, FailedSync, Fault, SimDisk};
+use forebay::disk::{CrashPolicy, Disk, DiskOp, Fault, SimDisk};
 use forebay::journal::committer::{Committed, Committer, Sink, Submission};
 use forebay::journal::frame::{FrameBody, FrameBuilder};
 use forebay::journal::{Durability, JournalOptions, recovery};
@@ -186,12 +186,13 @@ fn a_caller_that_may_block_and_is_alone_commits_for_itself_and_others_go_to_the_
 
 #[test]
 fn a_failed_sync_ends_all_writing_and_everybody_is_told_what_they_can_know() {
-    for effect in [FailedSync::PagesKept, FailedSync::PagesReverted] {
+    let fault = Fault::on(DiskOp::Sync).named(SEGMENT);
+    for fault in [fault.clone(), fault.pages_reverted()] {
         let (disk, sink) = (SimDisk::new(), Recorder::new(Mood::Sound));
         let committer = open(&disk, Durability::Sync, &sink);
         submit(&committer, [0]);
         drop(sink.wait(1, 0));
-        disk.plan(Fault::on(DiskOp::Sync).named(SEGMENT).failed_sync(effect));
+        disk.plan(fault);
         let gate = disk.hold_syncs(SEGMENT);
         submit(&committer, [1]);
         assert!(gate.wait_for(1));

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use forebay::disk::{CrashPolicy, Disk, DiskFile, DiskOp, FailedSync, Fault, SECTOR_BYTES, SimDisk};
+use forebay::disk::{CrashPolicy, Disk, DiskFile, DiskOp, Fault, SECTOR_BYTES, SimDisk};
 
 const DIR: &str = "/d";
 
@@ -115,11 +115,12 @@ fn a_rename_is_atomic_and_later_changes_of_a_name_never_overtake_earlier_ones() 
 
 #[test]
 fn a_failed_sync_loses_the_pages_for_good_and_the_next_one_lies() {
-    for (effect, readable) in [(FailedSync::PagesKept, "b"), (FailedSync::PagesReverted, "a")] {
+    let fault = Fault::on(DiskOp::Sync);
+    for (fault, readable) in [(fault.clone(), "b"), (fault.pages_reverted(), "a")] {
         let disk = disk();
         let file = durable_file(&disk, "f", 1);
         file.write_all_at(&[b'b'; SECTOR_BYTES], 0).unwrap();
-        disk.plan(Fault::on(DiskOp::Sync).failed_sync(effect));
+        disk.plan(fault);
         assert_eq!(file.sync_data().unwrap_err().raw_os_error(), Some(5));
         assert_eq!(sectors(&disk, "f"), readable);
         file.sync_data().unwrap();
@@ -211,8 +212,7 @@ fn everything_that_can_be_lost_is_lost_by_itself_once() {
     file.write_all_at(&[b'a'; SECTOR_BYTES], 0).unwrap();
     file.write_all_at(&[b'b'; 2 * SECTOR_BYTES], SECTOR_BYTES as u64).unwrap();
     disk.rename(&Path::new(DIR).join("f"), &Path::new(DIR).join("g")).unwrap();
-    let unsynced = disk.unsynced();
-    assert_eq!((unsynced.sectors, unsynced.names), (2, 1));
+    assert_eq!(disk.unsynced(), (2, 1));
     let without: Vec<String> =
         (0..3).map(|nth| sectors(&disk.crash(CrashPolicy::AllButSector { nth }), "g")).collect();
     assert_eq!(without, ["aaba", "abaa", "abba"]);
@@ -241,10 +241,10 @@ fn an_observer_sees_the_disk_before_each_change_and_nothing_else() {
     let file = durable_file(&disk, "f", 1);
     let seen = Arc::new(Mutex::new(Vec::new()));
     let notes = Arc::clone(&seen);
-    disk.observe(move |operation, image| {
+    disk.observe(move |op, name, image| {
         let live = sectors(&image, "f");
         let durable = sectors(&image.crash(CrashPolicy::OnlySynced), "f");
-        notes.lock().unwrap().push((operation.op, operation.name.clone(), live, durable));
+        notes.lock().unwrap().push((op, name.to_owned(), live, durable));
     });
     file.write_all_at(b"b", 0).unwrap();
     file.len().unwrap();

@@ -143,20 +143,16 @@ fn write_layer(top: &Path) {
 }
 
 /// A copy of the layer's fixture.
-fn layer_v1() -> TempDir {
-    layer("layer-v1.packed")
-}
-
-fn layer(name: &str) -> TempDir {
+fn layer_v2() -> TempDir {
     let top = tempfile::tempdir().unwrap();
-    put_image(top.path(), &unpack(&fs::read(fixture(name)).unwrap()));
+    put_image(top.path(), &unpack(&fs::read(fixture("layer-v2.packed")).unwrap()));
     top
 }
 
 #[test]
-fn a_queue_of_journal_format_1_opens_with_its_records_and_goes_on() {
+fn a_queue_of_journal_format_2_opens_with_its_records_and_goes_on() {
     let top = tempfile::tempdir().unwrap();
-    put_image(top.path(), &image(&fixture("journal-v1")));
+    put_image(top.path(), &image(&fixture("journal-v2")));
     let journal = Journal::open(top.path(), JournalOptions::default(), Durability::Sync).unwrap();
     let mut reader = journal.read_after(Seq::ZERO);
     let mut next = 1;
@@ -172,13 +168,8 @@ fn a_queue_of_journal_format_1_opens_with_its_records_and_goes_on() {
 }
 
 #[test]
-fn a_layer_of_format_1_opens_with_its_values_its_pending_records_and_its_dead_letters() {
-    for name in ["layer-v1.packed", "layer-v1-early.packed"] {
-        opens_whole(&layer(name));
-    }
-}
-
-fn opens_whole(top: &TempDir) {
+fn a_layer_of_format_2_opens_with_its_values_its_pending_records_and_its_dead_letters() {
+    let top = layer_v2();
     {
         // What the store held, before anything is drained.
         let store = SledStore::open(top.path().join("store")).unwrap();
@@ -223,10 +214,11 @@ fn opens_whole(top: &TempDir) {
     assert_eq!(shelf.get(&4).unwrap().unwrap(), b"four");
 }
 
-/// A segment without what is drawn at random, and the checksums over it.
+/// A segment without what is drawn at random, the witnesses, which depend on when the store took what, and the checksums
+/// over all that.
 fn normalized(segment: &[u8]) -> Vec<u8> {
     let mut bytes = segment.to_vec();
-    for drawn in [12..32, 40..48, 88..92] {
+    for drawn in [12..48, 56..64, 104..108] {
         bytes[drawn].fill(0);
     }
     let mut at = 4096;
@@ -234,13 +226,14 @@ fn normalized(segment: &[u8]) -> Vec<u8> {
         let length = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap()) as usize;
         bytes[at..at + 4].fill(0);
         bytes[at + 32..at + 40].fill(0);
+        bytes[at + 48..at + 56].fill(0);
         at += 56 + length.next_multiple_of(8);
     }
     assert!(bytes[at..].iter().all(|byte| *byte == 0), "behind the frames there are zeros");
     bytes
 }
 
-/// If this fails, what is written now is not what version 1 wrote: the format needs a new number, and a fixture.
+/// If this fails, what is written now is not what version 2 wrote: the format needs a new number, and a fixture.
 #[test]
 fn what_is_written_today_is_byte_for_byte_what_the_fixture_holds() {
     let top = tempfile::tempdir().unwrap();
@@ -250,7 +243,7 @@ fn what_is_written_today_is_byte_for_byte_what_the_fixture_holds() {
         files.map(|(name, bytes)| (name, normalized(&bytes))).collect::<BTreeMap<_, _>>()
     };
     let today = segments(image(top.path()));
-    let then = segments(unpack(&fs::read(fixture("layer-v1.packed")).unwrap()));
+    let then = segments(unpack(&fs::read(fixture("layer-v2.packed")).unwrap()));
     assert_eq!(today.keys().collect::<Vec<_>>(), then.keys().collect::<Vec<_>>());
     assert!(today.keys().any(|name| name.contains(LIST)), "the dead-letter list is among them");
     for (name, bytes) in &today {
@@ -262,20 +255,22 @@ fn what_is_written_today_is_byte_for_byte_what_the_fixture_holds() {
 #[test]
 fn a_journal_of_an_unknown_version_is_refused_and_left_untouched() {
     // In the last segment, so that everything before has been looked at; and in the list beside the journal.
-    for file in ["journal/00000000000000000002.seg", "journal/dead-letters/00000000000000000001.seg"] {
-        let top = layer_v1();
+    let files = ["journal/00000000000000000002.seg", "journal/dead-letters/00000000000000000001.seg"];
+    // The one before, which no release wrote, and one to come.
+    for (file, version) in files.into_iter().flat_map(|file| [(file, 1), (file, 3)]) {
+        let top = layer_v2();
         // Whoever had the journal open left this.
         fs::write(top.path().join("journal/lock"), []).unwrap();
         fs::write(top.path().join("journal/dead-letters/lock"), []).unwrap();
         let mut bytes = fs::read(top.path().join(file)).unwrap();
-        assert_eq!(bytes[8..12], 1_u32.to_le_bytes());
-        bytes[8] = 2;
+        assert_eq!(bytes[8..12], 2_u32.to_le_bytes());
+        bytes[8] = version;
         fs::write(top.path().join(file), bytes).unwrap();
         let before = image(&top.path().join("journal"));
         let error = open(top.path(), None).expect_err("it has to be refused");
         assert_eq!(error.kind(), ErrorKind::UnknownFormat, "{error}");
         let told = format!("{error:#}");
-        assert!(told.contains(file) && told.contains("format version 2"), "{told}");
+        assert!(told.contains(file) && told.contains(&format!("format version {version}")), "{told}");
         assert!(image(&top.path().join("journal")) == before, "{file}: something was changed");
     }
 }
@@ -295,9 +290,12 @@ fn past_the_store<T>(path: &Path, with: impl FnOnce(&sled::Db) -> T) -> T {
 /// The store is sled's to open, and sled writes to its own files when it is: what the tree holds is compared.
 #[test]
 fn a_store_of_an_unknown_layout_is_refused_and_left_untouched() {
-    for (format, what) in [(Some(3_u8), "has format 3, which is unknown"), (None, "is not one of this crate")]
-    {
-        let top = layer_v1();
+    for (format, what) in [
+        (Some(1_u8), "has format 1, and this version of the crate knows 3"),
+        (Some(9), "has format 9, and this version of the crate knows 3"),
+        (None, "is not one of this crate"),
+    ] {
+        let top = layer_v2();
         let path = top.path().join("store");
         past_the_store(&path, |db| {
             let mut meta = db.remove(b"m").unwrap().unwrap().to_vec();
@@ -333,5 +331,5 @@ fn write_fixtures() {
     files.retain(|name, _| !name.ends_with("lock"));
     let packed = pack(&files);
     assert!(unpack(&packed) == files);
-    fs::write(to.join("layer-v1.packed"), packed).unwrap();
+    fs::write(to.join("layer-v2.packed"), packed).unwrap();
 }

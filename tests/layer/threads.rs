@@ -63,9 +63,9 @@ fn a_blocking_writer_alone_syncs_for_itself_and_a_task_never_does() {
         let cache: Cache<u32, u32> = bay.cache("n").open().unwrap();
         let synced_by: Arc<Mutex<Vec<ThreadId>>> = Arc::default();
         let seen = Arc::clone(&synced_by);
-        layer.disk.observe(move |operation, _| {
+        layer.disk.observe(move |op, name, _| {
             // A spare has another name until it is a segment.
-            if operation.op == DiskOp::Sync && operation.name.starts_with('0') {
+            if op == DiskOp::Sync && name.starts_with('0') {
                 seen.lock().unwrap().push(thread::current().id());
             }
         });

@@ -334,7 +334,7 @@ impl Race {
     }
 
     fn invalidate_group(&self) {
-        block_on(self.cache().group(GROUP).unwrap().invalidate()).unwrap();
+        block_on(self.cache().invalidate_group(GROUP)).unwrap();
     }
 
     /// Of what the store lacks only a loader can say something new.

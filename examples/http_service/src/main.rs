@@ -8,78 +8,57 @@
 //!
 //! SIGINT and SIGTERM end it: requests under way are answered, then the layer is closed, which drains the queue.
 
-#![allow(clippy::print_stdout, reason = "it prints its address")]
-
-use anyhow::{Context as _, Result};
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use axum::routing::get;
-use axum::{Json, Router};
-use forebay::{Cache, Error, ErrorKind, Forebay, SledStore, WritePolicy};
-use serde::{Deserialize, Serialize};
+use axum::{Json, Router, http::StatusCode, routing::get};
+use forebay::{Cache, Error, Forebay, SledStore};
 use tokio::signal::unix::{SignalKind, signal};
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
 struct Product {
     name: String,
     price_cents: u64,
 }
 
 type Products = State<Cache<u64, Product>>;
-type Failure = (StatusCode, String);
+type Answer<T> = Result<T, (StatusCode, String)>;
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let address = arguments.next().context("usage: forebay-http-service ADDRESS DIRECTORY")?;
-    let directory = std::path::PathBuf::from(arguments.next().context("a directory is missing")?);
-    let layer = Forebay::builder(SledStore::open(directory.join("store"))?)
-        .journal(directory.join("journal"))
-        .open()
-        .await?;
-    let products = layer.cache("products").write_policy(WritePolicy::Behind).open()?;
+#[allow(clippy::print_stdout, reason = "it prints its address")]
+async fn main() -> anyhow::Result<()> {
+    let [address, directory] = &std::env::args().skip(1).collect::<Vec<_>>()[..] else {
+        anyhow::bail!("usage: forebay-http-service ADDRESS DIRECTORY");
+    };
+    let store = SledStore::open(format!("{directory}/store"))?;
+    let layer = Forebay::builder(store).journal(format!("{directory}/journal")).open().await?;
+    let products: Cache<u64, Product> = layer.cache("products").open()?;
 
-    let routes =
-        Router::new().route("/products/{id}", get(show).put(store).delete(remove)).with_state(products);
+    let routes = Router::new().route("/products/{id}", get(show).put(put).delete(remove));
     let listener = tokio::net::TcpListener::bind(address).await?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = async move { tokio::select!(_ = interrupt.recv() => {}, _ = terminate.recv() => {}) };
     println!("listening on {}", listener.local_addr()?);
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-        })
-        .await?;
+    axum::serve(listener, routes.with_state(products)).with_graceful_shutdown(stop).await?;
     // No request is left that could write. Without this the queue would be drained at the next start.
     layer.close().await?;
     Ok(())
 }
 
-async fn show(State(products): Products, Path(id): Path<u64>) -> Result<Json<Product>, Failure> {
+async fn show(State(products): Products, Path(id): Path<u64>) -> Answer<Json<Product>> {
     let product = products.get(&id).await.map_err(failure)?;
     product.map(Json).ok_or_else(|| (StatusCode::NOT_FOUND, format!("there is no product {id}\n")))
 }
 
-async fn store(
-    State(products): Products,
-    Path(id): Path<u64>,
-    Json(product): Json<Product>,
-) -> Result<StatusCode, Failure> {
-    products.put(&id, product).await.map(|_| StatusCode::NO_CONTENT).map_err(failure)
+async fn put(State(products): Products, Path(id): Path<u64>, Json(new): Json<Product>) -> Answer<StatusCode> {
+    products.put(&id, new).await.map(|_| StatusCode::NO_CONTENT).map_err(failure)
 }
 
-async fn remove(State(products): Products, Path(id): Path<u64>) -> Result<StatusCode, Failure> {
+async fn remove(State(products): Products, Path(id): Path<u64>) -> Answer<StatusCode> {
     products.remove(&id).await.map(|_| StatusCode::NO_CONTENT).map_err(failure)
 }
 
 /// Tells a client whether to try again: a full queue empties by itself.
-fn failure(error: Error) -> Failure {
-    let status = match error.kind() {
-        ErrorKind::QueueFull | ErrorKind::Transient | ErrorKind::Closed => StatusCode::SERVICE_UNAVAILABLE,
-        ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
-    };
+fn failure(error: Error) -> (StatusCode, String) {
+    let passes = error.is_transient();
+    let status = if passes { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR };
     (status, format!("{error}\n"))
 }

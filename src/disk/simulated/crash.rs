@@ -25,12 +25,12 @@ pub enum CrashPolicy {
     ContentLost,
     /// Power is cut, and everything survives but one sector.
     AllButSector {
-        /// The index of the sector among [`Unsynced::sectors`], from zero.
+        /// The index of the sector among the unsynced ones, from zero.
         nth: usize,
     },
     /// Power is cut, and everything survives but one directory change and those that depend on it.
     AllButName {
-        /// The index of the change among [`Unsynced::names`], from zero.
+        /// The index of the change among those that are not durable, from zero.
         nth: usize,
     },
     /// Power is cut, and each unsynced sector and directory change survives or not, at random.
@@ -57,16 +57,6 @@ pub enum CrashPolicy {
     },
 }
 
-/// The amount of data that a power cut can destroy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Unsynced {
-    /// Sectors whose content differs from the durable one.
-    pub sectors: usize,
-    /// SimDirectory changes that are not durable.
-    pub names: usize,
-}
-
 /// Returns the disk as a crash leaves it.
 pub(super) fn crash(state: &DiskState, policy: CrashPolicy) -> DiskState {
     // A killed process loses nothing that the kernel has: its page cache stays, and so does what was never synced.
@@ -77,10 +67,10 @@ pub(super) fn crash(state: &DiskState, policy: CrashPolicy) -> DiskState {
 }
 
 /// Counts the sectors and directory changes that a power cut can destroy.
-pub(super) fn unsynced(state: &DiskState) -> Unsynced {
+pub(super) fn unsynced(state: &DiskState) -> (usize, usize) {
     let mut survival = Survival::new(CrashPolicy::Everything);
     survival.disk(state);
-    survival.decided
+    (survival.sectors_decided, survival.names_decided)
 }
 
 /// The part of a sector that survives.
@@ -94,8 +84,9 @@ enum SectorOutcome {
 struct Survival {
     policy: CrashPolicy,
     random: u64,
-    /// The sectors and directory changes that were decided on so far.
-    decided: Unsynced,
+    /// The numbers of sectors and of directory changes that were decided on so far.
+    sectors_decided: usize,
+    names_decided: usize,
 }
 
 impl Survival {
@@ -107,7 +98,7 @@ impl Survival {
             | CrashPolicy::Garbled { seed } => seed,
             _ => 0,
         };
-        Survival { policy, random, decided: Unsynced::default() }
+        Survival { policy, random, sectors_decided: 0, names_decided: 0 }
     }
 
     fn disk(&mut self, state: &DiskState) -> DiskState {
@@ -172,8 +163,8 @@ impl Survival {
     }
 
     fn keeps_name(&mut self) -> bool {
-        let number = self.decided.names;
-        self.decided.names += 1;
+        let number = self.names_decided;
+        self.names_decided += 1;
         match self.policy {
             CrashPolicy::OnlySynced | CrashPolicy::NamesLost => false,
             CrashPolicy::AllButName { nth } => number != nth,
@@ -186,8 +177,8 @@ impl Survival {
     }
 
     fn decide_sector(&mut self, len: usize) -> SectorOutcome {
-        let number = self.decided.sectors;
-        self.decided.sectors += 1;
+        let number = self.sectors_decided;
+        self.sectors_decided += 1;
         let survives = match self.policy {
             CrashPolicy::OnlySynced | CrashPolicy::ContentLost => false,
             CrashPolicy::AllButSector { nth } => number != nth,

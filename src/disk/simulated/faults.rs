@@ -43,23 +43,6 @@ impl DiskOp {
     }
 }
 
-/// The effect of a failed sync on the pages of a file that it could not write.
-///
-/// Either way the pages are clean afterwards, so the next sync reports success (Rebello et al., "Can Applications
-/// Recover from fsync Failures?", ATC 2020).
-///
-/// Directories behave differently: ext4, XFS and Btrfs stop writing when they cannot write their metadata, and lose no
-/// part of it in between. After a failed sync of a directory its changes are still pending, or all of them are undone
-/// ([`FailedSync::PagesReverted`], which stands for the restart of a file system that had stopped).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FailedSync {
-    /// The pages stay readable until memory is short or the machine restarts (ext4, XFS).
-    #[default]
-    PagesKept,
-    /// The pages show the content of the disk again (Btrfs).
-    PagesReverted,
-}
-
 /// A planned failure.
 #[derive(Clone, Debug)]
 #[must_use = "a fault does nothing until it is planned"]
@@ -69,7 +52,7 @@ pub struct Fault {
     passing: u64,
     lasting: bool,
     cause: Cause,
-    failed_sync: FailedSync,
+    reverts_pages: bool,
     written: WrittenPart,
 }
 
@@ -117,7 +100,7 @@ impl WrittenPart {
 /// The error of a failing operation and its effect on the disk.
 pub(super) struct InjectedFailure {
     pub(super) error: io::Error,
-    pub(super) failed_sync: FailedSync,
+    pub(super) reverts_pages: bool,
     pub(super) written: WrittenPart,
 }
 
@@ -141,7 +124,7 @@ impl Fault {
             lasting: false,
             // A plain number, because `io::ErrorKind` has no name for this error.
             cause: Cause::Errno(EIO),
-            failed_sync: FailedSync::default(),
+            reverts_pages: false,
             written: WrittenPart::Bytes(0),
         }
     }
@@ -176,9 +159,17 @@ impl Fault {
         self
     }
 
-    /// Sets the effect of a failing sync on the pages.
-    pub fn failed_sync(mut self, effect: FailedSync) -> Fault {
-        self.failed_sync = effect;
+    /// Makes the pages that a failing sync could not write show the content of the disk again, as on Btrfs. Without
+    /// this they stay readable until memory is short or the machine restarts, as on ext4 and XFS.
+    ///
+    /// Either way the pages are clean afterwards, so the next sync reports success (Rebello et al., "Can Applications
+    /// Recover from fsync Failures?", ATC 2020).
+    ///
+    /// Directories behave differently: ext4, XFS and Btrfs stop writing when they cannot write their metadata, and lose
+    /// no part of it in between. After a failed sync of a directory its changes are still pending; with this all of
+    /// them are undone, which stands for the restart of a file system that had stopped.
+    pub fn pages_reverted(mut self) -> Fault {
+        self.reverts_pages = true;
         self
     }
 
@@ -250,7 +241,7 @@ impl Faults {
             Cause::Kind(kind) => kind.into(),
             Cause::Errno(errno) => io::Error::from_raw_os_error(errno),
         };
-        Err(InjectedFailure { error, failed_sync: fault.failed_sync, written: fault.written })
+        Err(InjectedFailure { error, reverts_pages: fault.reverts_pages, written: fault.written })
     }
 }
 

@@ -9,25 +9,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::disk::simulated::faults::{DiskOp, FailedSync, Faults, InjectedFailure, WrittenPart};
+use crate::disk::simulated::faults::{DiskOp, Faults, InjectedFailure, WrittenPart};
 
 /// The unit in which a simulated disk writes, in bytes.
 pub const SECTOR_BYTES: usize = 512;
 
-/// An operation as an observer sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DiskOperation {
-    /// The number of operations before it.
-    pub number: u64,
-    /// The kind of operation.
-    pub op: DiskOp,
-    /// The name of its file or directory, without the path.
-    pub name: String,
-}
-
-/// Called before each change, with the disk as a killed process would leave it.
-pub(super) type StateObserver = Box<dyn FnMut(&DiskOperation, DiskState) + Send>;
+/// Called before each change, with the operation's kind and name and the disk as a killed process would leave it.
+pub(super) type StateObserver = Box<dyn FnMut(DiskOp, &str, DiskState) + Send>;
 
 #[derive(Default)]
 pub(super) struct DiskState {
@@ -106,8 +94,7 @@ impl DiskState {
     pub(super) fn begin(&mut self, op: DiskOp, name: &str) -> Result<(), InjectedFailure> {
         // Taken out meanwhile, so that the observer and the image can be borrowed at the same time.
         if let Some(mut observer) = self.observer.take_if(|_| op.changes()) {
-            let operation = DiskOperation { number: self.faults.operations(), op, name: name.to_owned() };
-            observer(&operation, self.killed());
+            observer(op, name, self.killed());
             self.observer = Some(observer);
         }
         self.faults.check(op, name)
@@ -192,7 +179,7 @@ impl DiskState {
         let dir = self.dir(path)?;
         if let Err(failure) = outcome {
             // A file system that stopped comes back with the durable entries only.
-            if failure.failed_sync == FailedSync::PagesReverted {
+            if failure.reverts_pages {
                 // Names that were made since the last sync are gone, and with them files that nobody else holds.
                 dir.live = dir.durable.clone();
                 dir.changes.clear();
@@ -246,7 +233,7 @@ impl DiskState {
             buf = buf.get(..room).unwrap_or(buf);
             outcome = outcome.and(Err(InjectedFailure {
                 error: io::ErrorKind::StorageFull.into(),
-                failed_sync: FailedSync::default(),
+                reverts_pages: false,
                 written: WrittenPart::Bytes(room),
             }));
         }
@@ -286,10 +273,10 @@ impl DiskState {
         let begun = begun.unwrap_or_else(|| self.begin_sync(inode));
         let file = self.inode(inode)?;
         if let Err(failure) = outcome {
-            if failure.failed_sync == FailedSync::PagesReverted {
+            if failure.reverts_pages {
                 file.live = Arc::clone(&file.durable);
             }
-            // Clean pages, though they are not on the disk: a second sync reports success (see `FailedSync`).
+            // Clean pages, though they are not on the disk: a second sync reports success (`Fault::pages_reverted`).
             file.dirty.clear();
             return Err(failure.error);
         }

@@ -316,7 +316,8 @@ fn damage_behind_the_back_of_a_running_reader_is_an_error_and_never_a_value() {
     assert_eq!(read_all(&log, 0).unwrap().len(), 2);
 }
 
-/// Every later version must open what version 2 wrote, the first that may be released. Run with `FOREBAY_WRITE_FIXTURES=1` to make it anew.
+/// Every later version must open what version 2 wrote, the first that may be released. Run with
+/// `FOREBAY_WRITE_FIXTURES=1` to make it anew.
 #[test]
 fn the_fixture_of_format_version_2_opens() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/journal-v2");

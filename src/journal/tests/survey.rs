@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::damage::{closed_journal, give_another_sound_body, image_of};
 use super::*;
-use crate::disk::contract::{Disk, DiskFile, DiskLock};
+use crate::disk::contract::{Disk, DiskFile};
 use crate::journal::salvage::{SalvageOptions, SalvageStep, Salvaged, salvage};
 use crate::journal::survey::{Finding, Survey};
 
@@ -399,7 +399,7 @@ impl Disk for ChangingDisk {
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
         panic!("a survey syncs a directory")
     }
-    fn lock(&self, _: &Path) -> io::Result<Box<dyn DiskLock>> {
+    fn lock(&self, _: &Path) -> io::Result<Box<dyn Send + Sync>> {
         panic!("a survey locks")
     }
 }

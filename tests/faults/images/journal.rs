@@ -4,14 +4,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use forebay::JournalOptions;
-use forebay::disk::{CrashPolicy, DiskOp, DiskOperation, SimDisk};
+use forebay::disk::{CrashPolicy, DiskOp, SimDisk};
 
 use super::{Tally, budget, first_seed, policies, policies_of_recovery, single_losses};
 use crate::journal_run::{Acknowledge, Draw, History, Run, Shared, layout, open, work};
 
 /// The disk right before an operation, and what was known then.
 struct Moment {
-    operation: DiskOperation,
+    before: String,
     disk: SimDisk,
     history: History,
 }
@@ -21,9 +21,10 @@ type Moments = Arc<Mutex<Vec<Moment>>>;
 fn watch(disk: &SimDisk, history: &Shared) -> Moments {
     let moments = Moments::default();
     let (seen, history) = (Arc::clone(&moments), history.clone());
-    disk.observe(move |operation, disk| {
-        let moment = Moment { operation: operation.clone(), disk, history: history.now() };
-        seen.lock().unwrap().push(moment);
+    disk.observe(move |op, name, disk| {
+        let mut seen = seen.lock().unwrap();
+        let before = format!("change {}, {op:?} of {name}", seen.len());
+        seen.push(Moment { before, disk, history: history.now() });
     });
     moments
 }
@@ -32,14 +33,8 @@ fn watch(disk: &SimDisk, history: &Shared) -> Moments {
 fn moments_of(disk: &SimDisk, history: &Shared, seen: &Moments) -> Vec<Moment> {
     disk.unobserve();
     let mut moments = std::mem::take(&mut *seen.lock().unwrap());
-    if let Some(last) = moments.last() {
-        let operation = last.operation.clone();
-        moments.push(Moment {
-            operation,
-            disk: disk.crash(CrashPolicy::ProcessKilled),
-            history: history.now(),
-        });
-    }
+    let (before, disk) = ("the end".to_owned(), disk.crash(CrashPolicy::ProcessKilled));
+    moments.push(Moment { before, disk, history: history.now() });
     moments
 }
 
@@ -88,7 +83,7 @@ impl Kind {
         for moment in moments_of(&image, &history, &seen) {
             for policy in policies_of_recovery(seed) {
                 tally.images_of_recoveries += 1;
-                let place = || format!("then {policy:?} before {:?}", moment.operation);
+                let place = || format!("then {policy:?} before {}", moment.before);
                 self.check(&moment, policy).map_err(|what| format!("{}: {what}", place()))?;
             }
         }
@@ -106,7 +101,7 @@ impl Kind {
             let crashes = policies(drawn).into_iter().chain(single_losses(&moment.disk, sectors_max, seed));
             for (nth, policy) in (0..).zip(crashes) {
                 tally.images += 1;
-                let place = || format!("{policy:?} before {:?}", moment.operation);
+                let place = || format!("{policy:?} before {}", moment.before);
                 self.check(&moment, policy).map_err(|what| format!("{}: {what}", place()))?;
                 if (at + nth + seed).is_multiple_of(128) {
                     let again = self.recover(&moment, policy, drawn, tally);

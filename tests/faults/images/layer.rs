@@ -35,8 +35,8 @@ fn moment(before: String, disk: SimDisk, store: &HistoryStore, shared: &Shared) 
 fn watch(disk: &SimDisk, store: &HistoryStore, history: &Shared) -> Moments {
     let moments = Moments::default();
     let (seen, known, of) = (Arc::clone(&moments), history.clone(), store.clone());
-    disk.observe(move |operation, disk| {
-        let moment = moment(format!("{operation:?}"), disk, &of, &known);
+    disk.observe(move |op, name, disk| {
+        let moment = moment(format!("{op:?} of {name}"), disk, &of, &known);
         seen.lock().unwrap().push(moment);
     });
     let (seen, known) = (Arc::clone(&moments), history.clone());

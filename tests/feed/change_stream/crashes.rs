@@ -10,7 +10,7 @@ async fn after_any_power_cut_every_applied_record_is_told_at_least_once_and_in_o
     let acknowledged = Arc::new(Mutex::new(Seq::ZERO));
     let (seen, store, acked) = (Arc::clone(&images), layer.store.clone(), Arc::clone(&acknowledged));
     let watermark = move |store: &MemoryStore| store.history().last().map_or(Seq::ZERO, |last| last.applied);
-    layer.disk.observe(move |_, disk| {
+    layer.disk.observe(move |_, _, disk| {
         let at = (disk, watermark(&store), *acked.lock().unwrap());
         seen.lock().unwrap().push(at);
     });
@@ -38,8 +38,9 @@ async fn after_any_power_cut_every_applied_record_is_told_at_least_once_and_in_o
             CrashPolicy::Everything,
         ] {
             // The store as it was: a fresh one that has come as far. Its data are not read here.
-            let store = store_at(&layer.store, applied).await;
-            let cut = Layer { disk: image.crash(policy), store };
+            let disk = image.crash(policy);
+            let store = store_at(&layer.store, applied, &disk).await;
+            let cut = Layer { disk, store };
             let bay = open(&cut).await;
             let mut changes = bay.changes("index").await.unwrap();
             let after = changes.told();
@@ -63,10 +64,13 @@ async fn after_any_power_cut_every_applied_record_is_told_at_least_once_and_in_o
 }
 
 /// A store that knows as much of its owner as `store` did at `applied`, for the journal that it is fed from.
-async fn store_at(store: &MemoryStore, applied: Seq) -> MemoryStore {
-    use forebay::store::{Batch, Claim, Store};
-    let standing = store.standing().await.unwrap();
+async fn store_at(store: &MemoryStore, applied: Seq, disk: &SimDisk) -> MemoryStore {
+    use forebay::store::{Batch, Claim, Standing, Store};
+    let standing = store_beside(disk, store).standing().await.unwrap();
     let old = MemoryStore::new();
+    if standing == Standing::default() {
+        return old;
+    }
     // The same tenure, as in a copy of the store.
     let claim = Claim { tenure: standing.tenure.id, ..Claim::new(standing.journal).unwrap() };
     let claimed = claim.of(&old).await.unwrap();
@@ -84,7 +88,7 @@ async fn store_at(store: &MemoryStore, applied: Seq) -> MemoryStore {
 async fn write_throughs_are_told_as_invalidations_whatever_became_of_them() {
     let layer = Layer::new();
     let gated = GatedStore::new(&layer.store);
-    let bay = telling(layer.builder_on(gated.clone())).open().await.unwrap();
+    let bay = open_on(&layer, &gated).await;
     let cache = cache(&bay);
     let mut changes = bay.changes("index").await.unwrap();
     cache.put(&1, vec![10]).await.unwrap();
@@ -103,12 +107,12 @@ async fn write_throughs_are_told_as_invalidations_whatever_became_of_them() {
     let late = GatedStore::stalled_after_applying(&layer.store);
     changes.acknowledge(Seq::new(6)).await.unwrap();
     bay.close().await.unwrap();
-    let bay = telling(layer.builder_on(late.clone())).open().await.unwrap();
+    let bay = open_on(&layer, &late).await;
     let cache: Cache<u32, Vec<u8>> = bay.cache("n").open().unwrap();
     let mut doubtful = Box::pin(cache.put_with(&7, vec![70], WritePolicy::Through));
     assert!(poll_once(&mut doubtful).await.is_none());
     late.wait_for_applies(1).await;
-    let cut = Layer { disk: layer.disk.crash(CrashPolicy::OnlySynced), store: layer.store.clone() };
+    let cut = power_cut(&layer, &layer.store);
     let bay = open(&cut).await;
     let mut changes = bay.changes("index").await.unwrap();
     assert_eq!(drain(&bay, &mut changes).await, expected(&[(7, "7?")]));
@@ -119,13 +123,13 @@ async fn write_throughs_are_told_as_invalidations_whatever_became_of_them() {
 async fn a_write_through_that_never_came_to_be_is_passed_over_after_a_crash() {
     let layer = Layer::new();
     let gated = GatedStore::stalled(&layer.store);
-    let bay = telling(layer.builder_on(gated.clone())).open().await.unwrap();
+    let bay = open_on(&layer, &gated).await;
     let through = cache(&bay);
     through.put(&2, vec![5]).await.unwrap();
     let mut doubtful = Box::pin(through.put_with(&2, vec![20], WritePolicy::Through));
     assert!(poll_once(&mut doubtful).await.is_none());
     through.put(&3, vec![30]).await.unwrap();
-    let cut = Layer { disk: layer.disk.crash(CrashPolicy::OnlySynced), store: MemoryStore::new() };
+    let cut = power_cut(&layer, &layer.store.copy());
     let bay = open(&cut).await;
     let mut changes = bay.changes(Seq::ZERO).await.unwrap();
     assert_eq!(drain(&bay, &mut changes).await, expected(&[(1, "2=5"), (2, "2?"), (3, "3=30")]));
@@ -145,7 +149,7 @@ async fn a_notice_is_durable_before_the_store_changes_though_writes_are_buffered
     gated.reject(key_of("n", &2_u32));
     cache.put_with(&2, vec![20], WritePolicy::Through).await.expect_err("not taken");
     bay.flush().await.unwrap();
-    let cut = Layer { disk: layer.disk.crash(CrashPolicy::OnlySynced), store: layer.store.clone() };
+    let cut = power_cut(&layer, &layer.store);
     let bay = open(&cut).await;
     let mut changes = bay.changes(Seq::ZERO).await.unwrap();
     assert_eq!(drain(&bay, &mut changes).await, expected(&[(1, "1?"), (2, "2?")]));
@@ -153,11 +157,7 @@ async fn a_notice_is_durable_before_the_store_changes_though_writes_are_buffered
 
 #[tokio::test]
 async fn write_throughs_that_a_halt_refuses_are_passed_over() {
-    let layer = Layer::new();
-    let gated = GatedStore::stalled(&layer.store);
-    let bay = telling(layer.builder_on(gated.clone())).open().await.unwrap();
-    let cache = cache(&bay);
-    let mut changes = bay.changes(Seq::ZERO).await.unwrap();
+    let (layer, gated, bay, cache, mut changes) = stalled().await;
     cache.put(&1, vec![10]).await.unwrap();
     gated.wait_for_applies(1).await;
     gated.reject(key_of("n", &2_u32));

@@ -128,7 +128,7 @@ async fn a_cursor_that_cannot_be_written_stays_where_it_was() {
         assert_eq!(bay.cursors().unwrap()[0].acknowledged, Seq::ZERO, "{op:?}");
         layer.disk.heal();
         changes.acknowledge(Seq::new(1)).await.unwrap();
-        let cut = Layer { disk: layer.disk.crash(CrashPolicy::OnlySynced), store: layer.store.clone() };
+        let cut = power_cut(&layer, &layer.store);
         assert_eq!(open(&cut).await.cursors().unwrap()[0].acknowledged, Seq::new(1), "{op:?}");
     }
 }

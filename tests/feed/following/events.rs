@@ -3,7 +3,7 @@
 use forebay::Invalidation;
 use forebay::bus::{Directive, Event, Payload, Position, StartPosition};
 use forebay::testkit::FlakyStore;
-use forebay::{Epoch, Error, ErrorKind, NamespaceName, Seq, Source};
+use forebay::{Cache, Epoch, Error, ErrorKind, Forebay, NamespaceName, Seq, Source};
 
 use super::{Bed, before, changed, eventually};
 use crate::support::key_of;
@@ -17,8 +17,7 @@ async fn what_was_not_changed_is_served_from_memory_and_what_was_is_not() {
     assert_eq!((prices.get(&1).await.unwrap(), prices.get(&2).await.unwrap()), (Some(10), Some(20)));
     let seq = bed.write(1, 11).await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10), "it was told nothing");
-    bed.bus.deliver(&bed.event(before(seq), seq, vec![changed(1, seq)]));
-    bed.bus.heard().await;
+    bed.tell(before(seq), seq, vec![changed(1, seq)]).await;
     assert_eq!(bay.watermark(), seq);
     assert_eq!(prices.get_entry(&2).await.unwrap().source, Source::Memory);
     assert!(prices.peek(&1).is_none(), "it would have to be loaded");
@@ -53,8 +52,7 @@ async fn directives_of_one_event_reach_each_the_cache_of_their_namespace() {
     for (what, directives, dropped) in said {
         let seq = bed.write(100, 0).await;
         let directives = directives.iter().map(|directive| directive(seq)).collect();
-        bed.bus.deliver(&bed.event(before(seq), seq, directives));
-        bed.bus.heard().await;
+        bed.tell(before(seq), seq, directives).await;
         let gone = [prices.peek(&1).is_none(), stocks.peek(&1).is_none()];
         assert_eq!(gone, dropped, "{what}");
         prices.get(&1).await.unwrap();
@@ -79,8 +77,7 @@ async fn a_follower_says_about_how_many_bytes_of_events_it_is_behind() {
     // Neither a heartbeat nor what comes twice makes the mean another.
     bed.bus.deliver(&event);
     bed.bus.deliver(&event);
-    bed.bus.deliver(&bed.event(first, first, vec![]));
-    bed.bus.heard().await;
+    bed.tell(first, first, vec![]).await;
     assert_eq!(behind(), (0, 0));
     for _ in 0..3 {
         bed.write(1, 11).await;
@@ -97,8 +94,7 @@ async fn a_directive_that_comes_again_or_late_drops_nothing_newer() {
     let (_bay, prices) = bed.follower().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
     bed.bus.deliver(&bed.event(before(old), old, vec![changed(1, old)]));
-    bed.bus.deliver(&bed.event(before(new), new, vec![changed(1, new)]));
-    bed.bus.heard().await;
+    bed.tell(before(new), new, vec![changed(1, new)]).await;
     assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Memory);
 }
 
@@ -108,9 +104,8 @@ async fn removals_namespaces_groups_and_new_values_are_carried_out() {
     for key in 1..=3 {
         bed.write(key, key * 10).await;
     }
-    let bay = forebay::Forebay::builder(bed.layer.store.clone()).follow(bed.follow()).open().await.unwrap();
+    let bay = bed.open(bed.layer.store.clone(), bed.follow()).await;
     let prices = bay.cache::<u64, u64>("prices").group_by(|key| Some(format!("of {key}"))).open().unwrap();
-    bed.bus.subscribed().await;
     let warm = async || {
         for key in 1..=3 {
             prices.get(&key).await.unwrap();
@@ -126,8 +121,7 @@ async fn removals_namespaces_groups_and_new_values_are_carried_out() {
     // Under a number that the store has: a position beyond it is that of another history.
     let say = async |directive: fn(Seq) -> Directive| {
         let seq = bed.write(100, 0).await;
-        bed.bus.deliver(&bed.event(before(seq), seq, vec![directive(seq)]));
-        bed.bus.heard().await;
+        bed.tell(before(seq), seq, vec![directive(seq)]).await;
     };
     let (memory, store) = (Source::Memory, Source::Store);
     warm().await;
@@ -152,8 +146,7 @@ async fn removals_namespaces_groups_and_new_values_are_carried_out() {
     let put = Directive::Put(key_of("prices", &3_u64), at, value.clone());
     bed.bus.deliver(&bed.event(before(at), at, vec![put]));
     // What nobody has read here is not brought in.
-    bed.bus.deliver(&bed.event(at, at, vec![Directive::Put(key_of("prices", &9_u64), at, value)]));
-    bed.bus.heard().await;
+    bed.tell(at, at, vec![Directive::Put(key_of("prices", &9_u64), at, value)]).await;
     let entry = prices.get_entry(&3).await.unwrap();
     assert_eq!((entry.value, entry.version, entry.source), (Some(77), Some(at), memory));
     assert_eq!(prices.resident_count(), 3);
@@ -165,17 +158,15 @@ async fn removals_namespaces_groups_and_new_values_are_carried_out() {
 async fn a_value_that_comes_late_does_not_bring_back_what_is_gone() {
     let bed = Bed::new().await;
     let old = bed.write(1, 10).await;
-    let bay = forebay::Forebay::builder(bed.layer.store.clone()).follow(bed.follow()).open().await.unwrap();
+    let bay = bed.open(bed.layer.store.clone(), bed.follow()).await;
     let hour = std::time::Duration::from_secs(3600);
     let prices = bay.cache::<u64, u64>("prices").negative_time_to_live(hour).open().unwrap();
-    bed.bus.subscribed().await;
     let value = bytes::Bytes::from([&[1, 1][..], &10_u64.to_le_bytes()].concat());
     let late = bed.event(before(old), old, vec![Directive::Put(key_of("prices", &1_u64), old, value)]);
 
     let removed = bed.prices.remove(&1).await.unwrap().seq();
     bed.owner.wait_applied(removed).await.unwrap();
-    bed.bus.deliver(&bed.event(old, removed, vec![Directive::Remove(key_of("prices", &1_u64), removed)]));
-    bed.bus.heard().await;
+    bed.tell(old, removed, vec![Directive::Remove(key_of("prices", &1_u64), removed)]).await;
     assert_eq!(prices.get(&1).await.unwrap(), None);
     assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Memory, "the absence is remembered");
     bed.bus.deliver(&late);
@@ -183,8 +174,7 @@ async fn a_value_that_comes_late_does_not_bring_back_what_is_gone() {
     assert_eq!(prices.get(&1).await.unwrap(), None);
 
     let new = bed.write(1, 11).await;
-    bed.bus.deliver(&bed.event(removed, new, vec![changed(1, new)]));
-    bed.bus.heard().await;
+    bed.tell(removed, new, vec![changed(1, new)]).await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
     bed.bus.deliver(&bed.event(new, new, vec![Directive::Invalidate(Invalidation::Everything, new)]));
     bed.bus.deliver(&late);
@@ -192,24 +182,27 @@ async fn a_value_that_comes_late_does_not_bring_back_what_is_gone() {
     assert_eq!(prices.get(&1).await.unwrap(), Some(11), "memory was emptied, and knows of nothing newer");
 }
 
-#[tokio::test]
-async fn a_gap_is_asked_for_again_from_the_last_message_before_it() {
+/// A follower that has key 1 in memory and has taken one event, about key 2. With that event's number.
+async fn after_one_event() -> (Bed, Forebay, Cache<u64, u64>, Seq) {
     let bed = Bed::new().await;
     bed.write(1, 10).await;
     let (bay, prices) = bed.follower().await;
     let first = bed.write(2, 20).await;
-    bed.bus.deliver(&bed.event(before(first), first, vec![changed(2, first)]));
-    bed.bus.heard().await;
+    bed.tell(before(first), first, vec![changed(2, first)]).await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
+    (bed, bay, prices, first)
+}
+
+#[tokio::test]
+async fn a_gap_is_asked_for_again_from_the_last_message_before_it() {
+    let (bed, bay, prices, first) = after_one_event().await;
     let missed = bed.write(1, 11).await;
     let last = bed.write(3, 30).await;
-    bed.bus.deliver(&bed.event(before(last), last, vec![changed(3, last)]));
-    bed.bus.heard().await;
+    bed.tell(before(last), last, vec![changed(3, last)]).await;
     assert_eq!(bed.bus.subscriptions(), [StartPosition::Now, StartPosition::After(Position::new("1"))]);
     assert!(bay.following().unwrap().has_gap);
     assert_eq!((bay.watermark(), prices.get(&1).await.unwrap()), (first, Some(10)), "nothing is known of it");
-    bed.bus.deliver(&bed.event(before(missed), missed, vec![changed(1, missed)]));
-    bed.bus.heard().await;
+    bed.tell(before(missed), missed, vec![changed(1, missed)]).await;
     assert_eq!(bay.watermark(), last, "what was heard behind the gap counts");
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
     let status = bay.following().unwrap();
@@ -218,13 +211,7 @@ async fn a_gap_is_asked_for_again_from_the_last_message_before_it() {
 
 #[tokio::test]
 async fn a_gap_that_stays_empties_memory() {
-    let bed = Bed::new().await;
-    bed.write(1, 10).await;
-    let (bay, prices) = bed.follower().await;
-    let first = bed.write(2, 20).await;
-    bed.bus.deliver(&bed.event(before(first), first, vec![changed(2, first)]));
-    bed.bus.heard().await;
-    assert_eq!(prices.get(&1).await.unwrap(), Some(10));
+    let (bed, bay, prices, _) = after_one_event().await;
     bed.write(1, 11).await;
     let last = bed.write(3, 30).await;
     let later = bed.event(before(last), last, vec![changed(3, last)]);
@@ -241,10 +228,7 @@ async fn a_gap_that_stays_empties_memory() {
 async fn a_lost_position_empties_memory_where_directives_of_no_chain_are_taken() {
     let bed = Bed::new().await;
     bed.write(1, 10).await;
-    let follow = bed.follow().outside_directives(true);
-    let bay = forebay::Forebay::builder(bed.layer.store.clone()).follow(follow).open().await.unwrap();
-    let prices = bay.cache::<u64, u64>("prices").open().unwrap();
-    bed.bus.subscribed().await;
+    let (bay, prices) = bed.follower_with(bed.follow().outside_directives(true)).await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
     let last = bed.write(1, 11).await;
     bed.bus.lose_position();
@@ -268,8 +252,7 @@ async fn after_a_lost_position_the_chain_says_whether_anything_is_missing() {
     sources().await;
     bed.bus.lose_position();
     let third = bed.write(1, 11).await;
-    bed.bus.deliver(&bed.event(before(third), third, vec![changed(1, third)]));
-    bed.bus.heard().await;
+    bed.tell(before(third), third, vec![changed(1, third)]).await;
     assert_eq!(sources().await, [(Some(11), store), (Some(20), memory)], "nothing was missing");
     let status = bay.following().unwrap();
     assert_eq!((status.positions_lost, status.places_lost), (1, 0));
@@ -277,13 +260,11 @@ async fn after_a_lost_position_the_chain_says_whether_anything_is_missing() {
     // Now something is, and a heartbeat shows it. It is asked for, and the bus has only what comes again.
     let fourth = bed.write(1, 12).await;
     bed.bus.lose_position();
-    bed.bus.deliver(&bed.event(fourth, fourth, vec![]));
-    bed.bus.heard().await;
+    bed.tell(fourth, fourth, vec![]).await;
     assert_eq!(bay.following().unwrap().gaps, 1);
     bed.bus.lose_position();
     bed.bus.deliver(&bed.event(before(first), first, vec![changed(1, first)]));
-    bed.bus.deliver(&bed.event(fourth, fourth, vec![]));
-    bed.bus.heard().await;
+    bed.tell(fourth, fourth, vec![]).await;
     assert_eq!(sources().await, [(Some(12), store), (Some(20), store)]);
     let status = bay.following().unwrap();
     assert_eq!((status.positions_lost, status.places_lost, bay.watermark()), (3, 1, fourth));
@@ -311,16 +292,14 @@ async fn what_is_not_to_be_believed_is_refused_and_counted_and_does_nothing() {
     let forged = bed.event(seq, seq.next(), vec![changed(1, seq.next())]);
     bed.bus.deliver(&Event { epoch: Epoch::new(bed.epoch().get() + 1), ..forged.clone() });
     bed.bus.deliver(&Event { epoch: Epoch::new(bed.epoch().get() - 1), ..forged });
-    bed.bus.deliver(&bed.event(seq, seq, vec![Directive::Remove(key_of("elsewhere", &1_u64), seq)]));
-    bed.bus.heard().await;
+    bed.tell(seq, seq, vec![Directive::Remove(key_of("elsewhere", &1_u64), seq)]).await;
     let status = bay.following().unwrap();
     assert_eq!((status.refused, status.refused_owner, status.directives_elsewhere), (5, 2, 1));
     assert_eq!((status.position, status.epoch), (seq, bed.epoch()));
     assert_eq!(prices.get_entry(&1).await.unwrap().source, Source::Memory);
     // The true owner is still heard.
     let next = bed.write(1, 11).await;
-    bed.bus.deliver(&bed.event(seq, next, vec![changed(1, next)]));
-    bed.bus.heard().await;
+    bed.tell(seq, next, vec![changed(1, next)]).await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(11));
 }
 
@@ -328,10 +307,7 @@ async fn what_is_not_to_be_believed_is_refused_and_counted_and_does_nothing() {
 async fn directives_from_outside_are_carried_out_where_that_is_wanted() {
     let bed = Bed::new().await;
     bed.write(1, 10).await;
-    let follow = bed.follow().outside_directives(true);
-    let bay = forebay::Forebay::builder(bed.layer.store.clone()).follow(follow).open().await.unwrap();
-    let prices = bay.cache::<u64, u64>("prices").open().unwrap();
-    bed.bus.subscribed().await;
+    let (_bay, prices) = bed.follower_with(bed.follow().outside_directives(true)).await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
     let event = bed.event(Seq::ZERO, Seq::ZERO, vec![changed(1, Seq::ZERO)]);
     bed.bus.deliver(&Event { epoch: Epoch::new(0), ..event });
@@ -365,9 +341,8 @@ async fn a_new_owners_events_wait_until_the_store_can_say_who_it_is() {
     let bed = Bed::new().await;
     let seq = bed.write(1, 10).await;
     let store = FlakyStore::new(bed.layer.store.clone());
-    let bay = forebay::Forebay::builder(store.clone()).follow(bed.follow()).open().await.unwrap();
+    let bay = bed.open(store.clone(), bed.follow()).await;
     let prices = bay.cache::<u64, u64>("prices").open().unwrap();
-    bed.bus.subscribed().await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
     store.fail_standing(true);
     bed.owner.close().await.unwrap();
@@ -394,8 +369,7 @@ async fn a_bus_that_fails_is_listened_to_again_and_says_so_meanwhile() {
     bed.bus.heard().await;
     assert!(format!("{:#}", bay.following().unwrap().error.unwrap()).contains("the bus is away"));
     let next = bed.write(1, 11).await;
-    bed.bus.deliver(&bed.event(seq, next, vec![changed(1, next)]));
-    bed.bus.heard().await;
+    bed.tell(seq, next, vec![changed(1, next)]).await;
     assert!(bay.following().unwrap().error.is_none());
     assert_eq!(bay.watermark(), next);
 }

@@ -155,8 +155,7 @@ async fn a_receipt_of_another_process_is_seen_though_no_event_has_come() {
     assert_eq!(prices.get_with(&1, &options).await.unwrap(), Some(11));
     assert!(bay.watermark() < receipt.seq(), "it was read past memory");
     assert_eq!(prices.get_many_with(&[1], &options).await.unwrap(), [Some(11)]);
-    bed.bus.deliver(&bed.event(before(receipt.seq()), receipt.seq(), vec![changed(1, receipt.seq())]));
-    bed.bus.heard().await;
+    bed.tell(before(receipt.seq()), receipt.seq(), vec![changed(1, receipt.seq())]).await;
     prices.get(&1).await.unwrap();
     let entry = prices.get_entry_with(&1, &options).await.unwrap();
     assert_eq!((entry.value, entry.source), (Some(11), Source::Memory));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use forebay::store::{Batch, BoxFuture, Claim, Standing, Store, StoreError, Versioned};
-use forebay::{Cache, Forebay, Key, MemoryStore, Source};
+use forebay::{Cache, Key, MemoryStore, Source};
 use tokio::sync::watch;
 
 use super::{Bed, before, changed};
@@ -62,19 +62,16 @@ async fn an_answer_that_was_overtaken_by_an_event_is_no_older_store() {
         asked: Arc::new(watch::Sender::new(0)),
         open: Arc::new(watch::Sender::new(true)),
     };
-    let bay = Forebay::builder(store.clone()).follow(bed.follow()).open().await.unwrap();
+    let bay = bed.open(store.clone(), bed.follow()).await;
     let prices: Cache<u64, u64> = bay.cache("prices").open().unwrap();
-    bed.bus.subscribed().await;
     let seq = bed.write(2, 20).await;
-    bed.bus.deliver(&bed.event(before(seq), seq, vec![changed(2, seq)]));
-    bed.bus.heard().await;
+    bed.tell(before(seq), seq, vec![changed(2, seq)]).await;
     assert_eq!(prices.get(&1).await.unwrap(), Some(10));
 
     store.open.send_replace(false);
     store.asked_again().await;
     let seq = bed.write(2, 21).await;
-    bed.bus.deliver(&bed.event(before(seq), seq, vec![changed(2, seq)]));
-    bed.bus.heard().await;
+    bed.tell(before(seq), seq, vec![changed(2, seq)]).await;
     assert_eq!(bay.watermark(), seq);
     store.open.send_replace(true);
     // Whoever asks again has dealt with the answer before.

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use forebay::disk::{CrashPolicy, Disk, DiskFile, DiskLock, SimDisk};
+use forebay::disk::{CrashPolicy, Disk, DiskFile, SimDisk};
 use forebay::seam::simulated;
 use forebay::store::{Batch, BoxFuture, Claim, Op, Standing, Store, StoreError, Versioned};
 use forebay::{Epoch, Error, ErrorKind, Key, MemoryStore, Seq};
@@ -283,7 +283,7 @@ impl Disk for CutDisk {
         self.disk.sync_dir(path)
     }
 
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         self.pass()?;
         self.disk.lock(path)
     }

@@ -26,8 +26,13 @@ pub async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
     }
 }
 
-pub async fn publish(bus: &impl Bus, channel: &Channel, texts: &[&str]) {
-    let messages: Vec<Message> = texts.iter().map(|text| message(text)).collect();
+/// The texts `m0`, `m1` and so on.
+pub fn numbered(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("m{number}")).collect()
+}
+
+pub async fn publish(bus: &impl Bus, channel: &Channel, texts: &[impl AsRef<str>]) {
+    let messages: Vec<Message> = texts.iter().map(|text| message(text.as_ref())).collect();
     within("publishing", bus.publish(channel, &messages)).await.unwrap();
 }
 
@@ -76,10 +81,10 @@ fn taken(delivery: Delivery, text: &str) -> Position {
 }
 
 /// Takes these messages, and nothing else, and returns the last one's position.
-pub async fn take(subscription: &mut Box<dyn Subscription>, texts: &[&str]) -> Position {
+pub async fn take(subscription: &mut Box<dyn Subscription>, texts: &[impl AsRef<str>]) -> Position {
     let mut position = Position::new("");
     for text in texts {
-        position = taken(next(subscription).await.unwrap(), text);
+        position = taken(next(subscription).await.unwrap(), text.as_ref());
     }
     position
 }

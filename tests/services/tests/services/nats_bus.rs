@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
-use forebay::bus::{BoxFuture, Bus, Delivery, NatsBus, NatsBusOptions, Position, StartPosition};
+use forebay::bus::{BoxFuture, Bus, Delivery, NatsBus, NatsBusOptions, StartPosition};
 use forebay::{Channel, ErrorKind};
 
 use crate::bus::{
-    channel, expect_error, expect_lost, expect_nothing, message, next, publish, publish_at_last, subscribe,
-    take, take_at_last, within,
+    channel, expect_lost, expect_nothing, message, next, numbered, publish, publish_at_last, subscribe, take,
+    take_at_last, within,
 };
 use crate::bus_server::{self, BusServer};
 use forebay_servers::certificates::Certificates;
@@ -57,49 +57,18 @@ async fn the_contract_is_kept() {
 async fn what_is_published_comes_in_order_and_is_resumed() {
     let server = NatsServer::start();
     let (bus, channel) = (bus_of(&server), channel("c"));
-    let mut now = subscribe(&bus, &channel, StartPosition::Now).await;
-    publish(&bus, &channel, &["1", "2", "3"]).await;
-    let position = take(&mut now, &["1", "2"]).await;
-    take(&mut subscribe(&bus, &channel, StartPosition::Oldest).await, &["1", "2", "3"]).await;
-    let mut after = subscribe(&bus, &channel, StartPosition::After(position)).await;
-    take(&mut after, &["3"]).await;
-    expect_nothing(&mut after, Duration::from_millis(450)).await;
-    publish(&bus, &channel, &["4"]).await;
-    take(&mut after, &["4"]).await;
-    take(&mut now, &["3", "4"]).await;
+    let mut now = bus_server::publishes_in_order_and_resumes(&bus, &channel).await;
     // What was published lately is not published again.
     publish(&bus, &channel, &["4", "5"]).await;
     take(&mut now, &["5"]).await;
-    // More than are on their way at once, and than one pull brings.
-    let many: Vec<String> = (0..700).map(|n| format!("m{n}")).collect();
-    let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    publish(&bus, &channel, &many).await;
-    take(&mut now, &many).await;
-    let error = bus.subscribe(&channel, StartPosition::After(Position::new("5-0"))).await.err().unwrap();
-    assert_eq!(error.kind(), ErrorKind::BusFailed, "{error}");
 }
 
 /// JetStream starts at the first message that is left, and says nothing.
 #[tokio::test]
 async fn trimming_is_noticed() {
     let server = NatsServer::start();
-    let (bus, channel) = (bus_of(&server), channel("c"));
-    let mut reader = subscribe(&bus, &channel, StartPosition::Now).await;
-    publish(&bus, &channel, &["1", "2"]).await;
-    let position = take(&mut reader, &["1"]).await;
-    let last = take(&mut reader, &["2"]).await;
-    trim(&server, "forebay-c").await;
-    // It was given everything; nothing was lost to it, nor to who stands at the end.
-    expect_nothing(&mut reader, Duration::from_millis(350)).await;
-    let mut end = subscribe(&bus, &channel, StartPosition::After(last)).await;
-    expect_nothing(&mut end, Duration::from_millis(350)).await;
-
-    let mut behind = subscribe(&bus, &channel, StartPosition::After(position)).await;
-    expect_lost(&mut behind).await;
-    publish(&bus, &channel, &["3"]).await;
-    take(&mut behind, &["3"]).await;
-    take(&mut reader, &["3"]).await;
-    take(&mut end, &["3"]).await;
+    let bus = bus_of(&server);
+    bus_server::trimming_is_noticed(server, &bus).await;
 }
 
 /// Waits until no pull of the stream is open, which the server reports and does not signal.
@@ -155,8 +124,7 @@ async fn a_channel_holds_as_much_as_it_is_told_to() {
     let bus = NatsBus::with_options(&server.url(), options).unwrap();
     let channel = channel("c");
     let mut reader = subscribe(&bus, &channel, StartPosition::Now).await;
-    let many: Vec<String> = (0..300).map(|n| format!("m{n}")).collect();
-    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let many = numbered(300);
     publish(&bus, &channel, &many).await;
     expect_lost(&mut reader).await;
     take(&mut reader, &many[200..]).await;
@@ -164,25 +132,9 @@ async fn a_channel_holds_as_much_as_it_is_told_to() {
 
 #[tokio::test]
 async fn a_restart_loses_nothing() {
-    let mut server = NatsServer::start();
-    let (bus, channel) = (bus_of(&server), channel("c"));
-    let mut reader = subscribe(&bus, &channel, StartPosition::Now).await;
-    publish(&bus, &channel, &["1", "2"]).await;
-    let position = take(&mut reader, &["1", "2"]).await;
-    server.kill();
-    let error = expect_error(&mut reader, Duration::from_secs(5)).await;
-    assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
-    let error = bus.publish(&channel, &[message("3")]).await.expect_err("the server is away");
-    assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
-    assert!(bus.subscribe(&channel, StartPosition::Now).await.is_err_and(|error| error.is_transient()));
-    server.start_again();
-    publish_at_last(&bus, &channel, &["3"]).await;
-    take_at_last(&mut reader, &["3"]).await;
-    take_at_last(&mut subscribe(&bus, &channel, StartPosition::After(position)).await, &["3"]).await;
-    server.terminate();
-    server.start_again();
-    publish_at_last(&bus, &channel, &["4"]).await;
-    take_at_last(&mut reader, &["4"]).await;
+    let server = NatsServer::start();
+    let bus = bus_of(&server);
+    bus_server::a_restart_loses_nothing(server, &bus, 2).await;
 }
 
 #[tokio::test]
@@ -204,15 +156,7 @@ async fn numbers_that_were_given_anew_are_noticed() {
     server.start_again();
     publish_at_last(&bus, &channel, &["2", "3"]).await;
     let position = take_at_last(&mut reader, &["1", "2", "3"]).await;
-    server.kill();
-    server.fall_back(&saved);
-    server.start_again();
-    publish_at_last(&bus, &channel, &["2b", "3b", "4b"]).await;
-    expect_lost(&mut reader).await;
-    take_at_last(&mut reader, &["1", "2b", "3b", "4b"]).await;
-    let mut after = subscribe(&bus, &channel, StartPosition::After(position)).await;
-    expect_lost(&mut after).await;
-    take(&mut after, &["1", "2b", "3b", "4b"]).await;
+    bus_server::falling_back_is_noticed(server, &saved, &bus, reader, position).await;
 }
 
 #[tokio::test]
@@ -254,7 +198,6 @@ async fn what_does_not_pass_by_itself_says_so() {
     let server = NatsServer::with_password("s3cret-of-the-server!");
     let right = server.url().replace('!', "%21");
     let wrong = server.url().replace("s3cret-of-the-server", "s3cret-that-is-wrong");
-    let channel = channel("c");
     let token = quick().token("s3cret-token");
     let credentials = quick().credentials("s3cret-file");
     let bare = format!("nats://127.0.0.1:{}", server.port());
@@ -263,17 +206,11 @@ async fn what_does_not_pass_by_itself_says_so() {
         [(&wrong, quick()), (&in_url, quick()), (&bare, quick()), (&bare, token), (&bare, credentials)]
     {
         let bus = NatsBus::with_options(url, options.clone()).unwrap();
-        let published = bus.publish(&channel, &[message("1")]).await.expect_err("no credentials");
-        let subscribed = bus.subscribe(&channel, StartPosition::Now).await.err().unwrap();
-        for error in [published, subscribed] {
-            assert_eq!(error.kind(), ErrorKind::BusFailed, "{error}");
-            assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
-            assert!(format!("{error:#}").starts_with("the nats bus at 127.0.0.1:"), "{error}");
-        }
-        assert!(!format!("{bus:?} {options:?}").contains("s3cret"), "{bus:?} {options:?}");
+        bus_server::credentials_are_refused(&bus, "the nats bus at 127.0.0.1:").await;
+        assert!(!format!("{options:?}").contains("s3cret"), "{options:?}");
     }
     let bus = NatsBus::with_options(&right, quick()).unwrap();
-    publish(&bus, &channel, &["1"]).await;
+    publish(&bus, &channel("c"), &["1"]).await;
     // A queue, whose messages are gone when somebody has taken them.
     let config = jetstream::stream::Config {
         name: "forebay-other".into(),
@@ -282,10 +219,7 @@ async fn what_does_not_pass_by_itself_says_so() {
         ..Default::default()
     };
     context(&server).await.create_stream(config).await.unwrap();
-    let other = crate::bus::channel("other");
-    let published = bus.publish(&other, &[message("1")]).await.expect_err("a queue");
-    let subscribed = bus.subscribe(&other, StartPosition::Now).await.err().unwrap();
-    assert_eq!((published.kind(), subscribed.kind()), (ErrorKind::BusFailed, ErrorKind::BusFailed));
+    bus_server::refused(&bus, &channel("other")).await;
 }
 
 /// The permissions of the manual are enough, and without them the server's refusal is told.
@@ -318,9 +252,7 @@ async fn permissions_are_enough_or_their_lack_is_told() {
 #[test]
 fn options_and_urls_are_checked() {
     for url in ["", "nats://u:s3cret@h:port", "nats://ok,nats://u:s3cret@h:port"] {
-        let error = NatsBus::new(url).expect_err(url);
-        assert_eq!(error.kind(), ErrorKind::InvalidOption, "{error}");
-        assert!(!format!("{error:#} {error:?}").contains("s3cret"), "{error:#}");
+        bus_server::is_bad_option(NatsBus::new(url), "");
     }
     let bad = [
         (NatsBusOptions::new().idle(Duration::ZERO), "idle is"),
@@ -328,11 +260,7 @@ fn options_and_urls_are_checked() {
         (NatsBusOptions::new().in_flight(5000), "in_flight is 5000; allowed are 1 to 4096"),
     ];
     for (options, text) in bad {
-        let error = NatsBus::with_options("nats://h", options).expect_err(text);
-        assert!(
-            error.kind() == ErrorKind::InvalidOption && format!("{error:#}").starts_with(text),
-            "{error}"
-        );
+        bus_server::is_bad_option(NatsBus::with_options("nats://h", options), text);
     }
 }
 
@@ -342,14 +270,8 @@ async fn tls_works_and_an_untrusted_server_is_refused() {
     let authority = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(authority.path(), certificates.authority_pem()).unwrap();
     let server = NatsServer::with_tls(certificates);
-    let channel = channel("c");
-    let bus = NatsBus::with_options(&server.url(), quick().root_certificates(authority.path())).unwrap();
-    let mut reader = subscribe(&bus, &channel, StartPosition::Now).await;
-    publish(&bus, &channel, &["1"]).await;
-    take(&mut reader, &["1"]).await;
     let other = Certificates::make();
-    let options = quick().root_certificates(other.authority_path());
-    let bus = NatsBus::with_options(&server.url(), options).unwrap();
-    let error = bus.publish(&channel, &[message("2")]).await.expect_err("another authority");
-    assert_eq!(error.kind(), ErrorKind::BusFailed, "{error}");
+    let [trusting, distrusting] = [authority.path().to_owned(), other.authority_path()]
+        .map(|path| NatsBus::with_options(&server.url(), quick().root_certificates(path)).unwrap());
+    bus_server::tls_works_with_the_right_authority(&trusting, &distrusting).await;
 }

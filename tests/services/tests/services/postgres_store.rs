@@ -10,7 +10,6 @@ use forebay::store::{
     Applying, Batch, BoxFuture, Claim, Op, PostgresStore, PostgresStoreOptions, Standing, Store, StoreError,
 };
 use forebay::testkit::conformance::{self, Subject};
-use forebay::testkit::heartbeat_conformance;
 use forebay::{Cache, Channel, ErrorKind, Forebay, Key, NamespaceName, OutboxPuts, Seq, WritePolicy};
 use forebay::{PostgresServer, Result};
 use tokio_postgres::Client;
@@ -32,14 +31,16 @@ impl Subject for InSchema {
     fn open(&self) -> BoxFuture<'_, Result<PostgresStore>> {
         Box::pin(PostgresStore::open(self.0.clone()))
     }
+
+    fn has_heartbeat(&self) -> bool {
+        true
+    }
 }
 
 #[tokio::test]
 async fn the_postgres_store_conforms() {
     let server = Postgres::start();
-    let schemas = schemas(&server);
-    conformance::run(&schemas).await.unwrap();
-    heartbeat_conformance::run(&schemas()).await.unwrap();
+    conformance::run(schemas(&server)).await.unwrap();
 }
 
 #[tokio::test]

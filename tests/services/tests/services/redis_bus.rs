@@ -8,8 +8,7 @@ use forebay::bus::{BoxFuture, Bus, Delivery, Position, RedisBus, RedisBusOptions
 use forebay::{Channel, ErrorKind};
 
 use crate::bus::{
-    channel, expect_error, expect_lost, expect_nothing, message, next, publish, publish_at_last, subscribe,
-    take, take_at_last, within,
+    channel, expect_lost, expect_nothing, message, next, numbered, publish, subscribe, take, within,
 };
 use crate::bus_server::{self, BusServer};
 use forebay_servers::certificates::Certificates;
@@ -55,46 +54,15 @@ async fn the_contract_is_kept() {
 async fn what_is_published_comes_in_order_and_is_resumed() {
     let server = RedisServer::start();
     let (bus, channel) = (bus_of(&server), channel("c"));
-    let mut now = subscribe(&bus, &channel, StartPosition::Now).await;
-    publish(&bus, &channel, &["1", "2", "3"]).await;
-    let position = take(&mut now, &["1", "2"]).await;
-    take(&mut subscribe(&bus, &channel, StartPosition::Oldest).await, &["1", "2", "3"]).await;
-    let mut after = subscribe(&bus, &channel, StartPosition::After(position)).await;
-    take(&mut after, &["3"]).await;
-    expect_nothing(&mut after, Duration::from_millis(450)).await;
-    publish(&bus, &channel, &["4"]).await;
-    take(&mut after, &["4"]).await;
-    take(&mut now, &["3", "4"]).await;
-    // More than one call takes and one read brings.
-    let many: Vec<String> = (0..700).map(|n| format!("m{n}")).collect();
-    let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    publish(&bus, &channel, &many).await;
-    take(&mut now, &many).await;
-    let error = bus.subscribe(&channel, StartPosition::After(Position::new("5-0"))).await.err().unwrap();
-    assert_eq!(error.kind(), ErrorKind::BusFailed, "{error}");
+    bus_server::publishes_in_order_and_resumes(&bus, &channel).await;
 }
 
 /// Redis says nothing when what comes next was trimmed: `XREAD` waits, or gives what is left.
 #[tokio::test]
 async fn trimming_is_noticed() {
     let server = RedisServer::start();
-    let (bus, channel) = (bus_of(&server), channel("c"));
-    let mut reader = subscribe(&bus, &channel, StartPosition::Now).await;
-    publish(&bus, &channel, &["1", "2"]).await;
-    let position = take(&mut reader, &["1"]).await;
-    let last = take(&mut reader, &["2"]).await;
-    trim(&server, "{forebay:c}").await;
-    // It was given everything; nothing was lost to it, nor to who stands at the end.
-    expect_nothing(&mut reader, Duration::from_millis(350)).await;
-    let mut end = subscribe(&bus, &channel, StartPosition::After(last)).await;
-    expect_nothing(&mut end, Duration::from_millis(350)).await;
-
-    let mut behind = subscribe(&bus, &channel, StartPosition::After(position)).await;
-    expect_lost(&mut behind).await;
-    publish(&bus, &channel, &["3"]).await;
-    take(&mut behind, &["3"]).await;
-    take(&mut reader, &["3"]).await;
-    take(&mut end, &["3"]).await;
+    let bus = bus_of(&server);
+    bus_server::trimming_is_noticed(server, &bus).await;
 }
 
 /// A listener that does not read meanwhile: what it would have read was trimmed, and nothing comes after it.
@@ -120,8 +88,7 @@ async fn a_channel_holds_about_as_much_as_it_is_told_to() {
     let bus = RedisBus::with_options(&server.url(), quick().retained(100).prefix("few")).unwrap();
     let channel = channel("c");
     let mut reader = subscribe(&bus, &channel, StartPosition::Now).await;
-    let many: Vec<String> = (0..1000).map(|n| format!("m{n}")).collect();
-    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let many = numbered(1000);
     publish(&bus, &channel, &many).await;
     let held: i64 = command(&server, &["XLEN", "{few:c}"]).await;
     assert!((100..=300).contains(&held), "{held} are held");
@@ -131,26 +98,9 @@ async fn a_channel_holds_about_as_much_as_it_is_told_to() {
 
 #[tokio::test]
 async fn a_restart_loses_nothing() {
-    let mut server = RedisServer::start();
-    let (bus, channel) = (bus_of(&server), channel("c"));
-    let mut reader = subscribe(&bus, &channel, StartPosition::Now).await;
-    publish(&bus, &channel, &["1", "2"]).await;
-    let position = take(&mut reader, &["1"]).await;
-    server.kill();
-    take_at_last(&mut reader, &["2"]).await;
-    let error = expect_error(&mut reader, Duration::from_secs(5)).await;
-    assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
-    let error = bus.publish(&channel, &[message("3")]).await.expect_err("the server is away");
-    assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
-    assert!(bus.subscribe(&channel, StartPosition::Now).await.is_err_and(|error| error.is_transient()));
-    server.start_again();
-    publish_at_last(&bus, &channel, &["3"]).await;
-    take_at_last(&mut reader, &["3"]).await;
-    take_at_last(&mut subscribe(&bus, &channel, StartPosition::After(position)).await, &["2", "3"]).await;
-    server.terminate();
-    server.start_again();
-    publish_at_last(&bus, &channel, &["4"]).await;
-    take_at_last(&mut reader, &["4"]).await;
+    let server = RedisServer::start();
+    let bus = bus_of(&server);
+    bus_server::a_restart_loses_nothing(server, &bus, 1).await;
 }
 
 #[tokio::test]
@@ -164,22 +114,14 @@ async fn lost_data_are_noticed() {
 /// missing.
 #[tokio::test]
 async fn numbers_that_were_given_anew_are_noticed() {
-    let mut server = RedisServer::start();
+    let server = RedisServer::start();
     let (bus, channel) = (bus_of(&server), channel("c"));
     let mut reader = subscribe(&bus, &channel, StartPosition::Now).await;
     publish(&bus, &channel, &["1"]).await;
     let saved = server.save();
     publish(&bus, &channel, &["2", "3"]).await;
     let position = take(&mut reader, &["1", "2", "3"]).await;
-    server.kill();
-    server.fall_back(&saved);
-    server.start_again();
-    publish_at_last(&bus, &channel, &["2b", "3b", "4b"]).await;
-    expect_lost(&mut reader).await;
-    take_at_last(&mut reader, &["1", "2b", "3b", "4b"]).await;
-    let mut after = subscribe(&bus, &channel, StartPosition::After(position)).await;
-    expect_lost(&mut after).await;
-    take(&mut after, &["1", "2b", "3b", "4b"]).await;
+    bus_server::falling_back_is_noticed(server, &saved, &bus, reader, position).await;
 }
 
 #[tokio::test]
@@ -240,25 +182,14 @@ async fn dropping_the_future_loses_nothing() {
 async fn what_does_not_pass_by_itself_says_so() {
     let server = RedisServer::with_password("s3cret-of-the-server");
     let wrong = server.url().replace("s3cret-of-the-server", "s3cret-that-is-wrong");
-    let channel = channel("c");
     for url in [wrong.as_str(), &format!("redis://127.0.0.1:{}", server.port())] {
         let bus = RedisBus::with_options(url, quick()).unwrap();
-        let published = bus.publish(&channel, &[message("1")]).await.expect_err("no credentials");
-        let subscribed = bus.subscribe(&channel, StartPosition::Now).await.err().unwrap();
-        for error in [published, subscribed] {
-            assert_eq!(error.kind(), ErrorKind::BusFailed, "{error}");
-            assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
-            assert!(format!("{error:#}").starts_with("the redis bus at 127.0.0.1:"), "{error}");
-        }
-        assert!(!format!("{bus:?}").contains("s3cret"), "{bus:?}");
+        bus_server::credentials_are_refused(&bus, "the redis bus at 127.0.0.1:").await;
     }
-    let bus = bus_of(&server);
+    let (bus, other, channel) = (bus_of(&server), channel("other"), channel("c"));
     publish(&bus, &channel, &["1"]).await;
     let _: String = command(&server, &["SET", "{forebay:other}", "a string"]).await;
-    let other = crate::bus::channel("other");
-    let published = bus.publish(&other, &[message("1")]).await.expect_err("a string");
-    let subscribed = bus.subscribe(&other, StartPosition::Now).await.err().unwrap();
-    assert_eq!((published.kind(), subscribed.kind()), (ErrorKind::BusFailed, ErrorKind::BusFailed));
+    bus_server::refused(&bus, &other).await;
     // Somebody else's entry.
     let mut reader = subscribe(&bus, &channel, StartPosition::Oldest).await;
     let _: String = command(&server, &["XADD", "{forebay:c}", "*", "a", "b"]).await;
@@ -292,30 +223,18 @@ async fn rights_are_enough_or_their_lack_is_told() {
 #[test]
 fn options_and_urls_are_checked() {
     for url in ["", "http://h", "redis://:s3cret@h:port", "redis://h/not-a-database"] {
-        let error = RedisBus::new(url).expect_err(url);
-        assert_eq!(error.kind(), ErrorKind::InvalidOption, "{error}");
-        assert!(!format!("{error:#} {error:?}").contains("s3cret"), "{error:#}");
+        bus_server::is_bad_option(RedisBus::new(url), "");
     }
     let options = RedisBusOptions::new().idle(Duration::ZERO);
-    let error = RedisBus::with_options("redis://h", options).expect_err("idle");
-    assert!(
-        error.kind() == ErrorKind::InvalidOption && format!("{error:#}").starts_with("idle is"),
-        "{error}"
-    );
+    bus_server::is_bad_option(RedisBus::with_options("redis://h", options), "idle is");
 }
 
 #[tokio::test]
 async fn tls_works_and_an_untrusted_server_is_refused() {
     let certificates = Certificates::make();
-    let pem = certificates.authority_pem();
+    let (right, other) = (certificates.authority_pem(), Certificates::make().authority_pem());
     let server = RedisServer::with_tls(certificates);
-    let channel = channel("c");
-    let bus = RedisBus::with_options(&server.url(), quick().root_certificates(pem)).unwrap();
-    let mut reader = subscribe(&bus, &channel, StartPosition::Now).await;
-    publish(&bus, &channel, &["1"]).await;
-    take(&mut reader, &["1"]).await;
-    let other = Certificates::make().authority_pem();
-    let bus = RedisBus::with_options(&server.url(), quick().root_certificates(other)).unwrap();
-    let error = bus.publish(&channel, &[message("2")]).await.expect_err("another authority");
-    assert_eq!(error.kind(), ErrorKind::BusFailed, "{error}");
+    let [trusting, distrusting] = [right, other]
+        .map(|pem| RedisBus::with_options(&server.url(), quick().root_certificates(pem)).unwrap());
+    bus_server::tls_works_with_the_right_authority(&trusting, &distrusting).await;
 }
