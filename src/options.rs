@@ -91,8 +91,8 @@ macro_rules! layer_options {
             /// Limits the bytes of applied segments that are kept for named cursors of the change stream. Beyond that
             /// the slowest cursors lose their places, and their subscribers are notified. Default: 1 GiB.
             changes_bytes_max: u64 = 1 << 30,
-            /// Sets how long the journal keeps records that the store has applied, so that a store that goes back, as after
-            /// the failover to a standby, can be fed again. Default: 60 s.
+            /// Sets how long the journal keeps records that the store has applied, so that a store that goes back, as
+            /// after the failover to a standby, can be fed again. Default: 60 s.
             retain_applied_for: Duration = Duration::from_secs(60),
             /// Limits the bytes of applied segments that are kept for that. Default: 64 MiB.
             retain_applied_bytes: u64 = 64 << 20,

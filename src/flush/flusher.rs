@@ -381,6 +381,10 @@ impl Flusher {
             _ => 0,
         };
         self.applied.note(progress.applied, end, journaled);
+        // Before anybody is answered, so that a close that comes then leaves a witness of it.
+        if let Some(log) = &self.log {
+            log.note_applied(progress.applied);
+        }
         // Before the watermark moves: whoever waits for it may write at once, and would find the queue full.
         self.core.gate.leave(records, bytes);
         self.core.status.send_modify(|status| {
@@ -396,9 +400,6 @@ impl Flusher {
         }
         self.answered = tickets.len();
         tickets.into_iter().for_each(|(last, ticket)| ticket.answer(Ok(last)));
-        if let Some(log) = &self.log {
-            log.note_applied(progress.applied);
-        }
         self.trim(progress.journaled);
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! The comparison of a store's history with a journal's, by identities first and numbers second.
 //!
-//! A journal knows the tenures in which it was written, and with its last frame a witness: how far the store had come by
-//! then. So an opening finds a store that went back while nobody looked, and feeds it again from what the journal has
-//! kept of the applied records. It does so only if the journal holds everything that the store lacks.
+//! A journal knows the tenures in which it was written, and with its last frame a witness: how far the store had come
+//! by then. So an opening finds a store that went back while nobody looked, and feeds it again from what the journal
+//! has kept of the applied records. It does so only if the journal holds everything that the store lacks.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JournalId, Seq, TenureId};

@@ -329,7 +329,8 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// [`Standing::place`] decides, within the same transaction, whether the batch continues the store's history. If it
     /// is the last batch that was applied, returns `Ok` and changes nothing. Changes at or below the watermark are
-    /// skipped: after a failure with unknown outcome the layer sends the batch again, possibly extended by later records.
+    /// skipped: after a failure with unknown outcome the layer sends the batch again, possibly extended by later
+    /// records.
     ///
     /// # Errors
     /// [`StoreError::Fenced`] and [`StoreError::WentBack`] as in [`Standing::place`]. [`StoreError::Rejected`] names a

@@ -45,8 +45,8 @@ pub(crate) trait Database: Send + Sync + 'static {
     /// [`StoreError::Transient`] or [`StoreError::Fatal`]; neither ends the store.
     fn load(&self, key: &Key) -> Result<Option<Versioned>, StoreError>;
 
-    /// Writes the changes, and the point at which the store stands with them, atomically and durably. There is one change
-    /// per key, in the order of keys.
+    /// Writes the changes, and the point at which the store stands with them, atomically and durably. There is one
+    /// change per key, in the order of keys.
     ///
     /// # Errors
     /// [`StoreError::Fatal`], which ends the store.
