@@ -639,6 +639,7 @@ impl<T> WriteToken<T> {
     ///
     /// Returns the error of a full disk, if it was full. Submissions at the end that were not written have no location
     /// then.
+    #[inline]
     fn write(&mut self, sync: bool) -> Result<Option<Error>> {
         // Also without a journal: a submission that is only numbered takes its place in the same order.
         number(self.last, &mut self.group);

@@ -21,6 +21,7 @@ pub(crate) fn cannot(verb: &str, path: &Path, error: io::Error) -> Error {
 /// Runs a closure and turns its panic into an error.
 ///
 /// The caller must not use again what the closure may have left half done: it poisons the journal, or ends the opening.
+#[inline]
 pub(crate) fn guarded<T>(doing: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(panicked(doing, &*panic)))
 }

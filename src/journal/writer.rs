@@ -135,6 +135,7 @@ impl Writer {
     /// - [`ErrorKind::Poisoned`] with an unknown outcome of the frames in flight; later appends are refused.
     /// - [`ErrorKind::Closed`] after [`Writer::close`].
     /// - [`ErrorKind::Unsupported`] for frames that are out of order or empty; nothing is written then.
+    #[inline]
     pub fn append<'a>(
         &mut self,
         group: impl IntoIterator<Item = &'a GroupFrame> + Clone,

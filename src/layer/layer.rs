@@ -250,6 +250,7 @@ impl Layer {
         Ok(writing.answer)
     }
 
+    #[inline]
     fn hand_over(&self, submission: Submission<Option<WriteTicket>>) {
         // On a thread that may block, an idle committer lets the caller commit, which saves a change of threads.
         match clock::may_block() {

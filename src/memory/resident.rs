@@ -431,6 +431,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Resident<K, V> {
         clippy::too_many_arguments,
         reason = "all but the key and the value were computed outside of the lock"
     )]
+    #[inline]
     fn insert_written(
         &self,
         key: K,

@@ -4,6 +4,7 @@
 //! with too young an age or too few bytes; it may answer with too much, by what at most a 32nd of the groups since then
 //! took.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -81,19 +82,26 @@ impl AgeRing {
     }
 
     /// Joins marks that are far back, each with the one before it, which is older and has fewer bytes before it.
+    #[cold]
     fn join_old_marks(&mut self) {
+        // In place, so that no second buffer is needed: what is kept moves to the front, never past what is read.
+        let marks = Cell::from_mut(self.marks.make_contiguous()).as_slice_of_cells();
+        let ends = marks.iter().skip(1).map(|next| next.get().group).chain([self.groups]);
         let mut last_kept: Option<u64> = None;
-        // The marks go once around the ring, so that no second buffer is needed.
-        for left in (0..self.marks.len()).rev() {
-            let Some(mark) = self.marks.pop_front() else { return };
-            let next = self.marks.front().filter(|_| left > 0);
-            let end = next.map_or(self.groups, |next| next.group);
-            let joins = last_kept.is_some_and(|kept| (end - kept) * FINENESS <= self.groups - end);
-            if !joins {
-                last_kept = Some(mark.group);
-                self.marks.push_back(mark);
+        let mut kept = 0;
+        let mut places = marks.iter();
+        for (mark, end) in marks.iter().zip(ends) {
+            let joins = last_kept.is_some_and(|group| (end - group) * FINENESS <= self.groups - end);
+            if joins {
+                continue;
+            }
+            last_kept = Some(mark.get().group);
+            kept += 1;
+            if let Some(place) = places.next() {
+                place.set(mark.get());
             }
         }
+        self.marks.truncate(kept);
     }
 }
 

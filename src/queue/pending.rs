@@ -146,6 +146,7 @@ impl Pending {
     }
 
     /// Adds a committed frame and its ticket. `group_at` is the moment of the commit, at the first frame of a group.
+    #[inline]
     pub(crate) fn add(
         &mut self,
         group_at: Option<Moment>,
