@@ -47,6 +47,9 @@ use crate::seam::span::Span;
 use crate::seam::sync::{Mutex, RwLock, thread};
 use crate::store::contract::{Batch, Claim, OwnerStatus, Standing, Store, StoreError};
 
+/// More numbers than a journal may have given behind the store's watermark: the queue holds at most half as many records.
+const LOST_NUMBERS_MAX: u64 = 1 << 32;
+
 /// The role of a layer whose store has been read.
 enum StartRole {
     Owner { supports_heartbeat: bool },
@@ -120,7 +123,7 @@ async fn claim_and_start(
         return Err(Error::new(ErrorKind::WentBack, context));
     }
     let mut standing = before.claimed(&claim).map_err(StoreError::into_error)?;
-    forget_lost_journal(&*store, &mut standing, journal.as_ref().map(|(journal, _)| journal)).await?;
+    skip_lost_numbers(&*store, &before, &mut standing, journal.as_ref().map(|(journal, _)| journal)).await?;
     let supports_heartbeat =
         store.owner_status().await.map_err(StoreError::into_error)? != OwnerStatus::Unknown;
     let part = StartRole::Owner { supports_heartbeat };
@@ -194,28 +197,24 @@ fn check_identity(
     }
 }
 
-/// Lowers the store's journaled watermark to the end of the journal, after a journal was replaced.
+/// Moves the store's watermark behind all numbers that a lost journal may have given, and its journaled watermark to the
+/// end of the new one.
 ///
-/// Otherwise the next opening would take the new journal for one that has lost its end.
-async fn forget_lost_journal(
+/// Otherwise a number could be given twice, and the next opening would take the new journal for one that has lost its
+/// end.
+async fn skip_lost_numbers(
     store: &dyn Store,
+    before: &Standing,
     standing: &mut Standing,
     journal: Option<&Opened>,
 ) -> Result<()> {
     let last = journal.map_or(Seq::ZERO, |journal| journal.last);
-    if standing.progress.journaled <= last {
+    let is_replaced = before.journal.is_some() && before.journal != standing.journal;
+    if !is_replaced && standing.progress.journaled <= last {
         return Ok(());
     }
-    // Progress changes only with a batch, and a store ignores a batch at or below its watermark.
-    let after = standing.progress.applied;
-    let batch = Batch {
-        tenure: standing.tenure,
-        number: 1,
-        after,
-        until: after.next(),
-        journaled: last,
-        ops: Vec::new(),
-    };
+    let until = standing.progress.applied.plus(LOST_NUMBERS_MAX);
+    let batch = Batch { journaled: last, ..standing.next_batch(until, Vec::new()) };
     store.apply(&batch).await.map_err(StoreError::into_error)?;
     *standing = standing.after(&batch);
     Ok(())

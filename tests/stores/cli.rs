@@ -377,6 +377,25 @@ fn a_salvage_past_the_hole_keeps_what_is_behind_it() {
     assert_eq!(files.stored(), (1..60).collect::<Vec<u32>>());
 }
 
+/// By the watermark of a store that has nothing to do with the journal, a real hole was "held by the store".
+#[test]
+fn the_watermark_of_another_store_is_not_believed() {
+    let (files, other) = (Files::new(), Files::new());
+    for files in [&files, &other] {
+        let (bay, shelf) = files.open(true, None);
+        (0..10).for_each(|number| put(&shelf, number));
+        bay.blocking().flush().unwrap();
+        bay.blocking().close().unwrap();
+    }
+    let (journal, out) = (files.journal(), files.path("out"));
+    let other = other.store();
+    forebay(&["inspect", &journal, "--store", &other])
+        .expect(2, &["was fed from journal", "that belongs to it"]);
+    forebay(&["salvage", &journal, "--out", &out, "--store", &other]).expect(2, &["was fed from journal"]);
+    assert!(!Path::new(&out).exists());
+    forebay(&["inspect", &journal, "--json", "--store", &files.store()]).expect(0, &["\"tenure\": \""]);
+}
+
 /// The store holds 1 to 40, and the damage lies below: nothing is lost, and the rest can be drained.
 #[test]
 fn a_hole_that_the_store_holds_already_is_passed_over() {

@@ -121,11 +121,27 @@ impl StoreUrl {
         })
     }
 
-    /// Opens the store and returns its progress.
-    pub(crate) fn progress(&self) -> Result<Progress> {
+    /// Opens the store and returns how far the journal in `dir` has fed it.
+    ///
+    /// The watermark of a store that was fed from another journal, or by nobody, says nothing about this one: by it a
+    /// hole would count as held by the store.
+    pub(crate) fn progress_of(&self, dir: &Path) -> Result<Progress> {
+        let journal = survey(dir)?.id();
         let store = self.open()?;
         let standing = runtime()?.block_on(store.standing()).map_err(StoreError::into_error)?;
-        Ok(standing.progress)
+        match (journal, standing.journal) {
+            (Some(journal), Some(fed_from)) if journal != fed_from => bail!(
+                "{self} was fed from journal {fed_from}, and {} holds journal {journal}: name the store that belongs to \
+                 it, or none",
+                dir.display()
+            ),
+            (Some(journal), None) => bail!(
+                "{self} was fed from no journal, and {} holds journal {journal}: name the store that belongs to it, or \
+                 none",
+                dir.display()
+            ),
+            _ => Ok(standing.progress),
+        }
     }
 }
 

@@ -25,7 +25,7 @@ struct Counted {
 }
 
 pub(crate) fn run(dir: &Path, as_json: bool, store: Option<&StoreUrl>) -> Result<Verdict> {
-    let watermark = store.map(StoreUrl::progress).transpose()?.map(|progress| progress.applied);
+    let watermark = store.map(|store| store.progress_of(dir)).transpose()?.map(|progress| progress.applied);
     let mut survey = common::survey(dir)?;
     let mut counted: HashMap<u64, Counted> = HashMap::new();
     let (mut faults, mut notes) = (0_u64, Vec::new());
@@ -131,6 +131,7 @@ fn segment_json(segment: &SegmentSummary, counted: Option<&Counted>) -> Value {
         "file": segment.path.display().to_string(),
         "bytes": segment.bytes,
         "header_sound": segment.after.is_some(),
+        "tenure": segment.tenure.map(|tenure| tenure.to_string()),
         "first": counted.and_then(|counted| counted.first).map(|first| first.get()),
         "last": counted.and_then(|counted| counted.last).map(|last| last.get()),
         "frames": counted.map_or(0, |counted| counted.frames),

@@ -14,11 +14,12 @@ use forebay::journal::SalvageOptions;
 use crate::common::{self, StoreUrl, Unit, Verdict};
 
 pub(crate) fn run(dir: &Path, out_dir: &Path, store: Option<&StoreUrl>, past_holes: bool) -> Result<Verdict> {
+    // A directory without a journal is told before anything else.
     common::survey(dir)?;
     if out_dir.exists() {
         bail!("{} exists; a salvaged journal needs a directory of its own", out_dir.display());
     }
-    let progress = store.map(StoreUrl::progress).transpose()?.unwrap_or_default();
+    let progress = store.map(|store| store.progress_of(dir)).transpose()?.unwrap_or_default();
     let mut options = SalvageOptions::default();
     options.watermark = progress.applied;
     options.past_holes = past_holes;
