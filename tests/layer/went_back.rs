@@ -4,8 +4,10 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use forebay::disk::CrashPolicy;
 use forebay::store::{Batch, BoxFuture, Claim, OwnerStatus, Standing, Store, StoreError, Tenure, Versioned};
-use forebay::{Cache, ErrorKind, Forebay, HealthState, Key, MemoryStore, Seq};
+use forebay::testkit::FlakyStore;
+use forebay::{Cache, ErrorKind, Forebay, HealthState, Key, MemoryStore, Seq, WritePolicy};
 
 use crate::support::{Layer, claimed, stored};
 
@@ -90,7 +92,10 @@ async fn nothing_is_applied_behind_a_hole() {
     assert!(format!("{error:#}").contains("went back to record 100"), "{error:#}");
     let health = bay.health();
     assert_eq!((health.state, health.error.unwrap().kind()), (HealthState::Failed, ErrorKind::WentBack));
-    assert_eq!(cache.put(&1, 0).await.unwrap_err().kind(), ErrorKind::WentBack);
+    for policy in [WritePolicy::Behind, WritePolicy::Through, WritePolicy::Around] {
+        let refused = cache.put_with(&1, 0, policy).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::WentBack, "{policy:?}: {refused}");
+    }
     assert_eq!(standby.snapshot().len(), 100, "nothing was applied behind the hole");
     // What the journal has, the next opening feeds to the standby.
     drop((bay, cache));
@@ -120,17 +125,31 @@ async fn an_owner_that_writes_nothing_is_told_by_its_heartbeat() {
 /// The rightful owner was told that a newer owner had fenced it.
 #[tokio::test]
 async fn an_owner_whose_claim_was_lost_is_told_that_and_not_that_it_was_fenced() {
-    let layer = Layer::new();
+    for idle in [false, true] {
+        let layer = Layer::new();
+        let standby = after_a_first_owner(&layer).await.store;
+        let renew_interval = if idle { Duration::from_millis(1) } else { Duration::from_secs(3600) };
+        let (store, bay, cache) = opened(&layer, renew_interval).await;
+        store.fail_over(&standby);
+        let error = if idle {
+            bay.wait_applied(Seq::new(11)).await.unwrap_err()
+        } else {
+            put_all(&cache, 11..=11).await;
+            bay.flush().await.unwrap_err()
+        };
+        assert_eq!(error.kind(), ErrorKind::WentBack, "{error}");
+        assert_eq!(bay.health().state, HealthState::Failed);
+        assert_eq!(standby.snapshot().len(), 10);
+    }
+}
+
+/// Lets a first owner write ten records and close. Returns a copy of the layer at that point.
+async fn after_a_first_owner(layer: &Layer) -> Layer {
     let bay = layer.open().await;
     let cache: Cache<u64, u64> = bay.cache("n").open().unwrap();
     put_all(&cache, 1..=10).await;
     bay.close().await.unwrap();
-    let standby = layer.store.copy();
-    let (store, bay, cache) = opened(&layer, Duration::from_secs(3600)).await;
-    store.fail_over(&standby);
-    put_all(&cache, 11..=11).await;
-    assert_eq!(bay.flush().await.unwrap_err().kind(), ErrorKind::WentBack);
-    assert_eq!(standby.snapshot().len(), 10);
+    Layer { disk: layer.disk.crash(CrashPolicy::ProcessKilled), store: layer.store.copy() }
 }
 
 /// The standby had not received the claim either, so the next owner got the same epoch.
@@ -145,4 +164,33 @@ async fn an_owner_of_the_same_epoch_fences_one_whose_claim_was_lost() {
     put_all(&cache, 1..=1).await;
     assert_eq!(bay.flush().await.unwrap_err().kind(), ErrorKind::Fenced);
     assert!(standby.snapshot().is_empty());
+}
+
+/// P9: the same with a batch under way, and a successor that has a copy of the journal: the two have one epoch and give
+/// the same numbers, and only the identity of the tenure tells them apart.
+#[tokio::test]
+async fn of_two_owners_of_one_epoch_and_the_same_numbers_the_older_one_changes_nothing() {
+    let layer = Layer::new();
+    let standby = after_a_first_owner(&layer).await;
+    let store = Failover::to(&layer.store);
+    let flaky = FlakyStore::new(store.clone());
+    let older =
+        layer.builder_on(flaky.clone()).renew_interval(Duration::from_secs(3600)).open().await.unwrap();
+    let cache: Cache<u64, u64> = older.cache("n").open().unwrap();
+    flaky.stall();
+    put_all(&cache, 11..=12).await;
+    flaky.wait_stalled(1).await;
+    store.fail_over(&standby.store);
+    let newer = standby.builder_on(store).open().await.unwrap();
+    assert_eq!(newer.health().epoch, older.health().epoch);
+    let taken: Cache<u64, u64> = newer.cache("n").open().unwrap();
+    assert_eq!(taken.put(&20, 20).await.unwrap().seq(), Seq::new(11));
+    newer.flush().await.unwrap();
+    let content = (standby.store.standing().await.unwrap(), standby.store.snapshot());
+    flaky.release();
+    assert_eq!(older.flush().await.unwrap_err().kind(), ErrorKind::Fenced);
+    assert_eq!(older.health().state, HealthState::Fenced);
+    assert_eq!((standby.store.standing().await.unwrap(), standby.store.snapshot()), content);
+    assert_eq!(taken.put(&21, 21).await.unwrap().seq(), Seq::new(12));
+    newer.flush().await.unwrap();
 }

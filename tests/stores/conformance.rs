@@ -96,7 +96,16 @@ enum Fault {
     NumbersAlone,
     TakesWhatLiesBehindAHole,
     AnyRepetition,
+    /// Takes a batch of a tenure that it has forgotten for one of its own.
+    LostClaimTaken,
+    /// Takes a batch of another tenure of its own epoch for one of its own.
+    EpochsAlone,
+    /// Tells an owner whose claim it has lost that another one followed it.
+    LostClaimFenced,
+    /// Grants a claim whatever tenure it is instead of.
     ClaimsInsteadOfAnybody,
+    /// Gives the epoch of a claim that it has lost once more.
+    LostEpochAgain,
 }
 
 /// A store in memory with one fault.
@@ -133,7 +142,16 @@ impl Faulty {
             }
             Fault::EmptyIgnored if batch.ops.is_empty() && is_owner => return None,
             Fault::NumbersAlone if batch.tenure.epoch >= standing.tenure.epoch => {
-                bent.tenure = standing.tenure
+                if batch.until <= watermark {
+                    return None;
+                }
+                (bent.tenure, bent.after) = (standing.tenure, watermark);
+            }
+            Fault::LostClaimTaken if batch.tenure.epoch > standing.tenure.epoch => {
+                bent.tenure = standing.tenure;
+            }
+            Fault::EpochsAlone if batch.tenure.epoch == standing.tenure.epoch => {
+                bent.tenure = standing.tenure;
             }
             Fault::TakesWhatLiesBehindAHole => bent.after = bent.after.min(watermark),
             Fault::AnyRepetition if batch.until <= watermark && is_owner => return None,
@@ -156,7 +174,8 @@ impl Store for Faulty {
             match self.fault {
                 Fault::JournalForgotten => bent.journal = None,
                 Fault::EpochStands if before.tenure.epoch > Epoch::new(0) => return Ok(before),
-                Fault::ClaimsInsteadOfAnybody => bent.instead_of = None,
+                Fault::ClaimsInsteadOfAnybody if before.claimed(claim).is_err() => bent.instead_of = None,
+                Fault::LostEpochAgain if before.claimed(claim).is_ok() => bent.instead_of = None,
                 _ => {}
             }
             let mut before = self.inner.claim(&bent).await?;
@@ -184,9 +203,14 @@ impl Store for Faulty {
     fn apply<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
             self.sent.fetch_add(1, Ordering::Relaxed);
-            match self.bend(batch, self.inner.standing().await?) {
-                Some(bent) => self.inner.apply(&bent).await,
-                None => Ok(()),
+            let standing = self.inner.standing().await?;
+            let Some(bent) = self.bend(batch, standing) else { return Ok(()) };
+            let answer = self.inner.apply(&bent).await;
+            match self.fault {
+                Fault::LostClaimFenced if batch.tenure.epoch > standing.tenure.epoch => {
+                    Err(StoreError::Fenced { current: standing.tenure.epoch })
+                }
+                _ => answer,
             }
         })
     }
@@ -217,10 +241,14 @@ async fn the_suite_names_the_rule_that_a_faulty_store_breaks() {
         (Fault::JournalForgotten, "the_journal_is_the_newest_owners"),
         (Fault::ClaimReturnsOldProgress, "a_claim_starts_a_newer_epoch_for_good"),
         (Fault::EpochStands, "a_claim_starts_a_newer_epoch_for_good"),
-        (Fault::NumbersAlone, "an_owner_whose_claim_was_lost_is_told"),
+        (Fault::NumbersAlone, "the_last_batch_may_come_again_and_no_other_of_its_numbers"),
         (Fault::TakesWhatLiesBehindAHole, "a_batch_behind_a_hole_is_refused"),
         (Fault::AnyRepetition, "the_last_batch_may_come_again_and_no_other_of_its_numbers"),
+        (Fault::LostClaimTaken, "an_owner_whose_claim_was_lost_is_told"),
+        (Fault::EpochsAlone, "an_owner_whose_claim_was_lost_is_told"),
+        (Fault::LostClaimFenced, "an_owner_whose_claim_was_lost_is_told"),
         (Fault::ClaimsInsteadOfAnybody, "a_claim_instead_of_a_lost_one_ends_no_newer_tenure"),
+        (Fault::LostEpochAgain, "a_claim_instead_of_a_lost_one_ends_no_newer_tenure"),
     ];
     for (fault, rule) in cases {
         let make =

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use forebay::disk::{CrashPolicy, Disk, DiskFile, SimDisk};
 use forebay::seam::simulated;
-use forebay::store::{Batch, BoxFuture, Claim, Op, Standing, Store, StoreError, Versioned};
-use forebay::{Epoch, Error, ErrorKind, Key, MemoryStore, Seq};
+use forebay::store::{Batch, BoxFuture, Claim, Op, Standing, Store, StoreError, Tenure, Versioned};
+use forebay::{Error, ErrorKind, Key, MemoryStore, Seq};
 
 use crate::harness::history::History;
 use crate::harness::plan::{Draw, Weather};
@@ -59,8 +59,8 @@ pub struct Inner {
     pub rejections_left: u32,
     pub rejected: Option<Key>,
     pub draw: Draw,
-    /// The newest epoch that anybody was given.
-    pub epoch: Epoch,
+    /// The newest tenure that anybody was given.
+    pub owner: Tenure,
     pub applied: Vec<Applied>,
     /// Every change that took effect.
     pub changes: BTreeSet<(Seq, Key)>,
@@ -93,7 +93,7 @@ impl World {
             rejections_left: 0,
             rejected: None,
             draw: Draw(order),
-            epoch: Epoch::new(0),
+            owner: Tenure::default(),
             applied: Vec::new(),
             changes: BTreeSet::new(),
             shown: None,
@@ -182,9 +182,9 @@ impl Inner {
         if *was == standing && *had == content {
             return;
         }
-        if batch.tenure.epoch < self.epoch {
+        if batch.tenure != self.owner {
             self.history
-                .violated("P9", format!("{} changed the store after {:?} began", batch.tenure, self.epoch));
+                .violated("P9", format!("{} changed the store after {} began", batch.tenure, self.owner));
         }
         if standing.progress.applied < was.progress.applied {
             let what =
@@ -370,12 +370,10 @@ impl CutStore {
     async fn show(&self, batch: &Batch) -> Result<(), StoreError> {
         let _shown = {
             let mut world = self.world.lock();
-            if !world.draw.one_in(3) || batch.tenure.epoch < world.epoch {
+            if !world.draw.one_in(3) || batch.tenure != world.owner {
                 return Ok(());
             }
-            let watermark = standing_of(&self.store).progress.applied;
-            let new = batch.ops.iter().filter(|op| op.seq > watermark);
-            let stored = new.map(|op| {
+            let stored = standing_of(&self.store).unapplied(batch).map(|op| {
                 let version = op.seq;
                 (op.key.clone(), op.value.clone().map(|value| Versioned { value, version }))
             });
@@ -433,7 +431,7 @@ impl Store for CutStore {
         Box::pin(async move {
             self.pass().await?;
             let before = ready(self.store.claim(claim))?;
-            self.world.lock().epoch = before.claimed(claim)?.tenure.epoch;
+            self.world.lock().owner = before.claimed(claim)?.tenure;
             self.pass().await?;
             Ok(before)
         })

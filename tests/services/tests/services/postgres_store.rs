@@ -402,15 +402,33 @@ async fn what_does_not_pass_is_fatal_and_shows_no_secret() {
     let store = PostgresStore::open(server.server("postgres")).await.unwrap();
     let tenure = claimed(&store).await;
     let client = server.client("postgres").await;
-    client.batch_execute("UPDATE forebay.tenure SET layout = 2").await.unwrap();
-    let unknown = PostgresStore::open(server.server("postgres")).await.expect_err("another layout");
-    assert_eq!(unknown.kind(), ErrorKind::UnknownFormat);
     client.batch_execute("DROP TABLE forebay.data").await.unwrap();
     let gone = store.apply(&batch(tenure, vec![put(1, 1)])).await.expect_err("no table");
     assert!(matches!(gone, StoreError::Fatal(_)), "{gone:?}");
     server.stop();
     let down = PostgresStore::open(server.server("postgres")).await.expect_err("down");
     assert_eq!(down.kind(), ErrorKind::Transient);
+}
+
+/// A later layout, and the first one, which no release wrote: it had no identity of a tenure.
+#[tokio::test]
+async fn a_store_of_another_layout_is_refused_and_left_as_it_is() {
+    let server = Postgres::start();
+    let store = PostgresStore::open(server.server("postgres")).await.unwrap();
+    let tenure = claimed(&store).await;
+    store.apply(&batch(tenure, vec![put(1, 1)])).await.unwrap();
+    let client = server.client("postgres").await;
+    let first = "UPDATE forebay.tenure SET layout = 1;
+                 ALTER TABLE forebay.tenure DROP COLUMN tenure, DROP COLUMN batch";
+    for (change, layout) in [("UPDATE forebay.tenure SET layout = 3", 3), (first, 1)] {
+        client.batch_execute(change).await.unwrap();
+        let error = PostgresStore::open(server.server("postgres")).await.expect_err("another layout");
+        assert_eq!(error.kind(), ErrorKind::UnknownFormat, "{error}");
+        assert!(error.to_string().contains(&format!("has layout {layout}, which is unknown")), "{error}");
+        let held = "SELECT layout, applied FROM forebay.tenure, forebay.data";
+        let held = client.query_one(held, &[]).await.unwrap();
+        assert_eq!((held.get::<_, i32>(0), held.get::<_, i64>(1)), (layout, 1));
+    }
 }
 
 /// A role that owns one schema and may do nothing else can run a store with an outbox, and listen.
