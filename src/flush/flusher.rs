@@ -414,8 +414,8 @@ impl Flusher {
             up_to = up_to.min(passed);
         }
         // And, for a while, what the store may lose again.
-        if Safeguard::TailIsRetained.holds() {
-            let options = &self.core.options;
+        let options = &self.core.options;
+        if !options.retain_applied_for.is_zero() && Safeguard::TailIsRetained.holds() {
             let old = self.applied.applied_for(options.retain_applied_for);
             up_to = up_to.min(old.max(log.beyond_bytes(up_to, options.retain_applied_bytes)));
         }

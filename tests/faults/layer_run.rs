@@ -125,6 +125,8 @@ impl Run {
             .journal_options(layout(kind.recycle, kind.zero_fill, kind.spares_max))
             .durability(kind.durability)
             .on_rejected(OnRejected::Park)
+            // So that segments are recycled.
+            .retain_applied_for(Duration::ZERO)
             .batch_linger(Duration::ZERO)
             // Some values are in memory, most have to be read back.
             .pending_memory_bytes_max(20_000)

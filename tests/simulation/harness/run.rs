@@ -280,6 +280,8 @@ pub fn options(builder: Builder, setting: &Setting) -> Builder {
         .through_timeout(setting.through_timeout)
         .on_rejected(if setting.parks { OnRejected::Park } else { OnRejected::Halt })
         .changes(setting.changes)
+        // Half of the tenures keep what they have applied for longer than they last, as it were.
+        .retain_applied_for(Duration::from_millis(if setting.zero_fill { 0 } else { 20 }))
         .retry_backoff(Duration::from_millis(1), Duration::from_millis(20))
         .close_deadline(Duration::from_secs(1))
 }
