@@ -47,7 +47,8 @@ use crate::seam::span::Span;
 use crate::seam::sync::{Mutex, RwLock, thread};
 use crate::store::contract::{Batch, Claim, OwnerStatus, Standing, Store, StoreError};
 
-/// More numbers than a journal may have given behind the store's watermark: the queue holds at most half as many records.
+/// More numbers than a journal may have given behind the store's watermark: the queue holds at most half as many
+/// records.
 const LOST_NUMBERS_MAX: u64 = 1 << 32;
 
 /// The role of a layer whose store has been read.
@@ -197,8 +198,8 @@ fn check_identity(
     }
 }
 
-/// Moves the store's watermark behind all numbers that a lost journal may have given, and its journaled watermark to the
-/// end of the new one.
+/// Moves the store's watermark behind all numbers that a lost journal may have given, and its journaled watermark to
+/// the end of the new one.
 ///
 /// Otherwise a number could be given twice, and the next opening would take the new journal for one that has lost its
 /// end.

@@ -131,13 +131,13 @@ impl StoreUrl {
         let standing = runtime()?.block_on(store.standing()).map_err(StoreError::into_error)?;
         match (journal, standing.journal) {
             (Some(journal), Some(fed_from)) if journal != fed_from => bail!(
-                "{self} was fed from journal {fed_from}, and {} holds journal {journal}: name the store that belongs to \
-                 it, or none",
+                "{self} was fed from journal {fed_from}, and {} holds journal {journal}: name the store that belongs \
+                 to it, or none",
                 dir.display()
             ),
             (Some(journal), None) => bail!(
-                "{self} was fed from no journal, and {} holds journal {journal}: name the store that belongs to it, or \
-                 none",
+                "{self} was fed from no journal, and {} holds journal {journal}: name the store that belongs to it, \
+                 or none",
                 dir.display()
             ),
             _ => Ok(standing.progress),
