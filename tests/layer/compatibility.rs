@@ -214,8 +214,8 @@ fn a_layer_of_format_2_opens_with_its_values_its_pending_records_and_its_dead_le
     assert_eq!(shelf.get(&4).unwrap().unwrap(), b"four");
 }
 
-/// A segment without what is drawn at random, the witnesses, which depend on when the store took what, and the checksums
-/// over all that.
+/// A segment without what is drawn at random, the witnesses, which depend on when the store took what, and the
+/// checksums over all that.
 fn normalized(segment: &[u8]) -> Vec<u8> {
     let mut bytes = segment.to_vec();
     for drawn in [12..48, 56..64, 104..108] {

@@ -99,7 +99,8 @@ async fn a_store_that_went_back_behind_later_claims_is_fed_again() {
     fed_again(&Layer { disk: layer.disk.clone(), store: older }, &layer.store, 160).await;
 }
 
-/// The layer wrote no frame after the last apply, so only the witness of its close tells that the store had come further.
+/// The layer wrote no frame after the last apply, so only the witness of its close tells that the store had come
+/// further.
 #[tokio::test]
 async fn a_write_through_that_only_the_store_had_is_named() {
     let layer = Layer::new();

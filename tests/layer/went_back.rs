@@ -74,8 +74,8 @@ async fn put_all(cache: &Cache<u64, u64>, numbers: std::ops::RangeInclusive<u64>
     }
 }
 
-/// 150 writes were applied, the store went back to 100, and ten more went in: the store held 1 to 100 and 151 to 160, and
-/// the layer was healthy.
+/// 150 writes were applied, the store went back to 100, and ten more went in: the store held 1 to 100 and 151 to 160,
+/// and the layer was healthy.
 #[tokio::test]
 async fn nothing_is_applied_behind_a_hole() {
     let layer = Layer::new();

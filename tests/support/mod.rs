@@ -66,8 +66,8 @@ pub async fn claimed(store: &dyn Store) -> Standing {
     Claim::new(None).unwrap().of(store).await.unwrap()
 }
 
-/// A copy of a store for a crash's image of the disk that its journal is on: nobody had claimed the store before there was
-/// a journal.
+/// A copy of a store for a crash's image of the disk that its journal is on: nobody had claimed the store before there
+/// was a journal.
 pub fn store_beside(disk: &SimDisk, store: &MemoryStore) -> MemoryStore {
     let files = disk.files(std::path::Path::new("/journal"));
     let is_segment = |name: &String| name.ends_with(".seg") && !name.starts_with("spare");
