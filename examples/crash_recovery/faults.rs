@@ -130,7 +130,7 @@ pub(crate) fn freeze(arena: &mut Arena<'_>) -> Result<()> {
     let told = zombie.failed.context("the first owner ended without a word")?;
     // A write-through that was under way is in doubt, for that same reason.
     ensure!(
-        told.contains("a newer owner holds the store"),
+        told.contains("another owner holds the store"),
         "the first owner ended with {status}, and said: {told}"
     );
     ensure!(server.fenced() > before, "nothing of the first owner's was refused by the store");
