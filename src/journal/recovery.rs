@@ -70,8 +70,8 @@ pub struct Opened {
     pub id: JournalId,
     /// The tenures whose segments it still has, oldest first.
     pub tenures: Vec<JournalTenure>,
-    /// The tenure of the last frame, and the store's watermark when it was written; `None` without a frame.
-    pub witness: Option<(TenureId, Seq)>,
+    /// The store's watermark when the last frame was written; `None` without a frame.
+    pub witness: Option<Seq>,
     /// True if there was no journal before.
     pub created: bool,
     /// The last journaled sequence number before the oldest retained frame; zero if nothing was ever trimmed.
@@ -233,7 +233,7 @@ struct Recovered {
     tail: Seal,
     first_prev: Seq,
     torn_bytes: u64,
-    witness: Option<(TenureId, Seq)>,
+    witness: Option<Seq>,
     /// The first record of each segment, if it has one.
     firsts: Vec<Option<Seq>>,
 }
@@ -244,8 +244,8 @@ struct CheckedPart<V> {
     sealed: Vec<Segment>,
     /// The journal's last segment, walked to its end, and the number of bytes that a torn write left after that.
     last: Option<(Scan, u64)>,
-    /// The tenure and the witness of their last frame; `None` without a frame.
-    witness: Option<(TenureId, Seq)>,
+    /// The witness of their last frame; `None` without a frame.
+    witness: Option<Seq>,
     /// The first record of each of them, if it has one.
     firsts: Vec<Option<Seq>>,
     /// The visitor of their frames, and of no others.
@@ -328,13 +328,13 @@ fn check_part<V: FrameVisitor>(
             Some(successor) => {
                 scan.sealed(&successor.predecessor, &mut visitor)?;
                 firsts.push(scan.first);
-                witness = scan.witness.map(|applied| (header.tenure, applied)).or(witness);
+                witness = scan.witness.or(witness);
                 sealed.push(Segment::new(*header, scan.path, scan.found.end, scan.found.last));
             }
             None => {
                 let torn_bytes = scan.last_segment(&mut visitor)?;
                 firsts.push(scan.first);
-                witness = scan.witness.map(|applied| (header.tenure, applied)).or(witness);
+                witness = scan.witness.or(witness);
                 last = Some((scan, torn_bytes));
             }
         }

@@ -5,7 +5,7 @@
 //! has kept of the applied records. It does so only if the journal holds everything that the store lacks.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{JournalId, Seq, TenureId};
+use crate::ids::{JournalId, Seq};
 use crate::journal::recovery::{JournalTenure, Opened};
 use crate::queue::spilled::Unjournaled;
 use crate::safeguard::Safeguard;
@@ -15,21 +15,12 @@ use crate::store::contract::Standing;
 pub(crate) struct JournalHistory<'a> {
     id: JournalId,
     tenures: &'a [JournalTenure],
-    witness: Option<(TenureId, Seq)>,
+    witness: Option<Seq>,
     /// The last journaled number before the oldest record.
     first_prev: Seq,
     last: Seq,
     /// What lies behind the store's watermark and is not in the journal.
     unjournaled: &'a Unjournaled,
-}
-
-/// The numbers that a store lacks because it went back, and that it is fed again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refeed {
-    /// The store's watermark.
-    pub(crate) after: Seq,
-    /// The watermark that it had before.
-    pub(crate) until: Seq,
 }
 
 impl<'a> JournalHistory<'a> {
@@ -45,12 +36,12 @@ impl<'a> JournalHistory<'a> {
         }
     }
 
-    /// Checks that the store was fed from this journal, and that each has what the other relies on. Returns what the
-    /// store has to be fed again, if it went back.
+    /// Checks that the store was fed from this journal, and that each has what the other relies on. Returns the number
+    /// up to which the store has to be fed again, if it went back.
     ///
     /// # Errors
     /// [`ErrorKind::WrongJournal`], and [`ErrorKind::WentBack`] if the store went back behind what the journal has.
-    pub(crate) fn compare(&self, standing: &Standing, replace: bool) -> Result<Option<Refeed>> {
+    pub(crate) fn compare(&self, standing: &Standing, replace: bool) -> Result<Option<Seq>> {
         if standing.journal == Some(self.id) {
             return self.compare_own(standing, replace);
         }
@@ -84,7 +75,7 @@ impl<'a> JournalHistory<'a> {
     }
 
     /// Compares the journal with a store that was fed from it last.
-    fn compare_own(&self, standing: &Standing, replace: bool) -> Result<Option<Refeed>> {
+    fn compare_own(&self, standing: &Standing, replace: bool) -> Result<Option<Seq>> {
         let (id, progress) = (self.id, standing.progress);
         if progress.journaled > self.last && !replace && Safeguard::JournalReachesWatermark.holds() {
             return refuse(
@@ -96,54 +87,50 @@ impl<'a> JournalHistory<'a> {
                 ),
             );
         }
-        let Some((tenure, until)) = self.witness.filter(|_| Safeguard::WitnessIsCompared.holds()) else {
+        self.begins_in_time(standing)?;
+        let Some(until) = self.witness.filter(|_| Safeguard::WitnessIsCompared.holds()) else {
             return Ok(None);
         };
         let after = progress.applied;
-        let own = self.tenures.iter().position(|known| known.id == standing.tenure.id);
-        match own {
-            // Tenures behind the last frame leave no trace in the journal, and the store may have gone on in them.
-            _ if standing.tenure.id == tenure || own.is_none() => {
-                if after >= until {
-                    return self.begins_in_time(standing);
-                }
-                if own.is_none() {
-                    return refuse(
-                        ErrorKind::WentBack,
-                        format!(
-                            "the store stands at record {after} of tenure {}, of which journal {id} holds nothing any \
-                             more, and the journal was written when the store had records up to {until}: this is an \
-                             older copy of the store",
-                            standing.tenure
-                        ),
-                    );
-                }
+        match self.tenures.iter().position(|known| known.id == standing.tenure.id) {
+            // A tenure behind the last frame leaves no trace in the journal, and the store may have gone on in it.
+            None if after >= until => return Ok(None),
+            None => {
+                return refuse(
+                    ErrorKind::WentBack,
+                    format!(
+                        "the store stands at record {after} of tenure {}, of which journal {id} holds nothing any \
+                         more, and the journal was written when the store had records up to {until}: this is an \
+                         older copy of the store",
+                        standing.tenure
+                    ),
+                );
             }
             Some(own) => {
                 // The store went back to before a later claim. If it was written to after that, by another journal's
                 // numbers or by this one's, the two histories part there.
                 let next = self.tenures.iter().skip(own + 1).find_map(|later| later.first);
-                if next.is_some_and(|next| after >= next) {
+                if let Some(next) = next.filter(|next| after >= *next) {
                     return refuse(
                         ErrorKind::WentBack,
                         format!(
                             "the store has record {after} of tenure {}, and journal {id} has other records of these \
-                             numbers, of a later tenure: the histories of the two part at record {}",
-                            standing.tenure,
-                            next.unwrap_or_default()
+                             numbers, of a later tenure: the histories of the two part at record {next}",
+                            standing.tenure
                         ),
                     );
                 }
             }
-            None => {}
         }
-        self.begins_in_time(standing)?;
+        if after >= until {
+            return Ok(None);
+        }
         self.holds_all(after, until)?;
-        Ok(Some(Refeed { after, until }).filter(|refeed| refeed.until > refeed.after))
+        Ok(Some(until))
     }
 
     /// Checks that the journal begins at or before the store's watermark.
-    fn begins_in_time(&self, standing: &Standing) -> Result<Option<Refeed>> {
+    fn begins_in_time(&self, standing: &Standing) -> Result<()> {
         let watermark = standing.progress.applied;
         // Only records that the store held were trimmed.
         if self.first_prev > watermark && self.last > Seq::ZERO {
@@ -156,7 +143,7 @@ impl<'a> JournalHistory<'a> {
                 ),
             );
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Checks that the journal has the values of all records that the store lacks and once had.
@@ -198,7 +185,7 @@ fn mismatch(found: JournalId, expected: JournalId, watermark: Seq) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Epoch, Tenure};
+    use crate::ids::{Epoch, Tenure, TenureId};
     use crate::store::contract::Progress;
 
     const JOURNAL: JournalId = JournalId([1; 16]);
@@ -215,7 +202,7 @@ mod tests {
 
     /// A journal from which everything up to 50 was trimmed, with tenure 1 up to record 100, nothing of tenure 2, and
     /// tenure 3 from 111 up to 200; the store had come to 180.
-    fn compare(standing: Standing, unjournaled: &[(u64, u64)]) -> Result<Option<Refeed>> {
+    fn compare(standing: Standing, unjournaled: &[(u64, u64)]) -> Result<Option<Seq>> {
         let tenures = [
             JournalTenure { id: id(1), after: Seq(50), first: Some(Seq(51)) },
             JournalTenure { id: id(3), after: Seq(100), first: Some(Seq(111)) },
@@ -225,7 +212,7 @@ mod tests {
         let journal = JournalHistory {
             id: JOURNAL,
             tenures: &tenures,
-            witness: Some((id(3), Seq(180))),
+            witness: Some(Seq(180)),
             first_prev: Seq(50),
             last: Seq(200),
             unjournaled: &missing,
@@ -253,8 +240,11 @@ mod tests {
     #[test]
     fn a_store_that_went_back_is_fed_again_from_a_point_that_the_journal_has() {
         for (tenure, applied) in [(3, 179), (3, 120), (1, 100), (1, 60), (1, 50)] {
-            let refeed = Refeed { after: Seq(applied), until: Seq(180) };
-            assert_eq!(compare(standing(tenure, applied), &[]).unwrap(), Some(refeed), "{tenure} {applied}");
+            assert_eq!(
+                compare(standing(tenure, applied), &[]).unwrap(),
+                Some(Seq(180)),
+                "{tenure} {applied}"
+            );
         }
     }
 
@@ -264,6 +254,18 @@ mod tests {
         refused(standing(2, 105), &[], "holds nothing any more");
         refused(standing(1, 111), &[], "part at record 111");
         refused(standing(1, 170), &[], "part at record 111");
+    }
+
+    /// A journal of which only an empty segment is left has no witness, and still says where it begins.
+    #[test]
+    fn a_journal_without_a_frame_is_compared_by_where_it_begins() {
+        let missing = Unjournaled::default();
+        let (witness, first_prev, last) = (None, Seq(50), Seq(50));
+        let journal =
+            JournalHistory { id: JOURNAL, tenures: &[], witness, first_prev, last, unjournaled: &missing };
+        assert_eq!(journal.compare(&standing(1, 50), false).unwrap(), None);
+        let error = journal.compare(&standing(1, 49), false).unwrap_err();
+        assert!(error.to_string().contains("begins after 50"), "{error}");
     }
 
     #[test]

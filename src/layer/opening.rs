@@ -27,7 +27,7 @@ use crate::journal::frame::Location;
 use crate::journal::options::JournalOptions;
 use crate::journal::recovery::{self, CheckOptions, Opened};
 use crate::journal::scan::JournalFiles;
-use crate::layer::history::{JournalHistory, Refeed};
+use crate::layer::history::JournalHistory;
 use crate::layer::layer::{FlusherThread, Layer};
 use crate::layer::ownership::{Heartbeat, OnOwned, Role, await_turn};
 use crate::memory::views::Views;
@@ -115,7 +115,7 @@ async fn claim_and_start(
     let claim = Claim { journal: journal.as_ref().map(|(journal, _)| journal.id), ..claim };
     let before = store.claim(&claim).await.map_err(StoreError::into_error)?;
     // What the claim answers decides: until then the store could be written to, or replaced.
-    let refeed = check_identity(&before, journal.as_ref(), options.replace_journal)?;
+    let refeed_until = check_identity(&before, journal.as_ref(), options.replace_journal)?;
     if before.progress.applied < standing.progress.applied {
         let context = format!(
             "the store went back from record {} to {} while the layer opened; open it again",
@@ -136,7 +136,7 @@ async fn claim_and_start(
             }
             None => None,
         };
-        start(store, options, disk, ticker, (standing, refeed), journal, part)
+        start(store, options, disk, ticker, (standing, refeed_until), journal, part)
     })
     .await
 }
@@ -176,12 +176,13 @@ fn refuse_new_journal(disk: &dyn Disk, dir: &Path, standing: &Standing, replace:
     Err(Error::new(ErrorKind::WrongJournal, context))
 }
 
-/// Checks that store and journal belong together. Returns what the store has to be fed again, if it went back.
+/// Checks that store and journal belong together. Returns the number up to which the store has to be fed again, if it
+/// went back.
 fn check_identity(
     standing: &Standing,
     journal: Option<&(Opened, Backlog)>,
     replace: bool,
-) -> Result<Option<Refeed>> {
+) -> Result<Option<Seq>> {
     match (journal, standing.journal) {
         (Some((journal, backlog)), _) => {
             JournalHistory::of(journal, &backlog.unjournaled).compare(standing, replace)
@@ -226,7 +227,7 @@ fn start(
     options: LayerOptions,
     disk: Arc<dyn Disk>,
     ticker: Ticker,
-    (standing, refeed): (Standing, Option<Refeed>),
+    (standing, refeed_until): (Standing, Option<Seq>),
     journal: Option<(Opened, Backlog)>,
     part: StartRole,
 ) -> Result<Arc<Layer>> {
@@ -267,8 +268,7 @@ fn start(
     let durability = options.durability;
     let tells = options.changes || store.has_change_feed();
     let sizes = options.sizes;
-    let core =
-        Arc::new(Core::new(options, standing.tenure, watermark, refeed.map(|refeed| refeed.until), pending));
+    let core = Arc::new(Core::new(options, standing.tenure, watermark, refeed_until, pending));
     let log = journal.as_ref().map(|journal| Arc::clone(&journal.log));
     if let Some(log) = &log {
         log.note_applied(watermark);
